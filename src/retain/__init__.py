@@ -1,0 +1,31 @@
+"""Pretrain recurrent networks without backpropagation through time."""
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Where each public name lives. Imported when first used, so that `retain --help` need not wait for PyTorch.
+_HOMES = {
+    "RunConfig": "retain.config",
+    "PRESETS": "retain.presets",
+    "load": "retain.run",
+    "load_run": "retain.run",
+    "RNN": "retain.model.rnn",
+    "Teacher": "retain.model.teacher",
+    "SMT": "retain.objectives",
+    "DMT": "retain.objectives",
+    "BPTT": "retain.objectives",
+    "load_data": "retain.data",
+    "train": "retain.train",
+    "evaluate": "retain.evaluate",
+    "generate": "retain.generate",
+}
+__all__ = ["PRESETS", "__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'retain' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,452 @@
+"""Folders of tensors and JSON that are complete or absent: atomic save, verified load, rotation, resume.
+
+A folder holds NAME.safetensors for each named state dict, `state.json`, and `manifest.json` with the size and SHA-256
+of every other file. A checkpoint is such a folder under RUN/checkpoints; the deployed model is one at RUN itself.
+Nothing is ever unpickled. One process writes a run at a time; any number may read it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+FORMAT_VERSION = 1
+# Options of an optimizer that say how it computes on this machine: the resuming one keeps its own.
+HOW_NOT_WHAT = ("params", "foreach", "fused", "capturable", "differentiable")
+StateDicts = Mapping[str, Mapping[str, Tensor]]
+Loaded = tuple[dict[str, dict[str, Tensor]], dict[str, Any]]
+log = logging.getLogger("retain")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; the message is one line that names the file and the remedy."""
+
+
+def save_files(folder: str | Path, tensors: StateDicts, state: dict[str, Any], *, best: int | None = None) -> None:
+    """Write `folder` with NAME.safetensors for each name, state.json and manifest.json, all of it or nothing.
+
+    A folder already there is replaced; killed at any moment, the old or the new one can be loaded. Tensors are copied
+    to the CPU and never share storage in the file. `state` is JSON: tuples return as lists, integer keys as strings;
+    NaN and infinity return as they were. `best` is kept in the manifest (see `save_checkpoint`).
+    Raises CheckpointError if the disk refuses (the temporary folder is then removed), TypeError if `state` is not JSON.
+    """
+    folder = Path(folder)
+    files = _encode(tensors, state, best)
+    try:
+        _write_folder(folder, files)
+    except OSError as error:
+        raise CheckpointError(failed(folder, error, [folder])) from error
+
+
+def load_files(folder: str | Path, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> Loaded:
+    """Read the named state dicts (None: all of them) and the state of `folder`, verifying every file that is read.
+
+    Raises CheckpointError for a missing, truncated or altered file, another format version, or a name not held.
+    """
+    folder = _standing(Path(folder))
+    files = _manifest(folder)["files"]
+    held = [name.removesuffix(".safetensors") for name in files if name.endswith(".safetensors")]
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name in held if names is None else names:
+        if name not in held:
+            raise CheckpointError(f"{folder}: holds no {name!r}, only {', '.join(held) or 'no tensors at all'}")
+        path = folder / f"{name}.safetensors"
+        try:
+            loaded = safetensors.torch.load(_read_verified(path, files))
+        except safetensors.SafetensorError as error:
+            raise CheckpointError(f"{path}: is not a safetensors file ({error}); {_remedy(folder)}") from error
+        tensors[name] = {key: value.to(device) for key, value in loaded.items()}
+    return tensors, _read_state(folder, files)
+
+
+def save_checkpoint(
+    run: str | Path, step: int, tensors: StateDicts, state: dict[str, Any], *, keep: int = 2, best: int | None = None
+) -> Path:
+    """Write RUN/checkpoints/step-NNNNNNNN, then delete all but the last `keep` and the best; return its path.
+
+    `best` is the step of the best checkpoint so far, `step` itself included; None leaves it as it was. It is stored in
+    this checkpoint's own manifest, so that it can never disagree with a second file. Checkpoints of later steps belong
+    to a future that this run has gone back on, and are deleted: else a resume would pick them up.
+    Raises ValueError for a bad step or keep, CheckpointError as `save_files` does.
+    """
+    if step < 0:
+        raise ValueError(f"step: {step} must not be negative")
+    if keep < 1:
+        raise ValueError(f"keep: {keep} must be at least 1")
+    if best is not None and best > step:
+        raise ValueError(f"best: {best} must not be later than this step, {step}")
+    run = Path(run)
+    parent = run / "checkpoints"
+    if best is None:
+        best = next((b for s, f in _steps(run) if s <= step and (b := _best(f)) is not None), None)
+    folder = parent / f"step-{step:08d}"
+    files = _encode(tensors, state, best)
+    try:
+        _tidy(parent)
+        _write_folder(folder, files)
+    except OSError as error:
+        raise CheckpointError(failed(folder, error, [path for _, path in _steps(run)])) from error
+    past = [s for s, _ in _steps(run) if s <= step]
+    kept = {*past[:keep], best}
+    for other, path in _steps(run):
+        if other > step:
+            log.warning("%s is from after step %d, to which this run went back; deleting it", path, step)
+        if other not in kept:
+            _delete(path)
+    return folder
+
+
+def latest_checkpoint(run: str | Path) -> Path:
+    """The newest checkpoint of the run that verifies; a damaged one is passed over with one logged line.
+
+    Raises CheckpointError if there is none, or if all are damaged.
+    """
+    steps = _steps(Path(run))
+    if not steps:
+        raise CheckpointError(f"{Path(run) / 'checkpoints'}: no checkpoints; train first, or name another run folder")
+    problems: list[str] = []
+    for _, folder in steps:
+        problem = _problem(folder)
+        if problem is None:
+            if problems:
+                log.warning("%s; using %s instead", problems[0], folder)
+            return folder
+        problems.append(problem)
+    raise CheckpointError(f"{run}: every checkpoint is damaged ({len(steps)} of {len(steps)}), newest: {problems[0]}")
+
+
+def best_checkpoint(run: str | Path) -> Path:
+    """The checkpoint that the newest usable one names as the best so far, or that newest one where none is named.
+
+    Where the best is gone or damaged the newest is returned with one logged line. Raises as `latest_checkpoint`.
+    """
+    latest = latest_checkpoint(run)
+    best = _best(latest)
+    if best is None:
+        return latest
+    folder = _standing(latest.with_name(f"step-{best:08d}"))
+    problem = _problem(folder)
+    if problem is None:
+        return folder
+    log.warning("%s; using %s, the newest, instead of the best", problem, latest)
+    return latest
+
+
+def export(run: str | Path, tensors: StateDicts, state: dict[str, Any]) -> None:
+    """Write the deployed model: RUN/NAME.safetensors for each name, RUN/state.json, and RUN/manifest.json last.
+
+    Each file is replaced atomically, after all of them are safely on disk, so a full disk leaves the export that was
+    there. Killed between two replacements, the manifest does not match and `load_export` says so.
+    Raises CheckpointError as `save_files` does.
+    """
+    run = Path(run)
+    files = _encode(tensors, state, None)
+    temporary = {name: run / f".tmp-{name}-{os.getpid()}" for name in files}
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            _tidy(run, name)
+            _write_file(temporary[name], data)
+        for name in files:
+            os.replace(temporary[name], run / name)
+        _sync_folder(run)
+    except OSError as error:
+        raise CheckpointError(failed(run / "manifest.json", error, [run])) from error
+    finally:
+        for name in files:
+            _tidy(run, name)
+
+
+def load_export(run: str | Path, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> Loaded:
+    """Read the deployed model that `export` wrote, verified. Raises CheckpointError as `load_files` does."""
+    return load_files(run, names, device)
+
+
+def load_model(run: str | Path, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> Loaded:
+    """Read the run's model: its export, or where training never finished one, its best checkpoint.
+
+    A damaged export raises CheckpointError naming the checkpoint that could be used: another model than the one asked
+    for is never loaded in silence. Raises CheckpointError too if the run has neither.
+    """
+    run = Path(run)
+    names = None if names is None else list(names)
+    if (run / "manifest.json").exists():
+        try:
+            return load_export(run, names, device)
+        except CheckpointError as error:
+            usable = next((f for _, f in _steps(run) if _problem(f) is None), None)
+            if usable is None or _problem(run) is None:
+                raise
+            way_out = f"or delete {run / 'manifest.json'} to load the checkpoints instead ({usable} is good)"
+            raise CheckpointError(f"{error}, {way_out}") from error
+    if not _steps(run):
+        what = "holds neither an exported model nor a checkpoint" if run.is_dir() else "no such run folder"
+        raise CheckpointError(f"{run}: {what}; train first, or name another run folder")
+    return load_files(best_checkpoint(run), names, device)
+
+
+def optimizer_tensors(
+    optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimizer's state under parameter names: its tensors as "NAME/ENTRY", and JSON for all the rest.
+
+    Takes `model.named_parameters()`. Raises ValueError if the optimizer has a parameter that is not among them.
+    """
+    names = {parameter: name for name, parameter in named_parameters}
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, dict[str, Any]] = {}
+    for parameter, entries in optimizer.state.items():
+        for entry, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{names.get(parameter)}/{entry}"] = value
+            else:
+                values.setdefault(str(names.get(parameter)), {})[entry] = value
+    options = [
+        {key: value for key, value in group.items() if key not in HOW_NOT_WHAT} for group in optimizer.param_groups
+    ]
+    return tensors, {"groups": _grouping(optimizer, names), "options": options, "values": values}
+
+
+def load_optimizer(
+    optimizer: Optimizer,
+    named_parameters: Iterable[tuple[str, Tensor]],
+    tensors: Mapping[str, Tensor],
+    saved: Mapping[str, Any],
+) -> None:
+    """Put back what `optimizer_tensors` gave, groups' options included, so that the next step is bitwise the same.
+
+    Raises CheckpointError, before anything is changed, if names, shapes or groups are not those of this optimizer.
+    """
+    parameters = dict(named_parameters)
+    grouping = _grouping(optimizer, {parameter: name for name, parameter in parameters.items()})
+    if grouping != saved["groups"]:
+        raise CheckpointError("optimizer: its parameters differ from the checkpoint's; build the same model to resume")
+    states: dict[str, dict[str, Any]] = {name: dict(values) for name, values in saved["values"].items()}
+    group_of = {name: group for group, inside in zip(optimizer.param_groups, grouping, strict=True) for name in inside}
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("/")
+        if name not in group_of:
+            raise CheckpointError(f"optimizer: {key} belongs to no parameter of this model")
+        # As torch places it: a plain AdamW counts its steps on the CPU, whatever the parameter's device.
+        on_cpu = entry == "step" and not (group_of[name].get("capturable") or group_of[name].get("fused"))
+        states.setdefault(name, {})[entry] = value.to("cpu" if on_cpu else parameters[name].device, copy=True)
+    optimizer.state.clear()
+    for name, state in states.items():
+        optimizer.state[parameters[name]] = state
+    for group, options in zip(optimizer.param_groups, saved["options"], strict=True):
+        for key, value in options.items():
+            if isinstance(group.get(key), Tensor):
+                group[key].fill_(value)
+            else:
+                group[key] = tuple(value) if isinstance(value, list) else value
+
+
+def _grouping(optimizer: Optimizer, names: Mapping[Tensor, str]) -> list[dict[str, list[int]]]:
+    """Name and shape of the parameters of each group, in order."""
+    if any(parameter not in names for group in optimizer.param_groups for parameter in group["params"]):
+        raise ValueError("named_parameters: lacks some of the optimizer's parameters; pass model.named_parameters()")
+    return [{names[p]: list(p.shape) for p in group["params"]} for group in optimizer.param_groups]
+
+
+def _encode(tensors: StateDicts, state: dict[str, Any], best: int | None) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    for name, group in tensors.items():
+        if Path(name).name != name or name.startswith("."):
+            raise ValueError(f"tensors: {name!r} cannot be a file name")
+        owned, seen = {}, set()
+        for key, tensor in group.items():
+            tensor = tensor.detach().cpu().contiguous()
+            # Tied weights share storage, which safetensors refuses: each gets bytes of its own.
+            storage = tensor.untyped_storage().data_ptr()
+            owned[key] = tensor.clone() if storage in seen else tensor
+            seen.add(storage)
+        files[f"{name}.safetensors"] = safetensors.torch.save(owned)
+    files["state.json"] = json.dumps(state, indent=1).encode()
+    entries = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()}
+    manifest = {"version": FORMAT_VERSION, "best": best, "files": entries}
+    files["manifest.json"] = json.dumps(manifest, indent=1).encode()
+    return files
+
+
+def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _tidy(folder.parent, folder.name)
+    try:
+        temporary.mkdir()
+        for name, data in files.items():
+            _write_file(temporary / name, data)
+        _sync_folder(temporary)
+        if folder.exists():
+            # Between these two renames readers find the old one by its name aside: see _standing.
+            os.rename(folder, folder.with_name(f".old-{folder.name}"))
+        os.rename(temporary, folder)
+        _sync_folder(folder.parent)
+    finally:
+        _tidy(folder.parent, folder.name)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace one file by `data`, atomically and durably. Raises OSError."""
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        _write_file(temporary, data)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        _tidy(path.parent, path.name)
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot sync a folder; their renames are as safe as they get.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _tidy(parent: Path, name: str | None = None) -> None:
+    """Clear what dead writers of parent/name left, None for any name: an old version comes back if no new one came."""
+    for path in parent.glob(".tmp-*"):
+        if name is None or path.name[5:].rpartition("-")[0] == name:
+            shutil.rmtree(path, ignore_errors=True)
+            if path.is_file():
+                path.unlink()
+    for aside in parent.glob(".old-*") if name is None else [parent / f".old-{name}"]:
+        if aside.exists() and not (parent / aside.name[5:]).exists():
+            os.rename(aside, parent / aside.name[5:])
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a checkpoint by first renaming it, so that a kill leaves no half of one under its name."""
+    doomed = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    try:
+        os.rename(folder, doomed)
+        shutil.rmtree(doomed)
+    except OSError as error:
+        log.warning("%s: cannot be deleted, %s", folder, error.strerror or error)
+
+
+def _standing(folder: Path) -> Path:
+    """The folder, or its old version where a kill came between the two renames of a replacement."""
+    aside = folder.with_name(f".old-{folder.name}")
+    return aside if aside.is_dir() and not folder.exists() else folder
+
+
+def _steps(run: Path) -> list[tuple[int, Path]]:
+    """Steps and folders of the run's checkpoints, newest first, damaged ones included."""
+    parent = run / "checkpoints"
+    names = {path.name.removeprefix(".old-") for path in parent.glob("*step-*") if not path.name.startswith(".tmp-")}
+    steps = {int(name[5:]): name for name in names if name.startswith("step-") and name[5:].isdigit()}
+    return [(step, _standing(parent / steps[step])) for step in sorted(steps, reverse=True)]
+
+
+def _best(folder: Path) -> int | None:
+    try:
+        best = _manifest(folder).get("best")
+    except CheckpointError:
+        return None
+    return best if isinstance(best, int) else None
+
+
+def _problem(folder: Path) -> str | None:
+    """What is wrong with a folder, every file of it, or None."""
+    try:
+        files = _manifest(folder)["files"]
+        for name in files:
+            _read_verified(folder / name, files)
+        _read_state(folder, files)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    path = folder / "manifest.json"
+    manifest = _parse(path, _read(path))
+    version = manifest.get("version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: was written by format {version}, this retain reads {FORMAT_VERSION}; use the retain that wrote it"
+        )
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(
+        Path(name).name == name and isinstance(entry, dict) and isinstance(entry.get("bytes"), int)
+        for name, entry in files.items()
+    ):
+        raise CheckpointError(f"{path}: its list of files is not readable; {_remedy(folder)}")
+    return manifest
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: is missing; {_remedy(path.parent)}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read, {error.strerror or error}") from error
+
+
+def _read_verified(path: Path, files: Mapping[str, Any]) -> bytes:
+    if path.name not in files:
+        raise CheckpointError(f"{path}: is not in the manifest; {_remedy(path.parent)}")
+    data, entry = _read(path), files[path.name]
+    if len(data) != entry["bytes"]:
+        what = "truncated" if len(data) < entry["bytes"] else "too long"
+        sizes = f"{len(data)} bytes where {entry['bytes']} were written"
+        raise CheckpointError(f"{path}: {what}, {sizes}; {_remedy(path.parent)}")
+    if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
+        raise CheckpointError(f"{path}: its checksum differs from the manifest's; {_remedy(path.parent)}")
+    return data
+
+
+def _read_state(folder: Path, files: Mapping[str, Any]) -> dict[str, Any]:
+    return _parse(folder / "state.json", _read_verified(folder / "state.json", files))
+
+
+def _parse(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: is not readable JSON; {_remedy(path.parent)}")
+    return value
+
+
+def _remedy(folder: Path) -> str:
+    if folder.parent.name == "checkpoints":
+        return f"restore it from a copy, or delete {folder} to use another checkpoint"
+    return "it was changed or its writing was cut short: restore it from a copy, or write it again"
+
+
+def failed(path: str | Path, error: OSError, previous: Iterable[Path] = ()) -> str:
+    good = next((folder for folder in previous if _problem(folder) is None), None)
+    return f"{path}: cannot be written, {error.strerror or error}" + (f"; {good} is still good" if good else "")

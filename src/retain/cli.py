@@ -1,0 +1,424 @@
+"""The command line: retain train · eval · generate · info.
+
+Heavy imports wait until a command needs them, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from retain import __version__
+from retain.config import RunConfig, load_config
+from retain.presets import PRESETS
+
+if TYPE_CHECKING:
+    from retain.run import Run
+
+T = TypeVar("T")
+
+HELP = f"""\
+usage: retain COMMAND ...
+
+Pretrain recurrent networks without backpropagation through time (retain {__version__}).
+
+commands:
+  train PRESET     pretrain an RNN: {", ".join(PRESETS)}
+  eval RUN         the RNN alone on a whole split, next to its teacher
+  generate RUN     sample from the RNN, streaming
+  info RUN         what a run folder holds
+
+'retain COMMAND --help' tells a command's options.
+"""
+
+TRAIN_HELP = """\
+Pretrain an RNN by the phases of a preset, into a run folder.
+
+--out DIR        the run folder (default: runs/PRESET)
+--resume         go on from the newest checkpoint in --out; its config is kept
+--config FILE    start from this config.json instead of a preset
+--data PATH      the file to train on: a text, or an integer .npy
+--quiet          no progress bar
+"""
+
+
+class Usage(Exception):
+    """A mistake on the command line; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Score the RNN alone, from m_0, on a whole split, next to its teacher."""
+
+    split: Literal["train", "validation", "test"] = "test"
+    json: bool = False
+    """Print all figures as JSON."""
+    limit: int | None = None
+    """At most this many sequences, spread over the split; None is all of it."""
+    batch_size: int = 256
+    data: str | None = None
+    """Another file to score on than the one trained on, of the same vocabulary."""
+    device: Literal["cpu", "cuda", "mps"] = "cpu"
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Sample from the RNN alone, streaming; images become a PNG grid."""
+
+    prompt: str = ""
+    """What the RNN reads first: text, or for other data tokens separated by spaces."""
+    length: int | None = None
+    """Tokens to sample; None is 500, or whole images."""
+    temperature: float = 1.0
+    """0 takes the likeliest token."""
+    top_k: int | None = None
+    """Sample among the k likeliest tokens."""
+    top_p: float | None = None
+    """Sample among the fewest tokens whose probability reaches p."""
+    seed: int = 0
+    count: int = 32
+    """Images only: how many."""
+    out: str | None = None
+    """Images only: the PNG; None is samples.png in the run folder."""
+    device: Literal["cpu", "cuda", "mps"] = "cpu"
+
+
+@dataclass(frozen=True)
+class Info:
+    """Tell what a run folder holds: config, data, progress and results."""
+
+    json: bool = False
+    """Print as JSON."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line; exits 0, 2 for a user's mistake, 1 for a failed run, 130 when interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "train": train_command,
+        "eval": eval_command,
+        "generate": generate_command,
+        "info": info_command,
+    }
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return
+    if argv[0] in ("-V", "--version"):
+        print(f"retain {__version__}")
+        return
+    try:
+        if argv[0] not in commands:
+            raise Usage(f"command: {argv[0]!r} is none of {', '.join(commands)}")
+        commands[argv[0]](argv[1:])
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except Exception as error:
+        code = exit_code(error)
+        if code is None or os.environ.get("RETAIN_DEBUG"):
+            raise
+        fail(str(error), code)
+
+
+def exit_code(error: Exception) -> int | None:
+    """2 for what the user can mend, 1 for a failed run, 130 for Ctrl-C; None for a defect, to be shown in full."""
+    if isinstance(error, (Usage, ValueError)):
+        return 2
+    name = type(error).__name__
+    # Compared by name: to import these here would cost the start-up of every command.
+    return {"CheckpointError": 2, "TrainingError": 1, "Interrupted": 130}.get(name)
+
+
+def fail(message: str, code: int) -> None:
+    print(f"retain: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def parse(cls: Any, argv: list[str], prog: str, default: Any = None, description: str | None = None) -> Any:
+    """Parse `argv` into the dataclass `cls` with tyro; its boxed messages become one line."""
+    import tyro
+
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            return tyro.cli(cls, args=argv, prog=prog, default=default, description=description)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    lines = [line.strip("│╭╮╰╯─ \t") for line in stderr.getvalue().splitlines()[1:]]
+    message = " ".join(lines[: lines.index("")] if "" in lines else lines)
+    message = re.sub(r"^Error parsing [\w.-]+: (?=[\w.]+: )", "", message)
+    raise Usage(f"{message} (see {prog} --help)")
+
+
+def take_run(argv: list[str], command: str, cls: type[T]) -> tuple[Path, T]:
+    """A command of the form RUN [options]."""
+    if "-h" in argv or "--help" in argv:
+        parse(cls, ["--help"], f"retain {command} RUN")
+    if not argv or argv[0].startswith("-"):
+        raise Usage(f"retain {command}: name a run folder first, as in: retain {command} runs/stdlib")
+    return Path(argv[0]), parse(cls, argv[1:], f"retain {command} RUN")
+
+
+def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
+    """Take `name VALUE` or `name=VALUE` out of argv."""
+    rest, value, i = [], None, 0
+    while i < len(argv):
+        if argv[i] == name:
+            if i + 1 == len(argv) or argv[i + 1].startswith("--"):
+                raise Usage(f"{name} needs a value")
+            value, i = argv[i + 1], i + 1
+        elif argv[i].startswith(name + "="):
+            value = argv[i].partition("=")[2]
+        else:
+            rest.append(argv[i])
+        i += 1
+    return value, rest
+
+
+def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
+    """The run that a `retain train` line describes: config, folder, resume, quiet."""
+    out, argv = take_option(argv, "--out")
+    file, argv = take_option(argv, "--config")
+    data, argv = take_option(argv, "--data")
+    resume, quiet = "--resume" in argv, "--quiet" in argv
+    argv = [a for a in argv if a not in ("--resume", "--quiet")]
+    preset = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    if "-h" in argv or "--help" in argv:
+        chosen = preset if preset in PRESETS else "stdlib"
+        parse(RunConfig, ["--help"], f"retain train {preset or 'PRESET'}", PRESETS[chosen](), TRAIN_HELP)
+    if preset is not None and preset not in PRESETS:
+        raise Usage(f"preset: {preset!r} is none of {', '.join(PRESETS)}")
+    if preset is not None and file is not None:
+        raise Usage(f"config: give a preset or --config, not both ({preset} and {file})")
+    folder = Path(out or f"runs/{preset}") if out or preset else None
+    if resume:
+        if folder is None:
+            raise Usage("resume: name the run folder with --out")
+        if not (folder / "config.json").exists():
+            raise Usage(f"resume: {folder} holds no run; leave out --resume to start one")
+        base = load_config(folder / "config.json")
+        if preset is not None and base.preset != preset:
+            raise Usage(f"resume: {folder} is a run of {base.preset}, not of {preset}; leave the preset out")
+    elif file is not None:
+        base = load_config(Path(file))
+        folder = folder or Path(f"runs/{base.preset or 'custom'}")
+    elif preset is not None:
+        base = PRESETS[preset]()
+    else:
+        raise Usage(f"retain train: name a preset ({', '.join(PRESETS)}) or give --config FILE")
+    assert folder is not None
+    if data is not None:
+        name = "npy" if data.endswith(".npy") else "text"
+        fields = base.data if base.data.name in ("text", "npy") else dataclasses.replace(base.data, vocab_size=None)
+        base = dataclasses.replace(base, data=dataclasses.replace(fields, name=name, path=os.path.abspath(data)))
+    elif preset == "text" and not resume and not any(a.startswith("--data.path") for a in argv):
+        raise Usage("data: the text preset needs a file; give --data PATH")
+    return parse(RunConfig, argv, f"retain train {preset or 'PRESET'}", base), folder, resume, quiet
+
+
+def train_command(argv: list[str]) -> None:
+    config, out, resume, quiet = train_config(argv)
+    from retain.train import prepare_folder, train
+
+    prepare_folder(config, out, resume)
+    summary = train(config, out, resume=resume, progress_bar=not quiet)
+    if summary:
+        print(
+            f"{out}: {summary['steps']} steps, {summary['tokens']:,} tokens, {summary['seconds']:.0f} s; "
+            f"best RNN at step {summary['best_step']}, {summary['validation_bits_per_token']:.3f} bits/token on "
+            f"validation\nnext: retain eval {out}, retain generate {out}"
+        )
+
+
+def open_run(path: Path, *, teacher: bool, device: str) -> Run:
+    # A user's own cell, module:Class, is looked for where the command is run, as Python itself would.
+    sys.path.insert(0, os.getcwd())
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda was asked for, but PyTorch sees no CUDA device here; use --device cpu")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device: mps was asked for, but it is not available here; use --device cpu")
+    from retain.run import load_run
+
+    return load_run(path, teacher=teacher, device=device)
+
+
+def eval_command(argv: list[str]) -> None:
+    path, args = take_run(argv, "eval", Eval)
+    for name in ("limit", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise Usage(f"{name}: {value} must be at least 1")
+    run = open_run(path, teacher=True, device=args.device)
+    from retain.data import load_data
+    from retain.evaluate import evaluate
+
+    data_config = run.config.data
+    if args.data is not None:
+        data_config = dataclasses.replace(data_config, path=os.path.abspath(args.data))
+    data = load_data(data_config)
+    if data.vocab_size != run.state["vocab_size"]:
+        raise ValueError(f"data: its vocabulary has {data.vocab_size} tokens, the run's {run.state['vocab_size']}")
+    # A run of BPTT alone never trained its teacher.
+    guide = run.teacher if "smt" in run.config.phases else None
+    result = {
+        "run": str(path),
+        "preset": run.config.preset,
+        "split": args.split,
+        "phases": list(run.config.phases),
+        "parameters": sum(p.numel() for p in run.rnn.parameters()),
+        "training_seconds": run.state["progress"]["seconds"],
+        "training_tokens": run.state["progress"]["tokens"],
+        **evaluate(run.rnn, guide, data.windows(args.split, args.batch_size, args.limit)),
+        "chance": data.chance,
+        "data": data.info,
+        "versions": run.state["versions"],
+    }
+    if not data.answers:
+        result["chance"] = None
+    (path / f"eval-{args.split}.json").write_text(json.dumps(result, indent=2) + "\n")
+    if args.json:
+        print(json.dumps(result, indent=2))
+        return
+    print(report(result, data.answers))
+
+
+def report(result: dict[str, Any], answers: bool) -> str:
+    """The figures of an evaluation as a few lines for a person."""
+
+    def line(label: str, value: float | None, teacher: float | None, form: str) -> str:
+        if value is None:
+            return ""
+        beside = "" if teacher is None else f"   teacher {teacher:{form}}"
+        return f"{label:<18}{value:{form}}{beside}\n"
+
+    text = f"{result['run']} on {result['split']}: {result['sequences']:,} sequences, {result['tokens']:,} targets\n"
+    text += line("bits per token", result["bits_per_token"], result["teacher_bits_per_token"], ".3f")
+    chance = f"   chance {result['chance']:.3f}\n" if answers and result["chance"] is not None else "\n"
+    text += line("accuracy", result["accuracy"], result["teacher_accuracy"], ".3f").rstrip("\n") + chance
+    text += line("drift", result["drift"], None, ".4f")
+    text += line("relative drift", result["relative_drift"], None, ".3f")
+    text += line("  at the end", result["relative_drift_last"], None, ".3f")
+    return (
+        text
+        + f"{'parameters':<18}{result['parameters']:,}\n{'tokens per second':<18}{result['tokens_per_second']:,.0f}"
+    )
+
+
+def generate_command(argv: list[str]) -> None:
+    path, args = take_run(argv, "generate", Generate)
+    if args.count < 1:
+        raise Usage(f"count: {args.count} must be at least 1")
+    run = open_run(path, teacher=False, device=args.device)
+    import torch
+
+    from retain.data import decode, encode
+    from retain.generate import check_sampling, generate, save_image_grid
+
+    kind, shape, vocab_size = run.state["kind"], run.state["image_shape"], run.state["vocab_size"]
+    prompt = encode(args.prompt, kind, vocab_size)
+    image = kind == "image" and shape is not None
+    length = args.length
+    if image:
+        size = shape[0] * shape[1]
+        if length is not None and length != size - len(prompt):
+            raise Usage(f"length: {length} does not fill an image of {size} pixels; leave it out")
+        if len(prompt) > size:
+            raise Usage(f"prompt: {len(prompt)} pixels are more than an image has, {size}")
+        length = size - len(prompt)
+    length = 500 if length is None else length
+    check_sampling(length, args.temperature, args.top_k, args.top_p)
+    rows = args.count if image else 1
+    start = torch.tensor([prompt] * rows, dtype=torch.long).view(rows, len(prompt))
+    stream = generate(
+        run.rnn,
+        start,
+        length,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+    )
+    settings = dataclasses.asdict(args) | {"length": length}
+    if image:
+        tokens = torch.cat([start, torch.stack([t.cpu() for t in stream], 1)], 1) if length else start
+        target = Path(args.out) if args.out else path / "samples.png"
+        save_image_grid(tokens, (shape[0], shape[1]), vocab_size, target)
+        write_samples(path, settings, {"images": tokens.tolist(), "png": str(target)})
+        print(f"{rows} images in {target}")
+        return
+    sampled: list[int] = []
+    write = text_writer() if kind == "text" else lambda token: print(decode([token], kind), end=" ", flush=True)
+    if args.prompt:
+        print(args.prompt, end="" if kind == "text" else " ", flush=True)
+    for token in stream:
+        sampled.append(int(token[0]))
+        write(sampled[-1])
+    print()
+    write_samples(path, settings, {"tokens": sampled, "text": decode(sampled, kind)})
+
+
+def write_samples(path: Path, settings: dict[str, Any], samples: dict[str, Any]) -> None:
+    (path / "samples.json").write_text(json.dumps({"settings": settings, **samples}) + "\n")
+
+
+def text_writer() -> Callable[[int], None]:
+    """Writes bytes to stdout as they come, a character as soon as it is whole."""
+    import codecs
+
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def write(token: int) -> None:
+        sys.stdout.write(decoder.decode(bytes([token])))
+        sys.stdout.flush()
+
+    return write
+
+
+def info_command(argv: list[str]) -> None:
+    path, args = take_run(argv, "info", Info)
+    run = open_run(path, teacher=False, device="cpu")
+    from retain.config import to_dict
+
+    results = {f.stem: json.loads(f.read_text()) for f in sorted(path.glob("eval-*.json"))}
+    state = {k: v for k, v in run.state.items() if k != "optimizer"}
+    info = {
+        "run": str(path),
+        "finished": (path / "summary.json").exists(),
+        "parameters": sum(p.numel() for p in run.rnn.parameters()),
+        "memory": [run.config.memory.tokens, run.config.memory.width],
+        **state,
+        "results": results,
+        "config": to_dict(run.config),
+    }
+    if args.json:
+        print(json.dumps(info, indent=2))
+        return
+    c, p = run.config, state["progress"]
+    made = ", ".join(f"{k} {v}" for k, v in state["versions"].items())
+    lines = [
+        f"{path}: {c.preset}, {' then '.join(c.phases)}, {'finished' if info['finished'] else 'not finished'}",
+        f"  data      {state['data'].get('name')}, vocabulary {state['vocab_size']}, T = {c.data.seq_len}",
+        f"  RNN       {c.cell.kind} cell, {info['parameters']:,} parameters",
+        f"  memory    {c.memory.tokens} x {c.memory.width}, {c.memory.norm} normalised",
+        f"  teacher   {c.teacher.encoder} encoder, width {c.teacher.width}, {c.teacher.layers} layers",
+        f"  model     step {p['step']}, after {p['seconds']:.0f} s and {p['tokens']:,} tokens; "
+        f"validation {p['best_value']:.3f} bits/token",
+        f"  made by   {made}, {state['precision']} on {state['device']}",
+    ]
+    print("\n".join(lines))
+    for name, result in results.items():
+        print(f"  {name}   {result['bits_per_token']:.3f} bits/token, accuracy {result['accuracy']:.3f}")

@@ -1,0 +1,377 @@
+"""What a run is: frozen dataclasses, checked when built, and their JSON round trip.
+
+Nothing heavy is imported here, so that `retain --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+CELLS = ("transformer", "mlp", "gru", "lstm", "elman")
+PHASES = ("smt", "dmt", "bptt")
+EMBEDDED_DATA = ("stdlib", "digits", "retrieval")
+IGNORE = -100
+"""The target where there is none: it never counts in a loss or a score."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An amount of training: seconds of wall-clock, optimizer steps or tokens read."""
+
+    amount: float
+    unit: Literal["s", "steps", "tokens"]
+
+    def __str__(self) -> str:
+        return f"{self.amount:g}{self.unit}" if self.unit == "s" else f"{round(self.amount)}{self.unit}"
+
+    def share(self, fraction: float) -> Budget:
+        """This fraction of the budget; whole steps and tokens, at least one."""
+        amount = self.amount * fraction
+        return Budget(amount if self.unit == "s" else max(1, round(amount)), self.unit)
+
+
+def parse_budget(text: str, name: str = "budget") -> Budget:
+    """Read '240s', '5m', '5000steps', '20Mtokens'. Raises ValueError naming `name`."""
+    found = re.fullmatch(r"([-+]?[\d_.]+(?:e\d+)?)([kKMG]?)(s|m|h|steps|tokens)", text.strip())
+    try:
+        amount = float(found[1]) if found else math.nan
+    except ValueError:
+        amount = math.nan
+    if found is None or math.isnan(amount) or (found[2] and found[3] in "smh"):
+        raise ValueError(f"{name}: {text!r} is not an amount with a unit; write e.g. 240s, 5000steps or 20Mtokens")
+    amount *= {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}[found[2]] * {"m": 60, "h": 3600}.get(found[3], 1)
+    unit = "s" if found[3] in "smh" else found[3]
+    if amount <= 0 or (unit != "s" and amount < 1):
+        raise ValueError(f"{name}: {text!r} is no training at all; give a positive amount, e.g. 240s")
+    return Budget(amount, unit)  # type: ignore[arg-type]
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{name}: {value} must be positive")
+
+
+def _not_negative(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 0:
+            raise ValueError(f"{name}: {value} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """The memory, shared by teacher and RNN: K memory tokens of width D."""
+
+    tokens: int = 2
+    """K, number of memory tokens."""
+    width: int = 128
+    """D, width of a memory token."""
+    norm: Literal["rms", "batch"] = "batch"
+    """rms: unit RMS over D (the paper). batch: unit variance per dimension, by batch statistics."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "tokens", "width")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Memory encoder and predictive decoder. The readout has the decoder's shape."""
+
+    encoder: Literal["state", "register", "window"] = "state"
+    """state: one causal pass labels every step. register: K registers per step. window: the paper's."""
+    width: int = 128
+    heads: int = 4
+    layers: int = 3
+    """Layers of the encoder."""
+    decoder_layers: int = 1
+    """Layers of the decoder, and of the RNN's readout."""
+    future_len: int = 16
+    """F, how many tokens the decoder is shown after m_t."""
+    context_len: int | None = None
+    """C, how far back the window encoder looks; None is all the way."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "width", "heads", "layers", "decoder_layers", "context_len")
+        _not_negative(self, "future_len")
+        if self.width % (2 * self.heads):
+            raise ValueError(f"teacher.width: {self.width} must be a multiple of 2 x heads = {2 * self.heads}")
+        if self.context_len is not None and self.encoder != "window":
+            raise ValueError(f"teacher.context_len: only the window encoder looks back a set way, not {self.encoder}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellConfig:
+    """The one-step update m_{t+1} = f(m_t, x_t)."""
+
+    kind: str = "mlp"
+    """transformer, mlp, gru, lstm, elman, or your own as module:Class."""
+    width: int = 512
+    """Hidden width of the mlp and the transformer; gru, lstm and elman have the memory's own size."""
+    heads: int = 4
+    layers: int = 1
+    residual: bool = True
+    """mlp only: m + MLP(m, x) instead of MLP(m, x)."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "width", "heads", "layers")
+        if self.kind not in CELLS and not re.fullmatch(r"[\w.]+:\w+", self.kind):
+            raise ValueError(f"cell.kind: {self.kind!r} is none of {', '.join(CELLS)}, nor module:Class")
+        if self.kind == "transformer" and self.width % (2 * self.heads):
+            raise ValueError(f"cell.width: {self.width} must be a multiple of 2 x heads = {2 * self.heads}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which sequences to learn."""
+
+    name: str = "stdlib"
+    """stdlib, digits, retrieval (nothing is downloaded), or text / npy with a path."""
+    path: str | None = None
+    """The file of a text (UTF-8, read as bytes) or a 1-D or 2-D integer .npy; never loaded whole."""
+    seq_len: int = 64
+    """T, tokens read per training sequence; targets are T + 1."""
+    split: tuple[float, float, float] = (0.9, 0.05, 0.05)
+    """Fractions of train, validation and test, for a file."""
+    vocab_size: int | None = None
+    """For a .npy: tokens must lie below it. None: one more than the largest in the file."""
+    symbols: int = 8
+    """retrieval: number of symbols."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "seq_len", "vocab_size", "symbols")
+        if self.name not in (*EMBEDDED_DATA, "text", "npy"):
+            raise ValueError(f"data.name: {self.name!r} is none of {', '.join((*EMBEDDED_DATA, 'text', 'npy'))}")
+        if self.name in ("text", "npy") and not self.path:
+            raise ValueError(f"data.path: {self.name} needs a file; give --data PATH")
+        if len(self.split) != 3 or min(self.split) <= 0 or abs(sum(self.split) - 1) > 1e-6:
+            raise ValueError(f"data.split: {self.split} must be three positive fractions that sum to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """What every phase has: its budget, batch and optimizer (AdamW)."""
+
+    share: float = 1.0
+    """Weight of this phase when the run's budget is shared out."""
+    budget: str | None = None
+    """This phase's own budget, e.g. 60s or 2000steps; None takes its share of the run's."""
+    batch_size: int = 32
+    """Sequences per process and micro-batch."""
+    accumulate: int = 1
+    """Micro-batches per optimizer step."""
+    lr: float = 3e-3
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: float = 0.02
+    """Fraction of the phase in which the learning rate rises from 0."""
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float = 1.0
+    """Gradients are scaled down to this norm."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "share", "batch_size", "accumulate", "lr", "clip")
+        _not_negative(self, "warmup", "weight_decay", "beta1", "beta2")
+        if self.warmup >= 1 or self.beta1 >= 1 or self.beta2 >= 1:
+            raise ValueError(f"warmup, beta1, beta2: {self.warmup}, {self.beta1}, {self.beta2} must be below 1")
+        if self.budget is not None:
+            parse_budget(self.budget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SMTConfig(PhaseConfig):
+    """Supervised Memory Training, Eq. 5: teacher and RNN learn together."""
+
+    steps_per_sequence: int | None = None
+    """S, transitions trained per sequence, a run of consecutive steps; None is all."""
+    decodes_per_sequence: int | None = 4
+    """How many of the labelled memories are decoded with their future; None is all."""
+    sweeps: int = 1
+    """1 trains f on the teacher's memories; j > 1 also on f's own, up to j - 1 steps away from them."""
+    on_policy: float = 0.0
+    """Fraction of the sequences on which f starts from its own memories instead of the teacher's."""
+    horizon: int = 8
+    """on_policy: at most so many steps away from a teacher's memory."""
+    lambda_dec: float = 1.0
+    lambda_dyn: float = 0.1
+    lambda_dyn_end: float | None = None
+    """lambda_dyn grows geometrically to this over the phase; None keeps it."""
+    lambda_unif: float = 0.001
+    lambda_trunk: float = 1.0
+    """Plain next-target loss of the encoder's trunk (state and register encoders)."""
+    lambda_readout: float = 1.0
+    """Cross-entropy of the readout on f(m_t, x_t); trains the readout, and f through its one step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(self, "steps_per_sequence", "decodes_per_sequence", "sweeps", "lambda_dyn_end")
+        _not_negative(self, "lambda_dec", "lambda_dyn", "lambda_unif", "lambda_trunk", "lambda_readout")
+        if self.lambda_dyn_end is not None and self.lambda_dyn <= 0:
+            raise ValueError(f"lambda_dyn: {self.lambda_dyn} must be positive to grow to lambda_dyn_end")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DMTConfig(PhaseConfig):
+    """DAgger Memory Training, Eq. 6: the RNN learns on its own memories; the teacher is frozen."""
+
+    lr: float = 1e-3
+    horizon: int = 1
+    """How many steps the RNN runs on its own before it is set back on the teacher's memory."""
+    horizon_end: int | None = None
+    """The horizon doubles over the phase up to this; None is the whole sequence, from m_0."""
+    horizon_growth: float = 0.7
+    """Fraction of the phase after which the horizon is at its end."""
+    lambda_dyn: float = 1.0
+    lambda_readout: float = 1.0
+    """Cross-entropy of the readout on the RNN's own memories."""
+    predictive: bool = True
+    """Let that cross-entropy also train f, through its one step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(self, "horizon", "horizon_end")
+        _not_negative(self, "lambda_dyn", "lambda_readout")
+        if not 0 <= self.horizon_growth <= 1:
+            raise ValueError(f"horizon_growth: {self.horizon_growth} must lie in 0 … 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BPTTConfig(PhaseConfig):
+    """Backpropagation through time: baseline and finetuning."""
+
+    truncate: int | None = None
+    """Gradient flows back at most this many steps; None is all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(self, "truncate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run."""
+
+    preset: str = ""
+    """The preset this came from; a label only."""
+    seed: int = 0
+    phases: tuple[Literal["smt", "dmt", "bptt"], ...] = ("smt", "dmt")
+    """The phases in their order."""
+    budget: str = "240s"
+    """Shared out over the phases: e.g. 240s, 5000steps, 20Mtokens."""
+    data: DataConfig = field(default_factory=DataConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    cell: CellConfig = field(default_factory=CellConfig)
+    smt: SMTConfig = field(default_factory=SMTConfig)
+    dmt: DMTConfig = field(default_factory=DMTConfig)
+    bptt: BPTTConfig = field(default_factory=BPTTConfig)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 where matrix products in it are fast (CUDA, a CPU with AMX), else fp32."""
+    compile: bool = False
+    """torch.compile the objective's modules (needs a C++ compiler); falls back to eager with a note."""
+    log_every: int = 20
+    """Optimizer steps between lines of metrics.jsonl."""
+    checkpoint_every: str = "60s"
+    """Budget between checkpoints."""
+    validate_every: str = "30s"
+    """Budget between validations; the best model by them is the one kept."""
+    validation_sequences: int = 512
+    tracker: str | None = "auto"
+    """Also log to: auto (tensorboard if installed), tensorboard, wandb, trackio, or None."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "log_every", "validation_sequences")
+        _not_negative(self, "seed")
+        if not self.phases:
+            raise ValueError(f"phases: empty; name some of {', '.join(PHASES)}")
+        for phase in self.phases:
+            if phase not in PHASES:
+                raise ValueError(f"phases: {phase!r} is none of {', '.join(PHASES)}")
+        for name in ("budget", "checkpoint_every", "validate_every"):
+            parse_budget(getattr(self, name), name)
+        if self.cell.kind == "lstm" and self.memory.tokens * self.memory.width % 2:
+            raise ValueError(
+                f"memory: {self.memory.tokens} x {self.memory.width} must be even, the lstm keeps h and c in it"
+            )
+        if self.memory.norm == "rms" and self.memory.width == 1:
+            raise ValueError("memory.width: 1 leaves nothing after rms normalisation; use norm batch or a wider memory")
+        for phase in set(self.phases):
+            steps = {"smt": "steps_per_sequence", "dmt": "horizon", "bptt": "truncate"}[phase]
+            value = getattr(getattr(self, phase), steps)
+            if value is not None and value > self.data.seq_len:
+                raise ValueError(f"{phase}.{steps}: {value} is longer than data.seq_len {self.data.seq_len}")
+
+    def budgets(self) -> tuple[Budget, ...]:
+        """The budget of each phase: its own, or its share of the run's."""
+        total = parse_budget(self.budget)
+        configs = [getattr(self, name) for name in self.phases]
+        shares = sum(c.share for c in configs if c.budget is None)
+        return tuple(parse_budget(c.budget) if c.budget else total.share(c.share / shares) for c in configs)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(cls: Any, values: Any, name: str = "config") -> Any:
+    """The dataclass `cls` from JSON values. Raises ValueError for an unknown field or wrong type."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{name}: {values!r} is not an object of fields")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name for f in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            raise ValueError(f"{name}.{key}: unknown field; {name} has {', '.join(sorted(fields))}")
+    built = {}
+    for key, value in values.items():
+        if dataclasses.is_dataclass(hints[key]):
+            built[key] = from_dict(hints[key], value, f"{name}.{key}")
+        else:
+            built[key] = _checked(value, hints[key], f"{name}.{key}")
+    return cls(**built)
+
+
+def _checked(value: Any, hint: Any, name: str) -> Any:
+    """`value` if it fits the type `hint`, lists as tuples, whole numbers as floats."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value in args:
+            return value
+    elif origin is tuple:
+        if isinstance(value, (list, tuple)):
+            return tuple(_checked(v, args[0], name) for v in value)
+    elif args:  # an optional field: X | None
+        if value is None:
+            return None
+        return _checked(value, args[0], name)
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    wanted = " or ".join(map(str, args)) if origin is Literal else getattr(hint, "__name__", str(hint))
+    raise ValueError(f"{name}: {value!r} should be {wanted}")
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read a config.json. Raises ValueError naming the file and the field."""
+    try:
+        return from_dict(RunConfig, json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such config file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a config in JSON ({error})") from None

@@ -1,0 +1,32 @@
+"""Sequences to learn: `load_data` gives the `Data` that a DataConfig asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from retain.config import DataConfig
+from retain.data.batches import IGNORE, SPLITS, Batch, Data, Kind, Split, decode, encode
+from retain.data.pixels import load_digits
+from retain.data.tasks import TASKS, load_task
+from retain.data.text import load_npy, load_stdlib, load_text
+
+__all__ = ["IGNORE", "SPLITS", "Batch", "Data", "Kind", "Split", "decode", "encode", "load_data"]
+
+FILES: dict[str, Callable[[DataConfig], Data]] = {"text": load_text, "npy": load_npy}
+EMBEDDED: dict[str, Callable[[DataConfig], Data]] = {
+    "stdlib": load_stdlib,
+    "digits": load_digits,
+    **dict.fromkeys(TASKS, load_task),
+}
+
+
+def load_data(config: DataConfig) -> Data:
+    """The data a configuration names. Raises ValueError naming the field, its value and what would be right."""
+    if config.name in EMBEDDED and config.path is not None:
+        raise ValueError(f"data.path: {config.path!r} is not read by {config.name}; set data.name to text or npy")
+    data = (FILES | EMBEDDED)[config.name](config)
+    if config.vocab_size not in (None, data.vocab_size):
+        raise ValueError(
+            f"data.vocab_size: {config.vocab_size} is not that of {config.name}; leave it out or set {data.vocab_size}"
+        )
+    return data

@@ -1,0 +1,198 @@
+"""Batches and the interface of every data set; streams and rows, which most data sets are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from retain.config import IGNORE
+
+Batch = dict[str, torch.Tensor]
+"""`tokens` (B, T) int64 and `targets` (B, T + 1) int64."""
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+Kind = Literal["text", "image", "tokens"]
+
+Ints = npt.NDArray[np.int64]
+
+
+class Data(ABC):
+    """Sequences to learn, in three splits.
+
+    `chance` is the accuracy of guessing where targets are answers, `answers` whether accuracy is a meaningful
+    headline, `info` what the data is (plain JSON values: name, sizes per split, checksum).
+    """
+
+    vocab_size: int
+    seq_len: int
+    """T, tokens per sequence; targets are T + 1."""
+    kind: Kind = "tokens"
+    image_shape: tuple[int, int] | None = None
+    """Height and width where the T + 1 targets are the pixels of an image in raster order."""
+    chance: float | None = None
+    answers: bool = False
+    info: dict[str, Any]
+
+    @abstractmethod
+    def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
+        """B random training sequences; the same arguments give the same batch."""
+
+    @abstractmethod
+    def count(self, split: Split) -> int:
+        """Number of sequences in a split."""
+
+    @abstractmethod
+    def sequences(self, split: Split, index: Ints) -> Batch:
+        """The sequences of a split with these numbers, in this order."""
+
+    def windows(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+        """A whole split in order, the last batch smaller; or `limit` of its sequences, evenly spaced over it."""
+        index = evenly_spaced(self.count(split), limit)
+        for start in range(0, len(index), batch_size):
+            yield self.sequences(split, index[start : start + batch_size])
+
+    def encode(self, text: str) -> list[int]:
+        """A prompt as tokens. Raises ValueError; see `encode`."""
+        return encode(text, self.kind, self.vocab_size)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Tokens as text; see `decode`."""
+        return decode(tokens, self.kind)
+
+
+def encode(text: str, kind: Kind, vocab_size: int) -> list[int]:
+    """A prompt as tokens: the UTF-8 bytes of a text, else whitespace-separated integers.
+
+    Raises ValueError naming what is not among the tokens.
+    """
+    if kind == "text":
+        # A shell argument that is not UTF-8 arrives as surrogates; give its bytes back unchanged.
+        return list(text.encode("utf-8", errors="surrogateescape"))
+    tokens = []
+    for word in text.split():
+        token = int(word) if word.isascii() and word.isdigit() else -1
+        if not 0 <= token < vocab_size:
+            raise ValueError(f"prompt: {word!r} is not among the tokens 0 … {vocab_size - 1}")
+        tokens.append(token)
+    return tokens
+
+
+def decode(tokens: Iterable[int], kind: Kind) -> str:
+    """Tokens as text; bytes that are not UTF-8 become U+FFFD. Other kinds: integers with spaces between."""
+    values = [int(token) for token in tokens]
+    if kind == "text":
+        return bytes(values).decode("utf-8", errors="replace")
+    return " ".join(map(str, values))
+
+
+def generator(seed: int, *key: int) -> np.random.Generator:
+    """Random numbers for this seed and key, independent of those of every other.
+
+    Only the last part of the key may exceed 32 bits: the others must fill one word each for keys to stay apart.
+    """
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
+
+
+def evenly_spaced(count: int, limit: int | None) -> Ints:
+    """0 … count - 1, or `limit` of them evenly spaced."""
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.arange(limit) * count // limit
+
+
+def to_batch(windows: Ints) -> Batch:
+    """Next-token batch of windows (B, T + 1): y_t = x_t, and the last is only predicted, never read."""
+    return {"tokens": torch.from_numpy(windows[:, :-1].copy()), "targets": torch.from_numpy(windows)}
+
+
+class StreamData(Data):
+    """One long sequence of integers per split, 1-D arrays, memory-mapped or not.
+
+    Training windows start anywhere. Evaluation windows follow each other without overlap, so that every token of
+    the split is predicted exactly once; the last is padded with token 0 and target IGNORE.
+    Raises ValueError if a split is shorter than one window.
+    """
+
+    def __init__(
+        self, splits: dict[Split, npt.NDArray[Any]], *, vocab_size: int, seq_len: int, kind: Kind, info: dict[str, Any]
+    ) -> None:
+        for split, stream in splits.items():
+            if len(stream) <= seq_len:
+                raise ValueError(
+                    f"data.seq_len: {seq_len} needs {seq_len + 1} tokens, but {split} has only {len(stream)}; "
+                    "use more data or a shorter seq_len"
+                )
+        self.splits = splits
+        self.vocab_size, self.seq_len, self.kind, self.info = vocab_size, seq_len, kind, info
+
+    def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
+        stream = self.splits["train"]
+        offsets = generator(seed, rank, step).integers(0, len(stream) - self.seq_len, (batch_size, 1))
+        return to_batch(np.asarray(stream[offsets + np.arange(self.seq_len + 1)], dtype=np.int64))
+
+    def count(self, split: Split) -> int:
+        return -(-len(self.splits[split]) // (self.seq_len + 1))
+
+    def sequences(self, split: Split, index: Ints) -> Batch:
+        stream = self.splits[split]
+        places = index[:, None] * (self.seq_len + 1) + np.arange(self.seq_len + 1)
+        beyond = places >= len(stream)
+        batch = to_batch(np.where(beyond, 0, stream[np.minimum(places, len(stream) - 1)]).astype(np.int64))
+        batch["targets"][torch.from_numpy(beyond)] = IGNORE
+        return batch
+
+
+class RowsData(Data):
+    """One sequence of L integers per row of a 2-D array (N, L), split by row; T = L - 1.
+
+    `what` names a row in errors. Raises ValueError if seq_len is not L - 1 or a split is left without a row.
+    """
+
+    def __init__(
+        self,
+        rows: npt.NDArray[Any],
+        *,
+        fractions: tuple[float, float, float],
+        vocab_size: int,
+        seq_len: int,
+        kind: Kind,
+        info: dict[str, Any],
+        image_shape: tuple[int, int] | None = None,
+        what: str = "rows of {} tokens",
+    ) -> None:
+        count, length = rows.shape
+        if length < 2:
+            raise ValueError(f"data.path: {what.format(length)} leave nothing to predict; give at least 2 in a row")
+        if seq_len != length - 1:
+            raise ValueError(f"data.seq_len: {seq_len} does not fit {what.format(length)}; set it to {length - 1}")
+        # Raw Philox words, unlike Generator.permutation, are promised to be the same in every NumPy.
+        shuffled = np.argsort(np.random.Philox(key=0).random_raw(count), kind="stable")
+        parts = np.split(shuffled, cuts(count, fractions))
+        self.index: dict[Split, Ints] = {}
+        for split, part in zip(SPLITS, parts, strict=True):
+            if not len(part):
+                raise ValueError(f"data.split: {fractions} leaves {split} none of {count} rows; give it a larger part")
+            self.index[split] = np.sort(part)
+        self.rows = rows
+        self.vocab_size, self.seq_len, self.kind, self.image_shape = vocab_size, seq_len, kind, image_shape
+        self.info = info | {"sequences": {split: len(self.index[split]) for split in SPLITS}}
+
+    def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
+        return self.sequences("train", generator(seed, rank, step).integers(0, self.count("train"), batch_size))
+
+    def count(self, split: Split) -> int:
+        return len(self.index[split])
+
+    def sequences(self, split: Split, index: Ints) -> Batch:
+        return to_batch(np.asarray(self.rows[self.index[split][index]], dtype=np.int64))
+
+
+def cuts(count: int, fractions: tuple[float, float, float]) -> list[int]:
+    """The two places where `count` things are cut into train, validation and test."""
+    return [round(count * fractions[0]), round(count * (fractions[0] + fractions[1]))]

@@ -1,0 +1,126 @@
+"""The RNN alone, from m_0, on a whole split: likelihood, accuracy, and drift from its teacher."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from retain.config import IGNORE
+from retain.model.rnn import RNN
+from retain.model.teacher import Teacher
+
+
+class _Score:
+    """Cross-entropy and hits by position, summed over batches."""
+
+    def __init__(self, positions: int):
+        self.nats = torch.zeros(positions, dtype=torch.float64)
+        self.hits = torch.zeros(positions, dtype=torch.float64)
+        self.count = torch.zeros(positions, dtype=torch.float64)
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """logits (B, T + 1, V), targets (B, T + 1)."""
+        nats = F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")
+        counted = targets != IGNORE
+        self.nats += nats.sum(0).double().cpu()
+        self.hits += ((logits.argmax(-1) == targets) & counted).sum(0).double().cpu()
+        self.count += counted.sum(0).double().cpu()
+
+    def bits(self) -> float:
+        return float(self.nats.sum() / self.count.sum().clamp_min(1)) / math.log(2)
+
+    def accuracy(self) -> float:
+        return float(self.hits.sum() / self.count.sum().clamp_min(1))
+
+    def bits_by_position(self) -> list[float | None]:
+        return _or_none(self.nats / self.count / math.log(2))
+
+
+def _or_none(values: Tensor) -> list[float | None]:
+    return [v if math.isfinite(v) else None for v in values.tolist()]
+
+
+@torch.no_grad()
+def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tensor]]) -> dict[str, Any]:
+    """Run the RNN from m_0 over every batch (tokens (B, T), targets (B, T + 1)) and compare it with its teacher.
+
+    Returns JSON values. `bits_per_token` and `accuracy` are over all targets that are not IGNORE; `drift` is the
+    mean squared difference of the RNN's memory from the teacher's over t = 1 … T, `relative_drift` the same over
+    the variance of the teacher's memory across sequences, both also at the last position and by position
+    (t = 0 … T; null where it is undefined). `tokens` counts targets, `seconds` and `tokens_per_second` the RNN's
+    own reading. Teacher and drift are null without a teacher.
+    """
+    modes = [(m, m.training) for m in (rnn, teacher) if m is not None]
+    device = rnn.m_0.device
+    own: _Score | None = None
+    squared = total = total_squares = torch.zeros(())
+    sequences, seconds, read = 0, 0.0, 0
+    for module, _ in modes:
+        module.eval()
+    for batch in batches:
+        tokens, targets = batch["tokens"].to(device), batch["targets"].to(device)
+        if own is None:
+            own, theirs = _Score(targets.shape[1]), _Score(targets.shape[1])
+        start = time.perf_counter()
+        m_0 = rnn.init_memory(len(tokens))
+        memory = torch.cat([m_0[:, None], rnn.rollout(tokens, m_0)], 1)  # (B, T + 1, K, D)
+        own.add(rnn.readout(memory), targets)
+        seconds += time.perf_counter() - start
+        read += tokens.numel()
+        sequences += len(tokens)
+        if teacher is not None:
+            labels = teacher.encode(tokens)
+            theirs.add(teacher.decoder(labels), targets)
+            squared = squared + (memory - labels).double().square().mean((2, 3)).sum(0).cpu()  # (T + 1,)
+            total = total + labels.double().sum(0).cpu()  # (T + 1, K, D)
+            total_squares = total_squares + labels.double().square().sum(0).cpu()
+    for module, training in modes:
+        module.train(training)
+    if own is None:
+        raise ValueError("evaluate: the split holds no sequence")
+    result: dict[str, Any] = {
+        "bits_per_token": own.bits(),
+        "accuracy": own.accuracy(),
+        "teacher_bits_per_token": None,
+        "teacher_accuracy": None,
+        "drift": None,
+        "relative_drift": None,
+        "drift_last": None,
+        "relative_drift_last": None,
+        "tokens": int(own.count.sum()),
+        "sequences": sequences,
+        "seconds": seconds,
+        "tokens_per_second": read / max(seconds, 1e-9),
+        "bits_by_position": own.bits_by_position(),
+        "teacher_bits_by_position": None,
+        "drift_by_position": None,
+        "relative_drift_by_position": None,
+    }
+    if teacher is not None:
+        drift = squared / sequences
+        variance = (total_squares / sequences - (total / sequences).square()).clamp_min(0).mean((1, 2))
+        # All sequences share m_0, so its variance is rounding error and a ratio to it means nothing.
+        relative = torch.where(variance > 1e-8, drift / variance, torch.nan)
+        relative[0] = torch.nan
+        result |= {
+            "teacher_bits_per_token": theirs.bits(),
+            "teacher_accuracy": theirs.accuracy(),
+            "drift": float(drift[1:].mean()),
+            "relative_drift": _finite(float(drift[1:].mean() / variance[1:].mean().clamp_min(1e-12))),
+            "drift_last": float(drift[-1]),
+            "relative_drift_last": _finite(float(relative[-1])),
+            "teacher_bits_by_position": theirs.bits_by_position(),
+            "drift_by_position": _or_none(drift),
+            "relative_drift_by_position": _or_none(relative),
+        }
+    return result
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

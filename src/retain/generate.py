@@ -1,0 +1,106 @@
+"""Sampling from the RNN alone, token by token, at constant memory and constant time per token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retain.model.rnn import RNN
+
+
+def check_sampling(length: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raises ValueError naming the setting that makes no sense."""
+    if length < 0:
+        raise ValueError(f"length: {length} must not be negative")
+    if not math.isfinite(temperature) or temperature < 0:
+        raise ValueError(f"temperature: {temperature} must be 0 (the likeliest token) or above")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k: {top_k} must be at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p: {top_p} must lie in 0 … 1, above 0")
+
+
+def sample(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw one token per row: logits (B, V) → (B,).
+
+    temperature 0 takes the likeliest; top_k keeps the k likeliest; top_p keeps the fewest whose probability
+    reaches p (Holtzman et al. 2020).
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float() / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = logits.topk(top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    probability = logits.softmax(-1)
+    if top_p is not None and top_p < 1:
+        ordered, order = probability.sort(-1, descending=True)
+        beyond = ordered.cumsum(-1) - ordered >= top_p
+        probability = torch.zeros_like(probability).scatter(-1, order, ordered.masked_fill(beyond, 0))
+    return torch.multinomial(probability, 1, generator=generator)[:, 0]
+
+
+def generate(
+    rnn: RNN,
+    prompt: Tensor,
+    length: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+) -> Iterator[Tensor]:
+    """Read prompt (B, P) from m_0, then sample `length` tokens, yielding each (B,) as soon as it is drawn.
+
+    What is kept is one memory, whatever the length. Raises ValueError for settings that make no sense, before
+    anything is read.
+    """
+    check_sampling(length, temperature, top_k, top_p)
+    return _stream(rnn, prompt, length, temperature, top_k, top_p, seed)
+
+
+def _stream(
+    rnn: RNN, prompt: Tensor, length: int, temperature: float, top_k: int | None, top_p: float | None, seed: int
+) -> Iterator[Tensor]:
+    device = rnn.m_0.device
+    generator = torch.Generator(device).manual_seed(seed)
+    # Entered around each piece of work, not the yields: the caller's own code must not run inside it.
+    with torch.inference_mode():
+        memory = rnn.init_memory(len(prompt))
+        for token in prompt.to(device).unbind(1):
+            memory = rnn.update(memory, token)
+        logits = rnn.readout(memory).float()
+    for _ in range(length):
+        with torch.inference_mode():
+            token = sample(logits, temperature, top_k, top_p, generator)
+            logits, memory = rnn.step(token, memory)
+        yield token
+
+
+def save_image_grid(tokens: Tensor, shape: tuple[int, int], levels: int, path: str | Path, columns: int = 8) -> None:
+    """Write images as one grayscale PNG grid: tokens (B, H·W) of `levels` levels, brightest last."""
+    from PIL import Image
+
+    height, width = shape
+    zoom, gap = max(1, 48 // max(height, width)), 4
+    images = (tokens.cpu().numpy().reshape(-1, height, width) * (255 // max(levels - 1, 1))).astype(np.uint8)
+    images = images.repeat(zoom, 1).repeat(zoom, 2)
+    rows = -(-len(images) // columns)
+    columns = min(columns, len(images))
+    cell_height, cell_width = height * zoom + gap, width * zoom + gap
+    grid = np.full((rows * cell_height + gap, columns * cell_width + gap), 64, np.uint8)
+    for i, image in enumerate(images):
+        top, left = gap + i // columns * cell_height, gap + i % columns * cell_width
+        grid[top : top + height * zoom, left : left + width * zoom] = image
+    Image.fromarray(grid).save(path)

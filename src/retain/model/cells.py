@@ -1,0 +1,147 @@
+"""Cells f: the one-step update m_{t+1} = f(m_t, x_t).
+
+A cell is any `nn.Module` with `forward(memory, inputs) -> memory`: memory (N, K, D), inputs (N, D) the embedded
+token. Where memory is rms-normalised, the RNN normalises what the cell returns.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+from torch import Tensor, nn
+
+from retain.config import CellConfig, MemoryConfig
+from retain.model.layers import Norm, Transformer
+
+REACH = 4.0
+"""Gated cells keep each value within ±1; normalised memory lies within about ±4, so they work on memory / 4."""
+
+
+class MLPCell(nn.Module):
+    """MLP(m, x), or m + MLP(m, x): a residual cell copies what it need not change."""
+
+    def __init__(self, memory: MemoryConfig, config: CellConfig):
+        super().__init__()
+        size = memory.tokens * memory.width
+        self.residual = config.residual
+        self.norm = Norm(size)
+        self.layers = nn.ModuleList(
+            nn.Linear(size + memory.width if i == 0 else config.width, config.width) for i in range(config.layers)
+        )
+        self.out = nn.Linear(config.width, size)
+        if config.residual:
+            nn.init.zeros_(self.out.weight)
+            nn.init.zeros_(self.out.bias)
+
+    def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
+        flat = memory.flatten(-2)
+        x = torch.cat([self.norm(flat), inputs], -1)
+        for layer in self.layers:
+            x = layer(x).relu().square()
+        change = self.out(x)
+        return (flat + change if self.residual else change).unflatten(-1, memory.shape[-2:])
+
+
+class TransformerCell(nn.Module):
+    """The paper's: K memory tokens and the input token through a Transformer; the memory tokens' outputs."""
+
+    def __init__(self, memory: MemoryConfig, config: CellConfig):
+        super().__init__()
+        self.residual = config.residual
+        self.from_memory = nn.Linear(memory.width, config.width)
+        self.from_input = nn.Linear(memory.width, config.width)
+        self.positions = nn.Parameter(torch.randn(memory.tokens, config.width) * 0.02)
+        self.transformer = Transformer(config.width, config.heads, config.layers)
+        self.out = nn.Linear(config.width, memory.width)
+        if config.residual:
+            nn.init.zeros_(self.out.weight)
+            nn.init.zeros_(self.out.bias)
+
+    def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
+        tokens = self.from_memory(memory) + self.positions
+        x = self.transformer(torch.cat([tokens, self.from_input(inputs)[:, None]], 1))
+        change = self.out(x[:, :-1])
+        return memory + change if self.residual else change
+
+
+class GRUCell(nn.Module):
+    """`nn.GRUCell` whose state is the flattened memory (Cho et al. 2014)."""
+
+    def __init__(self, memory: MemoryConfig, config: CellConfig):
+        super().__init__()
+        self.cell = nn.GRUCell(memory.width, memory.tokens * memory.width)
+
+    def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
+        return (self.cell(inputs, memory.flatten(1) / REACH) * REACH).view_as(memory)
+
+
+class LSTMCell(nn.Module):
+    """`nn.LSTMCell`; the first half of the flattened memory is h, the second c (Hochreiter & Schmidhuber 1997)."""
+
+    def __init__(self, memory: MemoryConfig, config: CellConfig):
+        super().__init__()
+        self.cell = nn.LSTMCell(memory.width, memory.tokens * memory.width // 2)
+
+    def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
+        h, c = (memory.flatten(1) / REACH).chunk(2, 1)
+        return (torch.cat(self.cell(inputs, (h, c)), 1) * REACH).view_as(memory)
+
+
+class ElmanCell(nn.Module):
+    """tanh of a linear map of memory and input (Elman 1990)."""
+
+    def __init__(self, memory: MemoryConfig, config: CellConfig):
+        super().__init__()
+        self.cell = nn.RNNCell(memory.width, memory.tokens * memory.width)
+
+    def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
+        return (self.cell(inputs, memory.flatten(1) / REACH) * REACH).view_as(memory)
+
+
+CELLS: dict[str, type[nn.Module]] = {
+    "transformer": TransformerCell,
+    "mlp": MLPCell,
+    "gru": GRUCell,
+    "lstm": LSTMCell,
+    "elman": ElmanCell,
+}
+
+
+def build_cell(memory: MemoryConfig, config: CellConfig) -> nn.Module:
+    """The cell that `config.kind` names; a user's `module:Class` is built as Class(memory, config) and tried once.
+
+    Raises ValueError where the user's cell can't be imported, built or called, or returns another shape.
+    """
+    if config.kind in CELLS:
+        return CELLS[config.kind](memory, config)
+    module, _, name = config.kind.partition(":")
+    try:
+        cell = getattr(importlib.import_module(module), name)(memory, config)
+    except Exception as error:
+        raise ValueError(
+            f"cell.kind: cannot build {config.kind} as Class(memory_config, cell_config): {_line(error)}"
+        ) from error
+    if not isinstance(cell, nn.Module):
+        raise ValueError(f"cell.kind: {config.kind} is a {type(cell).__name__}, not an nn.Module")
+    return check_cell(cell, memory, config.kind)
+
+
+def check_cell(cell: nn.Module, memory: MemoryConfig, name: str) -> nn.Module:
+    """Call the cell once on two memories. Raises ValueError if it fails or returns anything but a memory."""
+    example = torch.zeros(2, memory.tokens, memory.width)
+    try:
+        with torch.no_grad():
+            out = cell(example, torch.zeros(2, memory.width))
+    except Exception as error:
+        raise ValueError(
+            f"cell: {name} must take forward(memory {tuple(example.shape)}, inputs (2, {memory.width})): {_line(error)}"
+        ) from error
+    if not isinstance(out, Tensor) or out.shape != example.shape or not out.is_floating_point():
+        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(f"cell: {name} returned {got}, not a memory of shape {tuple(example.shape)}")
+    return cell
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -1,0 +1,134 @@
+"""Memory encoders E: tokens → what a memory should hold after each step (the paper, Sec. 3; method.md §3).
+
+All have `forward(tokens, steps) -> (memory, trunk_logits)`: tokens (B, T), steps (S,) the t wanted, memory
+(B, S, K, D) before normalisation, trunk_logits (B, T + 1, V) or None. The memory of step t depends on
+tokens[:, :t] alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from retain.config import MemoryConfig, TeacherConfig
+from retain.model.layers import Norm, Transformer, attention
+
+LOCAL = 4
+"""Tokens whose embeddings a trunk position sums: the newest few, so that no layer is spent on fetching them."""
+
+
+class Trunk(nn.Module):
+    """A causal Transformer over [start, x_0 … x_{T-1}]; position t has read t tokens.
+
+    Its input at t is the sum of embeddings of the last LOCAL tokens, one table each.
+    """
+
+    def __init__(self, vocab_size: int, config: TeacherConfig):
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.embed = nn.Embedding(LOCAL * vocab_size, config.width)
+        self.start = nn.Parameter(torch.randn(config.width) * 0.02)
+        self.transformer = Transformer(config.width, config.heads, config.layers)
+        self.head = nn.Linear(config.width, vocab_size)
+        nn.init.normal_(self.embed.weight, std=0.02)
+
+    def inputs(self, tokens: Tensor) -> Tensor:
+        """(B, T) → (B, T + 1, W)."""
+        x = self.embed(tokens)
+        for back in range(1, min(LOCAL, tokens.shape[1])):
+            older = self.embed(tokens[:, :-back] + back * self.vocab_size)
+            x = x + nn.functional.pad(older, (0, 0, back, 0))
+        return torch.cat([self.start.expand(tokens.shape[0], 1, -1), x], 1)
+
+
+class StateEncoder(nn.Module):
+    """m_t is a linear map of the trunk's state after t tokens: one pass labels every step."""
+
+    def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
+        super().__init__()
+        self.shape = (memory.tokens, memory.width)
+        self.trunk = Trunk(vocab_size, config)
+        self.to_memory = nn.Linear(config.width, memory.tokens * memory.width, bias=False)
+
+    def forward(self, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor | None]:
+        states = self.trunk.transformer(self.trunk.inputs(tokens), causal=True)
+        wanted = states if len(steps) == states.shape[1] else states[:, steps]
+        return self.to_memory(wanted).unflatten(-1, self.shape), self.trunk.head(states)
+
+
+class RegisterEncoder(nn.Module):
+    """K registers per wanted step read the trunk's layers up to that step, and each other.
+
+    The registers go through the trunk's own blocks and share its weights. Cost grows as T·S·K + S·K².
+    """
+
+    def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
+        super().__init__()
+        self.trunk = Trunk(vocab_size, config)
+        self.registers = nn.Parameter(torch.randn(memory.tokens, config.width) * 0.02)
+        self.norm = Norm(config.width)
+        self.to_memory = nn.Linear(config.width, memory.width, bias=False)
+
+    def forward(self, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor | None]:
+        x = self.trunk.inputs(tokens)  # (B, T + 1, W)
+        batch, length, _ = x.shape
+        count, per_step = len(steps), len(self.registers)
+        positions = torch.arange(length, device=x.device)
+        # A register stands one past the last token it reads.
+        own = (steps + 1).repeat_interleave(per_step)
+        registers = self.registers.repeat(count, 1).expand(batch, -1, -1)  # (B, S·K, W)
+        readable = (positions <= steps[:, None]).repeat_interleave(per_step, 0)  # (S·K, T + 1)
+        for block in self.trunk.transformer.layers():
+            q, k, v = block.queries_keys_values(x, positions)
+            q_own, k_own, v_own = block.queries_keys_values(registers, own)
+            read = _attend_trunk_and_group(q_own, k, v, k_own, v_own, readable, per_step)
+            registers = block.mix(registers, read)
+            x = block.mix(x, attention(q, k, v, causal=True))
+        memory = self.to_memory(self.norm(registers)).unflatten(1, (count, per_step))
+        return memory, self.trunk.head(self.trunk.transformer.norm(x))
+
+
+def _attend_trunk_and_group(
+    q: Tensor, k: Tensor, v: Tensor, k_own: Tensor, v_own: Tensor, readable: Tensor, per_step: int
+) -> Tensor:
+    """Registers attend to the trunk where `readable` (S·K, T + 1), and to their own step's registers.
+
+    q, k_own, v_own (B, H, S·K, C) and k, v (B, H, T + 1, C) → (B, H, S·K, C); one softmax over both kinds of key.
+    """
+    length = k.shape[-2]
+    q = q * q.shape[-1] ** -0.5
+    grouped = [part.unflatten(2, (-1, per_step)) for part in (q, k_own, v_own)]  # (B, H, S, K, C)
+    to_trunk = (q @ k.transpose(-1, -2)).masked_fill(~readable, float("-inf"))
+    to_group = (grouped[0] @ grouped[1].transpose(-1, -2)).flatten(2, 3)  # (B, H, S·K, K)
+    weights = torch.cat([to_trunk, to_group], -1).softmax(-1, dtype=torch.float32).to(v.dtype)
+    from_group = weights[..., length:].unflatten(2, (-1, per_step)) @ grouped[2]
+    return weights[..., :length] @ v + from_group.flatten(2, 3)
+
+
+class WindowEncoder(nn.Module):
+    """The paper's: a bidirectional Transformer over the last C tokens and K registers, one pass per step."""
+
+    def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
+        super().__init__()
+        self.context_len = config.context_len
+        self.embed = nn.Embedding(vocab_size, config.width)
+        self.registers = nn.Parameter(torch.randn(memory.tokens, config.width) * 0.02)
+        self.transformer = Transformer(config.width, config.heads, config.layers)
+        self.to_memory = nn.Linear(config.width, memory.width, bias=False)
+        nn.init.normal_(self.embed.weight, std=0.02)
+
+    def forward(self, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor | None]:
+        batch, per_step = tokens.shape[0], len(self.registers)
+        longest = int(steps.max())
+        width = longest if self.context_len is None else min(longest, self.context_len)
+        # Windows end at their step and are padded on the left, where nothing may look.
+        where = steps[:, None] - width + torch.arange(width, device=tokens.device)  # (S, C)
+        windows = self.embed(tokens[:, where.clamp_min(0)])  # (B, S, C, W)
+        registers = self.registers.expand(batch, len(steps), -1, -1)
+        real = torch.cat([where >= 0, where.new_ones(len(steps), per_step, dtype=torch.bool)], 1)
+        mask = real[:, None, None].expand(batch, -1, -1, -1, -1).flatten(0, 1)  # (B·S, 1, 1, C + K)
+        x = self.transformer(torch.cat([windows, registers], 2).flatten(0, 1), mask=mask)
+        return self.to_memory(x[:, width:]).unflatten(0, (batch, -1)), None
+
+
+ENCODERS: dict[str, type[nn.Module]] = {"state": StateEncoder, "register": RegisterEncoder, "window": WindowEncoder}

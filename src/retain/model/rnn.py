@@ -1,0 +1,65 @@
+"""The RNN that is left when training is over: embedding, cell, readout and m_0."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from retain.config import CellConfig, MemoryConfig, TeacherConfig
+from retain.model.cells import build_cell, check_cell
+from retain.model.layers import rms
+from retain.model.teacher import Readout
+
+
+class RNN(nn.Module):
+    """Reads a stream at constant memory and constant cost per token, from its own m_0.
+
+    Memory is a plain float32 tensor (B, K, D): save it, copy it, batch it, restore it.
+    `cell` may be any `nn.Module` with forward(memory (N, K, D), inputs (N, D)) -> memory; by default the one
+    that `cell_config` names. Raises ValueError for a cell that returns another shape.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        memory: MemoryConfig,
+        readout: TeacherConfig,
+        cell_config: CellConfig,
+        cell: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.vocab_size, self.normalise = vocab_size, memory.norm == "rms"
+        self.embed = nn.Embedding(vocab_size, memory.width)
+        self.cell = build_cell(memory, cell_config) if cell is None else check_cell(cell, memory, type(cell).__name__)
+        self.readout = Readout(vocab_size, memory, readout)
+        self.m_0 = nn.Parameter(torch.randn(memory.tokens, memory.width))
+
+    def init_memory(self, batch: int) -> Tensor:
+        """The memory before any token, (B, K, D)."""
+        return self.m_0.expand(batch, -1, -1)
+
+    def update(self, memory: Tensor, tokens: Tensor) -> Tensor:
+        """f: memory (..., K, D) and tokens (...) → the next memory, float32. All positions are independent."""
+        inputs = self.embed(tokens.flatten())
+        new = self.cell(memory.flatten(0, -3), inputs).float()
+        return (rms(new) if self.normalise else new).view(memory.shape)
+
+    def step(self, token: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Read one token (B,) into memory (B, K, D) → logits (B, V) of what comes next, and the new memory."""
+        memory = self.update(memory, token)
+        return self.readout(memory).float(), memory
+
+    def rollout(self, tokens: Tensor, memory: Tensor) -> Tensor:
+        """Memories after each of the tokens (B, T), read one after another from memory (B, K, D): (B, T, K, D)."""
+        memories = []
+        for token in tokens.unbind(1):
+            memory = self.update(memory, token)
+            memories.append(memory)
+        return torch.stack(memories, 1) if memories else memory.new_zeros(len(tokens), 0, *memory.shape[1:])
+
+    def forward(self, tokens: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Read tokens (B, T) from memory (B, K, D), m_0 by default → logits (B, T, V) after each, last memory."""
+        memory = self.init_memory(len(tokens)) if memory is None else memory
+        memories = self.rollout(tokens, memory)
+        logits = self.readout(memories).float()
+        return logits, memories[:, -1] if tokens.shape[1] else memory

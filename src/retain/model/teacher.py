@@ -1,0 +1,74 @@
+"""The teacher: memory encoder E, predictive decoder P, and the normalisation of memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from retain.config import MemoryConfig, TeacherConfig
+from retain.model.encoders import ENCODERS
+from retain.model.layers import MemoryNorm, Transformer
+
+
+class Readout(nn.Module):
+    """g: logits of y_t from m_t alone; the decoder with no future."""
+
+    def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
+        super().__init__()
+        self.from_memory = nn.Linear(memory.width, config.width)
+        self.positions = nn.Parameter(torch.randn(memory.tokens, config.width) * 0.02)
+        self.transformer = Transformer(config.width, config.heads, config.decoder_layers)
+        self.head = nn.Linear(config.width, vocab_size)
+
+    def forward(self, memory: Tensor) -> Tensor:
+        """memory (..., K, D) → logits (..., V)."""
+        x = self.from_memory(memory) + self.positions
+        return self.head(self.transformer(x.flatten(0, -3), causal=True)[:, -1]).unflatten(0, memory.shape[:-2])
+
+
+class Decoder(Readout):
+    """P: a causal Transformer over [m_t as K tokens, x_t … x_{t+F-1}] → logits of y_t … y_{t+F}."""
+
+    def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
+        super().__init__(vocab_size, memory, config)
+        self.embed = nn.Embedding(vocab_size, config.width)
+        nn.init.normal_(self.embed.weight, std=0.02)
+
+    def forward(self, memory: Tensor, future: Tensor | None = None) -> Tensor:
+        """memory (..., K, D), future (..., F) → logits (..., F + 1, V); with no future (..., V)."""
+        if future is None:
+            return super().forward(memory)
+        x = torch.cat([self.from_memory(memory) + self.positions, self.embed(future)], -2)
+        x = self.transformer(x.flatten(0, -3), causal=True)[:, len(self.positions) - 1 :]
+        return self.head(x).unflatten(0, memory.shape[:-2])
+
+
+class Teacher(nn.Module):
+    """Says what the memory should be after every token, and proves it by predicting the future from it."""
+
+    def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
+        super().__init__()
+        self.encoder = ENCODERS[config.encoder](vocab_size, memory, config)
+        self.norm = MemoryNorm(memory.norm, memory.tokens, memory.width)
+        self.decoder = Decoder(vocab_size, memory, config)
+
+    def encode(self, tokens: Tensor, steps: Tensor | None = None) -> Tensor:
+        """Memories m_t, (B, S, K, D) float32, at the `steps` (S,) wanted; None is all t = 0 … T. tokens (B, T)."""
+        return self.encode_with_trunk(tokens, steps)[0]
+
+    def encode_with_trunk(self, tokens: Tensor, steps: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """As `encode`, and the trunk's own logits of y_0 … y_T, (B, T + 1, V), where the encoder has a trunk."""
+        if steps is None:
+            steps = torch.arange(tokens.shape[1] + 1, device=tokens.device)
+        memory, trunk_logits = self.encoder(tokens, steps)
+        return self.norm(memory), trunk_logits
+
+    @torch.no_grad()
+    def empty_memory(self) -> Tensor:
+        """m_0, the memory before any token: the encoder on an empty context, (K, D)."""
+        training = self.training
+        self.eval()
+        tokens = torch.zeros(1, 0, dtype=torch.long, device=self.decoder.positions.device)
+        memory = self.encode(tokens)[0, 0]
+        self.train(training)
+        return memory

@@ -1,0 +1,8 @@
+"""What is minimised: each objective is a module whose forward(batch) returns a dict of named losses."""
+
+from retain.objectives.bptt import BPTT
+from retain.objectives.dmt import DMT, rollout_from_teacher
+from retain.objectives.losses import dynamics_loss, predictive_loss, uniformity_loss
+from retain.objectives.smt import SMT
+
+__all__ = ["BPTT", "DMT", "SMT", "dynamics_loss", "predictive_loss", "rollout_from_teacher", "uniformity_loss"]

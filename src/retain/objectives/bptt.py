@@ -1,0 +1,36 @@
+"""Backpropagation through time, whole or truncated: the baseline, and a way to finetune."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from retain.config import BPTTConfig
+from retain.model.rnn import RNN
+from retain.objectives.losses import predictive_loss
+
+
+class BPTT(nn.Module):
+    """Cross-entropy of the readout along the unrolled RNN, with gradient through the last `truncate` steps.
+
+    `forward(batch)`: batch["tokens"] (B, T), batch["targets"] (B, T + 1) → dict with "loss" and "loss_readout".
+    m_0 is learnt.
+    """
+
+    def __init__(self, rnn: RNN, config: BPTTConfig):
+        super().__init__()
+        self.rnn, self.config = rnn, config
+        self.train()
+        self.requires_grad_(True)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        tokens, targets = batch["tokens"], batch["targets"]
+        memory = self.rnn.init_memory(len(tokens))
+        memories = [memory[:, None]]
+        for chunk in tokens.split(self.config.truncate or tokens.shape[1], 1):
+            memories.append(self.rnn.rollout(chunk, memories[-1][:, -1].detach() if len(memories) > 1 else memory))
+        loss = predictive_loss(self.rnn.readout(torch.cat(memories, 1)), targets)
+        return {"loss": loss, "loss_readout": loss}
+
+    def finish(self) -> None:
+        """Nothing is left to do: the RNN stands alone."""

@@ -1,0 +1,123 @@
+"""Supervised Memory Training (Eq. 5): teacher and RNN learn together, with no recurrence anywhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from retain.config import IGNORE, SMTConfig
+from retain.model.rnn import RNN
+from retain.model.teacher import Teacher
+from retain.objectives.dmt import rollout_from_teacher
+from retain.objectives.losses import dynamics_loss, predictive_loss, uniformity_loss
+
+
+class SMT(nn.Module):
+    """loss_smt = λ_dec·dec + λ_dyn·dyn + λ_unif·unif (+ λ_trunk·trunk + λ_readout·readout).
+
+    `forward(batch)`: batch["tokens"] (B, T), batch["targets"] (B, T + 1), and batch["progress"], how much of the
+    phase is over (0 … 1, default 0) → dict of scalar losses; "loss" is their weighted sum, to be minimised.
+    Parameters that no loss reaches are frozen. After training, `finish()` gives the RNN its m_0 (and its readout,
+    where that was not trained).
+    """
+
+    def __init__(self, teacher: Teacher, rnn: RNN, config: SMTConfig, future_len: int):
+        super().__init__()
+        self.teacher, self.rnn, self.config, self.future_len = teacher, rnn, config, future_len
+        self.train()
+        self.requires_grad_(True)
+        rnn.m_0.requires_grad_(False)
+        rnn.readout.requires_grad_(config.lambda_readout > 0)
+        trunk = getattr(teacher.encoder, "trunk", None)
+        if config.lambda_trunk == 0 and trunk is not None:
+            trunk.head.requires_grad_(False)
+        if config.lambda_dec == 0:
+            teacher.decoder.requires_grad_(False)
+        elif future_len == 0:
+            teacher.decoder.embed.requires_grad_(False)
+        copy_readout(teacher, rnn)
+
+    def lambda_dyn(self, progress: float) -> float:
+        start, end = self.config.lambda_dyn, self.config.lambda_dyn_end
+        return start if end is None else start * (end / start) ** progress
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        tokens, targets, c = batch["tokens"], batch["targets"], self.config
+        length = tokens.shape[1]
+        count = length if c.steps_per_sequence is None else min(c.steps_per_sequence, length)
+        first = int(torch.randint(length - count + 1, ()))
+        steps = torch.arange(first, first + count + 1, device=tokens.device)
+        memory, trunk_logits = self.teacher.encode_with_trunk(tokens, steps)  # (B, S + 1, K, D)
+        losses = {}
+        if c.lambda_dec:
+            chosen = spread(count + 1, c.decodes_per_sequence, tokens.device)
+            future, future_targets = futures(tokens, targets, steps[chosen], self.future_len)
+            logits = self.teacher.decoder(memory[:, chosen], future if self.future_len else None)
+            losses["loss_dec"] = predictive_loss(logits, future_targets if self.future_len else future_targets[..., 0])
+        if c.lambda_trunk and trunk_logits is not None:
+            losses["loss_trunk"] = predictive_loss(trunk_logits, targets)
+        inputs = tokens[:, first : first + count]
+        start = memory[:, :-1]
+        if c.on_policy:
+            n = round(c.on_policy * len(tokens))
+            own = rollout_from_teacher(self.rnn, memory[:n].detach(), inputs[:n], min(c.horizon, count))
+            start = torch.cat([own, start[n:]])
+        predicted = self.rnn.update(start, inputs)  # (B, S, K, D)
+        losses["loss_dyn"] = self.sweep(memory, inputs, predicted)
+        if c.lambda_readout:
+            own = torch.cat([memory[:, :1].detach(), predicted], 1)
+            losses["loss_readout"] = predictive_loss(self.rnn.readout(own), targets[:, first : first + count + 1])
+        losses["loss_unif"] = uniformity_loss(memory)
+        weights = {
+            "loss_dec": c.lambda_dec,
+            "loss_trunk": c.lambda_trunk,
+            "loss_dyn": self.lambda_dyn(float(batch.get("progress", 0.0))),
+            "loss_readout": c.lambda_readout,
+            "loss_unif": c.lambda_unif,
+        }
+        losses["loss"] = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+        return losses
+
+    def sweep(self, memory: Tensor, inputs: Tensor, predicted: Tensor) -> Tensor:
+        """loss_dyn over the sweeps: f on the teacher's memories (B, S + 1, K, D), then on its own.
+
+        Only the first sweep's gradient reaches the teacher: letting more through collapses the memory.
+        """
+        loss = dynamics_loss(predicted, memory[:, 1:])
+        labels, sweeps = memory.detach(), min(self.config.sweeps, inputs.shape[1])
+        for j in range(1, sweeps):
+            predicted = self.rnn.update(predicted[:, :-1].detach(), inputs[:, j:])
+            loss = loss + dynamics_loss(predicted, labels[:, j + 1 :])
+        return loss / sweeps
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        self.rnn.m_0.copy_(self.teacher.empty_memory())
+        if not self.config.lambda_readout:
+            copy_readout(self.teacher, self.rnn)
+
+
+@torch.no_grad()
+def copy_readout(teacher: Teacher, rnn: RNN) -> None:
+    """Give the RNN's readout the decoder's weights: they have one shape but for the future's embedding."""
+    rnn.readout.load_state_dict({k: v for k, v in teacher.decoder.state_dict().items() if not k.startswith("embed")})
+
+
+def spread(count: int, wanted: int | None, device: torch.device) -> Tensor:
+    """`wanted` of the indices 0 … count - 1, evenly spaced from a random start; None is all of them."""
+    if wanted is None or wanted >= count:
+        return torch.arange(count, device=device)
+    offset = torch.rand(())
+    return ((torch.arange(wanted) + offset) * (count / wanted)).long().clamp_max(count - 1).to(device)
+
+
+def futures(tokens: Tensor, targets: Tensor, steps: Tensor, future_len: int) -> tuple[Tensor, Tensor]:
+    """What the decoder is shown and asked after m_t: x_t … x_{t+F-1} (B, S, F), y_t … y_{t+F} (B, S, F + 1).
+
+    Past the end of the sequence the tokens are 0 and the targets IGNORE.
+    """
+    after = steps[:, None] + torch.arange(future_len + 1, device=tokens.device)  # (S, F + 1)
+    length = tokens.shape[1]
+    shown = tokens[:, after[:, :-1].clamp_max(length - 1)] * (after[:, :-1] < length)
+    asked = targets[:, after.clamp_max(length)].masked_fill(after > length, IGNORE)
+    return shown, asked

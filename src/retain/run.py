@@ -1,0 +1,71 @@
+"""A run folder: build what its config describes, and load the RNN and its teacher back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from retain.checkpoint import load_model
+from retain.config import RunConfig, load_config
+from retain.model.rnn import RNN
+from retain.model.teacher import Teacher
+
+
+def build(config: RunConfig, vocab_size: int, cell: nn.Module | None = None) -> tuple[RNN, Teacher]:
+    """The RNN and the teacher of a run, freshly initialised; `cell` replaces the one the config names."""
+    rnn = RNN(vocab_size, config.memory, config.teacher, config.cell, cell)
+    return rnn, Teacher(vocab_size, config.memory, config.teacher)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds: config, state (vocabulary, data, progress), RNN and, where asked for, teacher."""
+
+    path: Path
+    config: RunConfig
+    state: dict[str, Any]
+    rnn: RNN
+    teacher: Teacher | None
+
+
+def load_run(
+    path: str | Path, *, teacher: bool = False, device: str | torch.device = "cpu", cell: nn.Module | None = None
+) -> Run:
+    """The trained run at `path`, in evaluation mode; while training is not over, its best checkpoint so far.
+
+    Raises ValueError where there is no run, CheckpointError for damaged weights.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"run: {path} is not a folder; give the folder that `retain train` wrote")
+    if not (path / "config.json").exists():
+        raise ValueError(f"run: {path} holds no config.json; give the folder that `retain train` wrote")
+    config = load_config(path / "config.json")
+    tensors, state = load_model(path, ["model", "teacher"] if teacher else ["model"], device)
+    rnn, guide = build(config, state["vocab_size"], cell)
+    _fill(rnn, tensors["model"], path)
+    if teacher:
+        _fill(guide, tensors["teacher"], path)
+    return Run(path, config, state, rnn.to(device).eval(), guide.to(device).eval() if teacher else None)
+
+
+def load(path: str | Path, *, device: str | torch.device = "cpu", cell: nn.Module | None = None) -> RNN:
+    """The RNN of a run folder, ready to read.
+
+    `memory = rnn.init_memory(batch)`, then `logits, memory = rnn.step(token, memory)` for every token.
+    `cell` is the user's own cell where the run was trained with one that its config cannot name.
+    Raises ValueError where there is no run, CheckpointError for damaged weights.
+    """
+    return load_run(path, device=device, cell=cell).rnn
+
+
+def _fill(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:200]
+        raise ValueError(f"run: the weights in {path} do not fit its config.json: {detail}") from None

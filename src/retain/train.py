@@ -1,0 +1,489 @@
+"""The one loop that runs phases: SMT, DMT, BPTT, on one process or many."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import math
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import nn
+from tqdm import tqdm
+
+from retain import __version__
+from retain.checkpoint import (
+    best_checkpoint,
+    export,
+    latest_checkpoint,
+    load_files,
+    load_optimizer,
+    optimizer_tensors,
+    save_checkpoint,
+)
+from retain.config import Budget, PhaseConfig, RunConfig, load_config, parse_budget, save_config, to_dict
+from retain.data import Data, load_data
+from retain.evaluate import evaluate
+from retain.metrics import append_line, truncate_after
+from retain.model.rnn import RNN
+from retain.model.teacher import Teacher
+from retain.objectives import BPTT, DMT, SMT
+from retain.run import build
+
+
+class TrainingError(RuntimeError):
+    """Training had to stop: a loss that is not finite. The message names the last good checkpoint."""
+
+
+class Interrupted(Exception):
+    """Training was asked to stop (Ctrl-C, SIGTERM) and has checkpointed; the message says how to go on."""
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run is. Saved with every checkpoint; together with seed and config it decides all that follows."""
+
+    phase: int = 0
+    phase_step: int = 0
+    phase_seconds: float = 0.0
+    phase_tokens: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    best_step: int | None = None
+    best_value: float = math.inf
+
+    def spent(self, unit: str) -> float:
+        return {"s": self.phase_seconds, "steps": self.phase_step, "tokens": self.phase_tokens}[unit]
+
+    def total(self, unit: str) -> float:
+        return {"s": self.seconds, "steps": self.step, "tokens": self.tokens}[unit]
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are fast here: CUDA since Ampere, or a CPU with AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+
+
+def make_accelerator(config: RunConfig, out: Path) -> Accelerator:
+    """Accelerate's view of devices, precision, processes and trackers. Raises ValueError for what is not there."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda was asked for, but PyTorch sees no CUDA device here; use --device cpu")
+    if config.device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device: mps was asked for, but it is not available here; use --device cpu")
+    tracker = config.tracker
+    if tracker == "auto":
+        tracker = "tensorboard" if importlib.util.find_spec("tensorboard") else None
+    elif tracker is not None and importlib.util.find_spec(tracker) is None:
+        raise ValueError(f"tracker: {tracker} is not installed; pip install {tracker}, or --tracker None")
+    cuda = torch.cuda.is_available() and config.device != "cpu"
+    bf16 = config.precision == "bf16" or (
+        config.precision == "auto" and fast_bf16(torch.device("cuda" if cuda else "cpu"))
+    )
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision="bf16" if bf16 else "no",
+        log_with=tracker,
+        project_dir=str(out),
+    )
+    if tracker is not None:
+        accelerator.init_trackers("trackers", config={k: str(v) for k, v in flatten(to_dict(config)).items()})
+    return accelerator
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields under dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def objective_of(name: str, config: RunConfig, rnn: RNN, teacher: Teacher) -> SMT | DMT | BPTT:
+    if name == "smt":
+        return SMT(teacher, rnn, config.smt, config.teacher.future_len)
+    if name == "dmt":
+        return DMT(teacher, rnn, config.dmt)
+    return BPTT(rnn, config.bptt)
+
+
+def learning_rate(config: PhaseConfig, progress: float) -> float:
+    """Linear warm-up, then constant, or a cosine to a hundredth, over the phase's progress 0 … 1."""
+    if progress < config.warmup:
+        return config.lr * max(progress / config.warmup, 1e-3)
+    if config.schedule == "constant":
+        return config.lr
+    over = min(1.0, (progress - config.warmup) / (1 - config.warmup))
+    return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * over)))
+
+
+def prepare_folder(config: RunConfig, out: Path, resume: bool) -> None:
+    """Refuse to overwrite another run, or to go on with another config than the run's. Raises ValueError."""
+    saved = out / "config.json"
+    if resume:
+        if not saved.exists():
+            raise ValueError(f"resume: {out} holds no run; leave out --resume to start one")
+        before, now = flatten(to_dict(load_config(saved))), flatten(to_dict(config))
+        for key in now:
+            if before.get(key) != now[key]:
+                raise ValueError(
+                    f"resume: {key} was {before.get(key)!r} in {out} and is {now[key]!r} now; "
+                    f"resume without it, or train into a new --out"
+                )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"out: {out} already exists; add --resume to go on with it, or name another folder")
+
+
+def train(
+    config: RunConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    cell: nn.Module | None = None,
+    data: Data | None = None,
+    progress_bar: bool = True,
+) -> dict[str, Any]:
+    """Train the phases of `config` and write everything into the run folder `out`; returns its summary.
+
+    `cell`: the user's own cell in place of the one the config names (see `retain.model.cells`). `data`: anything
+    with the methods of `retain.data.Data`, in place of what the config names. `resume` goes on from the newest
+    checkpoint, bit for bit where budgets are in steps or tokens. The model exported at the end is the one of the
+    best validation. Raises ValueError for what the user got wrong, TrainingError for a loss that is not finite,
+    CheckpointError where the disk refuses, Interrupted on Ctrl-C or SIGTERM after a checkpoint.
+    """
+    out = Path(out)
+    prepare_folder(config, out, resume)
+    data = load_data(config.data) if data is None else data
+    torch.manual_seed(config.seed)
+    rnn, teacher = build(config, data.vocab_size, cell)
+    accelerator = make_accelerator(config, out)
+    main = accelerator.is_main_process
+    if main and not resume:
+        out.mkdir(parents=True, exist_ok=True)
+        save_config(config, out / "config.json")
+        (out / "data.json").write_text(json.dumps(data.info, indent=2) + "\n")
+    accelerator.wait_for_everyone()
+    rnn.to(accelerator.device)
+    teacher.to(accelerator.device)
+    loop = Loop(config, out, accelerator, data, rnn, teacher, progress_bar and main)
+    try:
+        with stop_signals() as stop:
+            return loop.run(resume, stop)
+    finally:
+        accelerator.end_training()
+
+
+class Loop:
+    """The state that the training loop carries from step to step."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        out: Path,
+        accelerator: Accelerator,
+        data: Data,
+        rnn: RNN,
+        teacher: Teacher,
+        bar: bool,
+    ):
+        self.config, self.out, self.accelerator, self.data = config, out, accelerator, data
+        self.rnn, self.teacher, self.bar = rnn, teacher, bar
+        self.main = accelerator.is_main_process
+        self.progress = Progress()
+        self.saved_at: int | None = None
+        self.budgets = config.budgets()
+
+    def run(self, resume: bool, stop: threading.Event) -> dict[str, Any]:
+        saved = None
+        if resume:
+            saved = load_files(latest_checkpoint(self.out), device=self.accelerator.device)
+            self.progress = Progress(**saved[1]["progress"])
+            if self.main:
+                truncate_after(self.out / "metrics.jsonl", self.progress.step)
+        if self.config.compile:
+            compile_parts(self.rnn, self.teacher)
+        first = self.progress.phase
+        for index in range(first, len(self.config.phases)):
+            if index > first or saved is None:
+                self.progress.phase = index
+                self.progress.phase_step = self.progress.phase_tokens = 0
+                self.progress.phase_seconds = 0.0
+            self.run_phase(index, saved if index == first else None, stop)
+        return self.finish()
+
+    def run_phase(self, index: int, saved: Any, stop: threading.Event) -> None:
+        name, budget, p = self.config.phases[index], self.budgets[index], self.progress
+        config: PhaseConfig = getattr(self.config, name)
+        objective = objective_of(name, self.config, self.rnn, self.teacher)
+        named = [(n, q) for n, q in objective.named_parameters() if q.requires_grad]
+        optimizer = torch.optim.AdamW(
+            [q for _, q in named],
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=self.accelerator.device.type in ("cpu", "cuda"),
+        )
+        if saved is not None:
+            tensors, state = saved
+            self.rnn.load_state_dict(tensors["model"])
+            self.teacher.load_state_dict(tensors["teacher"])
+            load_optimizer(optimizer, named, tensors["optimizer"], state["optimizer"])
+        wrapped, prepared = self.accelerator.prepare(objective, optimizer)
+        every = {
+            "checkpoint": Every(parse_budget(self.config.checkpoint_every), p),
+            "validate": Every(parse_budget(self.config.validate_every), p),
+        }
+        clock = Clock(p)
+        bar = tqdm(
+            total=budget.amount, initial=min(p.spent(budget.unit), budget.amount), unit=budget.unit, desc=name,
+            disable=not self.bar, mininterval=0.5 if sys.stderr.isatty() else 10, dynamic_ncols=True,
+            bar_format="{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} {unit}, ETA {remaining}{postfix}",
+        )  # fmt: skip
+        try:
+            while True:
+                done = p.spent(budget.unit) / budget.amount
+                halt = stop.is_set()
+                if self.accelerator.num_processes > 1:
+                    # Clocks and signals differ between processes; all must leave the loop at the same step.
+                    done, halt = broadcast(torch.tensor([done, float(halt)], device=self.accelerator.device)).tolist()
+                if halt:
+                    self.checkpoint(objective, prepared, named)
+                    raise Interrupted(f"stopped at step {p.step} and saved; go on with: --out {self.out} --resume")
+                if done >= 1:
+                    break
+                log = p.step % self.config.log_every == 0
+                record = self.step(wrapped, prepared, config, done, log)
+                clock.tick()
+                if log and self.main:
+                    self.log(record)
+                speed = p.tokens / max(p.seconds, 1e-9)
+                bar.set_postfix_str(f"loss {record['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
+                bar.update(min(p.spent(budget.unit), budget.amount) - bar.n)
+                if every["validate"].due(p):
+                    self.validate(objective, prepared, named)
+                    clock.tick()
+                if every["checkpoint"].due(p):
+                    self.checkpoint(objective, prepared, named)
+                    clock.tick()
+            objective.finish()
+            self.validate(objective, prepared, named)
+        finally:
+            bar.close()
+            self.accelerator.free_memory()
+
+    def step(self, wrapped: nn.Module, optimizer: Any, config: PhaseConfig, done: float, log: bool) -> dict[str, float]:
+        """One optimizer step; returns its losses as numbers. Raises TrainingError if one is not finite."""
+        p = self.progress
+        seed = seed_of(self.config.seed, p.step)
+        lr = learning_rate(config, done)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        for micro in range(config.accumulate):
+            # All that is random in a step follows from (seed, step), so that resuming needs no generator's state.
+            torch.manual_seed(seed + micro)
+            batch: dict[str, Any] = self.data.batch(
+                self.config.seed, p.step * config.accumulate + micro, self.accelerator.process_index, config.batch_size
+            )
+            count = batch["tokens"].numel()
+            batch = {k: v.to(self.accelerator.device, non_blocking=True) for k, v in batch.items()} | {"progress": done}
+            last = micro == config.accumulate - 1
+            with contextless() if last else self.accelerator.no_sync(wrapped):
+                losses = wrapped(batch)
+                self.accelerator.backward(losses["loss"] / config.accumulate)
+            p.tokens += count * self.accelerator.num_processes
+            p.phase_tokens += count * self.accelerator.num_processes
+        norm = self.accelerator.clip_grad_norm_(wrapped.parameters(), config.clip)
+        values = torch.stack([*losses.values(), norm]).detach().float()
+        if self.accelerator.num_processes > 1 and log:
+            values = self.accelerator.reduce(values, "mean")
+        record = dict(zip([*losses, "gradient_norm"], values.tolist(), strict=True))
+        for name, value in record.items():
+            if not math.isfinite(value):
+                self.refuse(name, value)
+        optimizer.step()
+        optimizer.zero_grad()
+        p.step += 1
+        p.phase_step += 1
+        return record | {"lr": lr}
+
+    def refuse(self, name: str, value: float) -> None:
+        try:
+            good = f"the last good checkpoint is {latest_checkpoint(self.out)}"
+        except (RuntimeError, OSError):
+            good = "there is no checkpoint yet"
+        phase = self.config.phases[self.progress.phase]
+        raise TrainingError(
+            f"{name} became {value} at step {self.progress.step} in phase {phase}; {good}; try a lower {phase}.lr"
+        )
+
+    def log(self, record: dict[str, Any]) -> None:
+        p = self.progress
+        line = {
+            "step": p.step,
+            "phase": self.config.phases[p.phase],
+            "seconds": round(p.seconds, 3),
+            "tokens": p.tokens,
+            "tokens_per_second": round(p.tokens / max(p.seconds, 1e-9), 1),
+            **record,
+        }
+        append_line(self.out / "metrics.jsonl", line)
+        numbers = {k: v for k, v in line.items() if isinstance(v, (int, float)) and k != "step"}
+        self.accelerator.log(numbers, step=p.step)
+
+    def validate(self, objective: SMT | DMT | BPTT, optimizer: Any, named: Any) -> None:
+        """Score the RNN alone on validation; the best so far is checkpointed, and exported in the end."""
+        if self.main:
+            objective.finish()
+            start = time.perf_counter()
+            guide = None if isinstance(objective, BPTT) and "smt" not in self.config.phases else self.teacher
+            with self.accelerator.autocast():
+                result = evaluate(
+                    self.rnn, guide, self.data.windows("validation", 256, self.config.validation_sequences)
+                )
+            objective.train()
+            value = result["bits_per_token"]
+            keep = ("bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift")
+            record = {f"validation_{k}": result[k] for k in keep if result[k] is not None}
+            self.log(record | {"validation_seconds": time.perf_counter() - start})
+            if value < self.progress.best_value:
+                self.progress.best_step, self.progress.best_value = self.progress.step, value
+                self.checkpoint(objective, optimizer, named)
+        self.accelerator.wait_for_everyone()
+
+    def checkpoint(self, objective: SMT | DMT | BPTT, optimizer: Any, named: Any) -> None:
+        """Save model, teacher, optimizer and progress, once per step."""
+        p = self.progress
+        if not self.main or self.saved_at == p.step:
+            return
+        objective.finish()
+        inner = getattr(optimizer, "optimizer", optimizer)
+        tensors, rest = optimizer_tensors(inner, named)
+        save_checkpoint(
+            self.out,
+            p.step,
+            {"model": self.rnn.state_dict(), "teacher": self.teacher.state_dict(), "optimizer": tensors},
+            self.state() | {"optimizer": rest},
+            best=p.best_step,
+        )
+        self.saved_at = p.step
+
+    def state(self) -> dict[str, Any]:
+        """What a loader needs beside the weights, and where they come from."""
+        data, a = self.data, self.accelerator
+        return {
+            "vocab_size": data.vocab_size,
+            "kind": data.kind,
+            "image_shape": list(data.image_shape) if data.image_shape else None,
+            "data": data.info,
+            "progress": dataclasses.asdict(self.progress),
+            "versions": {"retain": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            "device": str(a.device),
+            "precision": a.mixed_precision if a.mixed_precision != "no" else "fp32",
+            "processes": a.num_processes,
+            "threads": torch.get_num_threads(),
+        }
+
+    def finish(self) -> dict[str, Any]:
+        """Export the best model and write summary.json."""
+        p = self.progress
+        summary: dict[str, Any] = {}
+        if self.main:
+            tensors, state = load_files(best_checkpoint(self.out), ["model", "teacher"])
+            state.pop("optimizer", None)
+            export(self.out, tensors, state)
+            summary = {
+                "preset": self.config.preset,
+                "phases": list(self.config.phases),
+                "steps": p.step,
+                "seconds": p.seconds,
+                "tokens": p.tokens,
+                "best_step": p.best_step,
+                "validation_bits_per_token": p.best_value,
+                "parameters": sum(q.numel() for q in self.rnn.parameters()),
+                "teacher_parameters": sum(q.numel() for q in self.teacher.parameters()),
+                **self.state(),
+            }
+            (self.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        self.accelerator.wait_for_everyone()
+        return summary
+
+
+class Clock:
+    """Adds the wall-clock that passes to the progress; all that happens between ticks counts, compiling too."""
+
+    def __init__(self, progress: Progress):
+        self.progress, self.before = progress, time.perf_counter()
+
+    def tick(self) -> None:
+        now = time.perf_counter()
+        self.progress.seconds += now - self.before
+        self.progress.phase_seconds += now - self.before
+        self.before = now
+
+
+class Every:
+    """Says when another `budget` of training has gone by."""
+
+    def __init__(self, budget: Budget, progress: Progress):
+        self.budget, self.last = budget, progress.total(budget.unit)
+        if budget.unit != "s":
+            # Counted from the run's beginning, so that a resumed run does it at the same steps.
+            self.last -= self.last % budget.amount
+
+    def due(self, progress: Progress) -> bool:
+        now = progress.total(self.budget.unit)
+        if now - self.last < self.budget.amount:
+            return False
+        self.last = now if self.budget.unit == "s" else now - now % self.budget.amount
+        return True
+
+
+def seed_of(seed: int, step: int) -> int:
+    """A seed for the step, far from those of its neighbours."""
+    return (seed * 1_000_003 + step) * 4_099 % (2**62)
+
+
+def compile_parts(rnn: RNN, teacher: Teacher) -> None:
+    """Compile the modules whose shapes stay the same from step to step."""
+    for part in (teacher.encoder, teacher.decoder, rnn.readout, rnn.cell):
+        part.compile()
+
+
+@contextmanager
+def contextless() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """Turn Ctrl-C and SIGTERM into an event that the loop reads between steps; a second Ctrl-C is the ordinary one."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
