@@ -118,6 +118,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if argv[0] not in commands:
             raise Usage(f"command: {argv[0]!r} is none of {', '.join(commands)}")
+        # A user's own cell, module:Class, is looked for where the command is run, too.
+        sys.path.append(os.getcwd())
         commands[argv[0]](argv[1:])
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; Python would complain again when it flushes at exit.
@@ -128,12 +130,14 @@ def main(argv: list[str] | None = None) -> None:
         code = exit_code(error)
         if code is None or os.environ.get("RETAIN_DEBUG"):
             raise
+        if isinstance(error, OSError) and error.strerror:
+            fail(f"{error.filename or 'disk'}: {error.strerror}", code)
         fail(str(error), code)
 
 
 def exit_code(error: Exception) -> int | None:
     """2 for what the user can mend, 1 for a failed run, 130 for Ctrl-C; None for a defect, to be shown in full."""
-    if isinstance(error, (Usage, ValueError)):
+    if isinstance(error, (Usage, ValueError, OSError)):
         return 2
     name = type(error).__name__
     # Compared by name: to import these here would cost the start-up of every command.
@@ -243,8 +247,6 @@ def train_command(argv: list[str]) -> None:
 
 
 def open_run(path: Path, *, teacher: bool, device: str) -> Run:
-    # A user's own cell, module:Class, is looked for where the command is run, as Python itself would.
-    sys.path.insert(0, os.getcwd())
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -322,6 +324,8 @@ def generate_command(argv: list[str]) -> None:
     path, args = take_run(argv, "generate", Generate)
     if args.count < 1:
         raise Usage(f"count: {args.count} must be at least 1")
+    if args.out is not None and not args.out.lower().endswith(".png"):
+        raise Usage(f"out: {args.out} must be a .png")
     run = open_run(path, teacher=False, device=args.device)
     import torch
 
@@ -331,6 +335,8 @@ def generate_command(argv: list[str]) -> None:
     kind, shape, vocab_size = run.state["kind"], run.state["image_shape"], run.state["vocab_size"]
     prompt = encode(args.prompt, kind, vocab_size)
     image = kind == "image" and shape is not None
+    if args.out is not None and not image:
+        raise Usage(f"out: {args.out} is for images, and this run is of {kind}; leave it out")
     length = args.length
     if image:
         size = shape[0] * shape[1]

@@ -44,7 +44,7 @@ def parse_budget(text: str, name: str = "budget") -> Budget:
         amount = float(found[1]) if found else math.nan
     except ValueError:
         amount = math.nan
-    if found is None or math.isnan(amount) or (found[2] and found[3] in "smh"):
+    if found is None or not math.isfinite(amount) or (found[2] and found[3] in "smh"):
         raise ValueError(f"{name}: {text!r} is not an amount with a unit; write e.g. 240s, 5000steps or 20Mtokens")
     amount *= {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}[found[2]] * {"m": 60, "h": 3600}.get(found[3], 1)
     unit = "s" if found[3] in "smh" else found[3]
@@ -56,15 +56,15 @@ def parse_budget(text: str, name: str = "budget") -> Budget:
 def _positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if value is not None and value <= 0:
-            raise ValueError(f"{name}: {value} must be positive")
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name}: {value} must be positive and finite")
 
 
 def _not_negative(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if value is not None and value < 0:
-            raise ValueError(f"{name}: {value} must not be negative")
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"{name}: {value} must not be negative, and be finite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ class DataConfig:
             raise ValueError(f"data.name: {self.name!r} is none of {', '.join((*EMBEDDED_DATA, 'text', 'npy'))}")
         if self.name in ("text", "npy") and not self.path:
             raise ValueError(f"data.path: {self.name} needs a file; give --data PATH")
-        if len(self.split) != 3 or min(self.split) <= 0 or abs(sum(self.split) - 1) > 1e-6:
+        if len(self.split) != 3 or min(self.split) <= 0 or not abs(sum(self.split) - 1) < 1e-6:
             raise ValueError(f"data.split: {self.split} must be three positive fractions that sum to 1")
 
 
@@ -210,11 +210,16 @@ class SMTConfig(PhaseConfig):
     """Plain next-target loss of the encoder's trunk (state and register encoders)."""
     lambda_readout: float = 1.0
     """Cross-entropy of the readout on f(m_t, x_t); trains the readout, and f through its one step."""
+    lambda_distill: float = 0.0
+    """The same against the teacher's probabilities (its trunk's, or its decoder's) instead of the target."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "steps_per_sequence", "decodes_per_sequence", "sweeps", "lambda_dyn_end")
+        _positive(self, "steps_per_sequence", "decodes_per_sequence", "sweeps", "horizon", "lambda_dyn_end")
         _not_negative(self, "lambda_dec", "lambda_dyn", "lambda_unif", "lambda_trunk", "lambda_readout")
+        _not_negative(self, "lambda_distill")
+        if not 0 <= self.on_policy <= 1:
+            raise ValueError(f"on_policy: {self.on_policy} must lie in 0 … 1")
         if self.lambda_dyn_end is not None and self.lambda_dyn <= 0:
             raise ValueError(f"lambda_dyn: {self.lambda_dyn} must be positive to grow to lambda_dyn_end")
 
@@ -233,13 +238,15 @@ class DMTConfig(PhaseConfig):
     lambda_dyn: float = 1.0
     lambda_readout: float = 1.0
     """Cross-entropy of the readout on the RNN's own memories."""
+    lambda_distill: float = 0.0
+    """The same against the teacher's probabilities (its trunk's, or its decoder's) instead of the target."""
     predictive: bool = True
     """Let that cross-entropy also train f, through its one step."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive(self, "horizon", "horizon_end")
-        _not_negative(self, "lambda_dyn", "lambda_readout")
+        _not_negative(self, "lambda_dyn", "lambda_readout", "lambda_distill")
         if not 0 <= self.horizon_growth <= 1:
             raise ValueError(f"horizon_growth: {self.horizon_growth} must lie in 0 … 1")
 
@@ -370,8 +377,14 @@ def save_config(config: RunConfig, path: Path) -> None:
 def load_config(path: Path) -> RunConfig:
     """Read a config.json. Raises ValueError naming the file and the field."""
     try:
-        return from_dict(RunConfig, json.loads(path.read_text()))
+        values = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"{path}: no such config file") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read as a config file ({error.strerror})") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a config in JSON ({error})") from None
+    try:
+        return from_dict(RunConfig, values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

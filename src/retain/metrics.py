@@ -29,9 +29,10 @@ def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
         raise CheckpointError(failed(path, error)) from error
 
 
-def truncate_after(path: str | Path, step: int) -> int:
+def truncate_after(path: str | Path, step: int, *, validated: bool = True) -> int:
     """Drop the lines of a metrics file whose "step" is greater than `step`, and lines cut short by a kill; atomic.
 
+    Without `validated` the validation of `step` itself goes too: it will be done again.
     Returns how many lines were dropped; a file that is not there has none. Lines without a step stay.
     """
     path = Path(path)
@@ -40,7 +41,7 @@ def truncate_after(path: str | Path, step: int) -> int:
     kept, dropped = [], 0
     try:
         for line in path.read_bytes().splitlines():
-            if _belongs(line, step):
+            if _belongs(line, step, validated):
                 kept.append(line + b"\n")
             else:
                 dropped += bool(line)
@@ -50,12 +51,14 @@ def truncate_after(path: str | Path, step: int) -> int:
     return dropped
 
 
-def _belongs(line: bytes, step: int) -> bool:
+def _belongs(line: bytes, step: int, validated: bool) -> bool:
     try:
         record = json.loads(line)
     except ValueError:
         return False
     at = record.get("step") if isinstance(record, dict) else math.inf
+    if at == step and not validated and "validation_seconds" in record:
+        return False
     return not isinstance(at, (int, float)) or at <= step
 
 

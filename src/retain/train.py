@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import logging
 import math
 import platform
 import signal
@@ -41,6 +42,8 @@ from retain.model.teacher import Teacher
 from retain.objectives import BPTT, DMT, SMT
 from retain.run import build
 
+log = logging.getLogger("retain")
+
 
 class TrainingError(RuntimeError):
     """Training had to stop: a loss that is not finite. The message names the last good checkpoint."""
@@ -61,6 +64,10 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
+    micro_batches: int = 0
+    """Read so far: the number of the next one, so that none comes twice, whatever each phase accumulates."""
+    validated: int = -1
+    """The step of the last validation."""
     best_step: int | None = None
     best_value: float = math.inf
 
@@ -209,10 +216,14 @@ class Loop:
     def run(self, resume: bool, stop: threading.Event) -> dict[str, Any]:
         saved = None
         if resume:
-            saved = load_files(latest_checkpoint(self.out), device=self.accelerator.device)
-            self.progress = Progress(**saved[1]["progress"])
+            if began(self.out):
+                saved = load_files(latest_checkpoint(self.out), device=self.accelerator.device)
+                self.progress = Progress(**saved[1]["progress"])
+            elif self.main:
+                log.warning("%s: stopped before its first checkpoint; starting it from the beginning", self.out)
             if self.main:
-                truncate_after(self.out / "metrics.jsonl", self.progress.step)
+                p = self.progress
+                truncate_after(self.out / "metrics.jsonl", p.step, validated=p.validated == p.step)
         if self.config.compile:
             compile_parts(self.rnn, self.teacher)
         first = self.progress.phase
@@ -228,6 +239,7 @@ class Loop:
         name, budget, p = self.config.phases[index], self.budgets[index], self.progress
         config: PhaseConfig = getattr(self.config, name)
         objective = objective_of(name, self.config, self.rnn, self.teacher)
+        objective.zero_grad()  # a user's cell may bring gradients of its own
         named = [(n, q) for n, q in objective.named_parameters() if q.requires_grad]
         optimizer = torch.optim.AdamW(
             [q for _, q in named],
@@ -264,10 +276,10 @@ class Loop:
                     raise Interrupted(f"stopped at step {p.step} and saved; go on with: --out {self.out} --resume")
                 if done >= 1:
                     break
-                log = p.step % self.config.log_every == 0
-                record = self.step(wrapped, prepared, config, done, log)
+                logged = p.step % self.config.log_every == 0
+                record = self.step(wrapped, prepared, config, done, logged)
                 clock.tick()
-                if log and self.main:
+                if logged and self.main:
                     self.log(record)
                 speed = p.tokens / max(p.seconds, 1e-9)
                 bar.set_postfix_str(f"loss {record['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
@@ -279,12 +291,16 @@ class Loop:
                     self.checkpoint(objective, prepared, named)
                     clock.tick()
             objective.finish()
-            self.validate(objective, prepared, named)
+            if p.validated != p.step:
+                self.validate(objective, prepared, named)
+            self.checkpoint(objective, prepared, named)
         finally:
             bar.close()
             self.accelerator.free_memory()
 
-    def step(self, wrapped: nn.Module, optimizer: Any, config: PhaseConfig, done: float, log: bool) -> dict[str, float]:
+    def step(
+        self, wrapped: nn.Module, optimizer: Any, config: PhaseConfig, done: float, logged: bool
+    ) -> dict[str, float]:
         """One optimizer step; returns its losses as numbers. Raises TrainingError if one is not finite."""
         p = self.progress
         seed = seed_of(self.config.seed, p.step)
@@ -295,8 +311,9 @@ class Loop:
             # All that is random in a step follows from (seed, step), so that resuming needs no generator's state.
             torch.manual_seed(seed + micro)
             batch: dict[str, Any] = self.data.batch(
-                self.config.seed, p.step * config.accumulate + micro, self.accelerator.process_index, config.batch_size
+                self.config.seed, p.micro_batches, self.accelerator.process_index, config.batch_size
             )
+            p.micro_batches += 1
             count = batch["tokens"].numel()
             batch = {k: v.to(self.accelerator.device, non_blocking=True) for k, v in batch.items()} | {"progress": done}
             last = micro == config.accumulate - 1
@@ -307,7 +324,7 @@ class Loop:
             p.phase_tokens += count * self.accelerator.num_processes
         norm = self.accelerator.clip_grad_norm_(wrapped.parameters(), config.clip)
         values = torch.stack([*losses.values(), norm]).detach().float()
-        if self.accelerator.num_processes > 1 and log:
+        if self.accelerator.num_processes > 1 and logged:
             values = self.accelerator.reduce(values, "mean")
         record = dict(zip([*losses, "gradient_norm"], values.tolist(), strict=True))
         for name, value in record.items():
@@ -345,6 +362,7 @@ class Loop:
 
     def validate(self, objective: SMT | DMT | BPTT, optimizer: Any, named: Any) -> None:
         """Score the RNN alone on validation; the best so far is checkpointed, and exported in the end."""
+        self.progress.validated = self.progress.step
         if self.main:
             objective.finish()
             start = time.perf_counter()
@@ -360,6 +378,7 @@ class Loop:
             self.log(record | {"validation_seconds": time.perf_counter() - start})
             if value < self.progress.best_value:
                 self.progress.best_step, self.progress.best_value = self.progress.step, value
+                self.saved_at = None  # a checkpoint of this step made before does not know that it is the best
                 self.checkpoint(objective, optimizer, named)
         self.accelerator.wait_for_everyone()
 
@@ -419,6 +438,12 @@ class Loop:
             (self.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         self.accelerator.wait_for_everyone()
         return summary
+
+
+def began(out: Path) -> bool:
+    """Whether a run ever saved anything that resuming could go on from."""
+    checkpoints = (f for f in (out / "checkpoints").glob("*") if not f.name.startswith(".tmp-"))
+    return any(checkpoints) or (out / "manifest.json").exists()
 
 
 class Clock:

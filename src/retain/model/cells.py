@@ -1,7 +1,8 @@
 """Cells f: the one-step update m_{t+1} = f(m_t, x_t).
 
 A cell is any `nn.Module` with `forward(memory, inputs) -> memory`: memory (N, K, D), inputs (N, D) the embedded
-token. Where memory is rms-normalised, the RNN normalises what the cell returns.
+token. Where memory is rms-normalised, the RNN normalises what the cell returns. A cell may also have
+`rollout(memory, inputs)`: the same over a sequence of inputs (N, T, D) → (N, T, K, D), only faster.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.config import CellConfig, MemoryConfig
-from retain.model.layers import Norm, Transformer
+from retain.model.layers import Norm, Transformer, at_least_float32
 
 REACH = 4.0
 """Gated cells keep each value within ±1; normalised memory lies within about ±4, so they work on memory / 4."""
@@ -26,21 +27,32 @@ class MLPCell(nn.Module):
         size = memory.tokens * memory.width
         self.residual = config.residual
         self.norm = Norm(size)
-        self.layers = nn.ModuleList(
-            nn.Linear(size + memory.width if i == 0 else config.width, config.width) for i in range(config.layers)
-        )
+        self.from_memory = nn.Linear(size, config.width)
+        self.from_input = nn.Linear(memory.width, config.width, bias=False)
+        self.layers = nn.ModuleList(nn.Linear(config.width, config.width) for _ in range(config.layers - 1))
         self.out = nn.Linear(config.width, size)
         if config.residual:
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)
 
     def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        flat = memory.flatten(-2)
-        x = torch.cat([self.norm(flat), inputs], -1)
+        return self._step(memory.flatten(-2), self.from_input(inputs)).view(memory.shape)
+
+    def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:
+        """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D)."""
+        flat, memories = memory.flatten(-2), []
+        # What the inputs contribute needs no memory: one product for all of them.
+        for projected in self.from_input(inputs).unbind(1):
+            flat = at_least_float32(self._step(flat, projected))
+            memories.append(flat)
+        return torch.stack(memories, 1).unflatten(-1, memory.shape[-2:])
+
+    def _step(self, flat: Tensor, projected: Tensor) -> Tensor:
+        x = (self.from_memory(self.norm(flat)) + projected).relu().square()
         for layer in self.layers:
             x = layer(x).relu().square()
         change = self.out(x)
-        return (flat + change if self.residual else change).unflatten(-1, memory.shape[-2:])
+        return flat + change if self.residual else change
 
 
 class TransformerCell(nn.Module):
@@ -66,14 +78,27 @@ class TransformerCell(nn.Module):
 
 
 class GRUCell(nn.Module):
-    """`nn.GRUCell` whose state is the flattened memory (Cho et al. 2014)."""
+    """`nn.GRU` whose state is the flattened memory (Cho et al. 2014)."""
 
     def __init__(self, memory: MemoryConfig, config: CellConfig):
         super().__init__()
-        self.cell = nn.GRUCell(memory.width, memory.tokens * memory.width)
+        self.cell: nn.RNNBase = nn.GRU(memory.width, memory.tokens * memory.width, batch_first=True)
 
     def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        return (self.cell(inputs, memory.flatten(1) / REACH) * REACH).view_as(memory)
+        return self.rollout(memory, inputs[:, None])[:, 0]
+
+    def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:
+        """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D)."""
+        states = self.cell(inputs, (memory.flatten(1) / REACH)[None])[0]
+        return (states * REACH).unflatten(-1, memory.shape[-2:])
+
+
+class ElmanCell(GRUCell):
+    """`nn.RNN`: tanh of a linear map of memory and input (Elman 1990)."""
+
+    def __init__(self, memory: MemoryConfig, config: CellConfig):
+        nn.Module.__init__(self)
+        self.cell = nn.RNN(memory.width, memory.tokens * memory.width, batch_first=True)
 
 
 class LSTMCell(nn.Module):
@@ -86,17 +111,6 @@ class LSTMCell(nn.Module):
     def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
         h, c = (memory.flatten(1) / REACH).chunk(2, 1)
         return (torch.cat(self.cell(inputs, (h, c)), 1) * REACH).view_as(memory)
-
-
-class ElmanCell(nn.Module):
-    """tanh of a linear map of memory and input (Elman 1990)."""
-
-    def __init__(self, memory: MemoryConfig, config: CellConfig):
-        super().__init__()
-        self.cell = nn.RNNCell(memory.width, memory.tokens * memory.width)
-
-    def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        return (self.cell(inputs, memory.flatten(1) / REACH) * REACH).view_as(memory)
 
 
 CELLS: dict[str, type[nn.Module]] = {
@@ -122,13 +136,13 @@ def build_cell(memory: MemoryConfig, config: CellConfig) -> nn.Module:
         raise ValueError(
             f"cell.kind: cannot build {config.kind} as Class(memory_config, cell_config): {_line(error)}"
         ) from error
-    if not isinstance(cell, nn.Module):
-        raise ValueError(f"cell.kind: {config.kind} is a {type(cell).__name__}, not an nn.Module")
     return check_cell(cell, memory, config.kind)
 
 
 def check_cell(cell: nn.Module, memory: MemoryConfig, name: str) -> nn.Module:
-    """Call the cell once on two memories. Raises ValueError if it fails or returns anything but a memory."""
+    """Call the cell once on two memories. Raises ValueError if it is no module, fails or returns no memory."""
+    if not isinstance(cell, nn.Module):
+        raise ValueError(f"cell: {name} is a {type(cell).__name__}, not an nn.Module")
     example = torch.zeros(2, memory.tokens, memory.width)
     try:
         with torch.no_grad():

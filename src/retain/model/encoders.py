@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.config import MemoryConfig, TeacherConfig
-from retain.model.layers import Norm, Transformer, attention
+from retain.model.layers import Norm, Transformer, at_least_float32, attention
 
 LOCAL = 4
 """Tokens whose embeddings a trunk position sums: the newest few, so that no layer is spent on fetching them."""
@@ -100,7 +100,7 @@ def _attend_trunk_and_group(
     grouped = [part.unflatten(2, (-1, per_step)) for part in (q, k_own, v_own)]  # (B, H, S, K, C)
     to_trunk = (q @ k.transpose(-1, -2)).masked_fill(~readable, float("-inf"))
     to_group = (grouped[0] @ grouped[1].transpose(-1, -2)).flatten(2, 3)  # (B, H, S·K, K)
-    weights = torch.cat([to_trunk, to_group], -1).softmax(-1, dtype=torch.float32).to(v.dtype)
+    weights = at_least_float32(torch.cat([to_trunk, to_group], -1)).softmax(-1).to(v.dtype)
     from_group = weights[..., length:].unflatten(2, (-1, per_step)) @ grouped[2]
     return weights[..., :length] @ v + from_group.flatten(2, 3)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from retain.config import CellConfig, MemoryConfig, TeacherConfig
 from retain.model.cells import build_cell, check_cell
-from retain.model.layers import rms
+from retain.model.layers import at_least_float32, rms
 from retain.model.teacher import Readout
 
 
@@ -41,16 +41,19 @@ class RNN(nn.Module):
     def update(self, memory: Tensor, tokens: Tensor) -> Tensor:
         """f: memory (..., K, D) and tokens (...) → the next memory, float32. All positions are independent."""
         inputs = self.embed(tokens.flatten())
-        new = self.cell(memory.flatten(0, -3), inputs).float()
+        memory = at_least_float32(memory)
+        new = self.cell(memory.flatten(0, -3), inputs).to(memory.dtype)
         return (rms(new) if self.normalise else new).view(memory.shape)
 
     def step(self, token: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Read one token (B,) into memory (B, K, D) → logits (B, V) of what comes next, and the new memory."""
         memory = self.update(memory, token)
-        return self.readout(memory).float(), memory
+        return at_least_float32(self.readout(memory)), memory
 
     def rollout(self, tokens: Tensor, memory: Tensor) -> Tensor:
         """Memories after each of the tokens (B, T), read one after another from memory (B, K, D): (B, T, K, D)."""
+        if hasattr(self.cell, "rollout") and not self.normalise and tokens.shape[1]:
+            return at_least_float32(self.cell.rollout(memory, self.embed(tokens)))  # type: ignore[operator]
         memories = []
         for token in tokens.unbind(1):
             memory = self.update(memory, token)
@@ -61,5 +64,6 @@ class RNN(nn.Module):
         """Read tokens (B, T) from memory (B, K, D), m_0 by default → logits (B, T, V) after each, last memory."""
         memory = self.init_memory(len(tokens)) if memory is None else memory
         memories = self.rollout(tokens, memory)
-        logits = self.readout(memories).float()
-        return logits, memories[:, -1] if tokens.shape[1] else memory
+        logits = at_least_float32(self.readout(memories))
+        # A copy: a view would keep the memories of every step alive.
+        return logits, memories[:, -1].clone() if tokens.shape[1] else memory

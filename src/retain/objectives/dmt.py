@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from retain.config import DMTConfig
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
-from retain.objectives.losses import dynamics_loss, predictive_loss
+from retain.objectives.losses import distillation_loss, dynamics_loss, predictive_loss
 
 
 class DMT(nn.Module):
@@ -52,15 +52,21 @@ class DMT(nn.Module):
         teacher = self._teacher[0].eval()
         horizon = self.horizon(float(batch.get("progress", 0.0)), tokens.shape[1])
         with torch.no_grad():
-            memory = teacher.encode(tokens)  # (B, T + 1, K, D)
+            memory, guide = teacher.encode_with_trunk(tokens)  # (B, T + 1, K, D), (B, T + 1, V)
             own = rollout_from_teacher(self.rnn, memory, tokens, horizon)
         predicted = self.rnn.update(own, tokens)  # (B, T, K, D)
         losses = {"loss_dyn": dynamics_loss(predicted, memory[:, 1:])}
         losses["loss"] = c.lambda_dyn * losses["loss_dyn"]
         if c.lambda_readout:
             read = torch.cat([own[:, :1], predicted if c.predictive else predicted.detach()], 1)
-            losses["loss_readout"] = predictive_loss(self.rnn.readout(read), targets)
+            logits = self.rnn.readout(read)
+            losses["loss_readout"] = predictive_loss(logits, targets)
             losses["loss"] = losses["loss"] + c.lambda_readout * losses["loss_readout"]
+            if c.lambda_distill:
+                if guide is None:
+                    guide = teacher.decoder(memory).detach()
+                losses["loss_distill"] = distillation_loss(logits, guide, targets)
+                losses["loss"] = losses["loss"] + c.lambda_distill * losses["loss_distill"]
         with torch.no_grad():
             spread = memory[:, 1:].var(0, correction=0).mean()
             losses["relative_drift"] = losses["loss_dyn"] / spread

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from retain.config import IGNORE
+from retain.model.layers import at_least_float32
 
 
 def predictive_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -16,17 +19,36 @@ def predictive_loss(logits: Tensor, targets: Tensor) -> Tensor:
     Zero where no target counts. Under `torch.distributed` the mean over processes of what is returned is the
     mean over all their targets.
     """
-    total = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
-    count = (targets != IGNORE).sum().float()
+    total = F.cross_entropy(
+        at_least_float32(logits).flatten(0, -2), targets.flatten(), ignore_index=IGNORE, reduction="sum"
+    )
+    return total / _count_over_processes(targets != IGNORE)
+
+
+def _count_over_processes(counted: Tensor) -> Tensor:
+    """How many targets count, the mean over processes; never below a tiny number, so that nothing over it is 0."""
+    count = counted.sum().float()
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(count)
         count = count / dist.get_world_size()
-    return total / count.clamp_min(1e-9) if count > 0 else total
+    return count.clamp_min(1e-9)
+
+
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats against the teacher's probabilities (Hinton et al. 2015), where a target counts.
+
+    logits and teacher_logits (..., V), targets (...). The teacher's logits are taken as they are: no gradient.
+    """
+    logits, targets = at_least_float32(logits).flatten(0, -2), targets.flatten()
+    probabilities = at_least_float32(teacher_logits.detach()).flatten(0, -2).softmax(-1)
+    counted = (targets != IGNORE).to(logits.dtype)
+    total = -((probabilities * logits.log_softmax(-1)).sum(-1) * counted).sum()
+    return total / _count_over_processes(counted)
 
 
 def dynamics_loss(predicted: Tensor, memory: Tensor) -> Tensor:
     """Mean squared error between f(m_t, x_t) and m_{t+1} (Eq. 3). Both (..., K, D)."""
-    return F.mse_loss(predicted.float(), memory.float())
+    return F.mse_loss(at_least_float32(predicted), at_least_float32(memory))
 
 
 def uniformity_loss(memory: Tensor, sample: int = 512) -> Tensor:
@@ -34,11 +56,11 @@ def uniformity_loss(memory: Tensor, sample: int = 512) -> Tensor:
 
     memory (..., K, D); at most `sample` memory tokens are drawn from it. Lies in [-8, 0]; 0 is collapse.
     """
-    tokens = memory.flatten(0, -2).float()
+    tokens = at_least_float32(memory).flatten(0, -2)
     if len(tokens) > sample:
         tokens = tokens[torch.randint(len(tokens), (sample,), device=tokens.device)]
     u = F.normalize(tokens, dim=-1)
     a, b = torch.triu_indices(len(u), len(u), offset=1, device=u.device)
     # ‖a − b‖² = 2 − 2 a·b on the unit sphere: one product gives every pair.
     squared = (2 - 2 * (u @ u.T))[a, b]
-    return torch.logsumexp(-2 * squared, 0) - torch.log(torch.tensor(float(len(squared)), device=u.device))
+    return torch.logsumexp(-2 * squared, 0) - math.log(len(squared))

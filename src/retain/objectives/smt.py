@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from retain.config import IGNORE, SMTConfig
+from retain.model.encoders import RegisterEncoder
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives.dmt import rollout_from_teacher
-from retain.objectives.losses import dynamics_loss, predictive_loss, uniformity_loss
+from retain.objectives.losses import distillation_loss, dynamics_loss, predictive_loss, uniformity_loss
 
 
 class SMT(nn.Module):
@@ -31,6 +32,8 @@ class SMT(nn.Module):
         trunk = getattr(teacher.encoder, "trunk", None)
         if config.lambda_trunk == 0 and trunk is not None:
             trunk.head.requires_grad_(False)
+            if isinstance(teacher.encoder, RegisterEncoder):  # its registers have a last norm of their own
+                trunk.transformer.norm.requires_grad_(False)
         if config.lambda_dec == 0:
             teacher.decoder.requires_grad_(False)
         elif future_len == 0:
@@ -66,13 +69,19 @@ class SMT(nn.Module):
         losses["loss_dyn"] = self.sweep(memory, inputs, predicted)
         if c.lambda_readout:
             own = torch.cat([memory[:, :1].detach(), predicted], 1)
-            losses["loss_readout"] = predictive_loss(self.rnn.readout(own), targets[:, first : first + count + 1])
+            logits, asked = self.rnn.readout(own), targets[:, first : first + count + 1]
+            losses["loss_readout"] = predictive_loss(logits, asked)
+            if c.lambda_distill:
+                with torch.no_grad():
+                    guide = self.teacher.decoder(memory) if trunk_logits is None else trunk_logits[:, steps]
+                losses["loss_distill"] = distillation_loss(logits, guide, asked)
         losses["loss_unif"] = uniformity_loss(memory)
         weights = {
             "loss_dec": c.lambda_dec,
             "loss_trunk": c.lambda_trunk,
             "loss_dyn": self.lambda_dyn(float(batch.get("progress", 0.0))),
             "loss_readout": c.lambda_readout,
+            "loss_distill": c.lambda_distill,
             "loss_unif": c.lambda_unif,
         }
         losses["loss"] = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()

@@ -1,0 +1,120 @@
+"""A run so small that it trains in a second, and the data sets that stop it."""
+
+import dataclasses
+import os
+
+# Timings and bitwise comparisons must not depend on how many threads a machine has.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+import torch
+
+from retain.config import (
+    BPTTConfig,
+    CellConfig,
+    DataConfig,
+    DMTConfig,
+    MemoryConfig,
+    RunConfig,
+    SMTConfig,
+    TeacherConfig,
+    save_config,
+)
+
+
+def tiny(**changes):
+    """A config that no default can change: `smt__lr=1.0` sets smt.lr, anything else a field of the run itself."""
+    shared = {"batch_size": 4, "accumulate": 1, "lr": 1e-3, "schedule": "cosine", "warmup": 0.1, "clip": 1.0}
+    fields = {
+        "preset": "tiny",
+        "seed": 1,
+        "phases": ("smt", "dmt"),
+        "budget": "12steps",
+        "data": DataConfig(name="retrieval", seq_len=8, symbols=4),
+        "memory": MemoryConfig(tokens=2, width=8, norm="batch"),
+        "teacher": TeacherConfig(encoder="state", width=16, heads=2, layers=1, decoder_layers=1, future_len=4),
+        "cell": CellConfig(kind="mlp", width=16, heads=2, layers=1, residual=True),
+        "smt": SMTConfig(
+            **shared, decodes_per_sequence=4, sweeps=1, on_policy=0.5, horizon=3, lambda_dyn=0.1, lambda_unif=0.001
+        ),
+        "dmt": DMTConfig(**shared, horizon=1, horizon_end=None, horizon_growth=0.7),
+        "bptt": BPTTConfig(**shared, truncate=4),
+        "device": "cpu",
+        "precision": "fp32",
+        "compile": False,
+        "log_every": 1,
+        "checkpoint_every": "1000steps",
+        "validate_every": "1000steps",
+        "validation_sequences": 16,
+        "tracker": None,
+    }
+    for name, value in changes.items():
+        part, _, field = name.partition("__")
+        fields[part] = dataclasses.replace(fields[part], **{field: value}) if field else value
+    return RunConfig(**fields)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    """The command line puts the current folder on sys.path for users' cells; no test may keep it there."""
+    import sys
+
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture
+def tiny_file(tmp_path):
+    """A tiny config on disk, for `retain train --config`."""
+    path = tmp_path / "tiny.json"
+    save_config(tiny(), path)
+    return path
+
+
+def train_tiny(out, **changes):
+    from retain.train import train
+
+    train(tiny(**changes), out, progress_bar=False)
+    return out
+
+
+@pytest.fixture(scope="session")
+def text_run(tmp_path_factory):
+    """A finished run on a small text, for tests that only read it."""
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "small.txt").write_text("to be or not to be, that is the question: é. " * 60)
+    data = DataConfig(name="text", path=str(folder / "small.txt"), seq_len=8)
+    return train_tiny(folder / "run", data=data, preset="text")
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    data = DataConfig(name="digits", seq_len=63)
+    return train_tiny(tmp_path_factory.mktemp("digits") / "run", data=data, preset="digits", budget="4steps")
+
+
+@pytest.fixture(scope="session")
+def retrieval_run(tmp_path_factory):
+    return train_tiny(tmp_path_factory.mktemp("retrieval") / "run", preset="retrieval", checkpoint_every="3steps")
+
+
+@pytest.fixture
+def retain(capsys):
+    """The command line, in this process: (exit code, stdout, stderr)."""
+    from retain.cli import main
+
+    def call(*arguments):
+        code = 0
+        capsys.readouterr()
+        try:
+            main([str(a) for a in arguments])
+        except SystemExit as stop:
+            code = stop.code or 0
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call

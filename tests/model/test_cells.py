@@ -1,0 +1,161 @@
+"""Every cell is one step of memory, and a user's own cell is used or refused with a clear line."""
+
+import pytest
+import torch
+from torch import nn
+
+from naive import VOCAB, assert_close, gradients, randomise
+from retain.config import CELLS, CellConfig, MemoryConfig, TeacherConfig
+from retain.model.cells import CELLS as BUILT_IN
+from retain.model.cells import build_cell
+from retain.model.rnn import RNN
+
+MEMORY = MemoryConfig(tokens=2, width=4, norm="rms")
+READOUT = TeacherConfig(encoder="state", width=8, heads=2, layers=1, decoder_layers=1, future_len=2)
+
+
+def config(kind="mlp", residual=True, layers=2):
+    return CellConfig(kind=kind, width=8, heads=2, layers=layers, residual=residual)
+
+
+class OwnCell(nn.Module):
+    """What a user might write."""
+
+    def __init__(self, memory, config):
+        super().__init__()
+        self.mix = nn.Linear(memory.width, memory.width)
+
+    def forward(self, memory, inputs):
+        return torch.tanh(self.mix(memory) + inputs[:, None])
+
+
+class WrongShape(OwnCell):
+    def forward(self, memory, inputs):
+        return super().forward(memory, inputs).flatten(1)
+
+
+class WrongType(OwnCell):
+    def forward(self, memory, inputs):
+        return memory, inputs
+
+
+class Whole(OwnCell):
+    def forward(self, memory, inputs):
+        return memory.long()
+
+
+class WrongForward(OwnCell):
+    def forward(self, memory):
+        return memory
+
+
+class WrongInit(OwnCell):
+    def __init__(self):
+        super().__init__(MEMORY, None)
+
+
+def not_a_module(memory, config):
+    return lambda memory, inputs: memory
+
+
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("norm", ["rms", "batch"])
+def test_cells_keep_shape_and_float32(kind, residual, norm):
+    torch.manual_seed(0)
+    memory = MemoryConfig(tokens=2, width=4, norm=norm)
+    rnn = randomise(RNN(VOCAB, memory, READOUT, config(kind, residual)))
+    before = torch.randn(3, 5, 2, 4)
+    tokens = torch.randint(VOCAB, (3, 5))
+    for precise in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not precise):
+            after = rnn.update(before, tokens)
+            rolled = rnn.rollout(tokens, before[:, 0])
+        assert after.shape == before.shape == rolled.shape
+        assert after.dtype == rolled.dtype == torch.float32
+    if norm == "rms":
+        assert_close(after.square().mean(-1), torch.ones(3, 5, 2), 1e-3)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_cells_read_all_of_memory_and_the_token(kind):
+    torch.manual_seed(0)
+    cell = randomise(build_cell(MEMORY, config(kind))).double()
+    memory = torch.randn(1, 2, 4, dtype=torch.float64, requires_grad=True)
+    inputs = torch.randn(1, 4, dtype=torch.float64, requires_grad=True)
+    out = cell(memory, inputs)
+    for piece in out.flatten()[[0, -1]]:
+        for grad in torch.autograd.grad(piece, (memory, inputs), retain_graph=True):
+            assert (grad != 0).any()
+    reached = torch.stack([torch.autograd.grad(x, memory, retain_graph=True)[0][0] for x in out.flatten()])
+    assert (reached != 0).any(0).all()
+
+
+@pytest.mark.parametrize("kind", ["mlp", "transformer"])
+def test_residual_cells_start_as_a_copy_of_memory(kind):
+    memory, inputs = torch.randn(3, 2, 4), torch.randn(3, 4)
+    assert torch.equal(build_cell(MEMORY, config(kind))(memory, inputs), memory)
+    assert not torch.allclose(build_cell(MEMORY, config(kind, residual=False))(memory, inputs), memory)
+
+
+@pytest.mark.parametrize("kind", [name for name, cell in BUILT_IN.items() if hasattr(cell, "rollout")])
+def test_cells_fast_rollout_equals_its_steps(kind):
+    torch.manual_seed(0)
+    cell = randomise(build_cell(MEMORY, config(kind))).double()
+    memory, inputs = torch.randn(3, 2, 4, dtype=torch.float64), torch.randn(3, 5, 4, dtype=torch.float64)
+    fast, slow = cell.rollout(memory, inputs), []
+    for t in range(5):
+        slow.append(cell(slow[-1] if slow else memory, inputs[:, t]))
+    slow = torch.stack(slow, 1)
+    assert_close(fast, slow)
+    weights = torch.randn_like(fast)
+    assert_close(gradients((fast * weights).sum(), cell), gradients((slow * weights).sum(), cell))
+
+
+def test_own_cell_by_name_and_as_instance():
+    for rnn in (
+        RNN(VOCAB, MEMORY, READOUT, config(f"{__name__}:OwnCell")),
+        RNN(VOCAB, MEMORY, READOUT, config("gru"), cell=OwnCell(MEMORY, None)),
+    ):
+        assert isinstance(rnn.cell, OwnCell) and "cell.mix.weight" in dict(rnn.named_parameters())
+        logits, memory = rnn(torch.randint(VOCAB, (3, 5)))
+        assert logits.shape == (3, 5, VOCAB) and memory.shape == (3, 2, 4)
+        logits.sum().backward()
+        assert (rnn.cell.mix.weight.grad != 0).any()
+
+
+WRONG = {
+    "nowhere.at.all:Cell": "cannot build nowhere.at.all:Cell.*No module named 'nowhere'",
+    f"{__name__}:Missing": "cannot build .*:Missing.*has no attribute 'Missing'",
+    f"{__name__}:WrongInit": r"cannot build .*:WrongInit as Class\(memory_config, cell_config\).*positional argument",
+    f"{__name__}:not_a_module": "not_a_module is a function, not an nn.Module",
+    f"{__name__}:WrongForward": r":WrongForward must take forward\(memory \(2, 2, 4\), inputs \(2, 4\)\).*positional",
+    f"{__name__}:WrongShape": r":WrongShape returned \(2, 8\), not a memory of shape \(2, 2, 4\)",
+    f"{__name__}:WrongType": r":WrongType returned tuple, not a memory of shape \(2, 2, 4\)",
+    f"{__name__}:Whole": ":Whole returned .*not a memory",
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_cells_by_name_are_refused(kind):
+    with pytest.raises(ValueError, match=WRONG[kind]) as caught:
+        RNN(VOCAB, MEMORY, READOUT, config(kind))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "cell, message",
+    [
+        (WrongShape(MEMORY, None), r"cell: WrongShape returned \(2, 8\)"),
+        (WrongForward(MEMORY, None), "cell: WrongForward must take forward"),
+        (lambda memory, inputs: memory, "cell: function is a function, not an nn.Module"),
+    ],
+)
+def test_wrong_cells_as_instances_are_refused(cell, message):
+    with pytest.raises(ValueError, match=message):
+        RNN(VOCAB, MEMORY, READOUT, config(), cell=cell)
+
+
+def test_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match=r"cell\.kind: 'lsmt' is none of transformer, mlp, .*module:Class"):
+        config("lsmt")

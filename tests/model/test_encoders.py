@@ -1,0 +1,121 @@
+"""Encoders and decoder: equal to their naive twins, and causal in the one sense that matters."""
+
+import pytest
+import torch
+
+import naive
+from naive import VOCAB, assert_close, gradients, models
+from retain.model.encoders import LOCAL
+from retain.objectives.smt import futures
+
+KINDS = [("state", None), ("register", None), ("window", None), ("window", 3)]
+LENGTH = 7  # more than LOCAL and than the window
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: f"{kind[0]}-{kind[1]}")
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(VOCAB, (3, LENGTH), generator=torch.Generator().manual_seed(0))
+
+
+def test_lengths_reach_past_what_a_position_sums():
+    assert LOCAL < LENGTH
+
+
+@pytest.mark.parametrize("steps", [range(LENGTH + 1), [0, 1, 4], [5], [6, 2]], ids=str)
+def test_encoder_equals_naive(kind, tokens, steps):
+    encoder = models(kind[0], context_len=kind[1])[0].encoder
+    fast, fast_trunk = encoder(tokens, torch.tensor(list(steps)))
+    slow, slow_trunk = naive.encode(encoder, kind[0], tokens, steps)
+    assert fast.shape == (3, len(steps), 2, 4)
+    assert_close(fast, slow)
+    weights = torch.randn_like(fast)
+    assert_close(gradients((fast * weights).sum(), encoder), gradients((slow * weights).sum(), encoder))
+    if kind[0] == "window":
+        assert fast_trunk is None
+    else:
+        assert fast_trunk.shape == (3, LENGTH + 1, VOCAB)
+        assert_close(fast_trunk[:, list(steps)], slow_trunk)
+
+
+@pytest.mark.parametrize("norm", ["rms", "batch"])
+def test_memory_is_blind_to_what_it_has_not_read(kind, tokens, norm):
+    teacher = models(kind[0], context_len=kind[1], norm=norm)[0].eval()
+    before, trunk_before = teacher.encode_with_trunk(tokens)
+    for s in range(LENGTH):
+        changed = tokens.clone()
+        changed[:, s] = (changed[:, s] + 1) % VOCAB
+        after, trunk_after = teacher.encode_with_trunk(changed)
+        moved = (after - before).abs().amax((0, 2, 3))  # by t
+        assert moved[: s + 1].max() < 1e-12, f"m_t for t <= {s} saw x_{s}"
+        assert moved[s + 1] > 1e-6, f"m_{s + 1} did not see x_{s}"
+        if kind[1] is not None:
+            assert s + kind[1] >= LENGTH or moved[s + 1 + kind[1] :].max() < 1e-12
+        else:
+            assert moved[s + 1 :].min() > 1e-9
+        if trunk_before is not None:
+            moved = (trunk_after - trunk_before).abs().amax((0, 2))
+            assert moved[: s + 1].max() < 1e-12 and moved[s + 1] > 1e-6
+
+
+def test_m_0_is_the_empty_context_whatever_the_tokens(kind, tokens):
+    teacher = models(kind[0], context_len=kind[1])[0]
+    assert teacher.training
+    statistics = {k: v.clone() for k, v in teacher.norm.state_dict().items()}
+    m_0 = teacher.empty_memory()
+    assert teacher.training and not m_0.requires_grad and m_0.shape == (2, 4)
+    assert_close(dict(teacher.norm.state_dict()), statistics)
+    teacher.eval()
+    for row in (tokens, (tokens + 1) % VOCAB, tokens[:, :1], tokens[:, :0]):
+        assert_close(teacher.encode(row)[:, 0], m_0.expand(3, -1, -1))
+
+
+def test_steps_are_labelled_independently(kind, tokens):
+    teacher = models(kind[0], context_len=kind[1])[0].eval()
+    every = teacher.encode(tokens)
+    for steps in ([3], [2, 3, 4], [0, LENGTH]):
+        assert_close(teacher.encode(tokens, torch.tensor(steps)), every[:, steps])
+
+
+def test_decoder_equals_naive(tokens):
+    decoder = models()[0].decoder
+    memory = torch.randn(3, 4, 2, 4, dtype=torch.float64, requires_grad=True)
+    future = torch.randint(VOCAB, (3, 4, 3))
+    fast = decoder(memory, future)
+    slow = torch.stack(
+        [torch.stack([naive.decode(decoder, memory[b, s], future[b, s]) for s in range(4)]) for b in range(3)]
+    )
+    assert fast.shape == (3, 4, 4, VOCAB)
+    assert_close(fast, slow)
+    weights = torch.randn_like(fast)
+    assert_close(gradients((fast * weights).sum(), decoder), gradients((slow * weights).sum(), decoder))
+    assert_close(*(torch.autograd.grad((x * weights).sum(), memory)[0] for x in (fast, slow)))
+    # With no future it is the readout, whose weights it shares.
+    assert_close(decoder(memory), fast[:, :, 0])
+
+
+def test_decoder_sees_the_past_through_memory_alone(tokens):
+    decoder = models()[0].decoder
+    targets, t = torch.zeros(3, LENGTH + 1, dtype=torch.long), 3
+    memory = torch.randn(3, 1, 2, 4, dtype=torch.float64)
+
+    def logits(tokens, memory=memory):
+        return decoder(memory, futures(tokens, targets, torch.tensor([t]), 3)[0])[:, 0]  # (B, F + 1, V)
+
+    before = logits(tokens)
+    for s in range(LENGTH):
+        changed = tokens.clone()
+        changed[:, s] = (changed[:, s] + 1) % VOCAB
+        moved = (logits(changed) - before).abs().amax((0, 2))
+        # x_{t + i} is shown for y_{t + i + 1} and later, never for itself.
+        seen = max(0, s - t + 1) if t <= s < t + 3 else 0
+        assert moved[: seen or None].max() < 1e-12
+        assert not seen or moved[seen:].min() > 1e-6
+    changed = memory.clone()
+    changed[1] += 1
+    moved = (logits(tokens, changed) - before).abs().amax((1, 2))
+    assert moved[1] > 1e-3 and moved[[0, 2]].max() < 1e-12

@@ -1,0 +1,120 @@
+"""Attention, rotary positions and the normalisation of memory against their plain forms."""
+
+import pytest
+import torch
+
+import naive
+from naive import assert_close
+from retain.model.layers import (
+    PLAIN_ATTENTION_KEYS,
+    MemoryNorm,
+    Transformer,
+    at_least_float32,
+    attention,
+    rms,
+    rotary,
+)
+
+
+@pytest.mark.parametrize("length", [1, 5, PLAIN_ATTENTION_KEYS, PLAIN_ATTENTION_KEYS + 1])
+@pytest.mark.parametrize("kind", ["all", "causal", "mask"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_attention_equals_torchs(length, kind, dtype):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, length, 4).to(dtype).requires_grad_() for _ in range(3))
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    mask = torch.rand(2, 1, length, length) < 0.5
+    mask[..., 0] = True  # a query that may look nowhere has no answer
+    settings = {"causal": kind == "causal", "mask": mask if kind == "mask" else None}
+    fast, slow = attention(q, k, v, **settings), naive.attention(*exact, **settings)
+    assert fast.dtype == dtype and fast.shape == slow.shape
+    tolerance = 1e-9 if dtype == torch.float64 else 0.04
+    assert_close(fast.double(), slow, tolerance)
+    weights = torch.randn_like(slow)
+    settings = {"allow_unused": True, "materialize_grads": True}
+    for a, b in zip(
+        torch.autograd.grad((fast.double() * weights).sum(), (q, k, v), **settings),
+        torch.autograd.grad((slow * weights).sum(), exact, **settings),
+        strict=True,
+    ):
+        assert_close(a.double(), b, tolerance)
+
+
+def test_many_queries_may_share_one_key():
+    q, k, v = torch.randn(2, 5, 4), torch.randn(2, 1, 4), torch.randn(2, 1, 4)
+    assert_close(attention(q, k, v), v.expand(2, 5, 4))
+
+
+def test_rotary_keeps_lengths_and_depends_on_distance_alone():
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 6, dtype=torch.float64)
+
+    def product(i, j):
+        return rotary(q[None], torch.tensor([i]))[0] @ rotary(k[None], torch.tensor([j]))[0]
+
+    assert_close(rotary(q[None], torch.tensor([9]))[0].norm(), q.norm())
+    assert_close(product(3, 1), product(103, 101))
+    assert abs(product(3, 1) - product(3, 2)) > 1e-3
+    assert_close(rotary(q[None], torch.tensor([0]))[0], q)
+
+
+def test_causal_transformer_is_blind_to_what_follows():
+    transformer = naive.randomise(Transformer(8, 2, 2)).double()
+    x = torch.randn(1, 5, 8, dtype=torch.float64)
+    changed = x.clone()
+    changed[:, 3] += 1
+    before, after = transformer(x, causal=True), transformer(changed, causal=True)
+    assert_close(before[:, :3], after[:, :3])
+    assert ((before - after)[:, 3:].abs().amax(-1) > 1e-6).all()
+    assert ((transformer(x) - transformer(changed)).abs().amax(-1) > 1e-6).all()
+
+
+@pytest.mark.parametrize("kind", ["rms", "batch"])
+@pytest.mark.parametrize("training", [True, False])
+def test_memory_norm_equals_naive(kind, training):
+    torch.manual_seed(0)
+    norm = MemoryNorm(kind, 2, 4).double().train(training)
+    if kind == "batch":
+        norm.mean.normal_()
+        norm.variance.uniform_(0.5, 2)
+    memory = (3 * torch.randn(3, 5, 2, 4, dtype=torch.float64) + 1).requires_grad_()
+    slow, fast = naive.memory_norm(norm, memory), norm(memory)
+    assert_close(fast, slow)
+    weights = torch.randn_like(fast)
+    assert_close(
+        torch.autograd.grad((fast * weights).sum(), memory)[0], torch.autograd.grad((slow * weights).sum(), memory)[0]
+    )
+    if kind == "rms":
+        assert_close(fast.square().mean(-1), torch.ones(3, 5, 2, dtype=torch.float64), 1e-5)
+    elif training:
+        assert_close(fast.mean((0, 1)), torch.zeros(2, 4, dtype=torch.float64))
+        assert_close(fast.var((0, 1), correction=0), torch.ones(2, 4, dtype=torch.float64), 1e-4)
+
+
+def test_memory_norm_learns_its_statistics_at_once_and_then_slowly():
+    torch.manual_seed(0)
+    norm = MemoryNorm("batch", 1, 3, momentum=0.1)
+    chunks = [2 * torch.randn(50, 4, 1, 3) + 5 for _ in range(4)]
+    for chunk in chunks:
+        norm(chunk)
+    # While fewer than 1 / momentum batches are seen, it is their plain average.
+    assert_close(norm.mean, torch.stack([c.mean((0, 1)) for c in chunks]).mean(0))
+    assert_close(norm.variance, torch.stack([c.var((0, 1), correction=0) for c in chunks]).mean(0), 1e-4)
+    norm.seen.fill_(1000)
+    before = norm.mean.clone()
+    norm(torch.zeros(5, 5, 1, 3))
+    assert_close(norm.mean, 0.9 * before)
+    norm.eval()
+    before = norm.state_dict()["mean"].clone()
+    norm(torch.zeros(5, 5, 1, 3))
+    assert torch.equal(norm.mean, before)
+
+
+def test_memory_norm_keeps_float32():
+    for kind in ("rms", "batch"):
+        assert MemoryNorm(kind, 2, 4)(torch.randn(3, 2, 4).bfloat16()).dtype == torch.float32
+    assert at_least_float32(torch.zeros(1, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_rms_of_nothing_is_finite():
+    assert torch.equal(rms(torch.zeros(2, 4)), torch.zeros(2, 4))

@@ -1,0 +1,91 @@
+"""The RNN alone: however a stream is cut, it is the same stream, at the same memory."""
+
+import pytest
+import torch
+
+import naive
+from naive import VOCAB, assert_close, gradients, models
+from retain.config import CELLS
+
+CASES = [(cell, norm) for cell in CELLS for norm in ("rms", "batch")]
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def rnn(request):
+    return models(cell=request.param[0], norm=request.param[1])[1]
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(VOCAB, (3, 7), generator=torch.Generator().manual_seed(0))
+
+
+def test_forward_is_its_steps(rnn, tokens):
+    logits, last = rnn(tokens)
+    assert logits.shape == (3, 7, VOCAB) and last.shape == (3, 2, 4)
+    memory, slow = rnn.init_memory(3), []
+    for token in tokens.unbind(1):
+        step, memory = rnn.step(token, memory)
+        slow.append(step)
+    slow = torch.stack(slow, 1)
+    assert_close(logits, slow)
+    assert_close(last, memory)
+    weights = torch.randn_like(logits)
+    assert_close(gradients((logits * weights).sum(), rnn), gradients((slow * weights).sum(), rnn))
+
+
+@pytest.mark.parametrize("cuts", [[7], [1, 6], [3, 0, 2, 2], [0, 7], [1] * 7], ids=str)
+def test_forward_is_any_chunking(rnn, tokens, cuts):
+    logits, last = rnn(tokens)
+    memory, pieces = None, []
+    for chunk in tokens.split(cuts, 1):
+        piece, memory = rnn(chunk, memory)
+        pieces.append(piece)
+    assert_close(torch.cat(pieces, 1), logits)
+    assert_close(memory, last)
+
+
+def test_rollout_equals_naive_loop(rnn, tokens):
+    start = torch.randn(3, 2, 4, dtype=torch.float64)
+    fast, slow = rnn.rollout(tokens, start), []
+    for row, m in zip(tokens, start, strict=True):
+        for token in row:
+            m = naive.update(rnn, m, token)
+            slow.append(m)
+    slow = torch.stack(slow).view_as(fast)
+    assert_close(fast, slow)
+    weights = torch.randn_like(fast)
+    assert_close(gradients((fast * weights).sum(), rnn), gradients((slow * weights).sum(), rnn))
+
+
+def test_update_treats_every_position_alone(rnn, tokens):
+    memory = torch.randn(3, 7, 2, 4, dtype=torch.float64)
+    every = rnn.update(memory, tokens)
+    for b, t in ((0, 0), (1, 3), (2, 6)):
+        assert_close(every[b, t], naive.update(rnn, memory[b, t], tokens[b, t]))
+
+
+def test_sequences_do_not_meet(rnn, tokens):
+    assert_close(rnn(tokens)[0][1:2], rnn(tokens[1:2])[0])
+
+
+def test_memory_is_the_same_bytes_however_long_the_stream(rnn):
+    rnn = rnn.float()
+    sizes = set()
+    with torch.no_grad():
+        for length in (1, 64, 256):
+            memory = rnn(torch.randint(VOCAB, (1, length)))[1]
+            assert memory.dtype == torch.float32 and memory.isfinite().all()
+            sizes.add(memory.untyped_storage().nbytes())  # a view would hold on to the whole sequence
+            sizes.add(rnn.step(torch.zeros(1, dtype=torch.long), memory)[1].untyped_storage().nbytes())
+    assert sizes == {2 * 4 * 4}
+
+
+def test_memory_can_be_saved_and_batched(rnn, tokens, tmp_path):
+    memory = rnn(tokens[:, :4])[1].detach()
+    torch.save(memory, tmp_path / "memory.pt")
+    restored = torch.load(tmp_path / "memory.pt")
+    assert_close(rnn(tokens[:, 4:], restored)[0], rnn(tokens)[0][:, 4:])
+    order = torch.tensor([2, 0])
+    assert_close(rnn(tokens[order, 4:], restored[order])[0], rnn(tokens)[0][order, 4:])
+    assert torch.equal(memory, restored), "reading must not write into the caller's memory"

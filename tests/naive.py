@@ -1,0 +1,341 @@
+"""The slow, obvious twins of everything that is fast in the library, and the helpers that compare them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import nn
+
+from retain.config import IGNORE, CellConfig, MemoryConfig, SMTConfig, TeacherConfig
+from retain.model.encoders import LOCAL
+from retain.model.rnn import RNN
+from retain.model.teacher import Teacher
+
+VOCAB = 7
+
+
+def assert_close(fast, slow, tolerance=None):
+    """Equal up to rounding: tensors, numbers, or dicts of them (with the same keys)."""
+    if isinstance(fast, dict):
+        assert fast.keys() == slow.keys()
+        for key in fast:
+            assert_close(fast[key], slow[key], tolerance)
+        return
+    fast, slow = torch.as_tensor(fast), torch.as_tensor(slow)
+    if tolerance is None:
+        tolerance = 1e-9 if fast.dtype == slow.dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(fast, slow, rtol=tolerance, atol=tolerance, check_dtype=False)
+
+
+def gradients(loss, module):
+    """Name → gradient of every trainable parameter, zero where the loss does not reach it."""
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True, retain_graph=True)
+    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(named.items(), found, strict=True)}
+
+
+def randomise(module, seed=0, std=0.3):
+    """Noise on every parameter: at initialisation many are zero and would hide a fault."""
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(torch.randn(p.shape, generator=noise) * std)
+    return module
+
+
+def models(encoder="state", cell="mlp", norm="batch", *, context_len=None, future_len=3, residual=True, tokens=2):
+    """A small teacher and RNN in float64, far from their initialisation."""
+    torch.manual_seed(0)
+    memory = MemoryConfig(tokens=tokens, width=4, norm=norm)
+    teaching = TeacherConfig(
+        encoder=encoder, width=8, heads=2, layers=2, decoder_layers=2, future_len=future_len, context_len=context_len
+    )
+    teacher = randomise(Teacher(VOCAB, memory, teaching)).double()
+    rnn = randomise(
+        RNN(VOCAB, memory, teaching, CellConfig(kind=cell, width=8, heads=2, layers=2, residual=residual)), 1
+    ).double()
+    if norm == "batch":
+        teacher.norm.mean.normal_(std=0.1)
+        teacher.norm.variance.uniform_(0.5, 2)
+    return teacher, rnn
+
+
+def batch(size=2, length=6, seed=0):
+    """Random tokens and targets, a quarter of the targets IGNORE."""
+    g = torch.Generator().manual_seed(seed)
+    targets = torch.randint(VOCAB, (size, length + 1), generator=g)
+    targets[torch.rand(size, length + 1, generator=g) < 0.25] = IGNORE
+    return {"tokens": torch.randint(VOCAB, (size, length), generator=g), "targets": targets}
+
+
+def smt_config(**changes):
+    """Eq. 5 on every step and every memory; all that matters is written out."""
+    plain = {
+        "steps_per_sequence": None,
+        "decodes_per_sequence": None,
+        "sweeps": 1,
+        "on_policy": 0.0,
+        "horizon": 4,
+        "lambda_dec": 1.0,
+        "lambda_dyn": 0.3,
+        "lambda_dyn_end": None,
+        "lambda_unif": 0.2,
+        "lambda_trunk": 0.7,
+        "lambda_readout": 0.9,
+        "lambda_distill": 0.0,
+    }
+    return SMTConfig(**(plain | changes))
+
+
+# Model
+
+
+def attention(q, k, v, causal=False, mask=None):
+    return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+
+def memory_norm(norm, memory):
+    """memory (B, S, K, D), without touching the running statistics."""
+    if norm.kind == "rms":
+        return memory / (memory.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    mean, variance = norm.mean, norm.variance
+    if norm.training:
+        mean, variance = memory.mean((0, 1)), memory.var((0, 1), correction=0)
+    return (memory - mean) / (variance + 1e-5).sqrt()
+
+
+def trunk_inputs(trunk, row):
+    """row (t,) → (t + 1, W): the start, then each token and the few before it, one embedding table each."""
+    x = [trunk.start]
+    for t in range(len(row)):
+        x.append(sum(trunk.embed.weight[back * VOCAB + row[t - back]] for back in range(min(LOCAL, t + 1))))
+    return torch.stack(x)
+
+
+def state_label(encoder, row):
+    """The whole prefix for one memory (K, D), and the trunk's logits (V,)."""
+    x = trunk_inputs(encoder.trunk, row)
+    state = encoder.trunk.transformer(x, mask=torch.ones(len(x), len(x), dtype=torch.bool).tril())[-1]
+    return encoder.to_memory(state).view(encoder.shape), encoder.trunk.head(state)
+
+
+def register_label(encoder, row):
+    """One sequence of tokens, which are causal, and registers, which see all, and one plain pass over it."""
+    x, count = trunk_inputs(encoder.trunk, row), len(encoder.registers)
+    length = len(x)
+    x = torch.cat([x, encoder.registers])
+    mask = torch.ones(len(x), len(x), dtype=torch.bool).tril()
+    mask[length:] = True
+    positions = torch.cat([torch.arange(length), torch.full((count,), length)])
+    for block in encoder.trunk.transformer.blocks:
+        x = block(x, positions, mask=mask)
+    logits = encoder.trunk.head(encoder.trunk.transformer.norm(x[length - 1]))
+    return encoder.to_memory(encoder.norm(x[length:])), logits
+
+
+def window_label(encoder, row):
+    """The last C tokens as they are, with no padding and no mask."""
+    window = row if encoder.context_len is None else row[-encoder.context_len :]
+    x = encoder.transformer(torch.cat([encoder.embed(window), encoder.registers]))
+    return encoder.to_memory(x[len(window) :]), None
+
+
+LABELS = {"state": state_label, "register": register_label, "window": window_label}
+
+
+def encode(encoder, kind, tokens, steps):
+    """Each memory by itself: (B, S, K, D) before normalisation, and the trunk's logits (B, S, V) or None."""
+    found = [[LABELS[kind](encoder, row[:t]) for t in steps] for row in tokens]
+    memory = torch.stack([torch.stack([m for m, _ in of_row]) for of_row in found])
+    if kind == "window":
+        return memory, None
+    return memory, torch.stack([torch.stack([logits for _, logits in of_row]) for of_row in found])
+
+
+def decode(decoder, memory, future):
+    """One memory (K, D) and the tokens after it (F,) → (F + 1, V), one pass for each prefix of the future."""
+    logits = []
+    for shown in range(len(future) + 1):
+        x = torch.cat([decoder.from_memory(memory) + decoder.positions, decoder.embed(future[:shown])])
+        logits.append(decoder.head(decoder.transformer(x, causal=True)[-1]))
+    return torch.stack(logits)
+
+
+def update(rnn, memory, token):
+    """f on one memory (K, D) and one token."""
+    new = rnn.cell(memory[None], rnn.embed.weight[token][None])[0]
+    return new / (new.square().mean(-1, keepdim=True) + 1e-6).sqrt() if rnn.normalise else new
+
+
+# Objectives
+
+
+def predictive_loss(logits, targets):
+    """logits (N, V), targets (N,)."""
+    nats = [-row.log_softmax(-1)[y] for row, y in zip(logits, targets, strict=True) if y != IGNORE]
+    return sum(nats) / len(nats) if nats else torch.zeros(())
+
+
+def distillation_loss(logits, guide, targets):
+    """logits and guide (N, V), targets (N,)."""
+    rows = [(a, b) for a, b, y in zip(logits, guide, targets, strict=True) if y != IGNORE]
+    return sum(-(b.detach().softmax(-1) * a.log_softmax(-1)).sum() for a, b in rows) / len(rows)
+
+
+def uniformity_loss(memory):
+    u = [m / m.norm() for m in memory.flatten(0, -2)]
+    pairs = [torch.exp(-2 * (a - b).square().sum()) for a, b in itertools.combinations(u, 2)]
+    return torch.log(sum(pairs) / len(pairs))
+
+
+def squared_error(pairs):
+    return torch.stack([(a - b).square().mean() for a, b in pairs]).mean()
+
+
+def sweeps(rnn, memory, tokens, count):
+    """f after j steps on its own from every teacher memory, for j < count; the teacher learns from j = 0 alone."""
+    length, losses = tokens.shape[1], []
+    for j in range(count):
+        pairs = []
+        for row, own in itertools.product(range(len(tokens)), range(length - j)):
+            m = memory[row, own]
+            for i in range(j):
+                m = update(rnn, m, tokens[row, own + i]).detach()
+            label = memory[row, own + j + 1]
+            pairs.append((update(rnn, m, tokens[row, own + j]), label if j == 0 else label.detach()))
+        losses.append(squared_error(pairs))
+    return sum(losses) / count
+
+
+def rollout_from_teacher(rnn, memory, tokens, horizon, offset):
+    """f's own memories; it goes on from the teacher's at each t that is `offset` past a multiple of `horizon`."""
+    rows = []
+    for row, labels in zip(tokens, memory, strict=True):
+        m = labels[0]
+        own = [m]
+        for t, token in enumerate(row[:-1]):
+            if horizon < len(row) and (t - offset) % horizon == 0:
+                m = labels[t]
+            m = update(rnn, m, token)
+            own.append(m)
+        rows.append(torch.stack(own))
+    return torch.stack(rows)
+
+
+def smt(teacher, rnn, kind, config, batch, future_len, offset=None):
+    """Eq. 5 with every label, future and transition by itself; `offset` where f starts from its own memories."""
+    tokens, targets = batch["tokens"], batch["targets"]
+    size, length = tokens.shape
+    memory, trunk = encode(teacher.encoder, kind, tokens, range(length + 1))
+    memory = memory_norm(teacher.norm, memory)
+    decoded, asked, read, answers, pairs = [], [], [], [], []
+    start = memory
+    if config.on_policy:
+        start = rollout_from_teacher(rnn, memory.detach(), tokens, config.horizon, offset).detach()
+    for b, t in itertools.product(range(size), range(length + 1)):
+        future = tokens[b, t : t + future_len]
+        decoded.append(decode(teacher.decoder, memory[b, t], future))
+        asked.append(targets[b, t : t + len(future) + 1])
+        answers.append(targets[b, t])
+        predicted = memory[b, 0].detach() if t == 0 else update(rnn, start[b, t - 1], tokens[b, t - 1])
+        read.append(rnn.readout(predicted[None])[0])
+        if t > 0:
+            pairs.append((predicted, memory[b, t]))
+    losses = {
+        "loss_dec": predictive_loss(torch.cat(decoded), torch.cat(asked)),
+        "loss_dyn": squared_error(pairs) if config.sweeps == 1 else sweeps(rnn, memory, tokens, config.sweeps),
+        "loss_readout": predictive_loss(torch.stack(read), torch.stack(answers)),
+        "loss_unif": uniformity_loss(memory),
+    }
+    if trunk is not None:
+        losses["loss_trunk"] = predictive_loss(trunk.flatten(0, 1), targets.flatten())
+    if config.lambda_distill:
+        guide = teacher.decoder(memory) if trunk is None else trunk
+        losses["loss_distill"] = distillation_loss(torch.stack(read), guide.flatten(0, 1), torch.stack(answers))
+    losses["loss"] = sum(getattr(config, name.replace("loss", "lambda")) * value for name, value in losses.items())
+    return losses
+
+
+def dmt(teacher, rnn, config, batch):
+    """Eq. 6 as the paper has it: one step after another, with a graph, cut between the steps."""
+    tokens, targets = batch["tokens"], batch["targets"]
+    labels = teacher.eval().encode(tokens).detach()
+    pairs, logits = [], []
+    for row, label in zip(tokens, labels, strict=True):
+        m = label[0]
+        logits.append(rnn.readout(m[None])[0])
+        for t, token in enumerate(row):
+            new = update(rnn, m.detach(), token)
+            pairs.append((new, label[t + 1]))
+            logits.append(rnn.readout((new if config.predictive else new.detach())[None])[0])
+            m = new.detach()
+    losses = {
+        "loss_dyn": squared_error(pairs),
+        "loss_readout": predictive_loss(torch.stack(logits), targets.flatten()),
+    }
+    losses["loss"] = config.lambda_dyn * losses["loss_dyn"] + config.lambda_readout * losses["loss_readout"]
+    if config.lambda_distill:
+        guide = teacher.encode_with_trunk(tokens)[1]
+        guide = teacher.decoder(labels) if guide is None else guide
+        losses["loss_distill"] = distillation_loss(torch.stack(logits), guide.flatten(0, 1), targets.flatten())
+        losses["loss"] = losses["loss"] + config.lambda_distill * losses["loss_distill"]
+    return losses
+
+
+def bptt(rnn, batch, truncate=None):
+    """One token after another; the graph is cut before every `truncate`-th."""
+    logits = []
+    for row in batch["tokens"]:
+        m = rnn.m_0
+        logits.append(rnn.readout(m[None])[0])
+        for t, token in enumerate(row):
+            if truncate and t and t % truncate == 0:
+                m = m.detach()
+            m = update(rnn, m, token)
+            logits.append(rnn.readout(m[None])[0])
+    return predictive_loss(torch.stack(logits), batch["targets"].flatten())
+
+
+# Evaluation
+
+
+@torch.no_grad()
+def evaluate(rnn, teacher, batch):
+    """Scores of the RNN alone, sequence by sequence and target by target."""
+    tokens, targets = batch["tokens"], batch["targets"]
+    own, memories = [], []
+    for row in tokens:
+        m = rnn.m_0
+        steps = [m]
+        for token in row:
+            m = update(rnn, m, token)
+            steps.append(m)
+        own.append([rnn.readout(m[None])[0] for m in steps])
+        memories.append(torch.stack(steps))
+    labels = torch.stack([teacher.encode(row[None])[0] for row in tokens])
+    theirs = [[teacher.decoder(m[None])[0] for m in row] for row in labels]
+    result = {"sequences": len(tokens), "tokens": int((targets != IGNORE).sum())}
+    for prefix, logits in (("", own), ("teacher_", theirs)):
+        bits, hits, by_position = [], [], []
+        for t in range(targets.shape[1]):
+            counted = [(row[t], y[t]) for row, y in zip(logits, targets, strict=True) if y[t] != IGNORE]
+            here = [float(-row.log_softmax(-1)[y]) / math.log(2) for row, y in counted]
+            hits += [float(row.argmax() == y) for row, y in counted]
+            by_position.append(sum(here) / len(here) if here else None)
+            bits += here
+        result |= {prefix + "bits_per_token": sum(bits) / len(bits), prefix + "accuracy": sum(hits) / len(hits)}
+        result[prefix + "bits_by_position"] = by_position
+    drift = [float((torch.stack(memories)[:, t] - labels[:, t]).square().mean()) for t in range(labels.shape[1])]
+    variance = [float(labels[:, t].var(0, correction=0).mean()) for t in range(labels.shape[1])]
+    relative = [None, *(d / v for d, v in zip(drift[1:], variance[1:], strict=True))]
+    result |= {
+        "drift": sum(drift[1:]) / len(drift[1:]),
+        "relative_drift": sum(drift[1:]) / sum(variance[1:]),
+        "drift_last": drift[-1],
+        "relative_drift_last": relative[-1],
+        "drift_by_position": drift,
+        "relative_drift_by_position": relative,
+    }
+    return result

@@ -1,0 +1,201 @@
+"""DMT in parallel equals the detached loop: nothing flows through time, and the teacher does not move."""
+
+import pytest
+import torch
+
+import naive
+from naive import VOCAB, assert_close, batch, gradients, models
+from retain.config import CELLS, IGNORE, DMTConfig
+from retain.objectives import DMT, rollout_from_teacher
+
+CASES = [(cell, norm) for cell in CELLS for norm in ("rms", "batch")]
+
+
+def config(**changes):
+    """The RNN alone from m_0 for the whole phase; all that matters is written out."""
+    plain = {
+        "horizon": 100,
+        "horizon_end": None,
+        "horizon_growth": 0.7,
+        "lambda_dyn": 0.8,
+        "lambda_readout": 0.6,
+        "lambda_distill": 0.0,
+        "predictive": True,
+    }
+    return DMTConfig(**(plain | changes))
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+@pytest.mark.parametrize("predictive", [True, False])
+def test_dmt_equals_the_detached_loop(case, predictive):
+    objective = DMT(*(both := models(cell=case[0], norm=case[1])), config(predictive=predictive))
+    fast, slow = objective(batch()), naive.dmt(*both, objective.config, batch())
+    assert fast["horizon"] == 6
+    assert_close({name: fast[name] for name in slow}, slow)
+    assert_close(gradients(fast["loss"], objective), gradients(slow["loss"], objective))
+
+
+@pytest.mark.parametrize("kind", ["state", "register", "window"])
+def test_distillation_equals_the_detached_loop(kind):
+    objective = DMT(*(both := models(kind)), config(lambda_distill=0.4))
+    fast, slow = objective(batch()), naive.dmt(*both, objective.config, batch())
+    assert_close({name: fast[name] for name in slow}, slow)
+    assert_close(gradients(fast["loss"], objective), gradients(slow["loss"], objective))
+    assert all(p.grad is None for p in both[0].parameters())
+
+
+@pytest.mark.parametrize("predictive", [True, False])
+def test_no_gradient_flows_through_time(predictive):
+    teacher, rnn = models()
+    objective = DMT(teacher, rnn, config(lambda_dyn=0.0, lambda_readout=1.0, predictive=predictive))
+    tokens = torch.tensor([[0, 1, 2, 3, 4, 5]])
+    targets = torch.full((1, 7), IGNORE)
+    targets[0, 5] = 3  # the one loss there is looks at m_5, which f made from x_4
+    objective({"tokens": tokens, "targets": targets})["loss"].backward()
+    reached = (rnn.embed.weight.grad != 0).any(1).tolist()
+    assert reached == [False] * 4 + [predictive] + [False] * 2
+    assert (rnn.readout.head.weight.grad != 0).any()
+
+
+def test_dynamics_have_no_gradient_through_time():
+    teacher, rnn = models()
+    objective = DMT(teacher, rnn, config(lambda_dyn=1.0, lambda_readout=0.0))
+    inputs = []
+    rnn.cell.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    loss = objective(batch())["loss"]
+    assert loss.requires_grad and len(inputs) > 0
+    assert not any(x.requires_grad for x in inputs), "f must never be trained through the memory it reads"
+
+
+def test_teacher_is_frozen():
+    teacher, rnn = models()
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    objective = DMT(teacher, rnn, config())
+    objective(batch())["loss"].backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert_close(dict(teacher.state_dict()), before)
+    assert not set(map(id, teacher.parameters())) & set(map(id, objective.parameters()))
+
+
+@pytest.mark.parametrize("kind", ["state", "register", "window"])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("changes", [{}, {"horizon": 2}, {"lambda_readout": 0.0}, {"predictive": False}], ids=str)
+def test_every_trainable_parameter_has_a_gradient(kind, cell, changes):
+    objective = DMT(*models(kind, cell), config(**changes))
+    objective(batch())["loss"].backward()
+    for name, p in objective.named_parameters():
+        assert (p.grad is not None) == p.requires_grad, name
+    frozen = {name for name, p in objective.named_parameters() if not p.requires_grad}
+    assert "rnn.m_0" in frozen
+    assert any("readout" in name for name in frozen) == (changes.get("lambda_readout") == 0)
+
+
+def test_rnn_starts_from_the_teachers_m_0():
+    teacher, rnn = models()
+    objective = DMT(teacher, rnn, config())
+    assert torch.equal(rnn.m_0, teacher.empty_memory())
+    own = rollout_from_teacher(rnn, teacher.eval().encode(batch()["tokens"]), batch()["tokens"], 6)
+    alone = rnn.rollout(batch()["tokens"], rnn.init_memory(2))
+    assert_close(own[:, 1:], alone[:, :-1])
+    objective.finish()
+    assert torch.equal(rnn.m_0, teacher.empty_memory())
+
+
+@pytest.mark.parametrize("norm", ["rms", "batch"])
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_rollout_equals_naive(norm, length):
+    teacher, rnn = models(norm=norm)
+    tokens = torch.randint(VOCAB, (2, length), generator=torch.Generator().manual_seed(0))
+    memory = teacher.eval().encode(tokens).detach()
+    untouched = memory.clone()
+    for horizon in range(1, length + 3):
+        offsets = set()
+        for seed in range(12):
+            torch.manual_seed(seed)
+            offset = int(torch.randint(horizon, ()))
+            offsets.add(offset)
+            torch.manual_seed(seed)
+            own = rollout_from_teacher(rnn, memory, tokens, horizon)
+            assert own.shape == (2, length, 2, 4) and not own.requires_grad
+            assert_close(own, naive.rollout_from_teacher(rnn, memory, tokens, horizon, offset).detach())
+        assert len(offsets) > 1 or horizon == 1
+    assert torch.equal(memory, untouched), "the teacher's memories are the labels: they must not be written to"
+
+
+def test_rollout_costs_one_step_per_token_whatever_the_horizon():
+    teacher, rnn = models()
+    tokens = batch(length=16)["tokens"]
+    memory = teacher.eval().encode(tokens)
+    sizes = []
+    rnn.cell.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    for horizon in (1, 2, 5, 16):
+        sizes.clear()
+        rollout_from_teacher(rnn, memory, tokens, horizon)
+        assert len(sizes) == horizon, "its sequential depth is the horizon"
+        assert sum(sizes) == 16 * 2
+
+
+@pytest.mark.parametrize(
+    "start, end, length, values",
+    [
+        (1, None, 64, [1, 2, 4, 8, 16, 32, 64]),
+        (1, 8, 64, [1, 2, 4, 8]),
+        (3, None, 20, [3, 6, 12, 20]),
+        (100, None, 64, [64]),
+        (8, 2, 64, [2]),
+        (4, 100, 10, [4, 8, 10]),
+    ],
+)
+def test_horizon_doubles_from_start_to_end(start, end, length, values):
+    objective = DMT(*models(), config(horizon=start, horizon_end=end))
+    grid = [objective.horizon(i / 1000, length) for i in range(1001)]
+    assert sorted(set(grid)) == values
+    assert grid == sorted(grid)
+    assert grid[0] == values[0] and set(grid[700:]) == {values[-1]}
+    # Every horizon but the last has the same share of the growth.
+    shares = [grid.count(value) for value in values[:-1]]
+    assert not shares or max(shares) - min(shares) <= 2
+
+
+def test_horizon_growth_at_its_ends():
+    at_once = DMT(*models(), config(horizon=1, horizon_growth=0.0))
+    assert [at_once.horizon(p, 32) for p in (0, 0.5, 1)] == [32, 32, 32]
+    to_the_end = DMT(*models(), config(horizon=1, horizon_growth=1.0))
+    assert to_the_end.horizon(0.99, 32) < 32 == to_the_end.horizon(1.0, 32)
+
+
+def test_progress_sets_the_horizon():
+    objective = DMT(*models(), config(horizon=1))
+    seen = [float(objective(batch() | {"progress": p})["horizon"]) for p in (0.0, 0.3, 1.0)]
+    assert seen == [1, 2, 6] and float(objective(batch())["horizon"]) == 1
+
+
+def test_relative_drift_is_over_the_variance_across_sequences():
+    teacher, rnn = models()
+    losses = DMT(teacher, rnn, config())(batch())
+    memory = teacher.eval().encode(batch()["tokens"])
+    variance = sum(memory[:, t].var(0, correction=0).mean() for t in range(1, 7)) / 6
+    assert_close(losses["relative_drift"], losses["loss_dyn"].detach() / variance)
+    assert not losses["relative_drift"].requires_grad
+
+
+def test_batch_without_a_target_trains_memory_alone():
+    data = batch()
+    data["targets"][:] = IGNORE
+    objective = DMT(*models(), config())
+    losses = objective(data)
+    assert losses["loss_readout"] == 0
+    losses["loss"].backward()
+    assert all(p.grad.isfinite().all() for p in objective.parameters() if p.requires_grad)
+
+
+def test_ignored_targets_never_matter():
+    data, (teacher, rnn) = batch(), models()
+    objective = DMT(teacher, rnn, config())
+    with_all = objective(data)
+    one = data["targets"].flatten().tolist().index(next(y for y in data["targets"].flatten().tolist() if y != IGNORE))
+    fewer = data | {"targets": data["targets"].clone()}
+    fewer["targets"].view(-1)[one] = IGNORE
+    assert_close(objective(fewer)["loss_dyn"], with_all["loss_dyn"])
+    assert_close(objective(fewer)["loss_readout"], naive.dmt(teacher, rnn, objective.config, fewer)["loss_readout"])
+    assert not torch.allclose(objective(fewer)["loss_readout"], with_all["loss_readout"])

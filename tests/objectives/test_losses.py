@@ -1,0 +1,117 @@
+"""Eq. 2–4 against their loops, and at their edges."""
+
+import math
+
+import pytest
+import torch
+
+import naive
+from naive import VOCAB, assert_close
+from retain.config import IGNORE
+from retain.objectives import dynamics_loss, predictive_loss, uniformity_loss
+from retain.objectives.losses import distillation_loss
+
+
+def random_targets(*shape):
+    targets = torch.randint(VOCAB, shape)
+    targets[torch.rand(shape) < 0.3] = IGNORE
+    return targets
+
+
+def test_predictive_loss_equals_naive():
+    torch.manual_seed(0)
+    logits = torch.randn(3, 4, 5, VOCAB, dtype=torch.float64, requires_grad=True)
+    targets = random_targets(3, 4, 5)
+    fast = predictive_loss(logits, targets)
+    slow = naive.predictive_loss(logits.flatten(0, 2), targets.flatten())
+    assert_close(fast, slow)
+    assert_close(torch.autograd.grad(fast, logits)[0], torch.autograd.grad(slow, logits)[0])
+
+
+def test_ignored_targets_never_matter():
+    torch.manual_seed(0)
+    logits = torch.randn(20, VOCAB, dtype=torch.float64, requires_grad=True)
+    targets = random_targets(20)
+    ignored = targets == IGNORE
+    assert 0 < ignored.sum() < 20
+    loss = predictive_loss(logits, targets)
+    assert_close(loss, predictive_loss(logits[~ignored], targets[~ignored]))
+    assert (torch.autograd.grad(loss, logits)[0][ignored] == 0).all()
+
+
+def test_no_target_at_all_is_zero():
+    logits = torch.randn(4, VOCAB, requires_grad=True)
+    loss = predictive_loss(logits, torch.full((4,), IGNORE))
+    assert loss.item() == 0
+    assert (torch.autograd.grad(loss, logits)[0] == 0).all()
+
+
+def test_predictive_loss_in_half_precision_is_summed_in_float32():
+    logits = torch.zeros(5000, VOCAB, dtype=torch.bfloat16)
+    loss = predictive_loss(logits, torch.zeros(5000, dtype=torch.long))
+    assert loss.dtype == torch.float32
+    assert_close(loss, math.log(VOCAB))
+
+
+def test_distillation_loss_equals_naive():
+    torch.manual_seed(0)
+    logits, guide = torch.randn(2, 3, 4, VOCAB, dtype=torch.float64).requires_grad_()
+    targets = random_targets(3, 4)
+    fast = distillation_loss(logits, guide, targets)
+    slow = naive.distillation_loss(logits.flatten(0, 1), guide.flatten(0, 1), targets.flatten())
+    assert_close(fast, slow)
+    assert_close(torch.autograd.grad(fast, logits, retain_graph=True)[0], torch.autograd.grad(slow, logits)[0])
+    assert torch.autograd.grad(fast, guide, allow_unused=True) == (None,), "the teacher does not learn from it"
+    assert distillation_loss(logits, guide, torch.full((3, 4), IGNORE)) == 0
+    # A teacher that is sure is the target itself.
+    y = torch.randint(VOCAB, (3, 4))
+    sure = 1e4 * torch.nn.functional.one_hot(y, VOCAB)
+    assert_close(distillation_loss(logits, sure, y), predictive_loss(logits, y))
+
+
+def test_dynamics_loss_equals_naive():
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 3, 5, 2, 4, dtype=torch.float64).requires_grad_()
+    fast = dynamics_loss(a, b)
+    slow = naive.squared_error(zip(a.flatten(0, 1), b.flatten(0, 1), strict=True))
+    assert_close(fast, slow)
+    for x, y in zip(torch.autograd.grad(fast, (a, b)), torch.autograd.grad(slow, (a, b)), strict=True):
+        assert_close(x, y)
+        assert (x != 0).all(), "Eq. 3 moves both memories"
+
+
+def test_uniformity_loss_equals_naive():
+    torch.manual_seed(0)
+    memory = torch.randn(3, 5, 2, 4, dtype=torch.float64, requires_grad=True)
+    fast, slow = uniformity_loss(memory), naive.uniformity_loss(memory)
+    assert_close(fast, slow)
+    assert_close(torch.autograd.grad(fast, memory)[0], torch.autograd.grad(slow, memory)[0])
+
+
+@pytest.mark.parametrize("width", [1, 2, 16, 128])
+def test_uniformity_lies_between_its_bounds(width):
+    torch.manual_seed(0)
+    memory = torch.randn(8, 5, 2, width)
+    loss = uniformity_loss(memory)
+    assert -8 <= loss < 0
+    assert_close(loss, uniformity_loss(memory * 10))  # of directions alone
+
+
+def test_uniformity_at_its_ends():
+    same = torch.ones(6, 5, 2, 4)
+    assert abs(uniformity_loss(same)) < 1e-5
+    opposite = torch.tensor([[[1.0, 0.0]], [[-1.0, 0.0]]])
+    assert_close(uniformity_loss(opposite), -8.0)
+    # Random directions in many dimensions are at distance √2.
+    torch.manual_seed(0)
+    assert_close(uniformity_loss(torch.randn(400, 1, 4096)), -4.0, 0.05)
+
+
+def test_uniformity_of_a_sample_is_that_of_all():
+    torch.manual_seed(0)
+    memory = torch.randn(1000, 1, 3, dtype=torch.float64)
+    exact = uniformity_loss(memory, sample=1000)
+    drawn = torch.stack([uniformity_loss(memory, sample=128) for _ in range(20)])
+    assert drawn.std() > 0
+    # Drawn with replacement, a few pairs are of a memory with itself.
+    assert abs(drawn.mean() - exact) < 0.1

@@ -1,0 +1,343 @@
+"""Everything a user may get wrong: exit 2, one line that names field, value and remedy, and no harm done."""
+
+import errno
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import tiny
+from retain import checkpoint
+from retain.config import save_config
+
+CELLS = """
+import torch
+from torch import nn
+
+
+class Base(nn.Module):
+    def __init__(self, memory, config):
+        super().__init__()
+        self.linear = nn.Linear(memory.width, memory.width)
+
+
+class Signature(Base):
+    def forward(self, memory):
+        return memory
+
+
+class Shape(Base):
+    def forward(self, memory, inputs):
+        return memory[:, :1]
+
+
+class Nothing(Base):
+    def forward(self, memory, inputs):
+        pass
+
+
+class Unbuildable(nn.Module):
+    def __init__(self):
+        super().__init__()
+
+
+def function(memory, config):
+    return torch.zeros(1)
+"""
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory, text_run, digits_run, retrieval_run):
+    """Files and runs; each test works on a copy of what it may break."""
+    root = tmp_path_factory.mktemp("pristine")
+    for name, source in (("text_run", text_run), ("digits_run", digits_run), ("run", retrieval_run)):
+        shutil.copytree(source, root / name)
+    save_config(tiny(), root / "tiny.json")
+    (root / "empty.txt").touch()
+    (root / "short.txt").write_text("a few words")
+    (root / "binary.txt").write_bytes(bytes(range(256)) * 20)
+    (root / "latin.txt").write_bytes("déjà vu ".encode("latin-1") * 200)
+    (root / "folder").mkdir()
+    np.save(root / "tokens.npy", np.arange(4000) % 30)
+    np.save(root / "negative.npy", np.arange(4000) % 30 - 1)
+    np.save(root / "float.npy", np.zeros(4000))
+    np.save(root / "objects.npy", np.array([{"a": 1}] * 40, dtype=object), allow_pickle=True)
+    np.save(root / "cube.npy", np.zeros((9, 9, 9), dtype=int))
+    np.save(root / "rows.npy", np.zeros((100, 20), dtype=int))
+    (root / "not.npy").write_text("not an array")
+    (root / "broken.json").write_text('{"seed": ')
+    (root / "unknown.json").write_text('{"smt": {"learning_rate": 1}}')
+    (root / "list.json").write_text("[]")
+    (root / "badcells.py").write_text(CELLS)
+    return root
+
+
+@pytest.fixture
+def place(pristine, tmp_path, monkeypatch):
+    folder = tmp_path / "place"
+    shutil.copytree(pristine, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    yield folder
+    sys.modules.pop("badcells", None)
+
+
+def content(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+NEW = "train --config tiny.json --out new --quiet"
+RESUME = "train --out run --resume --quiet"
+
+BAD = [
+    # the command itself
+    ("fly", ["command", "'fly'", "train, eval, generate"]),
+    ("train", ["retain train", "preset", "stdlib"]),
+    ("train mnist", ["preset", "'mnist'", "digits"]),
+    ("train retrieval --config tiny.json", ["config", "retrieval", "tiny.json", "not both"]),
+    ("train retrieval --out", ["--out", "value"]),
+    ("train retrieval extra", ["extra", "--help"]),
+    ("train --config nowhere.json", ["nowhere.json", "no such"]),
+    ("train --config broken.json", ["broken.json", "JSON"]),
+    ("train --config folder", ["folder", "config"]),
+    ("train --config unknown.json", ["unknown.json", "config.smt.learning_rate", "unknown field", "lr"]),
+    ("train --config list.json", ["list.json", "config", "[]"]),
+    ("eval", ["retain eval", "run folder"]),
+    ("generate --length 3", ["retain generate", "run folder"]),
+    ("info", ["retain info", "run folder"]),
+    ("eval run --splits test", ["--splits", "--help"]),
+    ("eval run --split dev", ["split", "dev", "validation"]),
+    # text files
+    ("train text", ["data", "--data PATH"]),
+    (f"{NEW} --data nowhere.txt", ["data.path", "nowhere.txt", "does not exist"]),
+    (f"{NEW} --data empty.txt", ["data.path", "empty.txt", "is empty"]),
+    (f"{NEW} --data short.txt", ["data.seq_len", "8", "validation", "shorter seq_len"]),
+    (f"{NEW} --data binary.txt", ["data.path", "binary.txt", "NUL", "UTF-8"]),
+    (f"{NEW} --data latin.txt", ["data.path", "latin.txt", "not UTF-8 at byte 1", "UTF-8 text file"]),
+    (f"{NEW} --data folder", ["data.path", "folder", "directory"]),
+    # arrays
+    (f"{NEW} --data tokens.npy --data.vocab-size 20", ["data.vocab_size", "20", "29", "30"]),
+    (f"{NEW} --data negative.npy", ["data.path", "negative.npy", "-1", "negative"]),
+    (f"{NEW} --data float.npy", ["data.path", "float.npy", "float64", "integers"]),
+    (f"{NEW} --data objects.npy", ["data.path", "objects.npy", "pickled"]),
+    (f"{NEW} --data cube.npy", ["data.path", "cube.npy", "3 dimensions"]),
+    (f"{NEW} --data rows.npy", ["data.seq_len", "8", "20 tokens", "19"]),
+    (f"{NEW} --data not.npy", ["data.path", "not.npy", "numpy.save"]),
+    (f"{NEW} --data tokens.npy --data.seq-len 300", ["data.seq_len", "300", "shorter"]),
+    # sizes that do not fit, and other fields
+    ("train digits --out new --data.seq-len 64", ["data.seq_len", "64", "63"]),
+    (f"{NEW} --data.seq-len 3", ["data.seq_len", "3", "at least 4"]),
+    (f"{NEW} --data.symbols 1", ["data.symbols", "1", "at least 2"]),
+    (f"{NEW} --data.name mnist", ["data.name", "'mnist'", "digits"]),
+    (f"{NEW} --data.name digits --data.vocab-size 9 --data.seq-len 63", ["data.vocab_size", "9", "17"]),
+    (f"{NEW} --teacher.width 18", ["teacher.width", "18", "4"]),
+    (f"{NEW} --cell.kind transformer --cell.width 18", ["cell.width", "18", "4"]),
+    (f"{NEW} --cell.kind lstm --memory.tokens 1 --memory.width 9", ["memory", "1 x 9", "even", "lstm"]),
+    (f"{NEW} --memory.width 0", ["width", "0", "positive"]),
+    (f"{NEW} --teacher.encoder lstm", ["teacher.encoder", "lstm", "window"]),
+    (f"{NEW} --phases smt dnt", ["phases", "dnt", "bptt"]),
+    (f"{NEW} --smt.steps-per-sequence 9", ["smt.steps_per_sequence", "9", "data.seq_len 8"]),
+    (f"{NEW} --smt.learning-rate 1", ["--smt.learning-rate", "--help"]),
+    (f"{NEW} --smt.lr fast", ["smt.lr", "fast", "FLOAT"]),
+    (f"{NEW} --smt.lr nan", ["lr", "nan", "positive"]),
+    (f"{NEW} --seed -1", ["seed", "-1", "negative"]),
+    (f"{NEW} --device cuda", ["device", "cuda", "--device cpu"]),
+    (f"{NEW} --tracker nosuchtracker", ["tracker", "nosuchtracker", "--tracker None"]),
+    # budgets
+    (f"{NEW} --budget 5", ["budget", "'5'", "240s"]),
+    (f"{NEW} --budget 10minutes", ["budget", "'10minutes'", "240s"]),
+    (f"{NEW} --budget 0s", ["budget", "'0s'", "positive"]),
+    (f"{NEW} --budget=-5s", ["budget", "'-5s'", "positive"]),
+    (f"{NEW} --dmt.budget nan", ["budget", "'nan'", "240s"]),
+    (f"{NEW} --validate-every 0steps", ["validate_every", "'0steps'"]),
+    (f"{NEW} --checkpoint-every often", ["checkpoint_every", "'often'"]),
+    # a user's own cell
+    (f"{NEW} --cell.kind rnn", ["cell.kind", "'rnn'", "gru", "module:Class"]),
+    (f"{NEW} --cell.kind nowhere:Cell", ["cell.kind", "nowhere:Cell", "No module named"]),
+    (f"{NEW} --cell.kind badcells:Missing", ["cell.kind", "badcells:Missing", "Missing"]),
+    (f"{NEW} --cell.kind badcells:Unbuildable", ["cell.kind", "badcells:Unbuildable", "memory_config"]),
+    (f"{NEW} --cell.kind badcells:function", ["cell", "badcells:function", "Tensor", "nn.Module"]),
+    (f"{NEW} --cell.kind badcells:Signature", ["cell", "badcells:Signature", "forward(memory", "(2, 8)"]),
+    (f"{NEW} --cell.kind badcells:Shape", ["cell", "badcells:Shape", "(2, 1, 8)", "(2, 2, 8)"]),
+    (f"{NEW} --cell.kind badcells:Nothing", ["cell", "badcells:Nothing", "NoneType", "(2, 2, 8)"]),
+    # run folders
+    ("train --config tiny.json --out run", ["out", "run", "already exists", "--resume"]),
+    ("train --config tiny.json --out tiny.json", ["out", "tiny.json", "another folder"]),
+    ("train --config tiny.json --out tiny.json/new", ["tiny.json/new", "Not a directory"]),
+    ("train --resume", ["resume", "--out"]),
+    ("train --out nowhere --resume", ["resume", "nowhere", "leave out --resume"]),
+    ("train retrieval --out folder --resume", ["resume", "folder", "no run", "leave out --resume"]),
+    (f"{RESUME} --smt.lr 0.5", ["resume", "smt.lr", "0.001", "0.5"]),
+    (f"{RESUME} --budget 13steps", ["resume", "budget", "'12steps'", "'13steps'"]),
+    ("train digits --out run --resume", ["resume", "retrieval", "digits", "leave the preset out"]),
+    *(
+        (f"{command} {folder}", ["run", folder, remedy])
+        for command in ("eval", "generate", "info")
+        for folder, remedy in (("nowhere", "retain train"), ("folder", "retain train"), ("tiny.json", "retain train"))
+    ),
+    # evaluating and sampling
+    ("eval run --device cuda", ["device", "cuda", "--device cpu"]),
+    ("eval run --limit 0", ["limit", "0", "at least 1"]),
+    ("eval run --limit many", ["limit", "many", "INT"]),
+    ("eval run --batch-size -3", ["batch_size", "-3", "at least 1"]),
+    ("eval text_run --data nowhere.txt", ["data.path", "nowhere.txt", "does not exist"]),
+    ("eval text_run --data short.txt", ["data.seq_len", "shorter"]),
+    ("eval run --data short.txt", ["data.path", "short.txt", "retrieval"]),
+    ("generate run --device cuda", ["device", "cuda", "--device cpu"]),
+    ("generate digits_run --prompt 99", ["prompt", "'99'", "0 … 16"]),
+    ("generate digits_run --prompt x", ["prompt", "'x'", "0 … 16"]),
+    ("generate run --prompt 3,4", ["prompt", "'3,4'", "0 … 8"]),
+    ("generate digits_run --length 3", ["length", "3", "64 pixels"]),
+    ("generate digits_run --count 0", ["count", "0", "at least 1"]),
+    ("generate digits_run --count 2 --out folder/none/a.png", ["folder/none/a.png", "No such file"]),
+    ("generate digits_run --count 2 --out a.nonsense", ["out", "a.nonsense", ".png"]),
+    ("generate run --temperature -1", ["temperature", "-1", "0"]),
+    ("generate run --temperature nan", ["temperature", "nan"]),
+    ("generate run --temperature hot", ["temperature", "hot", "FLOAT"]),
+    ("generate run --top-p 0", ["top_p", "0", "0 … 1"]),
+    ("generate run --top-p 1.5", ["top_p", "1.5", "0 … 1"]),
+    ("generate run --top-k 0", ["top_k", "0", "at least 1"]),
+    ("generate run --length -1", ["length", "-1", "negative"]),
+    ("generate run --out a.png", ["out", "a.png", "images"]),
+]
+
+
+def check(answer, fragments):
+    code, said, complaint = answer
+    assert code == 2, (said, complaint)
+    assert said == ""
+    assert complaint.startswith("retain: ") and complaint.endswith("\n")
+    assert complaint.count("\n") == 1, complaint
+    assert "Traceback" not in complaint
+    for fragment in fragments:
+        assert fragment in complaint, (fragment, complaint)
+
+
+@pytest.mark.parametrize(("line", "fragments"), BAD, ids=[line for line, _ in BAD])
+def test_bad_input_gets_one_clear_line_and_changes_nothing(line, fragments, retain, place):
+    before = content(place)
+    check(retain(*line.split()), fragments)
+    after = content(place)
+    for made in [name for name in after if "__pycache__" in name]:
+        del after[made]
+    assert after == before
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def corrupt(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def newer(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"version": 99}))
+
+
+DAMAGE = {
+    "truncated": (lambda f: truncate(f / "model.safetensors"), ["model.safetensors"]),
+    "corrupted": (lambda f: corrupt(f / "model.safetensors"), ["model.safetensors"]),
+    "another version": (newer, ["manifest.json", "99", "1"]),
+    "a file missing": (lambda f: (f / "model.safetensors").unlink(), ["model.safetensors", "missing"]),
+    "state broken": (lambda f: (f / "state.json").write_text("{"), ["state.json"]),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("command", ["eval run", "generate run", "info run", RESUME])
+def test_a_damaged_checkpoint_is_refused(kind, command, retain, place):
+    damage, fragments = DAMAGE[kind]
+    for folder in [place / "run", *(place / "run" / "checkpoints").iterdir()]:
+        damage(folder)
+    before = content(place)
+    check(retain(*command.split()), fragments)
+    assert content(place) == before
+
+
+@pytest.mark.parametrize("command", ["eval run", "generate run", "info run"])
+def test_a_damaged_export_names_the_checkpoint_that_is_good(command, retain, place):
+    corrupt(place / "run" / "model.safetensors")
+    check(retain(*command.split()), ["model.safetensors", "manifest.json", "step-00000012 is good"])
+    (place / "run" / "manifest.json").unlink()  # the remedy
+    assert retain(*command.split())[0] == 0
+
+
+@pytest.mark.parametrize("command", ["eval run", "generate run", "info run", RESUME])
+def test_a_run_without_its_checkpoints_is_refused(command, retain, place):
+    shutil.rmtree(place / "run" / "checkpoints")
+    if "train" not in command:
+        (place / "run" / "manifest.json").unlink()
+    check(retain(*command.split()), ["run", "checkpoint", "train first"])
+
+
+@pytest.mark.parametrize("command", ["eval run", "generate run", "info run", RESUME])
+@pytest.mark.parametrize(
+    ("written", "fragments"),
+    [
+        (None, ["run"]),
+        ("{", ["config.json", "not a config in JSON"]),
+        ('{"sede": 1}', ["config.json", "config.sede", "unknown field"]),
+        ('{"seed": "x"}', ["config.json", "config.seed", "'x'", "int"]),
+    ],
+    ids=["none", "broken", "unknown field", "wrong type"],
+)
+def test_a_run_with_a_bad_config_is_refused(command, written, fragments, retain, place):
+    (place / "run" / "config.json").unlink()
+    if written is not None:
+        (place / "run" / "config.json").write_text(written)
+    before = content(place)
+    check(retain(*command.split()), fragments)
+    assert content(place) == before
+
+
+def test_a_config_that_does_not_fit_the_weights_is_refused(retain, place):
+    save_config(tiny(preset="retrieval", memory__width=16), place / "run" / "config.json")
+    check(retain("eval", "run"), ["run", "do not fit its config.json"])
+
+
+def test_a_data_file_that_is_gone_is_named(retain, place):
+    config = json.loads((place / "text_run" / "config.json").read_text())
+    config["data"]["path"] = str(place / "gone.txt")
+    (place / "text_run" / "config.json").write_text(json.dumps(config))
+    before = content(place)
+    check(retain("eval", "text_run"), ["data.path", "gone.txt", "does not exist"])
+    check(retain("train", "--out", "text_run", "--resume"), ["data.path", "gone.txt", "does not exist"])
+    assert content(place) == before
+    assert retain("generate", "text_run", "--length", "3")[0] == 0  # needs no data
+
+
+@pytest.mark.parametrize("command", ["eval run", "generate run --length 3"])
+def test_a_full_disk_at_the_result_is_one_line(command, retain, place, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "result.json")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    code, _, complaint = retain(*command.split())
+    assert code == 2
+    assert complaint.count("\n") == 1 and "No space left on device" in complaint
+
+
+def test_a_full_disk_while_checkpointing_is_one_line_and_the_run_goes_on_later(retain, place, monkeypatch):
+    real, written = checkpoint._write_file, []
+
+    def full(path, data):
+        written.append(path)
+        if "step-00000012" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_write_file", full)
+        check(
+            retain("train", "--config", "tiny.json", "--out", "new", "--quiet"),
+            ["step-00000012", "No space left on device", "step-00000006 is still good"],
+        )
+    assert retain("train", "--out", "new", "--resume", "--quiet")[0] == 0

@@ -1,0 +1,244 @@
+"""The command line and the API, as a user meets them. RETAIN_UPDATE_SNAPSHOTS=1 rewrites the help texts."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import tiny
+from retain.config import load_config, save_config
+
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+MAIN = "from retain.cli import main; main()"
+HELPS = {
+    "retain": ["--help"],
+    "train": ["train", "--help"],
+    "train-text": ["train", "text", "--help"],
+    "eval": ["eval", "--help"],
+    "generate": ["generate", "RUN", "--help"],
+    "info": ["info", "-h"],
+}
+
+
+def python(code, *arguments, **env):
+    """Run code in a Python of its own, warnings as errors."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", **env}
+    command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=200)
+
+
+def test_help_answers_within_a_second():
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = python(MAIN, "--help")
+        seconds.append(time.perf_counter() - start)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert min(seconds) < 1
+
+
+@pytest.mark.parametrize("name", HELPS)
+def test_help_texts_are_as_they_were_and_need_no_torch(name):
+    """Also of another width in the terminal's environment: what is shown must come from COLUMNS alone."""
+    code = (
+        f"import sys\ntry:\n    {MAIN}\nfinally:\n    assert not {{'torch', 'numpy', 'accelerate'}} & set(sys.modules)"
+    )
+    done = python(code, *HELPS[name], LINES="7", TERM="dumb", NO_COLOR="1")
+    assert (done.returncode, done.stderr) == (0, "")
+    path = SNAPSHOTS / f"{name}.txt"
+    if os.environ.get("RETAIN_UPDATE_SNAPSHOTS"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(done.stdout)
+    assert done.stdout == path.read_text(), "if the change is meant: RETAIN_UPDATE_SNAPSHOTS=1 pytest tests/test_cli.py"
+
+
+def test_no_arguments_show_the_help_and_version_the_version(retain):
+    import retain as package
+
+    assert retain()[:2] == (0, (SNAPSHOTS / "retain.txt").read_text())
+    assert retain("--version")[:2] == (0, f"retain {package.__version__}\n")
+
+
+def test_train_eval_generate_info(retain, tmp_path):
+    (tmp_path / "small.txt").write_text("a small text, é. " * 100)
+    out, file = tmp_path / "run", tmp_path / "tiny.json"
+    save_config(tiny(), file)
+    options = ["--data.seq-len", "8", "--phases", "smt", "bptt", "--quiet"]
+    code, said, complaints = retain("train", "--config", file, "--data", tmp_path / "small.txt", "--out", out, *options)
+    assert (code, complaints) == (0, "")
+    assert f"{out}: 12 steps, 384 tokens" in said
+    assert f"retain eval {out}" in said
+    config = load_config(out / "config.json")
+    assert (config.data.name, config.data.path, config.phases) == ("text", str(tmp_path / "small.txt"), ("smt", "bptt"))
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["steps"], summary["vocab_size"], summary["kind"]) == (12, 256, "text")
+    assert json.loads((out / "data.json").read_text())["name"] == "text"
+
+    code, said, complaints = retain("eval", out, "--json")
+    assert (code, complaints) == (0, "")
+    result = json.loads(said)
+    keys = ("bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "drift", "relative_drift")
+    for key in (*keys, "tokens", "seconds", "tokens_per_second", "sequences", "parameters", "training_seconds"):
+        assert isinstance(result[key], (int, float)), key
+    assert result["tokens"] == 90  # 5 % of 1,800 bytes, each predicted once
+    assert result["split"] == "test"
+    assert json.loads((out / "eval-test.json").read_text()) == result
+    code, said, _ = retain("eval", out, "--split", "validation", "--limit", "3")
+    assert code == 0
+    assert f"{out} on validation: 3 sequences, 27 targets" in said
+    assert json.loads((out / "eval-validation.json").read_text())["tokens"] == 27
+
+    code, said, complaints = retain("generate", out, "--prompt", "ab", "--length", "20", "--seed", "3")
+    assert (code, complaints) == (0, "")
+    assert said.startswith("ab")
+    samples = json.loads((out / "samples.json").read_text())
+    assert len(samples["tokens"]) == 20
+    assert (samples["settings"]["seed"], samples["settings"]["prompt"]) == (3, "ab")
+    assert samples["text"] == bytes(samples["tokens"]).decode(errors="replace")
+
+    code, said, complaints = retain("info", out, "--json")
+    assert (code, complaints) == (0, "")
+    info = json.loads(said)
+    assert info["results"]["eval-test"] == result
+    assert info["finished"] is True
+    assert info["memory"] == [2, 8]
+    code, said, _ = retain("info", out)
+    assert code == 0
+    for fragment in ("smt then bptt, finished", "vocabulary 256", "2 x 8, batch", "eval-test"):
+        assert fragment in said
+
+
+def losses(out):
+    return [
+        line["loss"] for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if "loss" in line
+    ]
+
+
+def test_a_saved_config_gives_the_same_run(retain, tiny_file, tmp_path):
+    for source, out in ((tiny_file, tmp_path / "a"), (tmp_path / "a" / "config.json", tmp_path / "b")):
+        assert retain("train", "--config", source, "--out", out, "--quiet")[0] == 0
+    assert (tmp_path / "a" / "config.json").read_bytes() == (tmp_path / "b" / "config.json").read_bytes()
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert retain("train", "--config", tiny_file, "--seed", "9", "--out", tmp_path / "c", "--quiet")[0] == 0
+    assert losses(tmp_path / "a") != losses(tmp_path / "c")
+
+
+def test_options_override_the_config_and_are_saved(retain, tiny_file, tmp_path):
+    out = tmp_path / "run"
+    options = ["--smt.lr", "0.5", "--budget", "3steps", "--phases", "smt", "--memory.norm", "rms"]
+    assert retain("train", "--config", tiny_file, "--out", out, "--quiet", *options)[0] == 0
+    assert load_config(out / "config.json") == tiny(smt__lr=0.5, budget="3steps", phases=("smt",), memory__norm="rms")
+
+
+def test_the_progress_bar_goes_to_stderr_and_quiet_silences_it(retain, tiny_file, tmp_path):
+    code, said, complaints = retain("train", "--config", tiny_file, "--out", tmp_path / "run")
+    assert code == 0
+    assert "smt" in complaints and "dmt" in complaints and "ETA" in complaints
+    assert "ETA" not in said
+
+
+def test_digits_are_written_as_a_png(retain, digits_run, tmp_path):
+    from PIL import Image
+
+    for name in ("a.png", "b.png"):
+        code, said, complaints = retain("generate", digits_run, "--count", "9", "--out", tmp_path / name)
+        assert (code, complaints) == (0, "")
+        assert said == f"9 images in {tmp_path / name}\n"
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (8 * 52 + 4, 2 * 52 + 4)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    samples = json.loads((digits_run / "samples.json").read_text())["images"]
+    assert [len(s) for s in samples] == [64] * 9
+    code, _, _ = retain("generate", digits_run, "--prompt", "0 5 16", "--count", "2")
+    assert code == 0
+    assert (digits_run / "samples.png").exists()
+    samples = json.loads((digits_run / "samples.json").read_text())["images"]
+    assert [s[:3] for s in samples] == [[0, 5, 16]] * 2
+
+
+def test_generating_is_reproducible(retain, text_run, retrieval_run):
+    for path in (text_run, retrieval_run):
+        first, again, other = (retain("generate", path, "--length", "50", "--seed", s)[1] for s in (1, 1, 2))
+        assert first == again != other
+        greedy = [retain("generate", path, "--length", "50", "--temperature", "0", "--seed", s)[1] for s in (1, 2)]
+        assert greedy[0] == greedy[1]
+
+
+def test_tokens_are_printed_with_spaces(retain, retrieval_run):
+    code, said, _ = retain("generate", retrieval_run, "--prompt", "0 3 8", "--length", "4")
+    assert code == 0
+    assert said.startswith("0 3 8 ")
+    assert len(said.split()) == 7
+
+
+def test_a_pipe_that_closes_early_is_no_error(text_run):
+    code = "import sys; from retain.cli import main; main(['generate', sys.argv[1], '--length', '3000'])"
+    command = [sys.executable, "-W", "error", "-c", code, str(text_run)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert len(process.stdout.read(1)) == 1
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+def test_a_users_own_cell_is_found_where_the_command_runs(retain, tiny_file, tmp_path, monkeypatch):
+    (tmp_path / "mycell.py").write_text(
+        "from torch import nn\n\n\nclass Mine(nn.Module):\n    def __init__(self, memory, config):\n"
+        "        super().__init__()\n        self.linear = nn.Linear(memory.width, memory.width)\n\n"
+        "    def forward(self, memory, inputs):\n        return memory + self.linear(inputs)[:, None]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    try:
+        options = ["--cell.kind", "mycell:Mine", "--budget", "4steps", "--out", "run", "--quiet"]
+        code, _, complaints = retain("train", "--config", tiny_file, *options)
+        assert (code, complaints) == (0, "")
+        assert retain("eval", "run")[0] == 0
+    finally:
+        sys.modules.pop("mycell", None)
+
+
+def test_the_api_reads_a_stream(text_run):
+    """In a Python of its own, as the README shows it."""
+    code = (
+        "import sys, torch, retain\n"
+        "rnn = retain.load(sys.argv[1])\n"
+        "memory = rnn.init_memory(1)\n"
+        "for byte in b'to be':\n"
+        "    logits, memory = rnn.step(torch.tensor([byte]), memory)\n"
+        "print(tuple(logits.shape), tuple(memory.shape), memory.dtype)\n"
+    )
+    done = python(code, text_run)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "(1, 256) (1, 2, 8) torch.float32\n"
+
+
+def test_memory_can_be_saved_and_restored(text_run, tmp_path):
+    import retain as package
+
+    rnn = package.load(text_run)
+    tokens = torch.tensor([list(b"to be or not to be")])
+    with torch.no_grad():
+        logits, last = rnn(tokens)
+        first, memory = rnn(tokens[:, :7])
+        torch.save(memory, tmp_path / "memory.pt")
+        restored = torch.load(tmp_path / "memory.pt", weights_only=True)
+        second, end = rnn(tokens[:, 7:], restored)
+        torch.testing.assert_close(torch.cat([first, second], 1), logits)
+        torch.testing.assert_close(end, last)
+        stepped, _ = rnn.step(tokens[:, 7], restored)
+        torch.testing.assert_close(stepped, logits[:, 7])
+    assert not rnn.training
+
+
+def test_every_public_name_is_there():
+    import retain as package
+
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        _ = package.nothing_like_it

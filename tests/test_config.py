@@ -1,0 +1,232 @@
+"""A config survives JSON, refuses what is wrong by name, and every preset can be built."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from conftest import tiny
+from retain.config import Budget, RunConfig, SMTConfig, from_dict, load_config, parse_budget, save_config, to_dict
+from retain.data import load_data
+from retain.presets import PRESETS
+from retain.run import build
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_survives_json(name, tmp_path):
+    config = PRESETS[name]()
+    assert config.preset == name
+    save_config(config, tmp_path / "config.json")
+    assert load_config(tmp_path / "config.json") == config
+    assert from_dict(RunConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_a_config_with_nothing_at_its_default_survives_json(tmp_path):
+    """A field that from_dict drops would come back at its default."""
+    config = tiny(
+        phases=("bptt", "smt", "dmt"),
+        data__split=(0.5, 0.25, 0.25),
+        data__vocab_size=9,
+        smt__steps_per_sequence=3,
+        smt__lambda_dyn_end=2.0,
+        smt__budget="3steps",
+        dmt__horizon_end=4,
+        dmt__predictive=False,
+        cell__kind="my.cells:Mine",
+        tracker="wandb",
+        compile=True,
+    )
+    save_config(config, tmp_path / "config.json")
+    assert load_config(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds(name, tmp_path):
+    config = PRESETS[name]()
+    if name == "text":
+        path = tmp_path / "small.txt"
+        path.write_text("a small text that repeats itself. " * 200)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(path)))
+    data = load_data(config.data)
+    rnn, teacher = build(config, data.vocab_size)
+    batch = data.batch(0, 0, 0, 2)
+    assert batch["tokens"].shape == (2, config.data.seq_len)
+    logits, memory = rnn.step(batch["tokens"][:, 0], rnn.init_memory(2))
+    assert logits.shape == (2, data.vocab_size)
+    assert memory.shape == (2, config.memory.tokens, config.memory.width)
+    assert teacher.empty_memory().shape == memory.shape[1:]
+    assert sum(b.amount for b in config.budgets()) == pytest.approx(parse_budget(config.budget).amount)
+
+
+@pytest.mark.parametrize(
+    ("change", "fragments"),
+    [
+        ({"sede": 1}, ["config.sede", "unknown field", "seed"]),
+        ({"smt": {"learning_rate": 1.0}}, ["config.smt.learning_rate", "unknown field", "lr"]),
+        ({"smt": 3}, ["config.smt", "3"]),
+        ({"seed": "one"}, ["config.seed", "'one'", "int"]),
+        ({"seed": True}, ["config.seed", "True", "int"]),
+        ({"seed": 1.5}, ["config.seed", "1.5", "int"]),
+        ({"seed": -1}, ["seed", "-1", "negative"]),
+        ({"compile": 1}, ["config.compile", "1", "bool"]),
+        ({"budget": 5}, ["config.budget", "5", "str"]),
+        ({"budget": "5"}, ["budget", "'5'", "240s"]),
+        ({"budget": "0s"}, ["budget", "'0s'", "positive"]),
+        ({"validate_every": "never"}, ["validate_every", "'never'"]),
+        ({"checkpoint_every": "-1s"}, ["checkpoint_every", "'-1s'"]),
+        ({"phases": "smt"}, ["config.phases", "'smt'"]),
+        ({"phases": ["smt", "dnt"]}, ["config.phases", "'dnt'", "bptt"]),
+        ({"phases": []}, ["phases", "smt"]),
+        ({"log_every": 0}, ["log_every", "0", "positive"]),
+        ({"device": "tpu"}, ["config.device", "'tpu'", "cpu"]),
+        ({"data": {"name": "mnist"}}, ["data.name", "'mnist'", "digits"]),
+        ({"data": {"name": "text"}}, ["data.path", "text", "--data"]),
+        ({"data": {"split": [0.5, 0.5]}}, ["data.split", "0.5", "three"]),
+        ({"data": {"split": [0.5, 0.4, 0.4]}}, ["data.split", "0.4", "sum to 1"]),
+        ({"data": {"split": [0.5, math.nan, 0.5]}}, ["data.split", "nan"]),
+        ({"data": {"seq_len": 0}}, ["seq_len", "0", "positive"]),
+        ({"memory": {"norm": "layer"}}, ["config.memory.norm", "'layer'", "rms"]),
+        ({"memory": {"tokens": 0}}, ["tokens", "0", "positive"]),
+        ({"memory": {"tokens": 2, "width": 1, "norm": "rms"}}, ["memory.width", "1"]),
+        ({"teacher": {"encoder": "lstm"}}, ["config.teacher.encoder", "'lstm'", "window"]),
+        ({"teacher": {"width": 20, "heads": 4}}, ["teacher.width", "20", "8"]),
+        ({"teacher": {"encoder": "state", "context_len": 4}}, ["teacher.context_len", "window", "state"]),
+        ({"teacher": {"future_len": -1}}, ["future_len", "-1", "negative"]),
+        ({"cell": {"kind": "rnn"}}, ["cell.kind", "'rnn'", "gru", "module:Class"]),
+        ({"cell": {"kind": "transformer", "width": 20, "heads": 4}}, ["cell.width", "20", "8"]),
+        ({"cell": {"kind": "lstm"}, "memory": {"tokens": 1, "width": 9}}, ["memory", "1 x 9", "lstm"]),
+        ({"smt": {"lr": "fast"}}, ["config.smt.lr", "'fast'", "float"]),
+        ({"smt": {"lr": -0.1}}, ["lr", "-0.1", "positive"]),
+        ({"smt": {"lr": math.nan}}, ["lr", "nan", "positive"]),
+        ({"smt": {"clip": math.inf}}, ["clip", "inf"]),
+        ({"smt": {"weight_decay": math.nan}}, ["weight_decay", "nan"]),
+        ({"smt": {"beta1": math.nan}}, ["beta1", "nan"]),
+        ({"smt": {"on_policy": 2.0}}, ["on_policy", "2.0"]),
+        ({"smt": {"horizon": 0}}, ["horizon", "0", "positive"]),
+        ({"smt": {"beta2": 1.0}}, ["beta2", "1.0", "below 1"]),
+        ({"smt": {"batch_size": 0}}, ["batch_size", "0", "positive"]),
+        ({"smt": {"budget": "soon"}}, ["budget", "'soon'", "240s"]),
+        ({"smt": {"schedule": "linear"}}, ["config.smt.schedule", "'linear'", "cosine"]),
+        ({"smt": {"steps_per_sequence": 65}, "data": {"seq_len": 64}}, ["smt.steps_per_sequence", "65", "64"]),
+        ({"smt": {"lambda_dyn": 0.0, "lambda_dyn_end": 1.0}}, ["lambda_dyn", "0.0", "positive"]),
+        ({"dmt": {"horizon_growth": 1.5}}, ["horizon_growth", "1.5"]),
+        ({"dmt": {"horizon": 65}, "data": {"seq_len": 64}}, ["dmt.horizon", "65", "64"]),
+        ({"phases": ["bptt"], "bptt": {"truncate": 65}, "data": {"seq_len": 64}}, ["bptt.truncate", "65", "64"]),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
+)
+def test_what_is_wrong_is_named(change, fragments):
+    values = to_dict(tiny())
+    for key, value in change.items():
+        values[key] = values[key] | value if isinstance(value, dict) else value
+    with pytest.raises(ValueError) as caught:
+        from_dict(RunConfig, values)
+    for fragment in fragments:
+        assert fragment in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [[], "text", None, 3])
+def test_a_config_is_an_object(values):
+    with pytest.raises(ValueError, match="config: .* is not an object"):
+        from_dict(RunConfig, values)
+
+
+def test_a_config_file_is_named_in_its_errors(tmp_path):
+    path = tmp_path / "config.json"
+    with pytest.raises(ValueError, match=r"config\.json: no such"):
+        load_config(path)
+    for content in (b"", b"{", b"\xff\xfe{}", b"seed = 1"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"config\.json: not a config in JSON"):
+            load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "unit"),
+    [
+        ("240s", 240, "s"),
+        ("0.5s", 0.5, "s"),
+        (" 5m ", 300, "s"),
+        ("1.5h", 5400, "s"),
+        ("5000steps", 5000, "steps"),
+        ("5_000steps", 5000, "steps"),
+        ("5ksteps", 5000, "steps"),
+        ("5Ksteps", 5000, "steps"),
+        ("1steps", 1, "steps"),
+        ("20Mtokens", 20e6, "tokens"),
+        ("1.5Gtokens", 1.5e9, "tokens"),
+        ("1e6tokens", 1e6, "tokens"),
+    ],
+)
+def test_good_budgets(text, amount, unit):
+    assert parse_budget(text) == Budget(amount, unit)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("5", "", "s", "steps", "10minutes", "nan", "nans", "infs", "1e999s", "1e999steps", "-5s", "-5steps", "0s"),
+        *(
+            "0steps",
+            "0.5steps",
+            "0.4tokens",
+            "5 s",
+            "5S",
+            "5Ms",
+            "5km",
+            "1.2.3s",
+            "__s",
+            "5step",
+            "5bs",
+            "5s5",
+            "1e-5s",
+        ),
+    ],
+)
+def test_bad_budgets(text):
+    with pytest.raises(ValueError) as caught:
+        parse_budget(text, "smt.budget")
+    assert str(caught.value).startswith("smt.budget: ")
+    assert repr(text) in str(caught.value)
+    assert "240s" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["240s", "5000steps", "20000000tokens", "0.5s"])
+def test_a_budget_prints_as_it_is_written(text):
+    assert str(parse_budget(text)) == text
+
+
+def amounts(config):
+    return [(b.amount, b.unit) for b in config.budgets()]
+
+
+def test_the_budget_is_shared_by_weight():
+    config = tiny(phases=("smt", "dmt", "bptt"), budget="100steps", smt__share=3.0, dmt__share=1.0, bptt__share=1.0)
+    assert amounts(config) == [(60, "steps"), (20, "steps"), (20, "steps")]
+
+
+def test_a_phase_with_its_own_budget_takes_none_of_the_shared():
+    config = tiny(phases=("smt", "dmt"), budget="100s", smt__share=1.0, dmt__share=3.0, smt__budget="7steps")
+    assert amounts(config) == [(7, "steps"), (100, "s")]
+
+
+def test_phases_that_all_have_their_own_budget():
+    assert amounts(tiny(smt__budget="2m", dmt__budget="9steps")) == [(120, "s"), (9, "steps")]
+
+
+def test_a_small_share_is_still_one_step():
+    config = tiny(budget="10steps", smt__share=1000.0, dmt__share=0.001)
+    assert amounts(config) == [(10, "steps"), (1, "steps")]
+    assert Budget(10, "s").share(0.001).amount == pytest.approx(0.01)
+
+
+def test_the_learning_rate_of_dmt_is_its_own():
+    assert SMTConfig(lr=0.5).lr == 0.5
+    assert tiny(smt__lr=0.5).dmt.lr != 0.5
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        tiny().seed = 3

@@ -1,0 +1,200 @@
+"""Sampling: what is drawn, from how many, and at what cost."""
+
+import gc
+import time
+
+import pytest
+import torch
+
+from naive import VOCAB, assert_close, models
+from retain.config import CELLS, CellConfig, MemoryConfig, TeacherConfig
+from retain.generate import check_sampling, generate, sample, save_image_grid
+from retain.model.rnn import RNN
+
+
+@pytest.fixture(scope="module")
+def rnn():
+    return models()[1].float()
+
+
+@pytest.fixture
+def prompt():
+    return torch.tensor([[1, 2, 3], [4, 5, 6]])
+
+
+def drawn(rnn, prompt, length, **settings):
+    return torch.stack(list(generate(rnn, prompt, length, **settings)), 1)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_greedy_is_the_likeliest_token_again_and_again(cell, prompt):
+    rnn = models(cell=cell)[1]
+    tokens = prompt
+    for _ in range(12):
+        logits = rnn(tokens)[0][:, -1]  # from the start each time
+        tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], 1)
+    assert torch.equal(drawn(rnn, prompt, 12, temperature=0), tokens[:, 3:])
+
+
+def test_with_no_prompt_it_starts_from_m_0(rnn):
+    first = drawn(rnn, torch.zeros(2, 0, dtype=torch.long), 1, temperature=0)[:, 0]
+    assert first.tolist() == [int(rnn.readout(rnn.m_0[None]).argmax())] * 2
+
+
+def test_the_prompt_matters(rnn):
+    found = {tuple(drawn(rnn, torch.tensor([[a, a]]), 8, seed=1)[0].tolist()) for a in range(VOCAB)}
+    assert len(found) > 1
+
+
+def test_same_seed_same_tokens(rnn, prompt):
+    one = drawn(rnn, prompt, 30, seed=3)
+    torch.manual_seed(99)  # the global generator is not the one that counts
+    state = torch.get_rng_state()
+    assert torch.equal(drawn(rnn, prompt, 30, seed=3), one)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(drawn(rnn, prompt, 30, seed=4), one)
+    assert torch.equal(drawn(rnn, prompt, 10, seed=3), one[:, :10])
+
+
+def test_one_is_greedy(rnn, prompt):
+    greedy = drawn(rnn, prompt, 30, temperature=0)
+    assert torch.equal(drawn(rnn, prompt, 30, top_k=1), greedy)
+    assert torch.equal(drawn(rnn, prompt, 30, top_p=1e-6), greedy)
+    assert torch.equal(drawn(rnn, prompt, 30, temperature=1e-5), greedy)
+
+
+def shares(logits, **settings):
+    """Frequency of each token among many draws."""
+    tokens = sample(logits.expand(20_000, -1), generator=torch.Generator().manual_seed(0), **settings)
+    return torch.bincount(tokens, minlength=logits.shape[-1]) / 20_000
+
+
+PROBABILITY = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2])
+
+
+@pytest.mark.parametrize(
+    "settings, kept",
+    [
+        ({}, [0, 1, 2, 3, 4]),
+        ({"top_k": 2}, [1, 3]),
+        ({"top_k": 5}, [0, 1, 2, 3, 4]),
+        ({"top_k": 50}, [0, 1, 2, 3, 4]),
+        ({"top_p": 0.39}, [1]),
+        ({"top_p": 0.41}, [1, 3]),
+        ({"top_p": 0.64}, [1, 3]),
+        ({"top_p": 0.7}, [1, 3, 4]),
+        ({"top_p": 0.99}, [0, 1, 2, 3, 4]),
+        ({"top_p": 1.0}, [0, 1, 2, 3, 4]),
+        ({"top_k": 3, "top_p": 0.7}, [1, 3]),  # of what top_k left, 0.65 / 0.85 reaches it
+    ],
+    ids=str,
+)
+def test_the_fewest_are_kept_and_drawn_as_often_as_they_are_likely(settings, kept):
+    expected = torch.zeros(5)
+    expected[kept] = PROBABILITY[kept] / PROBABILITY[kept].sum()
+    found = shares(PROBABILITY.log(), **settings)
+    assert (found[expected == 0] == 0).all()
+    assert_close(found, expected, 0.02)
+
+
+def test_temperature_sharpens_and_flattens():
+    for temperature in (0.5, 2.0):
+        expected = PROBABILITY ** (1 / temperature)
+        assert_close(shares(PROBABILITY.log(), temperature=temperature), expected / expected.sum(), 0.02)
+    assert shares(PROBABILITY.log(), temperature=0)[1] == 1
+
+
+def test_rows_are_drawn_each_from_their_own():
+    logits = torch.full((3, 5), -1e4)
+    logits[range(3), [4, 0, 2]] = 0
+    for settings in ({}, {"top_k": 3}, {"top_p": 0.9}, {"temperature": 0}):
+        assert sample(logits, **settings).tolist() == [4, 0, 2]
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"length": -1}, "length: -1 must not be negative"),
+        ({"temperature": -0.1}, "temperature: -0.1 must be 0"),
+        ({"temperature": float("nan")}, "temperature: nan must be 0"),
+        ({"temperature": float("inf")}, "temperature: inf must be 0"),
+        ({"top_k": 0}, "top_k: 0 must be at least 1"),
+        ({"top_p": 0.0}, "top_p: 0.0 must lie in 0 … 1, above 0"),
+        ({"top_p": 1.5}, "top_p: 1.5 must lie in 0 … 1"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused_at_once(rnn, prompt, settings, message):
+    with pytest.raises(ValueError, match=message):
+        generate(rnn, prompt, **({"length": 3} | settings))  # before the first token is asked for
+    with pytest.raises(ValueError, match=message):
+        check_sampling(**({"length": 3, "temperature": 1.0, "top_k": None, "top_p": None} | settings))
+
+
+def test_length_is_what_is_yielded(rnn, prompt):
+    for length in (0, 1, 7):
+        tokens = list(generate(rnn, prompt, length))
+        assert len(tokens) == length
+        assert all(t.shape == (2,) and t.min() >= 0 and t.max() < VOCAB for t in tokens)
+
+
+def test_the_callers_code_keeps_its_gradients(rnn, prompt):
+    for _ in generate(rnn, prompt, 2):
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        assert (torch.ones(1, requires_grad=True) * 2).requires_grad
+
+
+def live_bytes():
+    """Of every tensor that can be reached, each storage counted once."""
+    gc.collect()
+    storages = [x.untyped_storage() for x in gc.get_objects() if type(x) in (torch.Tensor, torch.nn.Parameter)]
+    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+
+
+def test_memory_and_time_do_not_grow_with_the_stream():
+    memory = MemoryConfig(tokens=1, width=4, norm="batch")
+    readout = TeacherConfig(encoder="state", width=4, heads=1, layers=1, decoder_layers=1, future_len=1)
+    rnn = RNN(VOCAB, memory, readout, CellConfig(kind="lstm", width=4, heads=1, layers=1, residual=False))
+    rnn.readout = torch.nn.Sequential(torch.nn.Flatten(1), torch.nn.Linear(4, VOCAB))  # cheap: a step is all overhead
+    live, seconds = {}, []
+    stream = generate(rnn, torch.zeros(1, 1, dtype=torch.long), 20_000)
+    for i in range(1, 20_001):
+        start = time.perf_counter()
+        token = next(stream)
+        seconds.append(time.perf_counter() - start)
+        if i in (64, 1000, 4096, 20_000):
+            live[i] = live_bytes()
+    assert token.shape == (1,)
+    assert len(set(live.values())) == 1, live
+    first, last = (sorted(part)[500] for part in (seconds[:1000], seconds[-1000:]))
+    assert last < 3 * first
+
+
+def test_the_measure_of_memory_tells():
+    before = live_bytes()
+    kept = [torch.zeros(100) for _ in range(3)]
+    assert live_bytes() - before == len(kept) * 400
+
+
+def test_a_long_prompt_costs_no_more_memory(rnn):
+    held = {}
+    for length in (64, 4096):
+        prompt = torch.zeros(1, length, dtype=torch.long)
+        stream = generate(rnn, prompt, 1)
+        before = live_bytes()
+        next(stream)
+        held[length] = live_bytes() - before
+    assert held[64] == held[4096]
+
+
+def test_image_grid(tmp_path):
+    from PIL import Image
+
+    tokens = torch.zeros(3, 4, dtype=torch.long)
+    tokens[1] = 7
+    save_image_grid(tokens, (2, 2), 8, tmp_path / "grid.png", columns=2)
+    with Image.open(tmp_path / "grid.png") as image:
+        size, pixel = image.size, image.getpixel
+        assert size == (2 * (48 + 4) + 4, 2 * (48 + 4) + 4) and image.mode == "L"
+        assert pixel((10, 10)) == 0 and pixel((70, 10)) == 7 * (255 // 7) and pixel((10, 70)) == 0
+        assert pixel((1, 1)) == 64 and pixel((70, 70)) == 64  # gaps, and the cell that has no image

@@ -1,0 +1,505 @@
+"""The training loop: resuming is exact, nothing is lost to kills and full disks, many processes equal one."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import tiny
+from retain import checkpoint
+from retain.checkpoint import CheckpointError, best_checkpoint, latest_checkpoint, load_export, load_files
+from retain.config import save_config
+from retain.data import load_data
+from retain.train import Interrupted, TrainingError, learning_rate, train
+
+PHASES = ("smt", "dmt", "bptt")
+CLOCKS = ("seconds", "tokens_per_second", "validation_seconds")
+LOSSES = {
+    "smt": {"loss", "loss_dec", "loss_trunk", "loss_dyn", "loss_readout", "loss_unif"},
+    "dmt": {"loss", "loss_dyn", "loss_readout", "relative_drift", "horizon"},
+    "bptt": {"loss", "loss_readout"},
+}
+
+
+class Watched:
+    """The data of a config; `at(step)` is called before each batch."""
+
+    def __init__(self, config, at):
+        self.inner, self.at = load_data(config.data), at
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def batch(self, seed, step, rank, batch_size):
+        self.at(step)
+        return self.inner.batch(seed, step, rank, batch_size)
+
+
+class Crash(Exception):
+    pass
+
+
+def run(config, out, at=None, **more):
+    return train(config, out, progress_bar=False, data=Watched(config, at) if at else None, **more)
+
+
+def stop_after(steps, accumulate=1):
+    """Ctrl-C during the step that makes it `steps`."""
+    return lambda step: signal.raise_signal(signal.SIGINT) if step == steps * accumulate - 1 else None
+
+
+def crash_at(steps):
+    def at(step):
+        if step == steps:
+            raise Crash
+
+    return at
+
+
+def lines(out):
+    """The lines of metrics.jsonl without what a clock says."""
+    read = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read]
+
+
+def losses(out):
+    return [line["loss"] for line in lines(out) if "loss" in line]
+
+
+def assert_same_run(a, b):
+    """Bitwise: the exported weights, those of the last checkpoint, its optimizer, and every line of the metrics."""
+    assert lines(a) == lines(b)
+    last = latest_checkpoint(a)
+    assert latest_checkpoint(b).name == last.name
+    for one, two in ((a, b), (last, latest_checkpoint(b))):
+        first, second = load_files(one)[0], load_files(two)[0]
+        assert first.keys() == second.keys() >= {"model", "teacher"}
+        for name, tensors in first.items():
+            assert tensors.keys() == second[name].keys()
+            for key, value in tensors.items():
+                assert torch.equal(value, second[name][key]), f"{name} {key}"
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory):
+    """A run of 4 steps in each phase, with checkpoints and validations in between."""
+
+    def of(**changes):
+        key = json.dumps(changes, sort_keys=True)
+        if key not in done:
+            config = tiny(
+                phases=PHASES, budget="12steps", checkpoint_every="3steps", validate_every="5steps", **changes
+            )
+            done[key] = config, tmp_path_factory.mktemp("whole") / "run"
+            run(*done[key])
+        return done[key]
+
+    done = {}
+    return of
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("stop", [1, 2, 4, 5, 6, 8, 10, 12])
+def test_resuming_equals_never_having_stopped(never_stopped, tmp_path, stop, accumulate):
+    """1 and 2 are within SMT, 4 and 8 the boundaries, 5 and 6 within DMT, 10 within BPTT, 12 the end."""
+    changes = {f"{phase}__accumulate": accumulate for phase in PHASES}
+    config, whole = never_stopped(**changes)
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted, match=f"{out} --resume"):
+        run(config, out, stop_after(stop, accumulate))
+    assert latest_checkpoint(out).name == f"step-{stop:08d}"
+    run(config, out, resume=True)
+    assert_same_run(out, whole)
+
+
+@pytest.mark.parametrize("norm", ["rms", "batch"])
+@pytest.mark.parametrize("encoder", ["window", "register"])
+def test_resuming_is_exact_for_the_other_encoders(never_stopped, tmp_path, encoder, norm):
+    config, whole = never_stopped(teacher__encoder=encoder, memory__norm=norm)
+    for stop in (3, 7):
+        out = tmp_path / f"run{stop}"
+        with pytest.raises(Interrupted):
+            run(config, out, stop_after(stop))
+        run(config, out, resume=True)
+        assert_same_run(out, whole)
+
+
+def test_stopping_again_and_again_changes_nothing(never_stopped, tmp_path):
+    config, whole = never_stopped()
+    out = tmp_path / "run"
+    for stop in range(1, 13):
+        with pytest.raises(Interrupted):
+            run(config, out, stop_after(stop), resume=stop > 1)
+    run(config, out, resume=True)
+    assert_same_run(out, whole)
+
+
+@pytest.mark.parametrize("crash", [4, 5, 8, 10])
+def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(never_stopped, tmp_path, crash):
+    config, whole = never_stopped()
+    out = tmp_path / "run"
+    with pytest.raises(Crash):
+        run(config, out, crash_at(crash))
+    assert crash - 3 <= int(latest_checkpoint(out).name[5:]) <= crash
+    assert max(line["step"] for line in lines(out)) == crash
+    run(config, out, resume=True)
+    assert_same_run(out, whole)
+
+
+def test_a_crash_before_the_first_checkpoint_is_resumed_from_the_beginning(never_stopped, tmp_path):
+    config, whole = never_stopped()
+    out = tmp_path / "run"
+    with pytest.raises(Crash):
+        run(config, out, crash_at(2))
+    assert not (out / "checkpoints").exists()
+    run(config, out, resume=True)
+    assert_same_run(out, whole)
+
+
+def test_a_finished_run_can_be_resumed_and_stays_as_it_is(never_stopped, tmp_path):
+    config, whole = never_stopped()
+    out = tmp_path / "run"
+    run(config, out)
+    summary = run(config, out, resume=True)
+    assert summary["steps"] == 12
+    assert_same_run(out, whole)
+
+
+def test_budgets_in_tokens_and_seconds_end_where_they_should(tmp_path):
+    config = tiny(budget="1h", smt__budget="100tokens", dmt__budget="0.2s")
+    summary = run(config, tmp_path / "run")
+    by_phase = {phase: [r for r in lines(tmp_path / "run") if r["phase"] == phase] for phase in config.phases}
+    assert by_phase["smt"][-1]["tokens"] == 128  # 4 batches of 4 x 8 tokens: the first to reach 100
+    assert by_phase["dmt"][-1]["step"] > 4
+    assert summary["tokens"] == summary["steps"] * 32
+    assert 0.2 < summary["seconds"] < 60
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_one_others(tmp_path):
+    names = {"a": 1, "b": 1, "c": 2}
+    for name, seed in names.items():
+        run(tiny(phases=PHASES, budget="6steps", seed=seed), tmp_path / name)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert all(x != y for x, y in zip(losses(tmp_path / "a"), losses(tmp_path / "c"), strict=True))
+
+
+def test_every_step_has_its_own_batch_even_after_a_new_phase(tmp_path):
+    seen = []
+    run(tiny(phases=PHASES, budget="12steps", smt__accumulate=2, dmt__accumulate=2), tmp_path / "run", seen.append)
+    assert len(set(seen)) == len(seen) == 4 * (2 + 2 + 1)
+
+
+class Halves(Watched):
+    """Micro-batch i of a step, for runs with accumulate = 2; with `whole` both at once for runs with accumulate = 1."""
+
+    def __init__(self, config, whole):
+        super().__init__(config, None)
+        self.whole = whole
+
+    def batch(self, seed, step, rank, batch_size):
+        if not self.whole:
+            return self.inner.batch(seed, step, rank, batch_size)
+        parts = [self.inner.batch(seed, 2 * step + i, rank, batch_size // 2) for i in (0, 1)]
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def test_accumulating_two_micro_batches_equals_one_of_twice_the_size(tmp_path):
+    """In BPTT, whose loss is a plain mean over the batch and has nothing random."""
+    config = tiny(phases=("bptt",), budget="5steps", bptt__accumulate=2, bptt__batch_size=4)
+    train(config, tmp_path / "two", data=Halves(config, False), progress_bar=False)
+    config = tiny(phases=("bptt",), budget="5steps", bptt__accumulate=1, bptt__batch_size=8)
+    train(config, tmp_path / "one", data=Halves(config, True), progress_bar=False)
+    two, one = lines(tmp_path / "two"), lines(tmp_path / "one")
+    norms = [[line["gradient_norm"] for line in read if "loss" in line] for read in (two, one)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+    assert two[-1]["tokens"] == one[-1]["tokens"] == 5 * 8 * 8
+    weights = [load_files(latest_checkpoint(tmp_path / name))[0]["model"] for name in ("one", "two")]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][key], rtol=0, atol=1e-5)
+
+
+def test_metrics_have_every_loss_and_figure(never_stopped):
+    _, out = never_stopped()
+    read = [json.loads(line, parse_constant=pytest.fail) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    common = {"step", "phase", "seconds", "tokens", "tokens_per_second"}
+    training = [line for line in read if "loss" in line]
+    validation = [line for line in read if "loss" not in line]
+    assert [line["step"] for line in training] == list(range(1, 13))
+    for line in training:
+        assert line.keys() == common | {"lr", "gradient_norm"} | LOSSES[line["phase"]]
+        assert line["tokens"] == 32 * line["step"]
+        assert line["gradient_norm"] > 0
+    assert [line["phase"] for line in training] == ["smt"] * 4 + ["dmt"] * 4 + ["bptt"] * 4
+    assert [line["seconds"] for line in read] == sorted(line["seconds"] for line in read)
+    assert {line["step"] for line in validation} == {4, 5, 8, 10, 12}
+    for line in validation:
+        assert line.keys() >= common | {"validation_bits_per_token", "validation_accuracy"}
+
+
+def test_metrics_are_logged_every_so_many_steps_whatever_the_phase(tmp_path):
+    run(tiny(budget="12steps", log_every=5), tmp_path / "run")
+    assert [line["step"] for line in lines(tmp_path / "run") if "loss" in line] == [1, 6, 11]
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    config = tiny(smt__lr=2.0, smt__warmup=0.25, smt__schedule="cosine").smt
+    assert learning_rate(config, 0.0) < 0.01
+    assert learning_rate(config, 0.125) == pytest.approx(1.0)
+    assert learning_rate(config, 0.25) == pytest.approx(2.0)
+    assert learning_rate(config, 1.0) == pytest.approx(0.02)
+    assert learning_rate(tiny(smt__lr=2.0, smt__schedule="constant").smt, 0.9) == 2.0
+
+
+def test_the_exported_model_is_the_best_validated(tmp_path):
+    """BPTT at an absurd rate makes the model worse: the one from before it must come out."""
+    config = tiny(phases=("smt", "bptt"), budget="30steps", bptt__budget="6steps", bptt__lr=3.0, bptt__warmup=0.0)
+    out = tmp_path / "run"
+    summary = run(config, out)
+    scores = {r["step"]: r["validation_bits_per_token"] for r in lines(out) if "validation_bits_per_token" in r}
+    assert scores.keys() == {30, 36}
+    assert scores[30] < scores[36]
+    assert summary["best_step"] == 30
+    assert summary["validation_bits_per_token"] == scores[30]
+    exported, best = load_export(out)[0], load_files(out / "checkpoints" / "step-00000030")[0]
+    last = load_files(out / "checkpoints" / "step-00000036")[0]
+    assert all(torch.equal(v, best["model"][k]) for k, v in exported["model"].items())
+    assert all(torch.equal(v, best["teacher"][k]) for k, v in exported["teacher"].items())
+    assert any(not torch.equal(v, last["model"][k]) for k, v in exported["model"].items())
+    assert load_export(out)[1]["progress"]["step"] == 30
+
+
+@pytest.mark.parametrize("every", ["1steps", "4steps", "12steps", "1000steps"])
+def test_the_best_is_known_where_a_checkpoint_came_just_before_the_validation(tmp_path, every, monkeypatch):
+    """Scores that always fall: the last step is the best, and its checkpoint must say so."""
+    from retain import train as module
+
+    scores, real = iter(range(100, 0, -1)), module.evaluate
+    monkeypatch.setattr(module, "evaluate", lambda *a: real(*a) | {"bits_per_token": float(next(scores))})
+    out = tmp_path / "run"
+    summary = run(tiny(budget="12steps", checkpoint_every=every, validate_every="5steps"), out)
+    assert summary["best_step"] == 12
+    assert best_checkpoint(out).name == "step-00000012"
+    assert load_export(out)[1]["progress"]["step"] == 12
+
+
+class Poisoned(nn.Module):
+    """A cell of the user's own that can be made to return NaN."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.poison = nn.Linear(8, 8), 0.0
+
+    def forward(self, memory, inputs):
+        return memory + self.linear(inputs)[:, None] + self.poison
+
+
+@pytest.mark.parametrize(
+    ("at", "phase", "loss", "good"),
+    [(1, "smt", "loss", None), (3, "smt", "loss", 2), (5, "dmt", "loss", 4), (9, "bptt", "loss", 8)],
+)
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, at, phase, loss, good):
+    config = tiny(phases=PHASES, budget="12steps", checkpoint_every="2steps")
+    cell, out = Poisoned(), tmp_path / "run"
+
+    def poison(step):
+        cell.poison = math.nan if step >= at else 0.0
+
+    with pytest.raises(TrainingError) as caught:
+        run(config, out, poison, cell=cell)
+    message = str(caught.value)
+    assert f"became nan at step {at} in phase {phase}; " in message
+    assert message.startswith(loss)
+    assert f"try a lower {phase}.lr" in message
+    if good is None:
+        assert "there is no checkpoint yet" in message
+    else:
+        assert f"the last good checkpoint is {out / 'checkpoints' / f'step-{good:08d}'};" in message
+        tensors, _ = load_files(latest_checkpoint(out))
+        assert all(v.isfinite().all() for group in tensors.values() for v in group.values())
+    assert all(math.isfinite(line["loss"]) for line in lines(out) if "loss" in line)
+    if good is not None:  # with the cause mended, it goes on
+        assert run(config, out, lambda step: setattr(cell, "poison", 0.0), cell=cell, resume=True)["steps"] == 12
+
+
+def test_a_learning_rate_that_blows_up_leaves_no_weights_that_are_not_finite(tmp_path):
+    config = tiny(smt__lr=1e30, smt__warmup=0.0, budget="20steps", checkpoint_every="1steps", validate_every="1steps")
+    with pytest.raises(TrainingError, match=r"^\w+ became (nan|inf) at step \d+ in phase smt; .*try a lower smt\.lr"):
+        run(config, tmp_path / "run")
+    for folder in (tmp_path / "run" / "checkpoints").iterdir():
+        tensors, _ = load_files(folder)
+        assert all(v.isfinite().all() for group in tensors.values() for v in group.values())
+
+
+@pytest.mark.parametrize("fails", [2, 3, 4])
+def test_a_full_disk_leaves_the_previous_checkpoint(never_stopped, tmp_path, monkeypatch, fails):
+    config, whole = never_stopped()
+    out, written, real = tmp_path / "run", [], checkpoint._write_file
+
+    def full(path, data):
+        if path.name == "manifest.json":
+            written.append(path)
+        if len(written) >= fails:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_write_file", full)
+        with pytest.raises(CheckpointError, match=r"cannot be written, No space left on device; \S+ is still good$"):
+            run(config, out)
+    kept = latest_checkpoint(out)
+    assert len(written) == fails
+    assert not list(out.rglob(".tmp*"))
+    assert load_files(kept)[1]["progress"]["step"] == int(kept.name[5:])
+    run(config, out, resume=True)
+    assert_same_run(out, whole)
+
+
+RETAIN = [sys.executable, "-W", "error", "-c", "from retain.cli import main; main()"]
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [*RETAIN, "train", *map(str, arguments), "--quiet"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def count_lines(path):
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for_lines(process, path, wanted):
+    deadline = time.monotonic() + 100
+    while count_lines(path) < wanted:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_still_finishes_and_loses_little(tmp_path):
+    config = tiny(phases=PHASES, budget="150steps", checkpoint_every="10steps", validate_every="50steps")
+    save_config(config, tmp_path / "tiny.json")
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    run(config, whole)
+    metrics, rng = out / "metrics.jsonl", random.Random(0)
+    arguments = ["--config", tmp_path / "tiny.json", "--out", out]
+    for _ in range(3):
+        process = start(*arguments)
+        wait_for_lines(process, metrics, count_lines(metrics) + 12)
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        steps = []
+        for line in metrics.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # the last may be cut
+                steps.append(json.loads(line)["step"])
+        kept = load_files(latest_checkpoint(out))[1]["progress"]["step"]
+        assert max(steps) - 10 <= kept <= max(steps)
+        arguments = ["--out", out, "--resume"]
+    process = start(*arguments)
+    printed, complaints = process.communicate()
+    assert process.returncode == 0, complaints
+    assert "150 steps" in printed
+    assert_same_run(out, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, number):
+    config = tiny(phases=PHASES, budget="150steps")
+    save_config(config, tmp_path / "tiny.json")
+    out = tmp_path / "run"
+    process = start("--config", tmp_path / "tiny.json", "--out", out)
+    wait_for_lines(process, out / "metrics.jsonl", 20)
+    process.send_signal(number)
+    printed, complaints = process.communicate()
+    assert process.returncode == 130
+    assert printed == ""
+    assert len(complaints.splitlines()) == 1
+    stopped = max(line["step"] for line in lines(out))
+    assert f"stopped at step {stopped} and saved; go on with: --out {out} --resume" in complaints
+    assert latest_checkpoint(out).name == f"step-{stopped:08d}"
+    if number == signal.SIGTERM:
+        run(config, out, resume=True)
+    else:
+        process = start("--out", out, "--resume")
+        printed, complaints = process.communicate()
+        assert process.returncode == 0, complaints
+        assert complaints == ""
+    steps = [line["step"] for line in lines(out) if "loss" in line]
+    assert steps == list(range(1, 151))
+    run(config, tmp_path / "whole")
+    assert_same_run(out, tmp_path / "whole")
+
+
+WORKER = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from retain.config import load_config
+from retain.train import train
+train(load_config(Path(sys.argv[1])), sys.argv[2], progress_bar=False)
+"""
+
+
+class Ranks(Watched):
+    """In one process, the batches of ranks 0 and 1 as one."""
+
+    def __init__(self, config):
+        super().__init__(config, None)
+
+    def batch(self, seed, step, rank, batch_size):
+        parts = [self.inner.batch(seed, step, r, batch_size // 2) for r in (0, 1)]
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["rms", "batch"])
+def test_two_processes_equal_one_with_both_their_batches(tmp_path, norm):
+    """Uniformity is left out, a loss over pairs within a process; so is on_policy, which takes a part of a batch."""
+
+    def config(size, encoder="state"):
+        sizes = {f"{phase}__batch_size": size for phase in PHASES}
+        return tiny(
+            phases=PHASES, budget="12steps", memory__norm=norm, smt__lambda_unif=0.0, smt__on_policy=0.0, **sizes
+        )
+
+    save_config(config(4), tmp_path / "two.json")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workers = []
+    for rank in range(2):
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+        places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        command = [sys.executable, "-c", WORKER, str(tmp_path / "two.json"), str(tmp_path / "two")]
+        env = {**os.environ, **{key: str(value) for key, value in places.items()}}
+        workers.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env))
+    train(config(8), tmp_path / "one", data=Ranks(config(8)), progress_bar=False)
+    for worker in workers:
+        said, _ = worker.communicate(timeout=200)
+        assert worker.returncode == 0, said
+    one, two = ([line for line in lines(tmp_path / name) if "loss" in line] for name in ("one", "two"))
+    assert [line["step"] for line in two] == list(range(1, 13))
+    for a, b in zip(one, two, strict=True):
+        assert a["tokens"] == b["tokens"] == a["step"] * 64
+        for name in {"gradient_norm", *LOSSES[a["phase"]]} - {"loss_unif", "relative_drift"}:
+            assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-5), (a["step"], name)
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
