@@ -18,7 +18,6 @@ import torch
 from retain import checkpoint
 from retain.checkpoint import (
     CheckpointError,
-    append_line,
     best_checkpoint,
     export,
     latest_checkpoint,
@@ -29,8 +28,8 @@ from retain.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
     save_files,
-    truncate_after,
 )
+from retain.metrics import append_line, truncate_after
 
 
 def some(value=0.0):

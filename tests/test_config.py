@@ -129,7 +129,7 @@ def test_what_is_wrong_is_named(change, fragments):
 
 @pytest.mark.parametrize("values", [[], "text", None, 3])
 def test_a_config_is_an_object(values):
-    with pytest.raises(ValueError, match="config: .* is not an object"):
+    with pytest.raises(ValueError, match=r"config: .* is not an object"):
         from_dict(RunConfig, values)
 
 

@@ -112,7 +112,9 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
             "teacher_bits_per_token": theirs.bits(),
             "teacher_accuracy": theirs.accuracy(),
             "drift": float(drift[1:].mean()),
-            "relative_drift": _finite(float(drift[1:].mean() / variance[1:].mean().clamp_min(1e-12))),
+            "relative_drift": _finite(float(drift[1:].mean() / variance[1:].mean()))
+            if variance[1:].mean() > 1e-8
+            else None,
             "drift_last": float(drift[-1]),
             "relative_drift_last": _finite(float(relative[-1])),
             "teacher_bits_by_position": theirs.bits_by_position(),
