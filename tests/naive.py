@@ -258,7 +258,7 @@ def smt(teacher, rnn, kind, config, batch, future_len, offset=None):
     return losses
 
 
-def dmt(teacher, rnn, config, batch):
+def dmt(teacher, rnn, config, batch, trunk_trained=False):
     """Eq. 6 as the paper has it: one step after another, with a graph, cut between the steps."""
     tokens, targets = batch["tokens"], batch["targets"]
     labels = teacher.eval().encode(tokens).detach()
@@ -277,8 +277,8 @@ def dmt(teacher, rnn, config, batch):
     }
     losses["loss"] = config.lambda_dyn * losses["loss_dyn"] + config.lambda_readout * losses["loss_readout"]
     if config.lambda_distill:
-        guide = teacher.encode_with_trunk(tokens)[1]
-        guide = teacher.decoder(labels) if guide is None else guide
+        trunk = teacher.encode_with_trunk(tokens)[1]
+        guide = trunk if trunk_trained and trunk is not None else teacher.decoder(labels)
         losses["loss_distill"] = distillation_loss(torch.stack(logits), guide.flatten(0, 1), targets.flatten())
         losses["loss"] = losses["loss"] + config.lambda_distill * losses["loss_distill"]
     return losses

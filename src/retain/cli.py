@@ -162,6 +162,8 @@ def parse(cls: Any, argv: list[str], prog: str, default: Any = None, description
             raise
     lines = [line.strip("│╭╮╰╯─ \t") for line in stderr.getvalue().splitlines()[1:]]
     message = " ".join(lines[: lines.index("")] if "" in lines else lines)
+    # 'Error parsing smt: lr: -1 …' names the field as smt.lr, 'Error parsing cell: cell.kind: …' has it already.
+    message = re.sub(r"^Error parsing (\w+): (?=\w+: )", r"\1.", message)
     message = re.sub(r"^Error parsing [\w.-]+: (?=[\w.]+: )", "", message)
     raise Usage(f"{message} (see {prog} --help)")
 

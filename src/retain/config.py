@@ -220,6 +220,8 @@ class SMTConfig(PhaseConfig):
         _not_negative(self, "lambda_distill")
         if not 0 <= self.on_policy <= 1:
             raise ValueError(f"on_policy: {self.on_policy} must lie in 0 … 1")
+        if self.lambda_distill and not self.lambda_dec and not self.lambda_trunk:
+            raise ValueError("lambda_distill: the teacher predicts nothing without lambda_dec or lambda_trunk")
         if self.lambda_dyn_end is not None and self.lambda_dyn <= 0:
             raise ValueError(f"lambda_dyn: {self.lambda_dyn} must be positive to grow to lambda_dyn_end")
 

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import platform
+import shutil
 import signal
 import sys
 import threading
@@ -123,7 +124,7 @@ def objective_of(name: str, config: RunConfig, rnn: RNN, teacher: Teacher) -> SM
     if name == "smt":
         return SMT(teacher, rnn, config.smt, config.teacher.future_len)
     if name == "dmt":
-        return DMT(teacher, rnn, config.dmt)
+        return DMT(teacher, rnn, config.dmt, trunk_trained="smt" in config.phases and config.smt.lambda_trunk > 0)
     return BPTT(rnn, config.bptt)
 
 
@@ -482,7 +483,13 @@ def seed_of(seed: int, step: int) -> int:
 
 
 def compile_parts(rnn: RNN, teacher: Teacher) -> None:
-    """Compile the modules whose shapes stay the same from step to step."""
+    """Compile the modules whose shapes stay the same from step to step; without a compiler they stay as they are."""
+    if rnn.m_0.device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        log.warning("compile: no C++ compiler on the PATH; going on without torch.compile")
+        return
+    import torch._dynamo
+
+    torch._dynamo.config.suppress_errors = True
     for part in (teacher.encoder, teacher.decoder, rnn.readout, rnn.cell):
         part.compile()
 

@@ -18,22 +18,24 @@ class DMT(nn.Module):
 
     m̂ comes from rolling the RNN out without a graph; then every step of the batch is trained in one parallel
     pass. That is the gradient of the detached loop: none flows through time. The rollout starts anew from the
-    teacher's memory every `horizon` steps, at first every step, in the end never: then it is the RNN alone, from
+    teacher's memory every `horizon` steps; that grows until, in the end, it never does: the RNN alone, from
     m_0. The teacher is frozen.
 
     `forward(batch)`: batch["tokens"] (B, T), batch["targets"] (B, T + 1), batch["progress"] (0 … 1, default 0) →
-    dict of scalar losses; "loss" is to be minimised.
+    dict of scalar losses; "loss" is to be minimised. `trunk_trained`: the teacher's trunk has had loss_trunk, so that
+    loss_distill may take its probabilities; else it takes the decoder's.
     """
 
-    def __init__(self, teacher: Teacher, rnn: RNN, config: DMTConfig):
+    def __init__(self, teacher: Teacher, rnn: RNN, config: DMTConfig, trunk_trained: bool = False):
         super().__init__()
-        self.rnn, self.config = rnn, config
+        self.rnn, self.config, self.trunk_trained = rnn, config, trunk_trained
         # Kept out of the module tree: a frozen teacher has no parameter that an optimizer or DDP should see.
         self._teacher = (teacher,)
         self.train()
         self.requires_grad_(True)
         rnn.m_0.requires_grad_(False)
-        rnn.readout.requires_grad_(config.lambda_readout > 0)
+        self.trains_readout = config.lambda_readout > 0 or config.lambda_distill > 0
+        rnn.readout.requires_grad_(self.trains_readout)
         with torch.no_grad():
             rnn.m_0.copy_(teacher.empty_memory())
 
@@ -52,19 +54,19 @@ class DMT(nn.Module):
         teacher = self._teacher[0].eval()
         horizon = self.horizon(float(batch.get("progress", 0.0)), tokens.shape[1])
         with torch.no_grad():
-            memory, guide = teacher.encode_with_trunk(tokens)  # (B, T + 1, K, D), (B, T + 1, V)
+            memory, trunk_logits = teacher.encode_with_trunk(tokens)  # (B, T + 1, K, D), (B, T + 1, V)
             own = rollout_from_teacher(self.rnn, memory, tokens, horizon)
         predicted = self.rnn.update(own, tokens)  # (B, T, K, D)
         losses = {"loss_dyn": dynamics_loss(predicted, memory[:, 1:])}
         losses["loss"] = c.lambda_dyn * losses["loss_dyn"]
-        if c.lambda_readout:
+        if self.trains_readout:
             read = torch.cat([own[:, :1], predicted if c.predictive else predicted.detach()], 1)
             logits = self.rnn.readout(read)
             losses["loss_readout"] = predictive_loss(logits, targets)
             losses["loss"] = losses["loss"] + c.lambda_readout * losses["loss_readout"]
             if c.lambda_distill:
-                if guide is None:
-                    guide = teacher.decoder(memory).detach()
+                with torch.no_grad():
+                    guide = trunk_logits if self.trunk_trained and trunk_logits is not None else teacher.decoder(memory)
                 losses["loss_distill"] = distillation_loss(logits, guide, targets)
                 losses["loss"] = losses["loss"] + c.lambda_distill * losses["loss_distill"]
         with torch.no_grad():
@@ -83,23 +85,22 @@ def rollout_from_teacher(rnn: RNN, memory: Tensor, tokens: Tensor, horizon: int)
 
     memory (B, T + 1, K, D) the teacher's, tokens (B, T) → (B, T, K, D). The sequence is cut into segments of
     `horizon` steps, at a random offset; each starts from the teacher's memory, and all run side by side. So the
-    sequential depth is `horizon`, and f is applied T times per sequence whatever the horizon. m̂_0 is m_0.
+    sequential depth is `horizon`, and f is applied about T times per sequence, T + 2 · horizon at most. m̂_0 is m_0.
     """
     length = tokens.shape[1]
-    if horizon >= length:
-        starts = torch.zeros(1, dtype=torch.long, device=tokens.device)
-    else:
-        offset = int(torch.randint(horizon, ()))
-        starts = torch.arange(offset - horizon, length, horizon, device=tokens.device)
+    horizon = min(horizon, length)
+    offset = int(torch.randint(horizon, ())) if horizon < length else 0
+    starts = torch.arange(offset, length, horizon, device=tokens.device)
+    if offset:
+        starts = torch.cat([starts.new_zeros(1), starts])
+    # All segments run for the same number of steps; what the first does beyond the second's start, or the last
+    # beyond the end, is thrown away.
+    where = starts[:, None] + torch.arange(horizon, device=tokens.device)  # (n, horizon)
+    kept = where + 1 < length
+    if offset:
+        kept[0] &= where[0] < offset
+    segments = tokens[:, where.clamp_max(length - 1)]  # (B, n, horizon)
+    memories = rnn.rollout(segments.flatten(0, 1), memory[:, starts].flatten(0, 1))
     own = memory[:, :-1].clone()
-    current = memory[:, starts.clamp_min(0)]
-    for j in range(min(horizon, length)):
-        where = starts + j
-        # The first segment begins before the sequence and the last may end after it: those wait their turn.
-        inside = (where >= 0) & (where < length)
-        low, high = int((~inside).long().cumprod(0).sum()), int((where < length).sum())
-        where = where[low:high]
-        current[:, low:high] = rnn.update(current[:, low:high], tokens[:, where])
-        kept = where + 1 < length
-        own[:, (where + 1)[kept]] = current[:, low:high][:, kept]
+    own[:, (where + 1)[kept]] = memories.unflatten(0, segments.shape[:2])[:, kept]
     return own

@@ -28,7 +28,7 @@ class SMT(nn.Module):
         self.train()
         self.requires_grad_(True)
         rnn.m_0.requires_grad_(False)
-        rnn.readout.requires_grad_(config.lambda_readout > 0)
+        rnn.readout.requires_grad_(self.trains_readout)
         trunk = getattr(teacher.encoder, "trunk", None)
         if config.lambda_trunk == 0 and trunk is not None:
             trunk.head.requires_grad_(False)
@@ -39,6 +39,10 @@ class SMT(nn.Module):
         elif future_len == 0:
             teacher.decoder.embed.requires_grad_(False)
         copy_readout(teacher, rnn)
+
+    @property
+    def trains_readout(self) -> bool:
+        return self.config.lambda_readout > 0 or self.config.lambda_distill > 0
 
     def lambda_dyn(self, progress: float) -> float:
         start, end = self.config.lambda_dyn, self.config.lambda_dyn_end
@@ -67,13 +71,16 @@ class SMT(nn.Module):
             start = torch.cat([own, start[n:]])
         predicted = self.rnn.update(start, inputs)  # (B, S, K, D)
         losses["loss_dyn"] = self.sweep(memory, inputs, predicted)
-        if c.lambda_readout:
+        if self.trains_readout:
             own = torch.cat([memory[:, :1].detach(), predicted], 1)
             logits, asked = self.rnn.readout(own), targets[:, first : first + count + 1]
             losses["loss_readout"] = predictive_loss(logits, asked)
             if c.lambda_distill:
-                with torch.no_grad():
-                    guide = self.teacher.decoder(memory) if trunk_logits is None else trunk_logits[:, steps]
+                if c.lambda_trunk and trunk_logits is not None:
+                    guide = trunk_logits[:, steps]
+                else:
+                    with torch.no_grad():
+                        guide = self.teacher.decoder(memory)
                 losses["loss_distill"] = distillation_loss(logits, guide, asked)
         losses["loss_unif"] = uniformity_loss(memory)
         weights = {
@@ -102,7 +109,7 @@ class SMT(nn.Module):
     @torch.no_grad()
     def finish(self) -> None:
         self.rnn.m_0.copy_(self.teacher.empty_memory())
-        if not self.config.lambda_readout:
+        if not self.trains_readout:
             copy_readout(self.teacher, self.rnn)
 
 

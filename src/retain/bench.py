@@ -1,0 +1,139 @@
+"""`make bench`: the figures this project stands by, trained anew and written to docs/results.md.
+
+Every run is kept in its folder under runs/bench and not done twice; a bench that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from retain.config import CellConfig, RunConfig
+from retain.presets import PRESETS
+
+OUT = Path("runs/bench")
+RESULTS = Path("docs/results.md")
+BEGIN, END = "<!-- bench begin -->", "<!-- bench end -->"
+
+
+def runs() -> dict[str, dict[str, RunConfig]]:
+    """Task → method → run. All methods of a task have the same seconds, and the same data, batch and memory."""
+    stdlib, digits, retrieval = (PRESETS[name]() for name in ("stdlib", "digits", "retrieval"))
+    transformer = CellConfig(kind="transformer", width=128, layers=2)
+
+    def bptt(config: RunConfig, cell: CellConfig) -> RunConfig:
+        return dataclasses.replace(config, phases=("bptt",), cell=cell)
+
+    gru = CellConfig(kind="gru")
+    return {
+        "stdlib": {
+            "SMT → DMT": stdlib,
+            "BPTT, same cell": bptt(stdlib, stdlib.cell),
+            "BPTT, GRU": bptt(stdlib, gru),
+        },
+        "digits": {"SMT → DMT": digits, "BPTT, same cell": bptt(digits, digits.cell), "BPTT, GRU": bptt(digits, gru)},
+        "retrieval": {
+            "SMT → DMT": retrieval,
+            "BPTT, same cell": bptt(retrieval, retrieval.cell),
+            "BPTT, transformer cell": bptt(retrieval, transformer),
+            "BPTT, GRU": bptt(retrieval, gru),
+        },
+    }
+
+
+def run_one(task: str, method: str, config: RunConfig, seed: int) -> dict[str, Any]:
+    """Train and score one run, unless that is done already; what was cut short is resumed."""
+    from retain.data import load_data
+    from retain.evaluate import evaluate
+    from retain.run import load_run
+    from retain.train import train
+
+    folder = OUT / task / f"{slug(method)}-seed{seed}"
+    scored = folder / "eval-test.json"
+    if not scored.exists():
+        train(dataclasses.replace(config, seed=seed, tracker=None), folder, resume=(folder / "config.json").exists())
+        run = load_run(folder, teacher=True)
+        data = load_data(config.data)
+        result = evaluate(run.rnn, run.teacher if "smt" in config.phases else None, data.windows("test", 256))
+        scored.write_text(json.dumps(result, indent=2) + "\n")
+    summary = json.loads((folder / "summary.json").read_text())
+    return json.loads(scored.read_text()) | {f"train_{k}": summary[k] for k in ("seconds", "tokens", "parameters")}
+
+
+def slug(method: str) -> str:
+    return method.replace(" → ", "-").replace(", ", "-").replace(" ", "-").lower()
+
+
+def table(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
+    """Markdown: one line per task and method, mean ± standard deviation over the seeds."""
+    lines = [
+        "| task | method | seeds | RNN, bits/token | accuracy | its teacher, bits/token | relative drift |"
+        " seconds | tokens | parameters |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+
+    def spread(rows: list[dict[str, Any]], key: str, form: str = ".3f") -> str:
+        values = [row[key] for row in rows if row[key] is not None]
+        if not values:
+            return "–"
+        mean = format(statistics.mean(values), form)
+        return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):{form}}"
+
+    for task, methods in results.items():
+        for method, rows in methods.items():
+            lines.append(
+                f"| {task} | {method} | {len(rows)} | {spread(rows, 'bits_per_token')} | {spread(rows, 'accuracy')} | "
+                f"{spread(rows, 'teacher_bits_per_token')} | {spread(rows, 'relative_drift')} | "
+                f"{statistics.mean(r['train_seconds'] for r in rows):.0f} | "
+                f"{statistics.mean(r['train_tokens'] for r in rows):,.0f} | {rows[0]['train_parameters']:,} |"
+            )
+    return "\n".join(lines)
+
+
+def collect() -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Every finished run under runs/bench."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for task, methods in runs().items():
+        for method, config in methods.items():
+            done = sorted((OUT / task).glob(f"{slug(method)}-seed*/eval-test.json"))
+            rows = [run_one(task, method, config, int(p.parent.name.rpartition("seed")[2])) for p in done]
+            if rows:
+                found.setdefault(task, {})[method] = rows
+    return found
+
+
+def write(text: str) -> None:
+    """Put the table between its marks in docs/results.md, and leave the words around it alone."""
+    page = RESULTS.read_text() if RESULTS.exists() else f"# Results\n\n{BEGIN}\n{END}\n"
+    before, _, rest = page.partition(BEGIN)
+    after = rest.partition(END)[2]
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m retain.bench", description=__doc__)
+    parser.add_argument("tasks", nargs="*", help="some of stdlib, digits, retrieval; all by default")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", help="beginnings of method names, e.g. SMT 'BPTT, GRU'")
+    args = parser.parse_args()
+    for task, methods in runs().items():
+        for method, config in methods.items():
+            wanted = args.methods is None or method.startswith(tuple(args.methods))
+            if wanted and (not args.tasks or task in args.tasks):
+                for seed in args.seeds:
+                    result = run_one(task, method, config, seed)
+                    print(f"{task}, {method}, seed {seed}: {result['bits_per_token']:.3f} bits/token", flush=True)
+    results = collect()
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write(table(results))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
