@@ -292,9 +292,9 @@ class RunConfig:
     """Optimizer steps between lines of metrics.jsonl."""
     checkpoint_every: str = "60s"
     """Budget between checkpoints."""
-    validate_every: str = "30s"
+    validate_every: str = "60s"
     """Budget between validations; the best model by them is the one kept."""
-    validation_sequences: int = 512
+    validation_sequences: int = 256
     tracker: str | None = "auto"
     """Also log to: auto (tensorboard if installed), tensorboard, wandb, trackio, or None."""
 

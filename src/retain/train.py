@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -318,7 +318,7 @@ class Loop:
             count = batch["tokens"].numel()
             batch = {k: v.to(self.accelerator.device, non_blocking=True) for k, v in batch.items()} | {"progress": done}
             last = micro == config.accumulate - 1
-            with contextless() if last else self.accelerator.no_sync(wrapped):
+            with nullcontext() if last else self.accelerator.no_sync(wrapped):
                 losses = wrapped(batch)
                 self.accelerator.backward(losses["loss"] / config.accumulate)
             p.tokens += count * self.accelerator.num_processes
@@ -492,11 +492,6 @@ def compile_parts(rnn: RNN, teacher: Teacher) -> None:
     torch._dynamo.config.suppress_errors = True
     for part in (teacher.encoder, teacher.decoder, rnn.readout, rnn.cell):
         part.compile()
-
-
-@contextmanager
-def contextless() -> Iterator[None]:
-    yield
 
 
 @contextmanager
