@@ -19,7 +19,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m retain.bench
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
