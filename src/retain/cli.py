@@ -5,26 +5,20 @@ Heavy imports wait until a command needs them, so that --help answers at once.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
+import importlib
 import json
 import os
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal
 
 from retain import __version__
+from retain.arguments import Usage, open_run, parse, take_option, take_run
 from retain.config import RunConfig, load_config
 from retain.presets import PRESETS
-
-if TYPE_CHECKING:
-    from retain.run import Run
-
-T = TypeVar("T")
 
 HELP = f"""\
 usage: retain COMMAND ...
@@ -49,10 +43,6 @@ Pretrain an RNN by the phases of a preset, into a run folder.
 --data PATH      the file to train on: a text, or an integer .npy
 --quiet          no progress bar
 """
-
-
-class Usage(Exception):
-    """A mistake on the command line; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +93,11 @@ class Info:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; exits 0, 2 for a user's mistake, 1 for a failed run, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    commands: dict[str, Callable[[list[str]], None]] = {
-        "train": train_command,
-        "eval": eval_command,
-        "generate": generate_command,
-        "info": info_command,
+    commands: dict[str, str] = {
+        "train": "retain.cli:train_command",
+        "eval": "retain.cli:eval_command",
+        "generate": "retain.cli:generate_command",
+        "info": "retain.cli:info_command",
     }
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -120,7 +110,8 @@ def main(argv: list[str] | None = None) -> None:
             raise Usage(f"command: {argv[0]!r} is none of {', '.join(commands)}")
         # A user's own cell, module:Class, is looked for where the command is run, too.
         sys.path.append(os.getcwd())
-        commands[argv[0]](argv[1:])
+        module, _, function = commands[argv[0]].partition(":")
+        getattr(importlib.import_module(module), function)(argv[1:])
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -147,50 +138,6 @@ def exit_code(error: Exception) -> int | None:
 def fail(message: str, code: int) -> None:
     print(f"retain: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code)
-
-
-def parse(cls: Any, argv: list[str], prog: str, default: Any = None, description: str | None = None) -> Any:
-    """Parse `argv` into the dataclass `cls` with tyro; its boxed messages become one line."""
-    import tyro
-
-    stderr = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(stderr):
-            return tyro.cli(cls, args=argv, prog=prog, default=default, description=description)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-    lines = [line.strip("│╭╮╰╯─ \t") for line in stderr.getvalue().splitlines()[1:]]
-    message = " ".join(lines[: lines.index("")] if "" in lines else lines)
-    # 'Error parsing smt: lr: -1 …' names the field as smt.lr, 'Error parsing cell: cell.kind: …' has it already.
-    message = re.sub(r"^Error parsing (\w+): (?=\w+: )", r"\1.", message)
-    message = re.sub(r"^Error parsing [\w.-]+: (?=[\w.]+: )", "", message)
-    raise Usage(f"{message} (see {prog} --help)")
-
-
-def take_run(argv: list[str], command: str, cls: type[T]) -> tuple[Path, T]:
-    """A command of the form RUN [options]."""
-    if "-h" in argv or "--help" in argv:
-        parse(cls, ["--help"], f"retain {command} RUN")
-    if not argv or argv[0].startswith("-"):
-        raise Usage(f"retain {command}: name a run folder first, as in: retain {command} runs/stdlib")
-    return Path(argv[0]), parse(cls, argv[1:], f"retain {command} RUN")
-
-
-def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
-    """Take `name VALUE` or `name=VALUE` out of argv."""
-    rest, value, i = [], None, 0
-    while i < len(argv):
-        if argv[i] == name:
-            if i + 1 == len(argv) or argv[i + 1].startswith("--"):
-                raise Usage(f"{name} needs a value")
-            value, i = argv[i + 1], i + 1
-        elif argv[i].startswith(name + "="):
-            value = argv[i].partition("=")[2]
-        else:
-            rest.append(argv[i])
-        i += 1
-    return value, rest
 
 
 def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
@@ -246,18 +193,6 @@ def train_command(argv: list[str]) -> None:
             f"best RNN at step {summary['best_step']}, {summary['validation_bits_per_token']:.3f} bits/token on "
             f"validation\nnext: retain eval {out}, retain generate {out}"
         )
-
-
-def open_run(path: Path, *, teacher: bool, device: str) -> Run:
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: cuda was asked for, but PyTorch sees no CUDA device here; use --device cpu")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device: mps was asked for, but it is not available here; use --device cpu")
-    from retain.run import load_run
-
-    return load_run(path, teacher=teacher, device=device)
 
 
 def eval_command(argv: list[str]) -> None:

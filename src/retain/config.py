@@ -333,6 +333,14 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields under dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
 def from_dict(cls: Any, values: Any, name: str = "config") -> Any:
     """The dataclass `cls` from JSON values. Raises ValueError for an unknown field or wrong type."""
     if not isinstance(values, dict):

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import logging
 import math
 import platform
-import shutil
-import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +30,15 @@ from retain.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
-from retain.config import Budget, PhaseConfig, RunConfig, load_config, parse_budget, save_config, to_dict
+from retain.config import PhaseConfig, RunConfig, flatten, load_config, parse_budget, save_config, to_dict
 from retain.data import Data, load_data
+from retain.devices import compile_parts, make_accelerator
 from retain.evaluate import evaluate
 from retain.metrics import append_line, truncate_after
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives import BPTT, DMT, SMT
+from retain.progress import Clock, Every, Progress, stop_signals
 from retain.run import build
 
 log = logging.getLogger("retain")
@@ -52,72 +50,6 @@ class TrainingError(RuntimeError):
 
 class Interrupted(Exception):
     """Training was asked to stop (Ctrl-C, SIGTERM) and has checkpointed; the message says how to go on."""
-
-
-@dataclasses.dataclass
-class Progress:
-    """Where a run is. Saved with every checkpoint; together with seed and config it decides all that follows."""
-
-    phase: int = 0
-    phase_step: int = 0
-    phase_seconds: float = 0.0
-    phase_tokens: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    tokens: int = 0
-    micro_batches: int = 0
-    """Read so far: the number of the next one, so that none comes twice, whatever each phase accumulates."""
-    validated: int = -1
-    """The step of the last validation."""
-    best_step: int | None = None
-    best_value: float = math.inf
-
-    def spent(self, unit: str) -> float:
-        return {"s": self.phase_seconds, "steps": self.phase_step, "tokens": self.phase_tokens}[unit]
-
-    def total(self, unit: str) -> float:
-        return {"s": self.seconds, "steps": self.step, "tokens": self.tokens}[unit]
-
-
-def fast_bf16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 are fast here: CUDA since Ampere, or a CPU with AMX."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-
-
-def make_accelerator(config: RunConfig, out: Path) -> Accelerator:
-    """Accelerate's view of devices, precision, processes and trackers. Raises ValueError for what is not there."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: cuda was asked for, but PyTorch sees no CUDA device here; use --device cpu")
-    if config.device == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device: mps was asked for, but it is not available here; use --device cpu")
-    tracker = config.tracker
-    if tracker == "auto":
-        tracker = "tensorboard" if importlib.util.find_spec("tensorboard") else None
-    elif tracker is not None and importlib.util.find_spec(tracker) is None:
-        raise ValueError(f"tracker: {tracker} is not installed; pip install {tracker}, or --tracker None")
-    cuda = torch.cuda.is_available() and config.device != "cpu"
-    bf16 = config.precision == "bf16" or (
-        config.precision == "auto" and fast_bf16(torch.device("cuda" if cuda else "cpu"))
-    )
-    accelerator = Accelerator(
-        cpu=config.device == "cpu",
-        mixed_precision="bf16" if bf16 else "no",
-        log_with=tracker,
-        project_dir=str(out),
-    )
-    if tracker is not None:
-        accelerator.init_trackers("trackers", config={k: str(v) for k, v in flatten(to_dict(config)).items()})
-    return accelerator
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields under dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def objective_of(name: str, config: RunConfig, rnn: RNN, teacher: Teacher) -> SMT | DMT | BPTT:
@@ -447,70 +379,6 @@ def began(out: Path) -> bool:
     return any(checkpoints) or (out / "manifest.json").exists()
 
 
-class Clock:
-    """Adds the wall-clock that passes to the progress; all that happens between ticks counts, compiling too."""
-
-    def __init__(self, progress: Progress):
-        self.progress, self.before = progress, time.perf_counter()
-
-    def tick(self) -> None:
-        now = time.perf_counter()
-        self.progress.seconds += now - self.before
-        self.progress.phase_seconds += now - self.before
-        self.before = now
-
-
-class Every:
-    """Says when another `budget` of training has gone by."""
-
-    def __init__(self, budget: Budget, progress: Progress):
-        self.budget, self.last = budget, progress.total(budget.unit)
-        if budget.unit != "s":
-            # Counted from the run's beginning, so that a resumed run does it at the same steps.
-            self.last -= self.last % budget.amount
-
-    def due(self, progress: Progress) -> bool:
-        now = progress.total(self.budget.unit)
-        if now - self.last < self.budget.amount:
-            return False
-        self.last = now if self.budget.unit == "s" else now - now % self.budget.amount
-        return True
-
-
 def seed_of(seed: int, step: int) -> int:
     """A seed for the step, far from those of its neighbours."""
     return (seed * 1_000_003 + step) * 4_099 % (2**62)
-
-
-def compile_parts(rnn: RNN, teacher: Teacher) -> None:
-    """Compile the modules whose shapes stay the same from step to step; without a compiler they stay as they are."""
-    if rnn.m_0.device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
-        log.warning("compile: no C++ compiler on the PATH; going on without torch.compile")
-        return
-    import torch._dynamo
-
-    torch._dynamo.config.suppress_errors = True
-    for part in (teacher.encoder, teacher.decoder, rnn.readout, rnn.cell):
-        part.compile()
-
-
-@contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """Turn Ctrl-C and SIGTERM into an event that the loop reads between steps; a second Ctrl-C is the ordinary one."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, frame: Any) -> None:
-        stop.set()
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

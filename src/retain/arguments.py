@@ -1,0 +1,74 @@
+"""What all commands read from a command line: options by tyro, mistakes as one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from retain.run import Run
+
+T = TypeVar("T")
+
+
+class Usage(Exception):
+    """A mistake on the command line; the message is one line."""
+
+
+def parse(cls: Any, argv: list[str], prog: str, default: Any = None, description: str | None = None) -> Any:
+    """Parse `argv` into the dataclass `cls` with tyro; its boxed messages become one line."""
+    import tyro
+
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            return tyro.cli(cls, args=argv, prog=prog, default=default, description=description)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    lines = [line.strip("│╭╮╰╯─ \t") for line in stderr.getvalue().splitlines()[1:]]
+    message = " ".join(lines[: lines.index("")] if "" in lines else lines)
+    # 'Error parsing smt: lr: -1 …' names the field as smt.lr, 'Error parsing cell: cell.kind: …' has it already.
+    message = re.sub(r"^Error parsing (\w+): (?=\w+: )", r"\1.", message)
+    message = re.sub(r"^Error parsing [\w.-]+: (?=[\w.]+: )", "", message)
+    raise Usage(f"{message} (see {prog} --help)")
+
+
+def take_run(argv: list[str], command: str, cls: type[T]) -> tuple[Path, T]:
+    """A command of the form RUN [options]."""
+    if "-h" in argv or "--help" in argv:
+        parse(cls, ["--help"], f"retain {command} RUN")
+    if not argv or argv[0].startswith("-"):
+        raise Usage(f"retain {command}: name a run folder first, as in: retain {command} runs/stdlib")
+    return Path(argv[0]), parse(cls, argv[1:], f"retain {command} RUN")
+
+
+def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
+    """Take `name VALUE` or `name=VALUE` out of argv."""
+    rest, value, i = [], None, 0
+    while i < len(argv):
+        if argv[i] == name:
+            if i + 1 == len(argv) or argv[i + 1].startswith("--"):
+                raise Usage(f"{name} needs a value")
+            value, i = argv[i + 1], i + 1
+        elif argv[i].startswith(name + "="):
+            value = argv[i].partition("=")[2]
+        else:
+            rest.append(argv[i])
+        i += 1
+    return value, rest
+
+
+def open_run(path: Path, *, teacher: bool, device: str) -> Run:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda was asked for, but PyTorch sees no CUDA device here; use --device cpu")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device: mps was asked for, but it is not available here; use --device cpu")
+    from retain.run import load_run
+
+    return load_run(path, teacher=teacher, device=device)

@@ -1,0 +1,62 @@
+"""Devices, precision, trackers and torch.compile: what a run is executed on."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from retain.config import RunConfig, flatten, to_dict
+from retain.model.rnn import RNN
+from retain.model.teacher import Teacher
+
+log = logging.getLogger("retain")
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are fast here: CUDA since Ampere, or a CPU with AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+
+
+def make_accelerator(config: RunConfig, out: Path) -> Accelerator:
+    """Accelerate's view of devices, precision, processes and trackers. Raises ValueError for what is not there."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda was asked for, but PyTorch sees no CUDA device here; use --device cpu")
+    if config.device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device: mps was asked for, but it is not available here; use --device cpu")
+    tracker = config.tracker
+    if tracker == "auto":
+        tracker = "tensorboard" if importlib.util.find_spec("tensorboard") else None
+    elif tracker is not None and importlib.util.find_spec(tracker) is None:
+        raise ValueError(f"tracker: {tracker} is not installed; pip install {tracker}, or --tracker None")
+    cuda = torch.cuda.is_available() and config.device != "cpu"
+    bf16 = config.precision == "bf16" or (
+        config.precision == "auto" and fast_bf16(torch.device("cuda" if cuda else "cpu"))
+    )
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision="bf16" if bf16 else "no",
+        log_with=tracker,
+        project_dir=str(out),
+    )
+    if tracker is not None:
+        accelerator.init_trackers("trackers", config={k: str(v) for k, v in flatten(to_dict(config)).items()})
+    return accelerator
+
+
+def compile_parts(rnn: RNN, teacher: Teacher) -> None:
+    """Compile the modules whose shapes stay the same from step to step; without a compiler they stay as they are."""
+    if rnn.m_0.device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        log.warning("compile: no C++ compiler on the PATH; going on without torch.compile")
+        return
+    import torch._dynamo
+
+    torch._dynamo.config.suppress_errors = True
+    for part in (teacher.encoder, teacher.decoder, rnn.readout, rnn.cell):
+        part.compile()

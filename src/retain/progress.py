@@ -1,0 +1,91 @@
+"""Where a run is, its clock, what is due, and the signals that stop it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from retain.config import Budget
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run is. Saved with every checkpoint; together with seed and config it decides all that follows."""
+
+    phase: int = 0
+    phase_step: int = 0
+    phase_seconds: float = 0.0
+    phase_tokens: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    micro_batches: int = 0
+    """Read so far: the number of the next one, so that none comes twice, whatever each phase accumulates."""
+    validated: int = -1
+    """The step of the last validation."""
+    best_step: int | None = None
+    best_value: float = math.inf
+
+    def spent(self, unit: str) -> float:
+        return {"s": self.phase_seconds, "steps": self.phase_step, "tokens": self.phase_tokens}[unit]
+
+    def total(self, unit: str) -> float:
+        return {"s": self.seconds, "steps": self.step, "tokens": self.tokens}[unit]
+
+
+class Clock:
+    """Adds the wall-clock that passes to the progress; all that happens between ticks counts, compiling too."""
+
+    def __init__(self, progress: Progress):
+        self.progress, self.before = progress, time.perf_counter()
+
+    def tick(self) -> None:
+        now = time.perf_counter()
+        self.progress.seconds += now - self.before
+        self.progress.phase_seconds += now - self.before
+        self.before = now
+
+
+class Every:
+    """Says when another `budget` of training has gone by."""
+
+    def __init__(self, budget: Budget, progress: Progress):
+        self.budget, self.last = budget, progress.total(budget.unit)
+        if budget.unit != "s":
+            # Counted from the run's beginning, so that a resumed run does it at the same steps.
+            self.last -= self.last % budget.amount
+
+    def due(self, progress: Progress) -> bool:
+        now = progress.total(self.budget.unit)
+        if now - self.last < self.budget.amount:
+            return False
+        self.last = now if self.budget.unit == "s" else now - now % self.budget.amount
+        return True
+
+
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """Turn Ctrl-C and SIGTERM into an event that the loop reads between steps; a second Ctrl-C is the ordinary one."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
