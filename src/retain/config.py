@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-CELLS = ("transformer", "mlp", "gru", "lstm", "elman")
+CELLS = ("transformer", "mlp", "gated", "gru", "lstm", "elman")
 PHASES = ("smt", "dmt", "bptt")
 EMBEDDED_DATA = ("stdlib", "digits", "retrieval")
 IGNORE = -100
@@ -113,9 +113,9 @@ class CellConfig:
     """The one-step update m_{t+1} = f(m_t, x_t)."""
 
     kind: str = "mlp"
-    """transformer, mlp, gru, lstm, elman, or your own as module:Class."""
+    """transformer, mlp, gated, gru, lstm, elman, or your own as module:Class."""
     width: int = 512
-    """Hidden width of the mlp and the transformer; gru, lstm and elman have the memory's own size."""
+    """Hidden width of the mlp, gated and transformer; gru, lstm and elman have the memory's own size."""
     heads: int = 4
     layers: int = 1
     residual: bool = True

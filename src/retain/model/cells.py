@@ -40,12 +40,7 @@ class MLPCell(nn.Module):
 
     def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:
         """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D)."""
-        flat, memories = memory.flatten(-2), []
-        # What the inputs contribute needs no memory: one product for all of them.
-        for projected in self.from_input(inputs).unbind(1):
-            flat = at_least_float32(self._step(flat, projected))
-            memories.append(flat)
-        return torch.stack(memories, 1).unflatten(-1, memory.shape[-2:])
+        return _rollout(self, memory, inputs)
 
     def _step(self, flat: Tensor, projected: Tensor) -> Tensor:
         x = (self.from_memory(self.norm(flat)) + projected).relu().square()
@@ -53,6 +48,53 @@ class MLPCell(nn.Module):
             x = layer(x).relu().square()
         change = self.out(x)
         return flat + change if self.residual else change
+
+
+class GatedCell(nn.Module):
+    """m + z · (c − m): the candidate c and the gate z are each a linear map of (m, x) plus an MLP of (m, x).
+
+    A residual cell must compute −m to forget; a gate forgets for nothing (Hochreiter & Schmidhuber 1997), and the
+    linear map moves what it keeps. Unlike a GRU's, c is unbounded, as normalised memory needs.
+    """
+
+    def __init__(self, memory: MemoryConfig, config: CellConfig):
+        super().__init__()
+        size = memory.tokens * memory.width
+        # One product of the memory and one of the input give the hidden layer and the linear parts of c and z.
+        self.split = (config.width, 2 * size)
+        self.norm = Norm(size)
+        self.from_memory = nn.Linear(size, sum(self.split))
+        self.from_input = nn.Linear(memory.width, sum(self.split), bias=False)
+        self.layers = nn.ModuleList(nn.Linear(config.width, config.width) for _ in range(config.layers - 1))
+        self.out = nn.Linear(config.width, 2 * size)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        with torch.no_grad():
+            self.out.bias[size:] = -1.0  # starts by keeping most of the memory
+
+    def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
+        return self._step(memory.flatten(-2), self.from_input(inputs)).view(memory.shape)
+
+    def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:
+        """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D)."""
+        return _rollout(self, memory, inputs)
+
+    def _step(self, flat: Tensor, projected: Tensor) -> Tensor:
+        x, linear = (self.from_memory(self.norm(flat)) + projected).split(self.split, -1)
+        x = x.relu().square()
+        for layer in self.layers:
+            x = layer(x).relu().square()
+        candidate, gate = (self.out(x) + linear).chunk(2, -1)
+        return torch.lerp(flat, candidate.to(flat.dtype), gate.to(flat.dtype).sigmoid())
+
+
+def _rollout(cell: MLPCell | GatedCell, memory: Tensor, inputs: Tensor) -> Tensor:
+    flat, memories = memory.flatten(-2), []
+    # What the inputs contribute needs no memory: one product for all of them.
+    for projected in cell.from_input(inputs).unbind(1):
+        flat = at_least_float32(cell._step(flat, projected))
+        memories.append(flat)
+    return torch.stack(memories, 1).unflatten(-1, memory.shape[-2:])
 
 
 class TransformerCell(nn.Module):
@@ -116,6 +158,7 @@ class LSTMCell(nn.Module):
 CELLS: dict[str, type[nn.Module]] = {
     "transformer": TransformerCell,
     "mlp": MLPCell,
+    "gated": GatedCell,
     "gru": GRUCell,
     "lstm": LSTMCell,
     "elman": ElmanCell,
