@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from string import ascii_lowercase
 
-
 MOST_SYMBOLS = 2**16
 
 
