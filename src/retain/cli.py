@@ -1,4 +1,4 @@
-"""The command line: retain train · eval · generate · info.
+"""The command line: retain train · eval · generate · info · tasks.
 
 Heavy imports wait until a command needs them, so that --help answers at once.
 """
@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,14 @@ usage: retain COMMAND ...
 Pretrain recurrent networks without backpropagation through time (retain {__version__}).
 
 commands:
-  train PRESET     pretrain an RNN: {", ".join(PRESETS)}
+  train PRESET     pretrain an RNN by one of the presets below
   eval RUN         the RNN alone on a whole split, next to its teacher
   generate RUN     sample from the RNN, streaming
   info RUN         what a run folder holds
+  tasks            the memory tasks, with a sample of each
+
+presets:
+{textwrap.fill(", ".join(PRESETS), 78, initial_indent="  ", subsequent_indent="  ")}
 
 'retain COMMAND --help' tells a command's options.
 """
@@ -98,6 +103,7 @@ def main(argv: list[str] | None = None) -> None:
         "eval": "retain.cli:eval_command",
         "generate": "retain.cli:generate_command",
         "info": "retain.cli:info_command",
+        "tasks": "retain.task_list:tasks_command",
     }
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP, end="")

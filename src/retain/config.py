@@ -16,7 +16,13 @@ from typing import Any, Literal
 
 CELLS = ("transformer", "mlp", "gated", "gru", "lstm", "elman")
 PHASES = ("smt", "dmt", "bptt")
-EMBEDDED_DATA = ("stdlib", "digits", "retrieval")
+TASK_DATA = (
+    *("retrieval", "copy", "stack", "keys_values", "modular"),
+    *("parity", "s3", "s5", "dyck", "mqar", "selective_copy"),
+)
+EMBEDDED_DATA = ("stdlib", "digits", *TASK_DATA)
+TASK_FIELDS = ("symbols", "copy_len", "reverse", "depth", "pairs", "string_len")
+"""What a DataConfig sets for memory tasks: None is the task's own."""
 IGNORE = -100
 """The target where there is none: it never counts in a loss or a score."""
 
@@ -134,7 +140,7 @@ class DataConfig:
     """Which sequences to learn."""
 
     name: str = "stdlib"
-    """stdlib, digits, retrieval (nothing is downloaded), or text / npy with a path."""
+    """stdlib, digits, a memory task (see retain tasks; nothing is downloaded), or text / npy with a path."""
     path: str | None = None
     """The file of a text (UTF-8, read as bytes) or a 1-D or 2-D integer .npy; never loaded whole."""
     seq_len: int = 64
@@ -143,11 +149,25 @@ class DataConfig:
     """Fractions of train, validation and test, for a file."""
     vocab_size: int | None = None
     """For a .npy: tokens must lie below it. None: one more than the largest in the file."""
-    symbols: int = 8
-    """retrieval: number of symbols."""
+    symbols: int | None = None
+    """Memory tasks but parity, s3, s5: number of symbols; of brackets in dyck; the modulus in modular."""
+    copy_len: int | None = None
+    """copy, selective_copy: symbols to copy."""
+    reverse: bool = False
+    """copy: say the string from its end."""
+    depth: int | None = None
+    """stack, dyck: the stack holds at most so many symbols."""
+    pairs: int | None = None
+    """keys_values, mqar: number of keys, each with its value."""
+    string_len: int | None = None
+    """keys_values: symbols in a key, and in a value."""
+    label_noise: float = 0.0
+    """Memory tasks: fraction of the training targets replaced by random answers; evaluation stays clean."""
 
     def __post_init__(self) -> None:
-        _positive(self, "seq_len", "vocab_size", "symbols")
+        _positive(self, "seq_len", "vocab_size", "symbols", "copy_len", "depth", "pairs", "string_len")
+        if not 0 <= self.label_noise < 1:
+            raise ValueError(f"data.label_noise: {self.label_noise} must lie in 0 … 1, below 1")
         if self.name not in (*EMBEDDED_DATA, "text", "npy"):
             raise ValueError(f"data.name: {self.name!r} is none of {', '.join((*EMBEDDED_DATA, 'text', 'npy'))}")
         if self.name in ("text", "npy") and not self.path:
