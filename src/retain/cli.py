@@ -30,6 +30,7 @@ commands:
   eval RUN         the RNN alone on a whole split, next to its teacher
   generate RUN     sample from the RNN, streaming
   info RUN         what a run folder holds
+  compare PRESET   SMT against BPTT, GRU and LSTM, each with the same budget
 
 'retain COMMAND --help' tells a command's options.
 """
@@ -98,6 +99,7 @@ def main(argv: list[str] | None = None) -> None:
         "eval": "retain.cli:eval_command",
         "generate": "retain.cli:generate_command",
         "info": "retain.cli:info_command",
+        "compare": "retain.compare:compare_command",
     }
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP, end="")
