@@ -284,7 +284,10 @@ def comparison_of(argv: list[str]) -> tuple[Comparison, Path, int]:
         text = values[name]
         return None if text is None else tuple(part.strip() for part in text.split(","))
 
+    budget, argv = take_option(argv, "--budget")
     config = train_config(argv)[0]
+    if budget is not None:
+        config = dataclasses.replace(config, budget=str(parse_budget(budget)))
     lengths = listed("lengths") or ()
     for text in lengths:
         if not text.isascii() or not text.isdigit():

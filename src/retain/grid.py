@@ -42,8 +42,9 @@ def run_all(
     """Train every run under `out`/NAME, `jobs` at a time with `threads` threads each (None: PyTorch's choice).
 
     With `test` each trained RNN is then scored on the test split, once, and at other `lengths` of the sequence. What
-    has a result is not run again; call it with the same runs to go on after a kill. Returns name → result, with "failed" (a message) in that of a run whose loss was not finite. Raises ValueError where a folder holds another run
-    or a run is impossible, Interrupted on Ctrl-C or SIGTERM, when every run has saved a checkpoint.
+    has a result is not run again; call it with the same runs to go on after a kill. Returns name → result; that of a
+    run whose loss was not finite has "failed", a message. Raises ValueError where a folder holds another run or a run
+    is impossible, Interrupted on Ctrl-C or SIGTERM, when every run has saved a checkpoint.
     """
     out = Path(out)
     waiting = []

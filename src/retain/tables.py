@@ -208,7 +208,7 @@ def plot(results: Results, path: Path) -> bool:
         if results["chance"] is not None:
             axis.axhline(results["chance"], color="grey", linestyle=":", linewidth=1)
         axis.set_xlabel(label)
-        if cost != "seconds":
+        if cost == "sequential_steps":
             axis.set_xscale("log")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy, validation" if metric == "accuracy" else "bits per token, validation")
