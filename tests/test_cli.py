@@ -22,6 +22,7 @@ HELPS = {
     "eval": ["eval", "--help"],
     "generate": ["generate", "RUN", "--help"],
     "info": ["info", "-h"],
+    "compare": ["compare", "--help"],
 }
 
 
