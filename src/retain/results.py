@@ -43,7 +43,7 @@ def comparisons(quick: bool) -> dict[str, dict[str, str]]:
 
     def line(name: str, preset: str, methods: str, seconds: int, seeds: int, more: str = "") -> str:
         runs = QUICK if quick else RUNS
-        size = "--seeds 1 --budget 50s --lrs 1" if quick else f"--seeds {seeds} --budget {seconds}s"
+        size = "--seeds 1 --budget 40s --lrs 1" if quick else f"--seeds {seeds} --budget {seconds}s"
         if not quick:
             size += f" --sweep-budget {seconds // 3}s"
         if name in BEYOND and preset in PRESETS:
