@@ -19,7 +19,7 @@ TRUNCATE = 4
 """tbptt: the gradient flows back through a quarter of the sequence, unless the preset says how far."""
 WITHIN = 0.1
 """How far the deployed RNN's parameters may be from those of the SMT run's."""
-VALIDATIONS = 15
+VALIDATIONS = 10
 """Points of the curve of quality against cost."""
 
 HELP = f"""\
