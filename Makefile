@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test results results-quick bench lint clean
 
 # The environment is rebuilt when what it is made from changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -14,6 +14,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m retain.demo
+
+results: $(VENV)/.installed
+	$(BIN)/python -m retain.results
+
+results-quick: $(VENV)/.installed
+	$(BIN)/python -m retain.results --quick
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m retain.bench

@@ -23,6 +23,7 @@ HELPS = {
     "generate": ["generate", "RUN", "--help"],
     "info": ["info", "-h"],
     "tasks": ["tasks", "--help"],
+    "compare": ["compare", "--help"],
 }
 
 

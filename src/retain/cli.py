@@ -32,6 +32,7 @@ commands:
   generate RUN     sample from the RNN, streaming
   info RUN         what a run folder holds
   tasks            the memory tasks, with a sample of each
+  compare PRESET   SMT against BPTT, GRU and LSTM, each with the same budget
 
 presets:
 {textwrap.fill(", ".join(PRESETS), 78, initial_indent="  ", subsequent_indent="  ")}
@@ -104,6 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         "generate": "retain.cli:generate_command",
         "info": "retain.cli:info_command",
         "tasks": "retain.task_list:tasks_command",
+        "compare": "retain.compare:compare_command",
     }
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP, end="")

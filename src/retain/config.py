@@ -29,10 +29,13 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Budget:
-    """An amount of training: seconds of wall-clock, optimizer steps or tokens read."""
+    """An amount of training: seconds of wall-clock, optimizer steps, tokens read or sequential steps.
+
+    Sequential steps are the longest chain of dependent cell or layer applications (docs/compare.md).
+    """
 
     amount: float
-    unit: Literal["s", "steps", "tokens"]
+    unit: Literal["s", "steps", "tokens", "sequential"]
 
     def __str__(self) -> str:
         return f"{self.amount:g}{self.unit}" if self.unit == "s" else f"{round(self.amount)}{self.unit}"
@@ -44,14 +47,16 @@ class Budget:
 
 
 def parse_budget(text: str, name: str = "budget") -> Budget:
-    """Read '240s', '5m', '5000steps', '20Mtokens'. Raises ValueError naming `name`."""
-    found = re.fullmatch(r"([-+]?[\d_.]+(?:e\d+)?)([kKMG]?)(s|m|h|steps|tokens)", text.strip())
+    """Read '240s', '5m', '5000steps', '20Mtokens', '500ksequential'. Raises ValueError naming `name`."""
+    found = re.fullmatch(r"([-+]?[\d_.]+(?:e\d+)?)([kKMG]?)(s|m|h|steps|tokens|sequential)", text.strip())
     try:
         amount = float(found[1]) if found else math.nan
     except ValueError:
         amount = math.nan
     if found is None or not math.isfinite(amount) or (found[2] and found[3] in "smh"):
-        raise ValueError(f"{name}: {text!r} is not an amount with a unit; write e.g. 240s, 5000steps or 20Mtokens")
+        raise ValueError(
+            f"{name}: {text!r} is not an amount with a unit; write e.g. 240s, 5000steps, 20Mtokens or 500ksequential"
+        )
     amount *= {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}[found[2]] * {"m": 60, "h": 3600}.get(found[3], 1)
     unit = "s" if found[3] in "smh" else found[3]
     if amount <= 0 or (unit != "s" and amount < 1):
@@ -225,6 +230,8 @@ class SMTConfig(PhaseConfig):
     lambda_dyn: float = 0.1
     lambda_dyn_end: float | None = None
     """lambda_dyn grows geometrically to this over the phase; None keeps it."""
+    detach_labels: bool = False
+    """No gradient of f reaches the teacher: not through the m_t it starts from, nor the m_{t+1} it should give."""
     lambda_unif: float = 0.001
     lambda_trunk: float = 1.0
     """Plain next-target loss of the encoder's trunk (state and register encoders)."""
@@ -295,7 +302,7 @@ class RunConfig:
     phases: tuple[Literal["smt", "dmt", "bptt"], ...] = ("smt", "dmt")
     """The phases in their order."""
     budget: str = "240s"
-    """Shared out over the phases: e.g. 240s, 5000steps, 20Mtokens."""
+    """Shared out over the phases: e.g. 240s, 5000steps, 20Mtokens, 500ksequential."""
     data: DataConfig = field(default_factory=DataConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)

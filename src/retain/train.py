@@ -163,7 +163,7 @@ class Loop:
         for index in range(first, len(self.config.phases)):
             if index > first or saved is None:
                 self.progress.phase = index
-                self.progress.phase_step = self.progress.phase_tokens = 0
+                self.progress.phase_step = self.progress.phase_tokens = self.progress.phase_sequential = 0
                 self.progress.phase_seconds = 0.0
             self.run_phase(index, saved if index == first else None, stop)
         return self.finish()
@@ -210,7 +210,7 @@ class Loop:
                 if done >= 1:
                     break
                 logged = p.step % self.config.log_every == 0
-                record = self.step(wrapped, prepared, config, done, logged)
+                record = self.step(objective, wrapped, prepared, config, done, logged)
                 clock.tick()
                 if logged and self.main:
                     self.log(record)
@@ -232,7 +232,13 @@ class Loop:
             self.accelerator.free_memory()
 
     def step(
-        self, wrapped: nn.Module, optimizer: Any, config: PhaseConfig, done: float, logged: bool
+        self,
+        objective: SMT | DMT | BPTT,
+        wrapped: nn.Module,
+        optimizer: Any,
+        config: PhaseConfig,
+        done: float,
+        logged: bool,
     ) -> dict[str, float]:
         """One optimizer step; returns its losses as numbers. Raises TrainingError if one is not finite."""
         p = self.progress
@@ -267,6 +273,10 @@ class Loop:
         optimizer.zero_grad()
         p.step += 1
         p.phase_step += 1
+        # Micro-batches do not wait for each other: however many there are, the chain is one of them.
+        sequential = objective.sequential_steps(batch["tokens"].shape[1], done)
+        p.sequential += sequential
+        p.phase_sequential += sequential
         return record | {"lr": lr}
 
     def refuse(self, name: str, value: float) -> None:
@@ -286,6 +296,7 @@ class Loop:
             "phase": self.config.phases[p.phase],
             "seconds": round(p.seconds, 3),
             "tokens": p.tokens,
+            "sequential_steps": p.sequential,
             "tokens_per_second": round(p.tokens / max(p.seconds, 1e-9), 1),
             **record,
         }
@@ -362,6 +373,7 @@ class Loop:
                 "steps": p.step,
                 "seconds": p.seconds,
                 "tokens": p.tokens,
+                "sequential_steps": p.sequential,
                 "best_step": p.best_step,
                 "validation_bits_per_token": p.best_value,
                 "parameters": sum(q.numel() for q in self.rnn.parameters()),

@@ -2,7 +2,8 @@
 
 A cell is any `nn.Module` with `forward(memory, inputs) -> memory`: memory (N, K, D), inputs (N, D) the embedded
 token. Where memory is rms-normalised, the RNN normalises what the cell returns. A cell may also have
-`rollout(memory, inputs)`: the same over a sequence of inputs (N, T, D) → (N, T, K, D), only faster.
+`rollout(memory, inputs)`: the same over a sequence of inputs (N, T, D) → (N, T, K, D), only faster; and `depth`, how
+many layers one application is in the count of sequential steps (docs/compare.md), 1 where it is missing.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class MLPCell(nn.Module):
     def __init__(self, memory: MemoryConfig, config: CellConfig):
         super().__init__()
         size = memory.tokens * memory.width
-        self.residual = config.residual
+        self.residual, self.depth = config.residual, config.layers
         self.norm = Norm(size)
         self.from_memory = nn.Linear(size, config.width)
         self.from_input = nn.Linear(memory.width, config.width, bias=False)
@@ -102,7 +103,7 @@ class TransformerCell(nn.Module):
 
     def __init__(self, memory: MemoryConfig, config: CellConfig):
         super().__init__()
-        self.residual = config.residual
+        self.residual, self.depth = config.residual, config.layers
         self.from_memory = nn.Linear(memory.width, config.width)
         self.from_input = nn.Linear(memory.width, config.width)
         self.positions = nn.Parameter(torch.randn(memory.tokens, config.width) * 0.02)
@@ -153,6 +154,22 @@ class LSTMCell(nn.Module):
     def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
         h, c = (memory.flatten(1) / REACH).chunk(2, 1)
         return (torch.cat(self.cell(inputs, (h, c)), 1) * REACH).view_as(memory)
+
+    def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:
+        """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D).
+
+        `nn.LSTM` would tell h after each input, but c only after the last, and both are the memory. So this steps, with
+        one product for all inputs beforehand and one per step.
+        """
+        cell, states = self.cell, []
+        h, c = (memory.flatten(1) / REACH).chunk(2, 1)
+        projected = nn.functional.linear(inputs.transpose(0, 1), cell.weight_ih, cell.bias_ih + cell.bias_hh)
+        for x in projected:  # (B, 4 · K · D / 2)
+            i, f, g, o = (x + h @ cell.weight_hh.t()).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            states.append(torch.cat([h, c], 1))
+        return (torch.stack(states, 1) * REACH).unflatten(-1, memory.shape[-2:])
 
 
 CELLS: dict[str, type[nn.Module]] = {
