@@ -1,4 +1,4 @@
-"""The command line: retain train · eval · generate · info.
+"""The command line: retain train · eval · generate · info · report · plot.
 
 Heavy imports wait until a command needs them, so that --help answers at once.
 """
@@ -30,6 +30,8 @@ commands:
   eval RUN         the RNN alone on a whole split, next to its teacher
   generate RUN     sample from the RNN, streaming
   info RUN         what a run folder holds
+  report RUN ...   one HTML page about a run, or several side by side
+  plot RUN NAME    one plot of a run as a picture
 
 'retain COMMAND --help' tells a command's options.
 """
@@ -98,6 +100,8 @@ def main(argv: list[str] | None = None) -> None:
         "eval": "retain.cli:eval_command",
         "generate": "retain.cli:generate_command",
         "info": "retain.cli:info_command",
+        "report": "retain.report.command:report_command",
+        "plot": "retain.report.command:plot_command",
     }
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP, end="")

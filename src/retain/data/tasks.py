@@ -65,6 +65,13 @@ class Retrieval:
         targets[:, -1] = tokens[np.arange(len(tokens)), marked.argmax(axis=1)] - n
         return targets
 
+    def hidden(self, tokens: Ints) -> tuple[str, np.ndarray]:
+        """What a memory must hold after each token (B, T): the needle's symbol, or that it has not come yet."""
+        n = self.symbols
+        marked = (tokens >= n) & (tokens < 2 * n)
+        symbol = self.oracle(tokens)[:, -1:].astype(str)
+        return "needle", np.where(np.cumsum(marked, 1) > 0, symbol, "not yet")
+
 
 TASKS: dict[str, Callable[[DataConfig], Task]] = {
     "retrieval": lambda config: Retrieval(config.seq_len, config.symbols),
