@@ -59,17 +59,22 @@ def by_length(run: Run, sequences: int = SEQUENCES) -> list[dict[str, Any]]:
     return found
 
 
-def settles(drift: list[float | None]) -> dict[str, Any] | None:
-    """Whether a drift by position (t = 0 … T) levels off, and where: its means over the third and the last quarter.
+def settles(scored: dict[str, Any]) -> dict[str, Any] | None:
+    """Whether relative drift by position levels off, and where: over the third and the last quarter of t = 1 … T.
 
-    It does where the last quarter is at most a tenth above the third. None where there are too few positions.
+    Drift is summed over a quarter and divided by the variance there, so that a position at which all sequences look
+    alike does not decide. It levels off where the last quarter is at most a tenth above the third. None where there
+    is no drift or are too few positions.
     """
-    values = [v for v in drift[1:] if v is not None]
-    if len(values) < 8:
+    pairs = zip(scored["drift_by_position"] or [], scored["relative_drift_by_position"] or [], strict=True)
+    parts = [(drift, drift / relative) for drift, relative in pairs if drift is not None and relative]
+    if len(parts) < 8:
         return None
-    quarter = len(values) // 4
-    third, last = values[-2 * quarter : -quarter], values[-quarter:]
-    before, end = sum(third) / quarter, sum(last) / quarter
+    quarter = len(parts) // 4
+    before, end = (
+        sum(drift for drift, _ in some) / sum(variance for _, variance in some)
+        for some in (parts[-2 * quarter : -quarter], parts[-quarter:])
+    )
     return {"levels_off": end <= 1.1 * before + 1e-9, "third_quarter": before, "last_quarter": end}
 
 
@@ -184,7 +189,9 @@ def geometry(run: Run, data: Data, plotted: int = 1200) -> dict[str, Any]:
             "teacher": None if labels is None else project(labels[:, 1:].flatten(2).flatten(0, 1)[every]),
             "position": position.tolist(),
             "last_token": [token_name(t, data) for t in last],
-            "hidden": None if hidden is None else [hidden[1][i // flat.shape[1]][i % flat.shape[1]] for i in every.tolist()],
+            "hidden": None
+            if hidden is None
+            else [hidden[1][i // flat.shape[1]][i % flat.shape[1]] for i in every.tolist()],
             "hidden_name": None if hidden is None else hidden[0],
         },
     }

@@ -1,4 +1,4 @@
-"""Which lines a plot has, told once; `figures` draws them with Plotly for the page, `plot` with Matplotlib for a paper."""
+"""Which lines a plot has, told once: `figures` draws them with Plotly for the page, `plot` with Matplotlib."""
 
 from __future__ import annotations
 
@@ -62,6 +62,13 @@ def history_charts(runs: list[dict[str, Any]]) -> list[Chart]:
     curves = [c for run in runs for c in run["history"]["curves"].values()]
     axes = {axis: words for axis, words in AXES.items() if curves and all(axis in c for c in curves)}
     several = len(runs) > 1
+    marks: dict[str, list[tuple[float, str]]] = {axis: [] for axis in axes}
+    for run in runs:
+        # Beside others, where the first phase begins says nothing.
+        for phase in run["history"]["phases"][1 if several else 0 :]:
+            for axis in axes:
+                if phase.get(axis) is not None:
+                    marks[axis].append((phase[axis], f"{run['name']}: {phase['phase']}" if several else phase["phase"]))
     charts = []
     for name in wanted:
         lines = []
@@ -76,9 +83,6 @@ def history_charts(runs: list[dict[str, Any]]) -> list[Chart]:
                 words = f"{run['name']}, {who}" if several and name.startswith("validation_") else who
                 words = run["name"] if several and not name.startswith("validation_") else words
                 lines.append(Line(words, {a: curve[a] for a in axes}, curve["value"], i, dash))
-        marks = {}
-        if not several:
-            marks = {a: [(p[a], p["phase"]) for p in runs[0]["history"]["phases"] if p.get(a) is not None] for a in axes}
         label = LABELS.get(name, name)
         charts.append(Chart(name, label, axes, label, lines, name in LOG, marks))
     return charts
@@ -94,10 +98,10 @@ def drift_chart(runs: list[dict[str, Any]], relative: bool = True) -> Chart | No
                 words = f"after {phase['phase']}" if len(runs) == 1 else f"{run['name']}, after {phase['phase']}"
                 last = j == len(run["positions"]["phases"]) - 1
                 colour = j if len(runs) == 1 else i
-                lines.append(_by_position(words, phase[key], colour, "solid" if last else "dash"))
+                lines.append(_by_position(words, _from_one(phase[key]), colour, "solid" if last else "dash"))
         positions = run["positions"]
         if positions and not positions["phases"] and positions["final"][key] is not None:
-            lines.append(_by_position(f"{run['name']}, best so far", positions["final"][key], i))
+            lines.append(_by_position(f"{run['name']}, best so far", _from_one(positions["final"][key]), i))
     y = "relative drift (1: nothing known)" if relative else "drift"
     name = "drift" if relative else "absolute-drift"
     title = "Relative drift by position" if relative else "Drift by position (mean squared)"
@@ -172,11 +176,18 @@ def gradient_chart(runs: list[dict[str, Any]], when: str, several: bool | None =
                 colour = i if several else j
                 lines.append(_by_position(f"{run['name']}, {who}" if several else who, values, colour, dash))
     title = {"initial": "Gradient flow at initialisation", "trained": "Gradient flow after training"}[when]
-    return Chart(f"gradient-{when}", title, {"position": "position t"}, "‖∂loss / ∂m_t‖", lines, True) if lines else None
+    return (
+        Chart(f"gradient-{when}", title, {"position": "position t"}, "‖∂loss / ∂m_t‖", lines, True) if lines else None
+    )
 
 
 def _by_position(name: str, values: Numbers, colour: int, dash: str = "solid") -> Line:
     return Line(name, {"position": list(range(len(values)))}, values, colour, dash)
+
+
+def _from_one(values: Numbers) -> Numbers:
+    """Without t = 0: RNN and teacher share m_0, and its rounding error would stretch a log scale by ten decades."""
+    return [None, *values[1:]]
 
 
 def named_charts(runs: list[dict[str, Any]]) -> dict[str, Chart]:

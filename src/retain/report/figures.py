@@ -35,12 +35,16 @@ def chart_figure(chart: Chart) -> dict[str, Any]:
         showlegend=len(chart.lines) > 1,
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 11}},
         xaxis={"title": {"text": chart.axes[first], "standoff": 6}, "zeroline": False},
-        yaxis={"title": {"text": chart.y, "standoff": 6}, "zeroline": False},
+        # The words above the plot say it already where they are the same.
+        yaxis={
+            "title": {"text": "" if chart.y == chart.title else _subscripts(chart.y), "standoff": 6},
+            "zeroline": False,
+        },
         hovermode="closest",
         **_marks(chart, first),
     )
     if chart.log:
-        figure.update_yaxes(type="log", exponentformat="power", dtick=1, minor={"ticks": "outside", "ticklen": 3})
+        figure.update_yaxes(type="log", exponentformat="power", automargin=True)
     if len(chart.axes) > 1:
         options = {
             axis: [
@@ -91,7 +95,10 @@ def memory_figure(geometry: dict[str, Any], who: str, components: int) -> dict[s
     common = {"mode": "markers", "text": text, "hovertemplate": "%{text}<extra></extra>", "showlegend": False}
     if components == 3:
         figure.add_scatter3d(x=x, y=y, z=z, marker={"size": 2.5, "opacity": 0.85, **first}, **common)
-        figure.update_layout(scene={a: {"title": {"text": f"PC {i + 1}"}} for i, a in enumerate(("xaxis", "yaxis", "zaxis"))})
+        figure.update_layout(
+            scene={a: {"title": {"text": f"PC {i + 1}"}} for i, a in enumerate(("xaxis", "yaxis", "zaxis"))}
+            | {"camera": {"eye": {"x": 1.6, "y": 1.6, "z": 1.1}}}
+        )
     else:
         figure.add_scatter(x=x, y=y, marker={"size": 5, "opacity": 0.75, **first}, **common)
         figure.update_xaxes(title={"text": titles[0], "standoff": 6}, zeroline=False)
@@ -123,11 +130,10 @@ def colourings(geometry: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _categories(words: list[str], bar: dict[str, Any]) -> dict[str, Any]:
     """One colour for each of the most frequent words, grey for the others."""
-    colours = (*PALETTE[:7], "#17becf", "#8c564b", "#111827")
+    colours = (*PALETTE[:7], "#17becf", "#8c564b", "#84cc16")
     counted = sorted(set(words), key=lambda w: (-words.count(w), w))
-    numeric = all(w.lstrip("-").isdigit() for w in counted)
     kept = counted[: len(colours)] if len(counted) <= len(colours) else counted[: len(colours) - 1]
-    kept = sorted(kept, key=lambda w: int(w)) if numeric else kept
+    kept = sorted(kept, key=lambda w: (0, int(w), w) if w.isdecimal() else (1, 0, w))
     names = kept if len(kept) == len(counted) else [*kept, "other"]
     used = [*colours[: len(kept)], OTHER][: len(names)]
     place = {word: i for i, word in enumerate(kept)}
@@ -138,6 +144,10 @@ def _categories(words: list[str], bar: dict[str, Any]) -> dict[str, Any]:
         "color": [place.get(word, count - 1) for word in words], "colorscale": scale, "cmin": -0.5,
         "cmax": count - 0.5, "colorbar": bar | ticks | {"title": {"text": ""}},
     }  # fmt: skip
+
+
+def _subscripts(text: str) -> str:
+    return text.replace("m_t", "m<sub>t</sub>")
 
 
 def _escape(text: str) -> str:

@@ -73,7 +73,9 @@ def gather(path: Path, parts: tuple[str, ...] = PARTS) -> dict[str, Any]:
         if trained_on and checksum != trained_on:
             notes.append("the data here has another checksum than the data the run was trained on; figures may differ")
         if data.vocab_size != run.state["vocab_size"]:
-            notes.append(f"the data: vocabulary {data.vocab_size}, the run's is {run.state['vocab_size']}; not analysed")
+            notes.append(
+                f"the data: vocabulary {data.vocab_size}, the run's is {run.state['vocab_size']}; not analysed"
+            )
             data = None
     ready = run is not None and data is not None
     found["answers"] = data.answers if data is not None else None
@@ -119,7 +121,9 @@ def status(path: Path, config: RunConfig, history: dict[str, Any], finished: boo
     file = path / "metrics.jsonl"
     age = time.time() - file.stat().st_mtime if file.exists() else math.inf
     if age < STILL_WRITING:
-        notes.append(f"the run is still being written (last line {age:.0f} s ago): figures are those of its best so far")
+        notes.append(
+            f"the run is still being written (last line {age:.0f} s ago): figures are those of its best so far"
+        )
         return "running"
     notes.append(f"the run stopped before its end; go on with: retain train --out {path} --resume")
     return "stopped"
@@ -138,13 +142,13 @@ def positions(path: Path, run: Run, data: Data, history: dict[str, Any], notes: 
                 notes.append(f"the model after {name}: {' '.join(str(error).split())}")
         elif any(p["phase"] == name for p in history["phases"]):
             notes.append(f"the model as {name} left it is not in {path / 'phases'}, so it is not compared")
-    found["settles"] = analyses.settles(found["final"]["relative_drift_by_position"] or [])
+    found["settles"] = analyses.settles(found["final"])
     if data.answers:
         found["lengths"] = analyses.by_length(run)
     longer, why = analyses.longer_data(config)
     if longer is not None:
         found["longer"] = analyses.scores(run, longer, analyses.SEQUENCES // analyses.LONGER)
-        found["settles_beyond"] = analyses.settles(found["longer"]["relative_drift_by_position"] or [])
+        found["settles_beyond"] = analyses.settles(found["longer"])
     found["why_not_longer"] = why
     return found
 

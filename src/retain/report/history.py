@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def thin(values: Floats, points: int) -> npt.NDArray[np.int64]:
         return np.arange(count)
     edges = np.linspace(0, count, points // 2 + 1).astype(np.int64)
     kept = {0, count - 1}
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges.tolist()):
         bucket = values[start:stop]
         kept |= {int(start + bucket.argmin()), int(start + bucket.argmax())}
     return np.array(sorted(kept))

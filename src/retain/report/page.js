@@ -27,16 +27,17 @@ function set(target, changes) {
   }
 }
 
+let has3d; // asked only when the first 3-D plot is drawn: it takes long where there is no graphics card
 function webgl() {
-  try { return !!document.createElement("canvas").getContext("webgl"); } catch { return false; }
+  try { has3d ??= !!document.createElement("canvas").getContext("webgl"); } catch { has3d = false; }
+  return has3d;
 }
-const has3d = webgl();
 
 function draw(div) {
   if (drawn.has(div)) return Promise.resolve();
   drawn.add(div);
   const three = div.hasAttribute("data-three");
-  if (three && !has3d) {
+  if (three && !webgl()) {
     div.classList.add("none");
     div.textContent = "This browser draws no 3-D plots (WebGL is off).";
     return Promise.resolve();

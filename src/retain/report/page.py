@@ -8,7 +8,15 @@ from typing import Any
 
 from retain import __version__
 from retain.checkpoint import replace_file
-from retain.report.charts import Chart, beyond_chart, drift_chart, gradient_chart, history_charts, length_chart, quality_chart
+from retain.report.charts import (
+    Chart,
+    beyond_chart,
+    drift_chart,
+    gradient_chart,
+    history_charts,
+    length_chart,
+    quality_chart,
+)
 from retain.report.gather import gather
 from retain.report.history import AXES
 from retain.report.verdict import ablation, result_row, verdict
@@ -68,8 +76,12 @@ def render(report: dict[str, Any]) -> str:
     axes = list(histories[0].axes) if histories else []
     plots = {
         "history": [add(chart) for chart in histories],
-        "drift": [p for p in (add(drift_chart(runs)), add(drift_chart(runs, False)), add(beyond_chart(runs, True))) if p],
-        "quality": [p for p in (add(quality_chart(runs)), add(beyond_chart(runs, False)), add(length_chart(runs))) if p],
+        "drift": [
+            p for p in (add(drift_chart(runs)), add(drift_chart(runs, False)), add(beyond_chart(runs, True))) if p
+        ],
+        "quality": [
+            p for p in (add(quality_chart(runs)), add(beyond_chart(runs, False)), add(length_chart(runs))) if p
+        ],
         "gradient": [p for p in (add(gradient_chart(runs, when)) for when in ("initial", "trained")) if p],
     }
     memories = []
@@ -84,7 +96,9 @@ def render(report: dict[str, Any]) -> str:
             key = f"memory-{i}-{who}-{components}"
             figures[key] = memory_figure(geometry, who, components)
             rows.append({"key": key, "title": title, "three": components == 3})
-        memories.append({"run": run, "plots": rows, "colours": [(c, c) for c in colourings(geometry)], "switch": f"colour-{i}"})
+        memories.append(
+            {"run": run, "plots": rows, "colours": [(c, c) for c in colourings(geometry)], "switch": f"colour-{i}"}
+        )
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)  # fmt: skip
     environment.filters["number"] = number

@@ -30,7 +30,9 @@ def save_plot(run: Path, name: str, out: Path, axis: str = "step", colour: str |
         if name not in charts:
             found = gather(run, PARTS[:3])
             names = sorted(named_charts([found]))
-            names += [m for m in MEMORY if found["geometry"] and (m != "memory-teacher" or found["geometry"]["teacher"])]
+            names += [
+                m for m in MEMORY if found["geometry"] and (m != "memory-teacher" or found["geometry"]["teacher"])
+            ]
             missing = f"; missing: {'; '.join(found['notes'])}" if found["notes"] else ""
             raise ValueError(f"name: {name!r} is not a plot of {run}; it has {', '.join(names) or 'none'}{missing}")
         figure = _lines(charts[name], axis)

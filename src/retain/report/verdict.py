@@ -42,15 +42,18 @@ def _quality(final: dict[str, Any], answers: bool, chance: float | None) -> str:
 
 def _drift(settles: dict[str, Any], beyond: dict[str, Any] | None) -> str:
     end, before = settles["last_quarter"], settles["third_quarter"]
-    if settles["levels_off"]:
-        text = f"relative drift levels off at {end:.2f}"
-        if beyond is not None and not beyond["levels_off"]:
-            text += f", but grows beyond the training length, to {beyond['last_quarter']:.2f}"
-        elif beyond is not None:
-            text += f" ({beyond['last_quarter']:.2f} far beyond the training length)"
-    else:
-        text = f"relative drift still grows at the end of the sequence, {before:.2f} to {end:.2f}"
-    return text + (" — near 1, where memory says nothing of the sequence" if end > 0.9 else "")
+    blind = ", where 1 means that the memory says nothing of its sequence" if end > 0.9 else ""
+    if not settles["levels_off"]:
+        return f"relative drift still grows at the end of the sequence, {before:.2f} to {end:.2f}{blind}"
+    text = f"relative drift levels off at {end:.2f}{blind}"
+    if beyond is None:
+        return text
+    far = f"{beyond['last_quarter']:.3g}"
+    return text + (
+        f" ({far} far beyond the training length)"
+        if beyond["levels_off"]
+        else f", but grows to {far} beyond the training length"
+    )
 
 
 def result_row(run: dict[str, Any]) -> dict[str, Any]:
