@@ -22,6 +22,8 @@ HELPS = {
     "eval": ["eval", "--help"],
     "generate": ["generate", "RUN", "--help"],
     "info": ["info", "-h"],
+    "report": ["report", "RUN", "--help"],
+    "plot": ["plot", "--help"],
 }
 
 

@@ -231,7 +231,8 @@ class Loop:
             if self.main:
                 # Checkpoints rotate; what a phase did can only be shown by the model that it left.
                 folder = phase_folder(self.out, self.config, index)
-                save_files(folder, {"model": self.rnn.state_dict(), "teacher": self.teacher.state_dict()}, self.state())
+                tensors = {"model": self.rnn.state_dict(), "teacher": self.teacher.state_dict()}
+                save_files(folder, tensors, self.state(), previous=[latest_checkpoint(self.out)])
         finally:
             bar.close()
             self.accelerator.free_memory()
