@@ -258,6 +258,25 @@ def test_the_json_has_every_number(text_run, tmp_path):
     assert run["data"]["sha256"] in out.read_text()
 
 
+def test_a_collapse_is_warned_of(retrieval_run, tmp_path):
+    """A cell that always returns one memory: seen on the page, not only in a figure."""
+    from safetensors.torch import load_file
+
+    from retain.checkpoint import export
+
+    run = shutil.copytree(retrieval_run, tmp_path / "flat")
+    tensors = {name: load_file(run / f"{name}.safetensors") for name in ("model", "teacher")}
+    rnn = load_run(run).rnn
+    for name in dict(rnn.cell.named_parameters()):
+        tensors["model"][f"cell.{name}"].zero_()  # residual: the memory stays m_0 for ever
+    export(run, tensors, json.loads((run / "state.json").read_text()))
+    report = write_report([run], tmp_path / "page.html")
+    assert "HAS COLLAPSED" in report["verdicts"][0]
+    assert "<b>Memory has collapsed.</b>" in (tmp_path / "page.html").read_text()
+    write_report([retrieval_run], tmp_path / "page.html")
+    assert "has collapsed" not in (tmp_path / "page.html").read_text()
+
+
 def old(path):
     os.utime(path / "metrics.jsonl", (time.time() - 9999,) * 2)
 

@@ -66,7 +66,7 @@ def _lines(chart: Chart, axis: str) -> Any:
                       textcoords="offset points", va="top", fontsize=8, color="0.4")  # fmt: skip
     if chart.log:
         axes.set_yscale("log")
-    axes.set(xlabel=chart.axes[axis], ylabel=chart.y)
+    axes.set(xlabel=chart.axes[axis], ylabel=chart.y.replace("m_t", "$m_t$"))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if len(chart.lines) > 1:
@@ -95,7 +95,7 @@ def _memory(found: dict[str, Any], name: str, colour: str | None) -> Any:
     colormap = "viridis" if isinstance(scale, str) else LinearSegmentedColormap.from_list("words", scale)
     places = (x, y, z) if three else (x, y)
     dots = axes.scatter(*places, c=colours["color"], cmap=colormap, vmin=colours["cmin"], vmax=colours["cmax"], s=5)
-    bar = figure.colorbar(dots, ax=axes, shrink=0.8)
+    bar = figure.colorbar(dots, ax=axes, shrink=0.8, pad=0.15 if three else 0.05)
     if "ticktext" in colours["colorbar"]:
         bar.set_ticks(colours["colorbar"]["tickvals"], labels=colours["colorbar"]["ticktext"])
     else:

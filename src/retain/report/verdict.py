@@ -48,7 +48,7 @@ def _drift(settles: dict[str, Any], beyond: dict[str, Any] | None) -> str:
     text = f"relative drift levels off at {end:.2f}{blind}"
     if beyond is None:
         return text
-    far = f"{beyond['last_quarter']:.3g}"
+    far = format(beyond["last_quarter"], ".2f" if beyond["last_quarter"] < 100 else ",.0f")
     return text + (
         f" ({far} far beyond the training length)"
         if beyond["levels_off"]
