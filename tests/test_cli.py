@@ -24,6 +24,8 @@ HELPS = {
     "info": ["info", "-h"],
     "tasks": ["tasks", "--help"],
     "compare": ["compare", "--help"],
+    "report": ["report", "RUN", "--help"],
+    "plot": ["plot", "--help"],
 }
 
 

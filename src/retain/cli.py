@@ -1,4 +1,4 @@
-"""The command line: retain train · eval · generate · info · tasks.
+"""The command line: retain train · eval · generate · info · tasks · compare · report · plot.
 
 Heavy imports wait until a command needs them, so that --help answers at once.
 """
@@ -33,6 +33,8 @@ commands:
   info RUN         what a run folder holds
   tasks            the memory tasks, with a sample of each
   compare PRESET   SMT against BPTT, GRU and LSTM, each with the same budget
+  report RUN ...   one HTML page about a run, or several side by side
+  plot RUN NAME    one plot of a run as a picture
 
 presets:
 {textwrap.fill(", ".join(PRESETS), 78, initial_indent="  ", subsequent_indent="  ")}
@@ -106,6 +108,8 @@ def main(argv: list[str] | None = None) -> None:
         "info": "retain.cli:info_command",
         "tasks": "retain.task_list:tasks_command",
         "compare": "retain.compare:compare_command",
+        "report": "retain.report.command:report_command",
+        "plot": "retain.report.command:plot_command",
     }
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP, end="")

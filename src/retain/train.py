@@ -29,6 +29,7 @@ from retain.checkpoint import (
     load_optimizer,
     optimizer_tensors,
     save_checkpoint,
+    save_files,
 )
 from retain.config import PhaseConfig, RunConfig, flatten, load_config, parse_budget, save_config, to_dict
 from retain.data import Data, load_data
@@ -39,7 +40,7 @@ from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives import BPTT, DMT, SMT
 from retain.progress import Clock, Every, Progress, stop_signals
-from retain.run import build
+from retain.run import build, phase_folder
 
 log = logging.getLogger("retain")
 
@@ -227,6 +228,11 @@ class Loop:
             if p.validated != p.step:
                 self.validate(objective, prepared, named)
             self.checkpoint(objective, prepared, named)
+            if self.main:
+                # Checkpoints rotate; what a phase did can only be shown by the model that it left.
+                folder = phase_folder(self.out, self.config, index)
+                tensors = {"model": self.rnn.state_dict(), "teacher": self.teacher.state_dict()}
+                save_files(folder, tensors, self.state(), previous=[latest_checkpoint(self.out)])
         finally:
             bar.close()
             self.accelerator.free_memory()

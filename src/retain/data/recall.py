@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from retain.data.batches import IGNORE, Ints
 from retain.data.sizes import check_length, check_symbols, letters
@@ -53,6 +54,13 @@ class Retrieval:
         targets = np.full((len(tokens), tokens.shape[1] + 1), IGNORE)
         targets[:, -1] = tokens[np.arange(len(tokens)), marked.argmax(axis=1)] - n
         return targets
+
+    def hidden(self, tokens: Ints) -> tuple[str, npt.NDArray[np.str_]]:
+        """What a memory must hold after each token (B, T): the needle's symbol, or that it has not come yet."""
+        n = self.symbols
+        marked = (tokens >= n) & (tokens < 2 * n)
+        symbol = self.oracle(tokens)[:, -1:].astype(str)
+        return "needle", np.where(np.cumsum(marked, 1) > 0, symbol, "not yet")
 
 
 class Copy:
