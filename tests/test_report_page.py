@@ -146,13 +146,13 @@ def test_wide_and_narrow_light_dark_and_print(pages, visit):
     assert page.complaints == []
 
 
-def test_text_from_data_is_never_markup(text_run, tmp_path, visit):
+def test_text_from_data_is_never_markup(text_run, retrieval_run, tmp_path, visit):
     """A run named, and samples holding, what a browser would run."""
     import json
 
     from retain.report.page import render, write_report
 
-    report = write_report([text_run], tmp_path / "page.html")
+    report = write_report([text_run, retrieval_run], tmp_path / "page.html")  # of two, the plots have the names
     evil = "</script><img src=x onerror=document.title='evil'><script>document.title='evil'</script>"
     run = report["runs"][0]
     run["name"] = run["samples"]["rows"][0]["rnn"] = evil
@@ -161,7 +161,7 @@ def test_text_from_data_is_never_markup(text_run, tmp_path, visit):
     report = json.loads(json.dumps(report))
     (tmp_path / "evil.html").write_text(render(report))
     page = visit(tmp_path / "evil.html")
-    page.click("label:has(input[value='last token'])")
+    page.click("label:has(input[value='last token']) >> nth=0")
     assert page.evaluate("document.title") != "evil"
     assert page.complaints == [] and page.evaluate("document.querySelectorAll('img').length") == 0
 
