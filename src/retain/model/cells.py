@@ -62,7 +62,7 @@ class GatedCell(nn.Module):
         super().__init__()
         size = memory.tokens * memory.width
         # One product of the memory and one of the input give the hidden layer and the linear parts of c and z.
-        self.split = (config.width, 2 * size)
+        self.split, self.depth = (config.width, 2 * size), config.layers
         self.norm = Norm(size)
         self.from_memory = nn.Linear(size, sum(self.split))
         self.from_input = nn.Linear(memory.width, sum(self.split), bias=False)
