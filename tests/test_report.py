@@ -19,7 +19,7 @@ from retain.data import load_data
 from retain.objectives.losses import predictive_loss
 from retain.report import analyses, history
 from retain.report.analyses import bptt_gradient, settles, smt_gradient, spread
-from retain.report.figures import colourings
+from retain.report.charts import colourings
 from retain.report.gather import gather
 from retain.report.page import write_report
 from retain.report.verdict import ablation, verdict

@@ -8,16 +8,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
 from retain.config import CellConfig, RunConfig
 from retain.presets import PRESETS
+from retain.results import PAGE, write
+from retain.tables import spread, table
 
 OUT = Path("runs/bench")
-RESULTS = Path("docs/results.md")
-BEGIN, END = "<!-- bench begin -->", "<!-- bench end -->"
+MARKS = ("<!-- bench begin -->", "<!-- bench end -->")
 
 
 def runs() -> dict[str, dict[str, RunConfig]]:
@@ -62,12 +62,15 @@ def run_one(task: str, method: str, config: RunConfig, seed: int) -> dict[str, A
     from retain.data import load_data
     from retain.evaluate import evaluate
     from retain.run import load_run
-    from retain.train import train
+    from retain.train import prepare_folder, train
 
     folder = OUT / task / f"{slug(method)}-seed{seed}"
     scored = folder / "eval-test.json"
+    config = dataclasses.replace(config, seed=seed, tracker=None)
+    begun = (folder / "config.json").exists()
+    prepare_folder(config, folder, begun)  # a run of an earlier recipe must not pass for one of this
     if not scored.exists():
-        train(dataclasses.replace(config, seed=seed, tracker=None), folder, resume=(folder / "config.json").exists())
+        train(config, folder, resume=begun)
         run = load_run(folder, teacher=True)
         data_config = PRESETS[task]().data
         if task == "stdlib":
@@ -83,30 +86,22 @@ def slug(method: str) -> str:
     return method.replace(" → ", "-").replace(" × ", "x").replace(", ", "-").replace(" ", "-").lower()
 
 
-def table(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
-    """Markdown: one line per task and method, mean ± standard deviation over the seeds."""
-    lines = [
-        "| task | method | seeds | RNN, bits/token | accuracy | its teacher, bits/token | relative drift |"
-        " seconds | tokens | parameters |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-
-    def spread(rows: list[dict[str, Any]], key: str, form: str = ".3f") -> str:
-        values = [row[key] for row in rows if row[key] is not None]
-        if not values:
-            return "–"
-        mean = format(statistics.mean(values), form)
-        return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):{form}}"
-
+def markdown(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
+    """One line per task and method, mean ± standard deviation over the seeds."""
+    head = ["task", "method", "seeds", "RNN, bits/token", "accuracy", "its teacher, bits/token", "relative drift"]
+    head += ["seconds", "tokens", "parameters"]
+    rows = []
     for task, methods in results.items():
-        for method, rows in methods.items():
-            lines.append(
-                f"| {task} | {method} | {len(rows)} | {spread(rows, 'bits_per_token')} | {spread(rows, 'accuracy')} | "
-                f"{spread(rows, 'teacher_bits_per_token')} | {spread(rows, 'relative_drift')} | "
-                f"{statistics.mean(r['train_seconds'] for r in rows):.0f} | "
-                f"{statistics.mean(r['train_tokens'] for r in rows):,.0f} | {rows[0]['train_parameters']:,} |"
+        for method, seeds in methods.items():
+            scores = ("bits_per_token", "accuracy", "teacher_bits_per_token", "relative_drift")
+            costs = {"train_seconds": ".0f", "train_tokens": ",.0f"}
+            rows.append(
+                [task, method, str(len(seeds))]
+                + [spread(run[key] for run in seeds) for key in scores]
+                + [spread((run[key] for run in seeds), form, deviation=False) for key, form in costs.items()]
+                + [f"{seeds[0]['train_parameters']:,}"]
             )
-    return "\n".join(lines)
+    return table(head, rows)
 
 
 def collect() -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -119,15 +114,6 @@ def collect() -> dict[str, dict[str, list[dict[str, Any]]]]:
             if rows:
                 found.setdefault(task, {})[method] = rows
     return found
-
-
-def write(text: str) -> None:
-    """Put the table between its marks in docs/results.md, and leave the words around it alone."""
-    page = RESULTS.read_text() if RESULTS.exists() else f"# Results\n\n{BEGIN}\n{END}\n"
-    before, _, rest = page.partition(BEGIN)
-    after = rest.partition(END)[2]
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 def main() -> None:
@@ -146,8 +132,8 @@ def main() -> None:
     results = collect()
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    write(table(results))
-    print(table(results))
+    write(markdown(results), PAGE, MARKS)
+    print(markdown(results))
 
 
 if __name__ == "__main__":

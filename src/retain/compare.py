@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.arguments import Usage, take_option
-from retain.config import BPTTConfig, CellConfig, MemoryConfig, RunConfig, from_dict, parse_budget, to_dict
+from retain.config import BPTTConfig, CellConfig, MemoryConfig, RunConfig, flatten, from_dict, parse_budget, to_dict
 from retain.presets import PRESETS
 
 METHODS = ("smt", "smt+bptt", "bptt", "tbptt", "gru", "lstm")
@@ -242,8 +242,6 @@ def claim(comparison: Comparison, out: Path) -> None:
     spec = {f.name: getattr(comparison, f.name) for f in dataclasses.fields(comparison)}
     now = json.loads(json.dumps(spec | {"config": to_dict(comparison.config)}))
     if path.exists():
-        from retain.config import flatten
-
         try:
             saved = json.loads(path.read_text())
             saved["config"] = to_dict(from_dict(RunConfig, saved["config"]))

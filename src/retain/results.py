@@ -181,14 +181,15 @@ def page(quick: bool, folder: Path) -> str:
     return text + ("Not run yet.\n" if results is None else credit_table(results))
 
 
-def write(text: str, path: Path) -> None:
+def write(text: str, path: Path, marks: tuple[str, str] = (BEGIN, END)) -> None:
     """Put the tables between their marks in a page, and leave the words around them alone."""
+    begin, end = marks
     before = path.read_text() if path.exists() else "# Results\n"
-    if BEGIN not in before:
-        before += f"\n{BEGIN}\n{END}\n"
-    head, _, rest = before.partition(BEGIN)
+    if begin not in before:
+        before += f"\n{begin}\n{end}\n"
+    head, _, rest = before.partition(begin)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{head}{BEGIN}\n{text}{END}{rest.partition(END)[2]}")
+    path.write_text(f"{head}{begin}\n{text}{end}{rest.partition(end)[2]}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Which lines a plot has, told once: `figures` draws them with Plotly for the page, `plot` with Matplotlib."""
+"""What a plot shows, told once: `figures` draws it with Plotly for the page, `plot` with Matplotlib."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 
 from retain.report.history import AXES
 
+PALETTE = ("#2f7ed8", "#e2711d", "#2a9d5c", "#b5489e", "#c9a227", "#d1495b", "#5f6caf", "#7a8590")
+"""Told apart on white and on black, and by most colour-blind readers (order after Okabe and Ito)."""
+OTHER = "#9aa3ad"
 Numbers = list[Any]
 """Floats, None where there is none."""
 
@@ -198,3 +201,43 @@ def named_charts(runs: list[dict[str, Any]]) -> dict[str, Chart]:
         gradient_chart(runs, "initial"), gradient_chart(runs, "trained"),
     ]  # fmt: skip
     return {chart.key: chart for chart in found if chart is not None and chart.lines}
+
+
+def colourings(geometry: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Ways to colour the memories: by position, last token, and the task's hidden state where it is known."""
+    points = geometry["points"]
+    bar = {"thickness": 10, "len": 0.9, "outlinewidth": 0}
+    positions = points["position"]
+    found = {
+        "position": {
+            "color": positions, "colorscale": "Viridis", "cmin": min(positions), "cmax": max(positions),
+            "colorbar": bar | {"title": {"text": "t"}, "tickmode": "auto"},
+        },
+        "last token": _categories(points["last_token"], bar),
+    }  # fmt: skip
+    if points["hidden"] is not None:
+        found = {points["hidden_name"]: _categories(points["hidden"], bar)} | found
+    return found
+
+
+def _categories(words: list[str], bar: dict[str, Any]) -> dict[str, Any]:
+    """One colour for each of the most frequent words, grey for the others."""
+    colours = (*PALETTE[:7], "#17becf", "#8c564b", "#84cc16")
+    counted = sorted(set(words), key=lambda w: (-words.count(w), w))
+    kept = counted[: len(colours)] if len(counted) <= len(colours) else counted[: len(colours) - 1]
+    kept = sorted(kept, key=lambda w: (0, int(w), w) if w.isdecimal() else (1, 0, w))
+    names = kept if len(kept) == len(counted) else [*kept, "other"]
+    used = [*colours[: len(kept)], OTHER][: len(names)]
+    place = {word: i for i, word in enumerate(kept)}
+    count = len(names)
+    scale = [[(i + step) / count, used[i]] for i in range(count) for step in (0, 1)]
+    ticks = {"tickmode": "array", "tickvals": list(range(count)), "ticktext": [escape(n) for n in names]}
+    return {
+        "color": [place.get(word, count - 1) for word in words], "colorscale": scale, "cmin": -0.5,
+        "cmax": count - 0.5, "colorbar": bar | ticks | {"title": {"text": ""}},
+    }  # fmt: skip
+
+
+def escape(text: str) -> str:
+    """Plotly reads a few HTML tags in its texts."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -11,11 +11,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from retain.report.charts import Chart
-
-PALETTE = ("#2f7ed8", "#e2711d", "#2a9d5c", "#b5489e", "#c9a227", "#d1495b", "#5f6caf", "#7a8590")
-"""Told apart on white and on black, and by most colour-blind readers (order after Okabe and Ito)."""
-OTHER = "#9aa3ad"
+from retain.report.charts import OTHER, PALETTE, Chart, colourings, escape
 
 
 def chart_figure(chart: Chart) -> dict[str, Any]:
@@ -83,7 +79,7 @@ def memory_figure(geometry: dict[str, Any], who: str, components: int) -> dict[s
     hidden = points["hidden"] or [""] * len(x)
     name = points["hidden_name"]
     text = [
-        f"t = {p}<br>last token {_escape(t)}" + (f"<br>{name} {_escape(h)}" if name else "")
+        f"t = {p}<br>last token {escape(t)}" + (f"<br>{name} {escape(h)}" if name else "")
         for p, t, h in zip(points["position"], points["last_token"], hidden, strict=True)
     ]
     options = {key: {"marker.color": [m["color"]], "marker.colorscale": [m["colorscale"]], "marker.cmin": [m["cmin"]],
@@ -111,45 +107,5 @@ def memory_figure(geometry: dict[str, Any], who: str, components: int) -> dict[s
     return json.loads(figure.to_json())
 
 
-def colourings(geometry: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Ways to colour the memories: by position, last token, and the task's hidden state where it is known."""
-    points = geometry["points"]
-    bar = {"thickness": 10, "len": 0.9, "outlinewidth": 0}
-    positions = points["position"]
-    found = {
-        "position": {
-            "color": positions, "colorscale": "Viridis", "cmin": min(positions), "cmax": max(positions),
-            "colorbar": bar | {"title": {"text": "t"}, "tickmode": "auto"},
-        },
-        "last token": _categories(points["last_token"], bar),
-    }  # fmt: skip
-    if points["hidden"] is not None:
-        found = {points["hidden_name"]: _categories(points["hidden"], bar)} | found
-    return found
-
-
-def _categories(words: list[str], bar: dict[str, Any]) -> dict[str, Any]:
-    """One colour for each of the most frequent words, grey for the others."""
-    colours = (*PALETTE[:7], "#17becf", "#8c564b", "#84cc16")
-    counted = sorted(set(words), key=lambda w: (-words.count(w), w))
-    kept = counted[: len(colours)] if len(counted) <= len(colours) else counted[: len(colours) - 1]
-    kept = sorted(kept, key=lambda w: (0, int(w), w) if w.isdecimal() else (1, 0, w))
-    names = kept if len(kept) == len(counted) else [*kept, "other"]
-    used = [*colours[: len(kept)], OTHER][: len(names)]
-    place = {word: i for i, word in enumerate(kept)}
-    count = len(names)
-    scale = [[(i + step) / count, used[i]] for i in range(count) for step in (0, 1)]
-    ticks = {"tickmode": "array", "tickvals": list(range(count)), "ticktext": [_escape(n) for n in names]}
-    return {
-        "color": [place.get(word, count - 1) for word in words], "colorscale": scale, "cmin": -0.5,
-        "cmax": count - 0.5, "colorbar": bar | ticks | {"title": {"text": ""}},
-    }  # fmt: skip
-
-
 def _subscripts(text: str) -> str:
     return text.replace("m_t", "m<sub>t</sub>")
-
-
-def _escape(text: str) -> str:
-    """Plotly reads a few HTML tags in its texts."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retain.config import RunConfig, load_config, to_dict
+from retain.config import RunConfig, flatten, load_config, to_dict
 from retain.data import Data, load_data
 from retain.report import analyses
 from retain.report.history import read_history
@@ -158,7 +158,6 @@ def command_of(config: RunConfig, path: Path) -> str:
     import shlex
 
     from retain.cli import train_config
-    from retain.config import flatten
     from retain.presets import PRESETS
 
     by_file = f"retain train --config {shlex.quote(str(path / 'config.json'))} --out NEW"

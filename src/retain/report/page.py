@@ -11,6 +11,7 @@ from retain.checkpoint import replace_file
 from retain.report.charts import (
     Chart,
     beyond_chart,
+    colourings,
     drift_chart,
     gradient_chart,
     history_charts,
@@ -61,7 +62,7 @@ def render(report: dict[str, Any]) -> str:
         raise ValueError("report: needs plotly; run pip install 'retain[report]'") from None
     import jinja2
 
-    from retain.report.figures import chart_figure, colourings, memory_figure
+    from retain.report.figures import chart_figure, memory_figure
 
     runs = report["runs"]
     figures: dict[str, Any] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from retain.report.charts import Chart, named_charts
+from retain.report.charts import PALETTE, Chart, colourings, named_charts
 from retain.report.gather import PARTS, gather
 
 MEMORY = ("memory", "memory-3d", "memory-teacher")
@@ -50,8 +50,6 @@ def _figure(**options: Any) -> tuple[Any, Any]:
 
 
 def _lines(chart: Chart, axis: str) -> Any:
-    from retain.report.figures import PALETTE
-
     if len(chart.axes) > 1 and axis not in chart.axes:
         raise ValueError(f"x: {axis!r} was not logged by this run; use {', '.join(chart.axes)}")
     axis = axis if axis in chart.axes else next(iter(chart.axes))
@@ -75,8 +73,6 @@ def _lines(chart: Chart, axis: str) -> Any:
 
 
 def _memory(found: dict[str, Any], name: str, colour: str | None) -> Any:
-    from retain.report.figures import colourings
-
     geometry = found["geometry"]
     who = "teacher" if name == "memory-teacher" else "rnn"
     if geometry is None or geometry["points"][who] is None:

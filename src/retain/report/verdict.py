@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from retain.config import flatten
+
 
 def verdict(run: dict[str, Any]) -> str:
     """How far the RNN is from its teacher, whether drift levels off, whether memory has collapsed."""
@@ -81,8 +83,6 @@ def result_row(run: dict[str, Any]) -> dict[str, Any]:
 
 def ablation(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """What differs in the configs of several runs: `fields`, and per run their `values`."""
-    from retain.config import flatten
-
     flat = [flatten(run["config"]) for run in runs]
     fields = [key for key in flat[0] if any(f.get(key) != flat[0][key] for f in flat)]
     fields += sorted({key for f in flat for key in f} - set(flat[0]))
