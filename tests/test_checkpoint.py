@@ -24,12 +24,11 @@ from retain.checkpoint import (
     load_export,
     load_files,
     load_model,
-    load_optimizer,
-    optimizer_tensors,
     save_checkpoint,
     save_files,
 )
 from retain.metrics import append_line, truncate_after
+from retain.optimizer_state import load_optimizer, optimizer_tensors
 
 
 def some(value=0.0):

@@ -26,8 +26,6 @@ from retain.checkpoint import (
     export,
     latest_checkpoint,
     load_files,
-    load_optimizer,
-    optimizer_tensors,
     save_checkpoint,
     save_files,
 )
@@ -39,6 +37,7 @@ from retain.metrics import append_line, truncate_after
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives import BPTT, DMT, SMT
+from retain.optimizer_state import load_optimizer, optimizer_tensors
 from retain.progress import Clock, Every, Progress, stop_signals
 from retain.run import build, phase_folder
 
