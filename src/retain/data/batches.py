@@ -37,6 +37,10 @@ class Data(ABC):
     """Height and width where the T + 1 targets are the pixels of an image in raster order."""
     chance: float | None = None
     answers: bool = False
+    end: int | None = None
+    """The token that ends a document, where there is one."""
+    tokenizer: str | None = None
+    """The tokenizer.json that made the tokens, where there is one."""
     info: dict[str, Any]
 
     @abstractmethod
