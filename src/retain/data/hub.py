@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def open_source(config: DataConfig) -> Source:
         if len(found) != 1:
             raise ValueError(f"data.path: {path!r} has no split train, only {', '.join(found)}; rename one of them")
         splits = {"train": next(iter(found.values()))}
-    return Source(splits, _revision(splits["train"]))
+    return Source(splits, _revision(splits["train"]) or config.revision)
 
 
 def _open_local(datasets: Any, path: Path) -> Any:
@@ -106,10 +107,10 @@ def _open_local(datasets: Any, path: Path) -> Any:
 
 
 def _revision(dataset: Any) -> str | None:
-    """The commit that a dataset of the hub was loaded from, out of the addresses of its files."""
-    for address in getattr(dataset.info, "download_checksums", None) or {}:
-        if "@" in address:
-            return address.partition("@")[2].partition("/")[0]
+    """The commit that a downloaded dataset of the hub is of: the library names its folder by it."""
+    for file in getattr(dataset, "cache_files", None) or []:
+        if re.fullmatch("[0-9a-f]{40}", commit := Path(file["filename"]).parent.name):
+            return commit
     return None
 
 

@@ -187,9 +187,9 @@ class _Preparation:
         dataset, state = source.splits[split], self.state
         done, present = state.rows[split], set(source.splits)
         saved = time.monotonic()
-        bar = tqdm(
-            total=rows_of(dataset), unit="rows", desc=f"preparing {split}", disable=not self.bar, mininterval=0.5
-        )
+        # None: shown where stderr is a terminal.
+        hidden = None if self.bar else True
+        bar = tqdm(total=rows_of(dataset), unit="rows", desc=f"preparing {split}", disable=hidden, mininterval=0.5)
         with bar:
             for rows in tables(dataset, self.config):
                 count = len(rows)

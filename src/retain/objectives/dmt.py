@@ -81,7 +81,8 @@ class DMT(nn.Module):
                 losses["loss"] = losses["loss"] + c.lambda_distill * losses["loss_distill"]
         with torch.no_grad():
             spread = memory[:, 1:].var(0, correction=0).mean()
-            losses["relative_drift"] = losses["loss_dyn"] / spread
+            # A batch may hold one sequence several times, as small black and white images do.
+            losses["relative_drift"] = losses["loss_dyn"] / spread.clamp_min(1e-8)
         losses["horizon"] = torch.tensor(float(horizon), device=tokens.device)
         return losses
 
