@@ -336,9 +336,10 @@ def test_flops_and_activations_of_a_dry_run_grow_as_they_should(retain, sources,
 
     once, twice = phases(), phases("--smt.batch-size", "4", "--dmt.accumulate", "2")
     assert twice["smt"]["flops_per_step"] == 2 * once["smt"]["flops_per_step"]
-    assert twice["smt"]["activation_bytes"] == 2 * once["smt"]["activation_bytes"]
+    # Up to a few small tensors that happen to come to lie where one has just been freed.
+    assert twice["smt"]["activation_bytes"] == pytest.approx(2 * once["smt"]["activation_bytes"], rel=1e-3)
     assert twice["dmt"]["flops_per_step"] == 2 * once["dmt"]["flops_per_step"]
-    assert twice["dmt"]["activation_bytes"] == once["dmt"]["activation_bytes"]
+    assert twice["dmt"]["activation_bytes"] == pytest.approx(once["dmt"]["activation_bytes"], rel=1e-3)
 
 
 # The hub itself: in processes of their own, because the library reads its environment only once.

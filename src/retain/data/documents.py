@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from retain.config import DataConfig
-from retain.data.batches import IGNORE, SPLITS, Batch, Data, Ints, Kind, Split, StreamData, generator, to_batch
+from retain.data.batches import IGNORE, SPLITS, Batch, Data, Ints, Kind, Split, StreamData, generator, release, to_batch
 from retain.data.hub import fingerprint
 from retain.data.images import levels_of
 from retain.data.prepare import open_array, prepare
@@ -56,6 +56,8 @@ class DocumentsData(Data):
         beyond = places >= ends[document][:, None]
         batch = to_batch(np.where(beyond, 0, stream[np.minimum(places, len(stream) - 1)]).astype(np.int64))
         batch["targets"][torch.from_numpy(beyond)] = IGNORE
+        release(stream)
+        release(ends)
         return batch
 
     def documents(self, split: Split) -> int:
@@ -95,7 +97,9 @@ class ImagesData(Data):
         return len(self.rows[split])
 
     def sequences(self, split: Split, index: Ints) -> Batch:
-        return to_batch(np.asarray(self.rows[split][index], dtype=np.int64))
+        batch = to_batch(np.asarray(self.rows[split][index], dtype=np.int64))
+        release(self.rows[split])
+        return batch
 
 
 def load_documents(config: DataConfig) -> Data:

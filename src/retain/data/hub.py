@@ -29,6 +29,14 @@ LOCAL = "give a local copy of it with --data PATH: a parquet, JSON, CSV or Arrow
 
 
 @dataclass(frozen=True)
+class Stored:
+    """A split that the library has stored as Arrow files; not opened by it, because it would map them into memory."""
+
+    files: list[Path]
+    num_rows: int
+
+
+@dataclass(frozen=True)
 class Source:
     """An opened source: a dataset of the `datasets` library per split, and the revision it has on the hub."""
 
@@ -79,9 +87,10 @@ def open_source(config: DataConfig) -> Source:
             name, _, subset = path[3:].partition(":")
             if not name:
                 raise ValueError(f"data.path: {path!r} names no dataset; write hf:NAME or hf:NAME:CONFIG")
-            found = datasets.load_dataset(name, subset or None, revision=config.revision, streaming=config.stream)
+            builder = _frugal(datasets.load_dataset_builder(name, subset or None, revision=config.revision))
+            found = builder.as_streaming_dataset() if config.stream else _download(builder)
         else:
-            found = _open_local(datasets, Path(path).expanduser())
+            found = _open_local(datasets, Path(path).expanduser(), config.stream)
     splits: dict[Split, Any] = {}
     for name, dataset in found.items():
         if name in NAMES and NAMES[name] not in splits:
@@ -93,25 +102,59 @@ def open_source(config: DataConfig) -> Source:
     return Source(splits, _revision(splits["train"]) or config.revision)
 
 
-def _open_local(datasets: Any, path: Path) -> Any:
+def _open_local(datasets: Any, path: Path, stream: bool) -> Any:
     if path.is_file():
-        builder = BUILDERS.get(path.suffix.lower())
-        if builder is None:
+        name, options = BUILDERS.get(path.suffix.lower()), {}
+        if name is None:
             raise ValueError(f"data.path: {str(path)!r} is none of {', '.join(BUILDERS)}, nor a folder of them")
-        options = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
-        return datasets.load_dataset(builder, data_files={"train": [str(path)]}, streaming=True, **options)
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():  # written by save_to_disk
-        saved = datasets.load_from_disk(str(path))
-        return saved if isinstance(saved, dict) else {"train": saved}
-    return datasets.load_dataset(str(path), streaming=True)
+        if path.suffix.lower() == ".tsv":
+            options["sep"] = "\t"
+        builder = datasets.load_dataset_builder(name, data_files={"train": [str(path)]}, **options)
+    elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return _saved(datasets.load_from_disk(str(path)), stream)
+    else:
+        builder = datasets.load_dataset_builder(str(path))
+    return _frugal(builder).as_streaming_dataset()
 
 
-def _revision(dataset: Any) -> str | None:
-    """The commit that a downloaded dataset of the hub is of: the library names its folder by it."""
-    for file in getattr(dataset, "cache_files", None) or []:
-        if re.fullmatch("[0-9a-f]{40}", commit := Path(file["filename"]).parent.name):
-            return commit
-    return None
+def _frugal(builder: Any) -> Any:
+    """Have parquet read a little at a time, or a whole file is in memory; set afterwards, since to the library other
+    options are another dataset, and what its cache holds of this one would not be found."""
+    if hasattr(builder.config, "fragment_scan_options"):
+        from pyarrow.dataset import ParquetFragmentScanOptions
+
+        builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
+        builder.config.batch_size = ROWS
+    return builder
+
+
+def _saved(saved: Any, stream: bool) -> dict[str, Any]:
+    """The splits of what the library's save_to_disk wrote."""
+    splits = saved if isinstance(saved, dict) else {"train": saved}
+    if stream:
+        return {name: split.to_iterable_dataset() for name, split in splits.items()}
+    return {
+        name: Stored([Path(file["filename"]) for file in split.cache_files], split.num_rows)
+        for name, split in splits.items()
+    }
+
+
+def _download(builder: Any) -> dict[str, Stored]:
+    """Every split of a dataset of the hub, downloaded if it is not yet in the library's cache."""
+    builder.download_and_prepare()
+    names = sorted(os.listdir(builder.cache_dir))
+    found = {}
+    for split, described in builder.info.splits.items():
+        pattern = rf"{re.escape(builder.dataset_name)}-{re.escape(split)}(-\d+-of-\d+)?\.arrow"
+        files = [Path(builder.cache_dir, name) for name in names if re.fullmatch(pattern, name)]
+        found[split] = Stored(files, described.num_examples)
+    return found
+
+
+def _revision(split: Any) -> str | None:
+    """The commit that a downloaded split is of: the library names its folder by it."""
+    commit = split.files[0].parent.name if isinstance(split, Stored) and split.files else ""
+    return commit if re.fullmatch("[0-9a-f]{40}", commit) else None
 
 
 @contextmanager
@@ -148,22 +191,24 @@ def column_of(config: DataConfig) -> str:
     return config.column or ("image" if config.name == "images" else "text")
 
 
-def tables(dataset: Any, config: DataConfig) -> Iterator[Any]:
-    """A split's column as Arrow arrays of up to ROWS rows; images stay as they are stored.
-
-    A downloaded dataset is read through plain files, not mapped, so that its pages do not count as our memory.
-    """
+def tables(split: Any, config: DataConfig) -> Iterator[Any]:
+    """A split's column as Arrow arrays of up to ROWS rows; images stay as they are stored."""
     datasets = library()
     path, column = config.path or "", column_of(config)
     with one_line(path):
-        features = dataset.features
-        if features and isinstance(features.get(column), datasets.Image):
-            dataset = dataset.cast_column(column, datasets.Image(decode=False))
-        files = getattr(dataset, "cache_files", None)
-        iterator = _read_arrow(files) if files else dataset.with_format("arrow").iter(ROWS)
+        if isinstance(split, Stored):
+            iterator = _read_arrow(split.files)
+        else:
+            if split.features and isinstance(split.features.get(column), datasets.Image):
+                split = split.cast_column(column, datasets.Image(decode=False))
+            iterator = split.with_format("arrow").iter(ROWS)
+    import pyarrow
+
     while True:
         with one_line(path):
             table = next(iterator, None)
+        # Arrow keeps what it has freed, and more of it with every file.
+        pyarrow.default_memory_pool().release_unused()
         if table is None:
             return
         if column not in table.column_names:
@@ -174,11 +219,11 @@ def tables(dataset: Any, config: DataConfig) -> Iterator[Any]:
         yield table.column(column).combine_chunks()
 
 
-def _read_arrow(files: list[dict[str, str]]) -> Iterator[Any]:
+def _read_arrow(files: list[Path]) -> Iterator[Any]:
     import pyarrow as pa
 
     for file in files:
-        with pa.OSFile(file["filename"]) as opened:
+        with pa.OSFile(str(file)) as opened:
             for batch in pa.ipc.open_stream(opened):
                 yield pa.Table.from_batches([batch])
 

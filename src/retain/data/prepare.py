@@ -249,9 +249,9 @@ class _Preparation:
         os.replace(self.partial, self.folder)
 
 
-def rows_of(dataset: Any) -> int | None:
+def rows_of(split: Any) -> int | None:
     """How many rows a split has, where that is known before reading it."""
-    known = getattr(dataset, "num_rows", None)
-    if known is None and dataset.info.splits and dataset.split in dataset.info.splits:
-        known = dataset.info.splits[dataset.split].num_examples
+    known = getattr(split, "num_rows", None)
+    if known is None and split.info.splits and split.split in split.info.splits:
+        known = split.info.splits[split.split].num_examples
     return known or None
