@@ -49,7 +49,7 @@ def sketches(folder, count=60):
     """A folder of dark lines on white in folders by class, of several sizes, gray, colour and transparent."""
     for i in range(count):
         mode = ("RGB", "L", "RGBA")[i % 3]
-        size = (60 + i, 50)
+        size = (60 + i % 40, 50)
         paper = {"RGB": (255, 255, 255), "L": 255, "RGBA": (0, 0, 0, 0)}[mode]
         ink = {"RGB": (0, 0, 0), "L": 0, "RGBA": (0, 0, 0, 255)}[mode]
         image = Image.new(mode, size, paper)
