@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test results results-quick bench lint browser clean
 
 # The environment is rebuilt when what it is made from changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -15,16 +15,30 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/python -m retain.demo
 
+results: $(VENV)/.installed
+	$(BIN)/python -m retain.results
+
+results-quick: $(VENV)/.installed
+	$(BIN)/python -m retain.results --quick
+
 bench: $(VENV)/.installed
 	$(BIN)/python -m retain.bench
 
-test: $(VENV)/.installed lint
+test: $(VENV)/.installed lint browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Chromium for the tests of the report page; without it they are skipped, unless RETAIN_REQUIRE_BROWSER is set.
+browser:
+	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get; then \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; \
+	else false; fi >/dev/null || \
+		echo "no Chromium: the tests of the report page are skipped; as root on Debian: make browser"
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

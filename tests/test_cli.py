@@ -22,6 +22,10 @@ HELPS = {
     "eval": ["eval", "--help"],
     "generate": ["generate", "RUN", "--help"],
     "info": ["info", "-h"],
+    "tasks": ["tasks", "--help"],
+    "compare": ["compare", "--help"],
+    "report": ["report", "RUN", "--help"],
+    "plot": ["plot", "--help"],
 }
 
 

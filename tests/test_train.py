@@ -232,7 +232,7 @@ def test_accumulating_two_micro_batches_equals_one_of_twice_the_size(tmp_path):
 def test_metrics_have_every_loss_and_figure(never_stopped):
     _, out = never_stopped()
     read = [json.loads(line, parse_constant=pytest.fail) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    common = {"step", "phase", "seconds", "tokens", "tokens_per_second"}
+    common = {"step", "phase", "seconds", "tokens", "sequential_steps", "tokens_per_second"}
     training = [line for line in read if "loss" in line]
     validation = [line for line in read if "loss" not in line]
     assert [line["step"] for line in training] == list(range(1, 13))

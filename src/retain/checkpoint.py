@@ -35,12 +35,20 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; the message is one line that names the file and the remedy."""
 
 
-def save_files(folder: str | Path, tensors: StateDicts, state: dict[str, Any], *, best: int | None = None) -> None:
+def save_files(
+    folder: str | Path,
+    tensors: StateDicts,
+    state: dict[str, Any],
+    *,
+    best: int | None = None,
+    previous: Iterable[Path] = (),
+) -> None:
     """Write `folder` with NAME.safetensors for each name, state.json and manifest.json, all of it or nothing.
 
     A folder already there is replaced; killed at any moment, the old or the new one can be loaded. Tensors are copied
     to the CPU and never share storage in the file. `state` is JSON: tuples return as lists, integer keys as strings;
     NaN and infinity return as they were. `best` is kept in the manifest (see `save_checkpoint`).
+    `previous` are folders that the error may name as still good.
     Raises CheckpointError if the disk refuses (the temporary folder is then removed), TypeError if `state` is not JSON.
     """
     folder = Path(folder)
@@ -48,7 +56,7 @@ def save_files(folder: str | Path, tensors: StateDicts, state: dict[str, Any], *
     try:
         _write_folder(folder, files)
     except OSError as error:
-        raise CheckpointError(failed(folder, error, [folder])) from error
+        raise CheckpointError(failed(folder, error, [folder, *previous])) from error
 
 
 def load_files(folder: str | Path, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> Loaded:

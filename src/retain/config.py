@@ -14,9 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-CELLS = ("transformer", "mlp", "gru", "lstm", "elman")
+CELLS = ("transformer", "mlp", "gated", "gru", "lstm", "elman")
 PHASES = ("smt", "dmt", "bptt")
-EMBEDDED_DATA = ("stdlib", "digits", "retrieval")
+TASK_DATA = (
+    *("retrieval", "copy", "stack", "keys_values", "modular"),
+    *("parity", "s3", "s5", "dyck", "mqar", "selective_copy"),
+)
+EMBEDDED_DATA = ("stdlib", "digits", *TASK_DATA)
+TASK_FIELDS = ("symbols", "copy_len", "reverse", "depth", "pairs", "string_len")
+"""What a DataConfig sets for memory tasks: None is the task's own."""
 FILE_DATA = ("text", "npy", "documents", "images")
 IGNORE = -100
 """The target where there is none: it never counts in a loss or a score."""
@@ -24,10 +30,13 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Budget:
-    """An amount of training: seconds of wall-clock, optimizer steps or tokens read."""
+    """An amount of training: seconds of wall-clock, optimizer steps, tokens read or sequential steps.
+
+    Sequential steps are the longest chain of dependent cell or layer applications (docs/compare.md).
+    """
 
     amount: float
-    unit: Literal["s", "steps", "tokens"]
+    unit: Literal["s", "steps", "tokens", "sequential"]
 
     def __str__(self) -> str:
         return f"{self.amount:g}{self.unit}" if self.unit == "s" else f"{round(self.amount)}{self.unit}"
@@ -39,14 +48,16 @@ class Budget:
 
 
 def parse_budget(text: str, name: str = "budget") -> Budget:
-    """Read '240s', '5m', '5000steps', '20Mtokens'. Raises ValueError naming `name`."""
-    found = re.fullmatch(r"([-+]?[\d_.]+(?:e\d+)?)([kKMG]?)(s|m|h|steps|tokens)", text.strip())
+    """Read '240s', '5m', '5000steps', '20Mtokens', '500ksequential'. Raises ValueError naming `name`."""
+    found = re.fullmatch(r"([-+]?[\d_.]+(?:e\d+)?)([kKMG]?)(s|m|h|steps|tokens|sequential)", text.strip())
     try:
         amount = float(found[1]) if found else math.nan
     except ValueError:
         amount = math.nan
     if found is None or not math.isfinite(amount) or (found[2] and found[3] in "smh"):
-        raise ValueError(f"{name}: {text!r} is not an amount with a unit; write e.g. 240s, 5000steps or 20Mtokens")
+        raise ValueError(
+            f"{name}: {text!r} is not an amount with a unit; write e.g. 240s, 5000steps, 20Mtokens or 500ksequential"
+        )
     amount *= {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}[found[2]] * {"m": 60, "h": 3600}.get(found[3], 1)
     unit = "s" if found[3] in "smh" else found[3]
     if amount <= 0 or (unit != "s" and amount < 1):
@@ -114,9 +125,9 @@ class CellConfig:
     """The one-step update m_{t+1} = f(m_t, x_t)."""
 
     kind: str = "mlp"
-    """transformer, mlp, gru, lstm, elman, or your own as module:Class."""
+    """transformer, mlp, gated, gru, lstm, elman, or your own as module:Class."""
     width: int = 512
-    """Hidden width of the mlp and the transformer; gru, lstm and elman have the memory's own size."""
+    """Hidden width of the mlp, gated and transformer; gru, lstm and elman have the memory's own size."""
     heads: int = 4
     layers: int = 1
     residual: bool = True
@@ -135,7 +146,7 @@ class DataConfig:
     """Which sequences to learn."""
 
     name: str = "stdlib"
-    """stdlib, digits, retrieval (nothing is downloaded), or text / npy / documents / images with a path."""
+    """stdlib, digits, a memory task (see retain tasks), or text / npy / documents / images with a path."""
     path: str | None = None
     """A text (UTF-8, read as bytes) or a 1-D or 2-D integer .npy, never loaded whole; for documents and images a
     dataset: hf:NAME[:CONFIG], a parquet, JSON, CSV or Arrow file, a folder of them, or a folder of images."""
@@ -145,8 +156,20 @@ class DataConfig:
     """Fractions of train, validation and test, for a file."""
     vocab_size: int | None = None
     """For a .npy: tokens must lie below it. None: one more than the largest in the file."""
-    symbols: int = 8
-    """retrieval: number of symbols."""
+    symbols: int | None = None
+    """Memory tasks but parity, s3, s5: number of symbols; of brackets in dyck; the modulus in modular."""
+    copy_len: int | None = None
+    """copy, selective_copy: symbols to copy."""
+    reverse: bool = False
+    """copy: say the string from its end."""
+    depth: int | None = None
+    """stack, dyck: the stack holds at most so many symbols."""
+    pairs: int | None = None
+    """keys_values, mqar: number of keys, each with its value."""
+    string_len: int | None = None
+    """keys_values: symbols in a key, and in a value."""
+    label_noise: float = 0.0
+    """Memory tasks: fraction of the training targets replaced by random answers; evaluation stays clean."""
     column: str | None = None
     """documents, images: the column to read; None is text or image."""
     revision: str | None = None
@@ -169,7 +192,9 @@ class DataConfig:
     """images: only pixels that are not 0, as events: the position, then the value where there are several."""
 
     def __post_init__(self) -> None:
-        _positive(self, "seq_len", "vocab_size", "symbols", "image_size")
+        _positive(self, "seq_len", "vocab_size", "symbols", "copy_len", "depth", "pairs", "string_len", "image_size")
+        if not 0 <= self.label_noise < 1:
+            raise ValueError(f"data.label_noise: {self.label_noise} must lie in 0 … 1, below 1")
         if self.name not in (*EMBEDDED_DATA, *FILE_DATA):
             raise ValueError(f"data.name: {self.name!r} is none of {', '.join((*EMBEDDED_DATA, *FILE_DATA))}")
         if self.name in FILE_DATA and not self.path:
@@ -239,6 +264,8 @@ class SMTConfig(PhaseConfig):
     lambda_dyn: float = 0.1
     lambda_dyn_end: float | None = None
     """lambda_dyn grows geometrically to this over the phase; None keeps it."""
+    detach_labels: bool = False
+    """No gradient of f reaches the teacher: not through the m_t it starts from, nor the m_{t+1} it should give."""
     lambda_unif: float = 0.001
     lambda_trunk: float = 1.0
     """Plain next-target loss of the encoder's trunk (state and register encoders)."""
@@ -311,7 +338,7 @@ class RunConfig:
     phases: tuple[Literal["smt", "dmt", "bptt"], ...] = ("smt", "dmt")
     """The phases in their order."""
     budget: str = "240s"
-    """Shared out over the phases: e.g. 240s, 5000steps, 20Mtokens."""
+    """Shared out over the phases: e.g. 240s, 5000steps, 20Mtokens, 500ksequential."""
     data: DataConfig = field(default_factory=DataConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)

@@ -22,9 +22,12 @@ class Progress:
     phase_step: int = 0
     phase_seconds: float = 0.0
     phase_tokens: int = 0
+    phase_sequential: int = 0
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
+    sequential: int = 0
+    """Sequential steps: the longest chain of dependent cell or layer applications (docs/compare.md)."""
     micro_batches: int = 0
     """Read so far: the number of the next one, so that none comes twice, whatever each phase accumulates."""
     validated: int = -1
@@ -33,10 +36,15 @@ class Progress:
     best_value: float = math.inf
 
     def spent(self, unit: str) -> float:
-        return {"s": self.phase_seconds, "steps": self.phase_step, "tokens": self.phase_tokens}[unit]
+        return {
+            "s": self.phase_seconds,
+            "steps": self.phase_step,
+            "tokens": self.phase_tokens,
+            "sequential": self.phase_sequential,
+        }[unit]
 
     def total(self, unit: str) -> float:
-        return {"s": self.seconds, "steps": self.step, "tokens": self.tokens}[unit]
+        return {"s": self.seconds, "steps": self.step, "tokens": self.tokens, "sequential": self.sequential}[unit]
 
 
 class Clock:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from retain.checkpoint import load_model
+from retain.checkpoint import load_files, load_model
 from retain.config import RunConfig, load_config
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
@@ -32,11 +32,22 @@ class Run:
     teacher: Teacher | None
 
 
+def phase_folder(path: Path, config: RunConfig, index: int) -> Path:
+    """Where the model is kept as phase `index` (0, 1, …) left it: RUN/phases/1-smt."""
+    return path / "phases" / f"{index + 1}-{config.phases[index]}"
+
+
 def load_run(
-    path: str | Path, *, teacher: bool = False, device: str | torch.device = "cpu", cell: nn.Module | None = None
+    path: str | Path,
+    *,
+    teacher: bool = False,
+    device: str | torch.device = "cpu",
+    cell: nn.Module | None = None,
+    phase: int | None = None,
 ) -> Run:
     """The trained run at `path`, in evaluation mode; while training is not over, its best checkpoint so far.
 
+    `phase` (0, 1, …) loads the model as that phase left it instead of the best one.
     Raises ValueError where there is no run, CheckpointError for damaged weights.
     """
     path = Path(path)
@@ -45,7 +56,11 @@ def load_run(
     if not (path / "config.json").exists():
         raise ValueError(f"run: {path} holds no config.json; give the folder that `retain train` wrote")
     config = load_config(path / "config.json")
-    tensors, state = load_model(path, ["model", "teacher"] if teacher else ["model"], device)
+    names = ["model", "teacher"] if teacher else ["model"]
+    if phase is None:
+        tensors, state = load_model(path, names, device)
+    else:
+        tensors, state = load_files(phase_folder(path, config, phase), names, device)
     rnn, guide = build(config, state["vocab_size"], cell)
     _fill(rnn, tensors["model"], path)
     if teacher:

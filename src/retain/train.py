@@ -29,6 +29,7 @@ from retain.checkpoint import (
     load_optimizer,
     optimizer_tensors,
     save_checkpoint,
+    save_files,
 )
 from retain.config import PhaseConfig, RunConfig, flatten, load_config, parse_budget, save_config, to_dict
 from retain.data import Data, load_data
@@ -39,7 +40,7 @@ from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives import BPTT, DMT, SMT
 from retain.progress import Clock, Every, Progress, stop_signals
-from retain.run import build
+from retain.run import build, phase_folder
 
 log = logging.getLogger("retain")
 
@@ -165,7 +166,7 @@ class Loop:
         for index in range(first, len(self.config.phases)):
             if index > first or saved is None:
                 self.progress.phase = index
-                self.progress.phase_step = self.progress.phase_tokens = 0
+                self.progress.phase_step = self.progress.phase_tokens = self.progress.phase_sequential = 0
                 self.progress.phase_seconds = 0.0
             self.run_phase(index, saved if index == first else None, stop)
         return self.finish()
@@ -212,7 +213,7 @@ class Loop:
                 if done >= 1:
                     break
                 logged = p.step % self.config.log_every == 0
-                record = self.step(wrapped, prepared, config, done, logged)
+                record = self.step(objective, wrapped, prepared, config, done, logged)
                 clock.tick()
                 if logged and self.main:
                     self.log(record)
@@ -229,12 +230,23 @@ class Loop:
             if p.validated != p.step:
                 self.validate(objective, prepared, named)
             self.checkpoint(objective, prepared, named)
+            if self.main:
+                # Checkpoints rotate; what a phase did can only be shown by the model that it left.
+                folder = phase_folder(self.out, self.config, index)
+                tensors = {"model": self.rnn.state_dict(), "teacher": self.teacher.state_dict()}
+                save_files(folder, tensors, self.state(), previous=[latest_checkpoint(self.out)])
         finally:
             bar.close()
             self.accelerator.free_memory()
 
     def step(
-        self, wrapped: nn.Module, optimizer: Any, config: PhaseConfig, done: float, logged: bool
+        self,
+        objective: SMT | DMT | BPTT,
+        wrapped: nn.Module,
+        optimizer: Any,
+        config: PhaseConfig,
+        done: float,
+        logged: bool,
     ) -> dict[str, float]:
         """One optimizer step; returns its losses as numbers. Raises TrainingError if one is not finite."""
         p = self.progress
@@ -270,6 +282,10 @@ class Loop:
         optimizer.zero_grad()
         p.step += 1
         p.phase_step += 1
+        # Micro-batches do not wait for each other: however many there are, the chain is one of them.
+        sequential = objective.sequential_steps(batch["tokens"].shape[1], done)
+        p.sequential += sequential
+        p.phase_sequential += sequential
         return record | {"lr": lr}
 
     def refuse(self, name: str, value: float) -> None:
@@ -289,6 +305,7 @@ class Loop:
             "phase": self.config.phases[p.phase],
             "seconds": round(p.seconds, 3),
             "tokens": p.tokens,
+            "sequential_steps": p.sequential,
             "tokens_per_second": round(p.tokens / max(p.seconds, 1e-9), 1),
             **record,
         }
@@ -366,6 +383,7 @@ class Loop:
                 "steps": p.step,
                 "seconds": p.seconds,
                 "tokens": p.tokens,
+                "sequential_steps": p.sequential,
                 "best_step": p.best_step,
                 "validation_bits_per_token": p.best_value,
                 "parameters": sum(q.numel() for q in self.rnn.parameters()),

@@ -159,3 +159,28 @@ def test_wrong_cells_as_instances_are_refused(cell, message):
 def test_unknown_kind_is_refused():
     with pytest.raises(ValueError, match=r"cell\.kind: 'lsmt' is none of transformer, mlp, .*module:Class"):
         config("lsmt")
+
+
+def test_gated_cell_is_its_formula():
+    torch.manual_seed(0)
+    cell = randomise(build_cell(MEMORY, config("gated", layers=1))).double()
+    memory, inputs = torch.randn(3, 2, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    memory.requires_grad_(True)
+    rows = []
+    for m, x in zip(memory.flatten(1), inputs, strict=True):
+        normed = m / (m.square().mean() + 1e-6).sqrt() * cell.norm.gain
+        mixed = cell.from_memory.weight @ normed + cell.from_memory.bias + cell.from_input.weight @ x
+        hidden = mixed[:8].clamp_min(0) ** 2
+        both = cell.out.weight @ hidden + cell.out.bias + mixed[8:]
+        gate = 1 / (1 + (-both[8:]).exp())
+        rows.append((1 - gate) * m + gate * both[:8])
+    slow, fast = torch.stack(rows).view(3, 2, 4), cell(memory, inputs)
+    assert_close(fast, slow)
+    for a, b in zip(*(torch.autograd.grad(out.pow(2).sum(), memory) for out in (fast, slow)), strict=True):
+        assert_close(a, b)
+
+
+def test_gated_cell_starts_by_keeping_most_of_memory():
+    memory, inputs = torch.randn(64, 2, 4), torch.zeros(64, 4)
+    after = build_cell(MEMORY, config("gated"))(memory, inputs)
+    assert (after * memory).mean() > 0.5 * memory.square().mean()

@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 
-from retain.config import DataConfig
+from retain.config import TASK_FIELDS, DataConfig
 from retain.data.batches import IGNORE, SPLITS, Batch, Data, Ints, Split, generator
+from retain.data.recall import MQAR, Copy, KeysValues, Retrieval, SelectiveCopy
+from retain.data.tracking import S3, S5, Dyck, Modular, Parity, Stack
 
 
 class Task(Protocol):
-    """One memory task: what its sequences are and how to answer them."""
+    """One memory task: what its sequences are and how to answer them.
+
+    Built from T and those fields of the data configuration that are among its knobs; ValueError for impossible sizes.
+    The vocabulary does not depend on T, so that what is trained at one length can be scored at another.
+    """
 
     name: str
+    summary: str
+    """One line for a list."""
+    knobs: ClassVar[Mapping[str, str]]
+    """The fields of the data configuration that make it harder, and what they mean."""
+    example: ClassVar[Mapping[str, Any]]
+    """A size at which a sequence fits a line."""
     vocab_size: int
     seq_len: int
+    words: tuple[str, ...]
+    """A name for each token."""
+    answers: tuple[str, ...]
+    """A name for each answer; targets are 0 … len(answers) - 1."""
     chance: float
-    """Accuracy of guessing."""
+    """Accuracy of guessing: that of the best answer that is always the same."""
+
+    def __init__(self, seq_len: int, **knobs: Any) -> None: ...
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
         """Random tokens (B, T) and their targets (B, T + 1)."""
@@ -29,57 +47,23 @@ class Task(Protocol):
         """Targets (B, T + 1) of tokens (B, T), worked out from the tokens alone."""
 
 
-class Retrieval:
-    """A marked symbol stands somewhere in the first half and is asked for at the end.
-
-    Tokens: n fillers 0 … n-1, n marked symbols n … 2n-1, the query 2n. The only target is y_T = s, the number of the
-    marked symbol n + s, after the query has been read. Raises ValueError for T < 4 or fewer than 2 symbols.
-    """
-
-    name = "retrieval"
-
-    def __init__(self, seq_len: int, symbols: int) -> None:
-        if seq_len < 4:
-            raise ValueError(f"data.seq_len: {seq_len} is too short for retrieval; give at least 4")
-        if symbols < 2:
-            raise ValueError(f"data.symbols: {symbols} leaves retrieval nothing to remember; give at least 2")
-        self.seq_len, self.symbols = seq_len, symbols
-        self.vocab_size = 2 * symbols + 1
-        self.chance = 1 / symbols
-
-    def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
-        n = self.symbols
-        tokens = rng.integers(0, n, (batch_size, self.seq_len))
-        place = rng.integers(0, self.seq_len // 2, batch_size)
-        answer = rng.integers(0, n, batch_size)
-        tokens[np.arange(batch_size), place] = n + answer
-        tokens[:, -1] = 2 * n
-        targets = np.full((batch_size, self.seq_len + 1), IGNORE)
-        targets[:, -1] = answer
-        return tokens, targets
-
-    def oracle(self, tokens: Ints) -> Ints:
-        n = self.symbols
-        marked = (tokens >= n) & (tokens < 2 * n)
-        targets = np.full((len(tokens), tokens.shape[1] + 1), IGNORE)
-        targets[:, -1] = tokens[np.arange(len(tokens)), marked.argmax(axis=1)] - n
-        return targets
-
-
-TASKS: dict[str, Callable[[DataConfig], Task]] = {
-    "retrieval": lambda config: Retrieval(config.seq_len, config.symbols),
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Retrieval, Copy, Stack, KeysValues, Modular, Parity, S3, S5, Dyck, MQAR, SelectiveCopy)
 }
 
 
 class TaskData(Data):
-    """Fresh sequences of a task for training; fixed ones, the same in every run, for windows of each split."""
+    """Fresh sequences of a task for training; fixed ones, the same in every run, for windows of each split.
+
+    Of the fresh ones the fraction `label_noise` of the targets is replaced by random answers.
+    """
 
     EVALUATED = 2048
     """Sequences that windows yields."""
     answers = True
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
+    def __init__(self, task: Task, label_noise: float = 0.0) -> None:
+        self.task, self.label_noise = task, label_noise
         self.vocab_size, self.seq_len, self.chance = task.vocab_size, task.seq_len, task.chance
         self._fixed: dict[Split, Batch] = {}
         checksum = hashlib.sha256()  # of the validation sequences: another generator would give others
@@ -93,7 +77,12 @@ class TaskData(Data):
 
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
         # The key starts with 0, that of the fixed sequences with 1: no training batch can repeat them.
-        return _as_batch(*self.task.generate(generator(seed, 0, rank, step), batch_size))
+        rng = generator(seed, 0, rank, step)
+        tokens, targets = self.task.generate(rng, batch_size)
+        if self.label_noise:
+            replaced = (rng.random(targets.shape) < self.label_noise) & (targets != IGNORE)
+            targets = np.where(replaced, rng.integers(0, len(self.task.answers), targets.shape), targets)
+        return _as_batch(tokens, targets)
 
     def count(self, split: Split) -> int:
         return self.EVALUATED
@@ -114,4 +103,14 @@ def _as_batch(tokens: Ints, targets: Ints) -> Batch:
 
 def load_task(config: DataConfig) -> TaskData:
     """The task named by the configuration. Raises ValueError for settings it cannot have."""
-    return TaskData(TASKS[config.name](config))
+    return TaskData(build_task(config), config.label_noise)
+
+
+def build_task(config: DataConfig) -> Task:
+    """The task alone. Raises ValueError for a field that another task reads but not this one, too."""
+    task = TASKS[config.name]
+    given = {name: getattr(config, name) for name in TASK_FIELDS if getattr(config, name)}
+    for name, value in given.items():
+        if name not in task.knobs:
+            raise ValueError(f"data.{name}: {value} is not read by {config.name}; leave it out")
+    return task(config.seq_len, **given)

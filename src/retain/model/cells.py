@@ -2,7 +2,8 @@
 
 A cell is any `nn.Module` with `forward(memory, inputs) -> memory`: memory (N, K, D), inputs (N, D) the embedded
 token. Where memory is rms-normalised, the RNN normalises what the cell returns. A cell may also have
-`rollout(memory, inputs)`: the same over a sequence of inputs (N, T, D) → (N, T, K, D), only faster.
+`rollout(memory, inputs)`: the same over a sequence of inputs (N, T, D) → (N, T, K, D), only faster; and `depth`, how
+many layers one application is in the count of sequential steps (docs/compare.md), 1 where it is missing.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class MLPCell(nn.Module):
     def __init__(self, memory: MemoryConfig, config: CellConfig):
         super().__init__()
         size = memory.tokens * memory.width
-        self.residual = config.residual
+        self.residual, self.depth = config.residual, config.layers
         self.norm = Norm(size)
         self.from_memory = nn.Linear(size, config.width)
         self.from_input = nn.Linear(memory.width, config.width, bias=False)
@@ -40,12 +41,7 @@ class MLPCell(nn.Module):
 
     def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:
         """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D)."""
-        flat, memories = memory.flatten(-2), []
-        # What the inputs contribute needs no memory: one product for all of them.
-        for projected in self.from_input(inputs).unbind(1):
-            flat = at_least_float32(self._step(flat, projected))
-            memories.append(flat)
-        return torch.stack(memories, 1).unflatten(-1, memory.shape[-2:])
+        return _rollout(self, memory, inputs)
 
     def _step(self, flat: Tensor, projected: Tensor) -> Tensor:
         x = (self.from_memory(self.norm(flat)) + projected).relu().square()
@@ -55,12 +51,59 @@ class MLPCell(nn.Module):
         return flat + change if self.residual else change
 
 
+class GatedCell(nn.Module):
+    """m + z · (c − m): the candidate c and the gate z are each a linear map of (m, x) plus an MLP of (m, x).
+
+    A residual cell must compute −m to forget; a gate forgets for nothing (Hochreiter & Schmidhuber 1997), and the
+    linear map moves what it keeps. Unlike a GRU's, c is unbounded, as normalised memory needs.
+    """
+
+    def __init__(self, memory: MemoryConfig, config: CellConfig):
+        super().__init__()
+        size = memory.tokens * memory.width
+        # One product of the memory and one of the input give the hidden layer and the linear parts of c and z.
+        self.split, self.depth = (config.width, 2 * size), config.layers
+        self.norm = Norm(size)
+        self.from_memory = nn.Linear(size, sum(self.split))
+        self.from_input = nn.Linear(memory.width, sum(self.split), bias=False)
+        self.layers = nn.ModuleList(nn.Linear(config.width, config.width) for _ in range(config.layers - 1))
+        self.out = nn.Linear(config.width, 2 * size)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        with torch.no_grad():
+            self.out.bias[size:] = -1.0  # starts by keeping most of the memory
+
+    def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
+        return self._step(memory.flatten(-2), self.from_input(inputs)).view(memory.shape)
+
+    def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:
+        """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D)."""
+        return _rollout(self, memory, inputs)
+
+    def _step(self, flat: Tensor, projected: Tensor) -> Tensor:
+        x, linear = (self.from_memory(self.norm(flat)) + projected).split(self.split, -1)
+        x = x.relu().square()
+        for layer in self.layers:
+            x = layer(x).relu().square()
+        candidate, gate = (self.out(x) + linear).chunk(2, -1)
+        return torch.lerp(flat, candidate.to(flat.dtype), gate.to(flat.dtype).sigmoid())
+
+
+def _rollout(cell: MLPCell | GatedCell, memory: Tensor, inputs: Tensor) -> Tensor:
+    flat, memories = memory.flatten(-2), []
+    # What the inputs contribute needs no memory: one product for all of them.
+    for projected in cell.from_input(inputs).unbind(1):
+        flat = at_least_float32(cell._step(flat, projected))
+        memories.append(flat)
+    return torch.stack(memories, 1).unflatten(-1, memory.shape[-2:])
+
+
 class TransformerCell(nn.Module):
     """The paper's: K memory tokens and the input token through a Transformer; the memory tokens' outputs."""
 
     def __init__(self, memory: MemoryConfig, config: CellConfig):
         super().__init__()
-        self.residual = config.residual
+        self.residual, self.depth = config.residual, config.layers
         self.from_memory = nn.Linear(memory.width, config.width)
         self.from_input = nn.Linear(memory.width, config.width)
         self.positions = nn.Parameter(torch.randn(memory.tokens, config.width) * 0.02)
@@ -112,10 +155,27 @@ class LSTMCell(nn.Module):
         h, c = (memory.flatten(1) / REACH).chunk(2, 1)
         return (torch.cat(self.cell(inputs, (h, c)), 1) * REACH).view_as(memory)
 
+    def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:
+        """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D).
+
+        `nn.LSTM` would tell h after each input, but c only after the last, and both are the memory. So this steps, with
+        one product for all inputs beforehand and one per step.
+        """
+        cell, states = self.cell, []
+        h, c = (memory.flatten(1) / REACH).chunk(2, 1)
+        projected = nn.functional.linear(inputs.transpose(0, 1), cell.weight_ih, cell.bias_ih + cell.bias_hh)
+        for x in projected:  # (B, 4 · K · D / 2)
+            i, f, g, o = (x + h @ cell.weight_hh.t()).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            states.append(torch.cat([h, c], 1))
+        return (torch.stack(states, 1) * REACH).unflatten(-1, memory.shape[-2:])
+
 
 CELLS: dict[str, type[nn.Module]] = {
     "transformer": TransformerCell,
     "mlp": MLPCell,
+    "gated": GatedCell,
     "gru": GRUCell,
     "lstm": LSTMCell,
     "elman": ElmanCell,

@@ -34,6 +34,11 @@ class RNN(nn.Module):
         self.readout = Readout(vocab_size, memory, readout)
         self.m_0 = nn.Parameter(torch.randn(memory.tokens, memory.width))
 
+    @property
+    def depth(self) -> int:
+        """Layers of one application of f, as sequential steps are counted."""
+        return int(getattr(self.cell, "depth", 1))
+
     def init_memory(self, batch: int) -> Tensor:
         """The memory before any token, (B, K, D)."""
         return self.m_0.expand(batch, -1, -1)

@@ -18,6 +18,7 @@ class Readout(nn.Module):
         self.from_memory = nn.Linear(memory.width, config.width)
         self.positions = nn.Parameter(torch.randn(memory.tokens, config.width) * 0.02)
         self.transformer = Transformer(config.width, config.heads, config.decoder_layers)
+        self.depth = config.decoder_layers
         self.head = nn.Linear(config.width, vocab_size)
 
     def forward(self, memory: Tensor) -> Tensor:
@@ -49,6 +50,7 @@ class Teacher(nn.Module):
     def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
         super().__init__()
         self.encoder = ENCODERS[config.encoder](vocab_size, memory, config)
+        self.depth = config.layers  # of the encoder
         self.norm = MemoryNorm(memory.norm, memory.tokens, memory.width)
         self.decoder = Decoder(vocab_size, memory, config)
 

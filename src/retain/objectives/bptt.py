@@ -32,5 +32,10 @@ class BPTT(nn.Module):
         loss = predictive_loss(self.rnn.readout(torch.cat(memories, 1)), targets)
         return {"loss": loss, "loss_readout": loss}
 
+    def sequential_steps(self, length: int, progress: float = 0.0) -> int:
+        """The longest chain of one optimizer step: all cells and the readout, and back as far as the gradient goes."""
+        cell, readout = self.rnn.depth, self.rnn.readout.depth
+        return (length * cell + readout) + (readout + min(self.config.truncate or length, length) * cell)
+
     def finish(self) -> None:
         """Nothing is left to do: the RNN stands alone."""

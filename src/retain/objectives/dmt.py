@@ -86,6 +86,15 @@ class DMT(nn.Module):
         losses["horizon"] = torch.tensor(float(horizon), device=tokens.device)
         return losses
 
+    def sequential_steps(self, length: int, progress: float = 0.0) -> int:
+        """The longest chain of one optimizer step: labels, rollout, f and readout; back through the last two."""
+        teacher, cell = self._teacher[0], self.rnn.depth
+        readout = self.rnn.readout.depth if self.trains_readout else 0
+        rollout = self.horizon(progress, length) * cell
+        by_decoder = self.config.lambda_distill and not (self.trunk_trained and hasattr(teacher.encoder, "trunk"))
+        forward = teacher.depth + max(rollout + cell + readout, teacher.decoder.depth if by_decoder else 0)
+        return forward + (cell + readout if self.config.predictive else max(cell, readout))
+
     def finish(self) -> None:
         """Nothing is left to do: the RNN stands alone."""
 

@@ -64,13 +64,14 @@ class SMT(nn.Module):
         if c.lambda_trunk and trunk_logits is not None:
             losses["loss_trunk"] = predictive_loss(trunk_logits, targets)
         inputs = tokens[:, first : first + count]
-        start = memory[:, :-1]
+        labels = memory.detach() if c.detach_labels else memory
+        start = labels[:, :-1]
         if c.on_policy:
             n = round(c.on_policy * len(tokens))
             own = rollout_from_teacher(self.rnn, memory[:n].detach(), inputs[:n], min(c.horizon, count))
             start = torch.cat([own, start[n:]])
         predicted = self.rnn.update(start, inputs)  # (B, S, K, D)
-        losses["loss_dyn"] = self.sweep(memory, inputs, predicted)
+        losses["loss_dyn"] = self.sweep(labels, inputs, predicted)
         if self.trains_readout:
             own = torch.cat([memory[:, :1].detach(), predicted], 1)
             logits, asked = self.rnn.readout(own), targets[:, first : first + count + 1]
@@ -105,6 +106,16 @@ class SMT(nn.Module):
             predicted = self.rnn.update(predicted[:, :-1].detach(), inputs[:, j:])
             loss = loss + dynamics_loss(predicted, labels[:, j + 1 :])
         return loss / sweeps
+
+    def sequential_steps(self, length: int, progress: float = 0.0) -> int:
+        """The longest chain of one optimizer step: the encoder, then the decoder or f with its rollout and readout."""
+        c, cell, encoder = self.config, self.rnn.depth, self.teacher.depth
+        count = length if c.steps_per_sequence is None else min(c.steps_per_sequence, length)
+        readout = self.rnn.readout.depth if self.trains_readout else 0
+        decoder = self.teacher.decoder.depth if c.lambda_dec else 0
+        rollout = min(c.horizon, count) * cell if c.on_policy else 0
+        forward = encoder + max(decoder, rollout + max(cell + readout, min(c.sweeps, count) * cell))
+        return forward + max(decoder, cell + readout) + encoder
 
     @torch.no_grad()
     def finish(self) -> None:

@@ -1,0 +1,315 @@
+"""`retain compare`: what the same budget buys with SMT, BPTT, and the gated RNNs a user would pick instead."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from retain.arguments import Usage, take_option
+from retain.config import BPTTConfig, CellConfig, MemoryConfig, RunConfig, from_dict, parse_budget, to_dict
+from retain.presets import PRESETS
+
+METHODS = ("smt", "smt+bptt", "bptt", "tbptt", "gru", "lstm")
+FINETUNE = 1 / 3
+"""smt+bptt: how much of the budget is BPTT."""
+TRUNCATE = 4
+"""tbptt: the gradient flows back through a quarter of the sequence, unless the preset says how far."""
+WITHIN = 0.1
+"""How far the deployed RNN's parameters may be from those of the SMT run's."""
+VALIDATIONS = 10
+"""Points of the curve of quality against cost."""
+
+HELP = f"""\
+usage: retain compare PRESET [options]
+
+Train the same task by several methods, each with the same budget, the same learning-rate sweep and an RNN of the same
+number of parameters; then score each once on the test split. The same command goes on with a comparison that was cut
+short, and does nothing twice.
+
+PRESET            {", ".join(PRESETS)}; or --config FILE
+--methods LIST    some of {",".join(METHODS)} (default: smt,bptt,gru,lstm)
+--seeds N         runs of each method, seeds 0 … N - 1 (default: 3)
+--budget B        of each run: 300s, 5000steps, 20Mtokens or 500ksequential (default: the preset's)
+--lrs LIST        factors on the preset's learning rates that are tried with seed 0 (default: 1/3,1,3; 1 tries none)
+--sweep-budget B  of each trial (default: --budget; the trial with the best rate is then the run of seed 0)
+--lengths LIST    also score every RNN at these sequence lengths, next to its teacher
+--out DIR         the comparison's folder (default: runs/compare-PRESET)
+--jobs N          runs side by side (default: 1)
+--threads N       threads of each run (default: PyTorch's choice)
+--data PATH       the file to train on: a text, or an integer .npy
+any option of 'retain train PRESET', for all methods, e.g. --data.seq-len 128
+
+Writes results.md, results.json and results.png into DIR, and a run folder for every run under DIR/runs.
+
+methods: smt the preset's SMT and DMT; smt+bptt the same and BPTT for the last third of the budget; bptt and tbptt the
+very RNN that smt trains, by BPTT, whole and truncated to a quarter of the sequence; gru and lstm by BPTT, as wide as
+gives the RNN the same number of parameters.
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared: a base run, the methods, and how the learning rate is chosen."""
+
+    config: RunConfig
+    """The SMT run; its budget is that of every method, its seed is not used."""
+    methods: tuple[str, ...] = ("smt", "bptt", "gru", "lstm")
+    seeds: int = 3
+    lrs: tuple[str, ...] = ("1/3", "1", "3")
+    """Factors on the learning rates, as fractions or numbers."""
+    sweep_budget: str | None = None
+    lengths: tuple[int, ...] = ()
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for method in self.methods:
+            if method not in METHODS:
+                raise ValueError(f"methods: {method!r} is none of {', '.join(METHODS)}")
+        if not self.methods or not self.lrs:
+            raise ValueError("methods, lrs: name at least one of each")
+        for name in ("methods", "lrs", "lengths"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: {','.join(map(str, values))} names one twice")
+        if self.seeds < 1:
+            raise ValueError(f"seeds: {self.seeds} must be at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads: {self.threads} must be at least 1")
+        if min(self.lengths, default=1) < 1:
+            raise ValueError(f"lengths: {min(self.lengths)} must be at least 1")
+        for text in self.lrs:
+            factor(text)
+        if self.sweep_budget is not None:
+            parse_budget(self.sweep_budget, "sweep-budget")
+
+
+def factor(text: str) -> float:
+    """'3', '0.3' or '1/3' as a number. Raises ValueError."""
+    above, _, below = text.partition("/")
+    try:
+        value = float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ValueError(f"lrs: {text!r} is not a positive factor; write e.g. --lrs 1/3,1,3")
+    return value
+
+
+def method_config(base: RunConfig, method: str) -> RunConfig:
+    """The run of one method, with the base's data, budget and readout."""
+    phases = tuple(phase for phase in base.phases if phase != "bptt") or ("smt", "dmt")
+    # No phase keeps a budget of its own: all methods share one.
+    parts = {name: dataclasses.replace(getattr(base, name), budget=None) for name in ("smt", "dmt", "bptt")}
+    base = dataclasses.replace(
+        base, tracker=None, validate_every=str(parse_budget(base.budget).share(1 / VALIDATIONS)), **parts
+    )
+    bptt: BPTTConfig = parts["bptt"]
+    if method == "smt":
+        return dataclasses.replace(base, phases=phases)
+    if method == "smt+bptt":
+        others = sum(parts[phase].share for phase in phases)
+        bptt = dataclasses.replace(bptt, truncate=None, share=others * FINETUNE / (1 - FINETUNE))
+        return dataclasses.replace(base, phases=(*phases, "bptt"), bptt=bptt)
+    if method == "tbptt":
+        bptt = dataclasses.replace(bptt, truncate=bptt.truncate or max(1, base.data.seq_len // TRUNCATE))
+        return dataclasses.replace(base, phases=("bptt",), bptt=bptt)
+    run = dataclasses.replace(base, phases=("bptt",), bptt=dataclasses.replace(bptt, truncate=None))
+    return run if method == "bptt" else matched(run, method)
+
+
+def matched(base: RunConfig, kind: str) -> RunConfig:
+    """`base` with a gru or lstm cell, its memory as wide as gives the RNN as many parameters, within a tenth.
+
+    The memory is one token, never normalised: that is `nn.GRU` and `nn.LSTM` as a user would have them.
+    Raises ValueError where no width comes near enough.
+    """
+    from retain.data import load_data
+
+    vocab_size = load_data(base.data).vocab_size
+    wanted = parameters(base, vocab_size)
+
+    def at(width: int) -> RunConfig:
+        return dataclasses.replace(
+            base, memory=MemoryConfig(tokens=1, width=2 * width, norm="batch"), cell=CellConfig(kind=kind)
+        )
+
+    low, high = 1, 2
+    while parameters(at(high), vocab_size) < wanted:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if parameters(at(middle), vocab_size) < wanted else (low, middle)
+    best = min((at(low), at(high)), key=lambda config: abs(parameters(config, vocab_size) - wanted))
+    if abs(parameters(best, vocab_size) / wanted - 1) > WITHIN:
+        raise ValueError(
+            f"methods: no width of {kind} has within 10 % of the {wanted:,} parameters of the SMT run's RNN"
+        )
+    return best
+
+
+def parameters(config: RunConfig, vocab_size: int) -> int:
+    """Parameters of the RNN that is left when a run is over."""
+    import torch
+
+    from retain.model.rnn import RNN
+
+    with torch.device("meta"):
+        rnn = RNN(vocab_size, config.memory, config.teacher, config.cell)
+    return sum(p.numel() for p in rnn.parameters())
+
+
+def with_rate(config: RunConfig, text: str) -> RunConfig:
+    """The run with the learning rate of every phase times this factor."""
+    phases = {name: getattr(config, name) for name in config.phases}
+    return dataclasses.replace(
+        config, **{name: dataclasses.replace(c, lr=c.lr * factor(text)) for name, c in phases.items()}
+    )
+
+
+def run_name(method: str, lr: str, seed: int, trial: bool = False) -> str:
+    return f"{method}-lr{lr.replace('/', 'over')}-seed{seed}{'-trial' if trial else ''}"
+
+
+def compare(comparison: Comparison, out: str | Path, *, jobs: int = 1, quiet: bool = True) -> dict[str, Any]:
+    """Run what of the comparison is not done yet; returns its results and writes them into `out`.
+
+    First the learning rates: seed 0 at each, the best chosen by bits per token on validation. Then the other seeds at
+    the best, and only those are scored on the test split. Raises ValueError for what the user got wrong.
+    """
+    from retain.grid import run_all
+    from retain.tables import summarise, write_results
+
+    out = Path(out)
+    configs = {method: method_config(comparison.config, method) for method in comparison.methods}
+    check_lengths(comparison)
+    claim(comparison, out)
+    say = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))
+    options: dict[str, Any] = {"jobs": jobs, "threads": comparison.threads, "say": say}
+    separate = comparison.sweep_budget not in (None, comparison.config.budget)
+    trials: dict[str, RunConfig] = {}
+    if len(comparison.lrs) > 1:
+        for method, config in configs.items():
+            for lr in comparison.lrs:
+                trial = dataclasses.replace(with_rate(config, lr), seed=0)
+                if separate:
+                    trial = with_budget(trial, comparison.sweep_budget or "")
+                trials[run_name(method, lr, 0, separate)] = trial
+    tried = run_all(trials, out / "runs", **options)
+    sweep = {
+        method: {lr: tried[run_name(method, lr, 0, separate)] for lr in comparison.lrs} if trials else {}
+        for method in configs
+    }
+    best = {method: best_rate(rates) if rates else comparison.lrs[0] for method, rates in sweep.items()}
+    runs = {
+        run_name(method, best[method], seed): dataclasses.replace(with_rate(config, best[method]), seed=seed)
+        for method, config in configs.items()
+        for seed in range(comparison.seeds)
+    }
+    scored = run_all(runs, out / "runs", test=True, lengths=comparison.lengths, **options)
+    by_method = {m: [scored[run_name(m, best[m], s)] for s in range(comparison.seeds)] for m in configs}
+    results = summarise(comparison, by_method, sweep, best)
+    write_results(results, out)
+    return results
+
+
+def with_budget(config: RunConfig, budget: str) -> RunConfig:
+    every = str(parse_budget(budget).share(1 / VALIDATIONS))
+    return dataclasses.replace(config, budget=budget, validate_every=every)
+
+
+def best_rate(rates: dict[str, dict[str, Any]]) -> str:
+    """The factor whose trial has the fewest bits per token on validation; one that diverged is last."""
+    return min(rates, key=lambda lr: rates[lr].get("validation_bits_per_token", float("inf")))
+
+
+def check_lengths(comparison: Comparison) -> None:
+    """Refuse a length that the data cannot have before anything is trained."""
+    from retain.data import load_data
+
+    for length in comparison.lengths:
+        try:
+            load_data(dataclasses.replace(comparison.config.data, seq_len=length))
+        except ValueError as error:
+            raise ValueError(f"lengths: {length}: {error}") from None
+
+
+def claim(comparison: Comparison, out: Path) -> None:
+    """Write compare.json, or refuse a folder of another comparison. Methods and seeds may be added later."""
+    path = out / "compare.json"
+    spec = {f.name: getattr(comparison, f.name) for f in dataclasses.fields(comparison)}
+    now = json.loads(json.dumps(spec | {"config": to_dict(comparison.config)}))
+    if path.exists():
+        from retain.config import flatten
+
+        try:
+            saved = json.loads(path.read_text())
+            saved["config"] = to_dict(from_dict(RunConfig, saved["config"]))
+            before, after = flatten(saved), flatten(now)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"out: {path} is not readable as a comparison; name another --out") from None
+        for key, value in after.items():
+            if key not in ("methods", "seeds") and before.get(key) != value:
+                raise ValueError(
+                    f"out: {out} holds another comparison ({key.removeprefix('config.')} is {before.get(key)!r} there, "
+                    f"{value!r} here); name another --out"
+                )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"out: {out} already exists and holds no comparison; name another folder")
+    from retain.checkpoint import replace_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    replace_file(path, json.dumps(now, indent=2).encode() + b"\n")
+
+
+def comparison_of(argv: list[str]) -> tuple[Comparison, Path, int]:
+    """The comparison that a `retain compare` line describes, its folder, and how many jobs."""
+    from retain.cli import train_config
+
+    values: dict[str, str | None] = {}
+    for name in ("methods", "seeds", "lrs", "sweep-budget", "lengths", "out", "jobs", "threads"):
+        values[name], argv = take_option(argv, f"--{name}")
+    if not argv or (argv[0].startswith("-") and not any(a.startswith("--config") for a in argv)):
+        raise Usage(f"retain compare: name a preset ({', '.join(PRESETS)}) or give --config FILE")
+
+    def whole(name: str, default: int | None) -> int | None:
+        text = values[name]
+        if text is not None and (not text.isascii() or not text.isdigit() or int(text) < 1):
+            raise Usage(f"{name}: {text!r} must be a whole number, at least 1")
+        return default if text is None else int(text)
+
+    def listed(name: str) -> tuple[str, ...] | None:
+        text = values[name]
+        return None if text is None else tuple(part.strip() for part in text.split(","))
+
+    budget, argv = take_option(argv, "--budget")
+    config = train_config(argv)[0]
+    if budget is not None:
+        config = dataclasses.replace(config, budget=str(parse_budget(budget)))
+    lengths = listed("lengths") or ()
+    for text in lengths:
+        if not text.isascii() or not text.isdigit():
+            raise Usage(f"lengths: {text!r} is not a whole number; write e.g. --lengths 64,128,256")
+    options: dict[str, Any] = {"methods": listed("methods"), "lrs": listed("lrs"), "seeds": whole("seeds", 3)}
+    comparison = Comparison(
+        config=config,
+        sweep_budget=values["sweep-budget"],
+        lengths=tuple(map(int, lengths)),
+        threads=whole("threads", None),
+        **{key: value for key, value in options.items() if value is not None},
+    )
+    out = Path(values["out"] or f"runs/compare-{config.preset or 'custom'}")
+    return comparison, out, whole("jobs", 1) or 1
+
+
+def compare_command(argv: list[str]) -> None:
+    if "-h" in argv or "--help" in argv:
+        print(HELP, end="")
+        return
+    comparison, out, jobs = comparison_of(argv)
+    from retain.tables import markdown
+
+    results = compare(comparison, out, jobs=jobs, quiet=False)
+    print(f"{markdown(results)}\n{out}: results.md, results.json, results.png")

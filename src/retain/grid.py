@@ -1,0 +1,257 @@
+"""Many runs, each in a process of its own: none is done twice, and what was cut short goes on where it was.
+
+`run_all` takes name → RunConfig and gives name → result. A finished run leaves a small `result.json` with all its
+figures, so that its weights may be deleted; a diverged one leaves why it failed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from retain.config import RunConfig, from_dict, to_dict
+from retain.progress import stop_signals
+
+CURVE = 40
+"""Points of the validation curve that a result keeps."""
+LENGTH_SEQUENCES = 512
+"""Sequences that a length other than the training length is scored on."""
+Result = dict[str, Any]
+
+
+def run_all(
+    runs: dict[str, RunConfig],
+    out: str | Path,
+    *,
+    jobs: int = 1,
+    threads: int | None = None,
+    test: bool = False,
+    lengths: Sequence[int] = (),
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Result]:
+    """Train every run under `out`/NAME, `jobs` at a time with `threads` threads each (None: PyTorch's choice).
+
+    With `test` each trained RNN is then scored on the test split, once, and at other `lengths` of the sequence. What
+    has a result is not run again; call it with the same runs to go on after a kill. Returns name → result; that of a
+    run whose loss was not finite has "failed", a message. Raises ValueError where a folder holds another run or a run
+    is impossible, Interrupted on Ctrl-C or SIGTERM, when every run has saved a checkpoint.
+    """
+    out = Path(out)
+    waiting = []
+    for name, config in runs.items():
+        done = read_result(out / name, config)
+        if done is None or (test and "test" not in done and "failed" not in done):
+            waiting.append(name)
+    total, stopped = len(waiting), False
+    processes: dict[str, tuple[subprocess.Popen[str], IO[str]]] = {}
+    if not waiting:
+        return {name: read_result(out / name, config) or {} for name, config in runs.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone(out), stop_signals() as stop:
+        try:
+            while (waiting or processes) and not stop.is_set():
+                while waiting and len(processes) < jobs:
+                    name = waiting.pop(0)
+                    say(f"{name} ({total - len(waiting)} of {total})")
+                    processes[name] = _start(runs[name], out / name, threads, test, lengths)
+                time.sleep(0.05)
+                for name in [n for n, (p, _) in processes.items() if p.poll() is not None]:
+                    _finish(name, *processes.pop(name), out / name)
+            stopped = stop.is_set()
+        finally:
+            for process, _ in processes.values():
+                process.terminate()  # each saves a checkpoint first
+            for process, _ in processes.values():
+                process.wait()
+    if stopped:
+        from retain.train import Interrupted
+
+        raise Interrupted(f"stopped and saved; the same command goes on with {out}")
+    return {name: read_result(out / name, config) or {} for name, config in runs.items()}
+
+
+def read_result(folder: Path, config: RunConfig) -> Result | None:
+    """The result of a finished run, None where it is not. Raises ValueError if it is that of another config."""
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    try:
+        result = json.loads(path.read_text())
+        same = from_dict(RunConfig, result["config"]) == config
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"out: {path} is not a result of this version; delete {folder} to run it anew") from None
+    if not same:
+        raise ValueError(f"out: {folder} holds another run; name another --out, or delete it")
+    return result
+
+
+def _start(
+    config: RunConfig, folder: Path, threads: int | None, test: bool, lengths: Sequence[int]
+) -> tuple[subprocess.Popen[str], IO[str]]:
+    job = {"config": to_dict(config), "folder": str(folder), "test": test, "lengths": list(lengths), "threads": threads}
+    env = dict(os.environ)
+    if threads is not None:
+        env["OMP_NUM_THREADS"] = str(threads)
+    complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe would fill up; _finish closes it
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from retain.grid import work; work()"],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=complaints, text=True, env=env,
+        start_new_session=True,  # Ctrl-C reaches this process alone, which then stops them
+    )  # fmt: skip
+    assert process.stdin is not None
+    # Kept open: it closes when this process dies, however it dies, and the run stops with it.
+    process.stdin.write(json.dumps(job) + "\n")
+    process.stdin.flush()
+    return process, complaints
+
+
+def _finish(name: str, process: subprocess.Popen[str], complaints: IO[str], folder: Path) -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+    complaints.seek(0)
+    lines = complaints.read().strip().splitlines()
+    complaints.close()
+    if process.returncode:
+        why = lines[-1] if lines else f"it ended with {process.returncode}"
+        raise ValueError(f"{name}: {why.removeprefix('retain: ')} (run folder: {folder})")
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Two processes must not train the same runs. Raises ValueError where another one is at it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with open(out / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"out: another process is at work in {out}; wait for it, or name another --out") from None
+        yield
+
+
+# In the process of one run
+
+
+def work() -> None:
+    """Train and score the one run that stdin describes, and leave its result.json."""
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    try:
+        _work(job)
+    except Exception as error:
+        if os.environ.get("RETAIN_DEBUG"):
+            raise
+        print(f"retain: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _die_with_parent() -> None:
+    # Not by way of a signal that saves first: the next start must not meet a run that is still writing.
+    sys.stdin.read()
+    os._exit(1)
+
+
+def _work(job: dict[str, Any]) -> None:
+    import torch
+
+    if job["threads"] is not None:
+        torch.set_num_threads(job["threads"])
+    config, folder = from_dict(RunConfig, job["config"]), Path(job["folder"])
+    result = read_result(folder, config) or train_one(config, folder)
+    if job["test"] and "failed" not in result and "test" not in result:
+        result |= score(config, folder, job["lengths"], "cuda" if result["device"].startswith("cuda") else "cpu")
+        _write(folder, result)
+
+
+def train_one(config: RunConfig, folder: Path) -> Result:
+    """Train a run, or go on with it, and write its result."""
+    from retain.train import TrainingError, train
+
+    resume = (folder / "config.json").exists()
+    result: Result = {"config": to_dict(config)}
+    try:
+        summary = train(config, folder, resume=resume, progress_bar=False)
+    except TrainingError as error:
+        result["failed"] = str(error)
+    else:
+        keep = (
+            "steps", "seconds", "tokens", "sequential_steps", "best_step", "validation_bits_per_token", "parameters",
+            "teacher_parameters", "device", "precision", "threads", "versions",
+        )  # fmt: skip
+        result |= {key: summary[key] for key in keep} | {"peak_memory_bytes": peak_memory(summary["device"])}
+    result["curve"] = curve(folder / "metrics.jsonl")
+    _write(folder, result)
+    return result
+
+
+def score(config: RunConfig, folder: Path, lengths: Sequence[int], device: str = "cpu") -> Result:
+    """The trained RNN on the whole test split, next to its teacher; then at other lengths of the sequence."""
+    from retain.data import load_data
+    from retain.evaluate import evaluate
+    from retain.run import load_run
+
+    run = load_run(folder, teacher=True, device=device)
+    guide = run.teacher if "smt" in config.phases else None
+    keep = (
+        "bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift", "sequences",
+        "tokens",
+    )  # fmt: skip
+    data = load_data(config.data)
+    whole = evaluate(run.rnn, guide, data.windows("test", 256))
+    result: Result = {
+        "answers": data.answers,
+        "chance": data.chance if data.answers else None,
+        "test": {key: whole[key] for key in keep},
+    }
+    if lengths:
+        result["lengths"] = {}
+    for length in lengths:
+        other = load_data(dataclasses.replace(config.data, seq_len=length))
+        batch = max(1, min(256, 2**14 // length))
+        scores = evaluate(run.rnn, guide, other.windows("test", batch, LENGTH_SEQUENCES))
+        result["lengths"][str(length)] = {key: scores[key] for key in keep}
+    return result
+
+
+def curve(metrics: Path, points: int = CURVE) -> list[dict[str, float]]:
+    """The validations of a run, thinned to at most about `points`, the last always among them."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    lines = [line for line in lines if "validation_bits_per_token" in line]
+    every = -(-len(lines) // points) or 1
+    keep = (
+        "step", "seconds", "tokens", "sequential_steps", "validation_bits_per_token", "validation_accuracy",
+        "validation_teacher_bits_per_token", "validation_teacher_accuracy", "validation_relative_drift",
+    )  # fmt: skip
+    thinned = lines[::-1][::every][::-1]
+    return [{key.removeprefix("validation_"): line[key] for key in keep if key in line} for line in thinned]
+
+
+def peak_memory(device: str) -> int:
+    """Bytes that this process held at most: of the accelerator where there is one, else of the machine."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _write(folder: Path, result: Result) -> None:
+    from retain.checkpoint import replace_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / "result.json", json.dumps(result, indent=1).encode() + b"\n")

@@ -1,0 +1,256 @@
+"""What a trained run's models are asked: by position, gradient flow, the geometry of memory. All return JSON values."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from retain.config import IGNORE, RunConfig
+from retain.data import Data, Split, load_data
+from retain.data.batches import Ints, evenly_spaced
+from retain.evaluate import evaluate
+from retain.model.rnn import RNN
+from retain.model.teacher import Teacher
+from retain.objectives import BPTT, SMT
+from retain.objectives.losses import predictive_loss, uniformity_loss
+from retain.run import Run, build
+
+SPLIT: Split = "validation"
+"""Never the test split: people choose what to do next by what they see here."""
+SEQUENCES = 512
+LONGER = 4
+"""Quality and drift are also measured on sequences this many times the training length."""
+GRADIENT_TOKENS = 200_000
+"""About so many positions go through the decoder for the gradient of SMT."""
+
+
+def scores(run: Run, data: Data, sequences: int = SEQUENCES) -> dict[str, Any]:
+    """`evaluate` of the RNN alone, and of its teacher where that was trained, on validation sequences of length T."""
+    return evaluate(run.rnn, run.teacher, data.windows(SPLIT, 128, sequences))
+
+
+def longer_data(config: RunConfig) -> tuple[Data | None, str | None]:
+    """The same data in sequences LONGER times as long, or None and why there are none."""
+    if config.data.name == "digits":
+        return None, "an image has a fixed number of pixels, so there is nothing beyond the training length"
+    try:
+        return load_data(dataclasses.replace(config.data, seq_len=LONGER * config.data.seq_len)), None
+    except ValueError as error:
+        return None, f"nothing beyond the training length: {error}"
+
+
+def by_length(run: Run, sequences: int = SEQUENCES) -> list[dict[str, Any]]:
+    """For data whose answer comes at the end: bits and accuracy at T/2, T, 2T and 4T."""
+    found, trained = [], run.config.data.seq_len
+    for length in (trained // 2, trained, 2 * trained, LONGER * trained):
+        try:
+            data = load_data(dataclasses.replace(run.config.data, seq_len=length))
+        except ValueError:  # too short for the task
+            continue
+        result = evaluate(run.rnn, run.teacher, data.windows(SPLIT, 128, min(sequences, 256)))
+        keep = ("bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy")
+        found.append({"length": length} | {key: result[key] for key in keep})
+    return found
+
+
+def settles(scored: dict[str, Any]) -> dict[str, Any] | None:
+    """Whether relative drift by position levels off, and where: over the third and the last quarter of t = 1 … T.
+
+    Drift is summed over a quarter and divided by the variance there, so that a position at which all sequences look
+    alike does not decide. It levels off where the last quarter is at most a tenth above the third. None where there
+    is no drift or are too few positions.
+    """
+    pairs = zip(scored["drift_by_position"] or [], scored["relative_drift_by_position"] or [], strict=True)
+    parts = [(drift, drift / relative) for drift, relative in pairs if drift is not None and relative]
+    if len(parts) < 8:
+        return None
+    quarter = len(parts) // 4
+    before, end = (
+        sum(drift for drift, _ in some) / sum(variance for _, variance in some)
+        for some in (parts[-2 * quarter : -quarter], parts[-quarter:])
+    )
+    return {"levels_off": end <= 1.1 * before + 1e-9, "third_quarter": before, "last_quarter": end}
+
+
+def gradient_flow(run: Run, data: Data) -> dict[str, Any]:
+    """Norm of the gradient of each sequence's loss at m_t, t = 0 … T, mean over sequences; at the start and now.
+
+    `bptt`: cross-entropy of the readout along the unrolled RNN, gradient through all of time. `bptt_last`: the same
+    with the last target alone, so that how far back it reaches is seen. `smt` (where the run has that phase): Eq. 5
+    at the teacher's m_t, every step and as many futures as GRADIENT_TOKENS allow. "initial" is the run's own
+    initialisation, built again from its seed; "trained" the model that the run gives.
+    """
+    config = run.config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        first = build(config, data.vocab_size)
+    length = data.seq_len
+    decoded = (length + 1) * (config.teacher.future_len + config.memory.tokens)
+    size = max(2, min(16, GRADIENT_TOKENS // decoded))
+    batch = next(iter(data.windows(SPLIT, size, size)))
+    found: dict[str, Any] = {"sequences": len(batch["tokens"])}
+    for when, (rnn, teacher) in {"initial": first, "trained": (run.rnn, run.teacher)}.items():
+        found[when] = {
+            "bptt": bptt_gradient(rnn, config, batch),
+            "bptt_last": bptt_gradient(rnn, config, batch, last=True),
+            "smt": None
+            if teacher is None or "smt" not in config.phases
+            else smt_gradient(rnn, teacher, config, batch, progress=float(when == "trained")),
+        }
+    return found
+
+
+def bptt_gradient(rnn: RNN, config: RunConfig, batch: dict[str, Tensor], *, last: bool = False) -> list[float]:
+    """‖∂ loss / ∂ m_t‖ along the unrolled RNN, t = 0 … T; `last` counts each sequence's last target alone."""
+    rnn = BPTT(copy.deepcopy(rnn), config.bptt).rnn
+    tokens, targets = batch["tokens"], batch["targets"]
+    memory = rnn.init_memory(len(tokens)).clone()
+    memories = [memory]
+    for token in tokens.unbind(1):
+        memory = rnn.update(memory, token)
+        memories.append(memory)
+    if last:
+        counted = targets != IGNORE
+        place = counted.int().cumsum(1).argmax(1)  # where the count first reaches its end
+        only = torch.full_like(targets, IGNORE)
+        only[torch.arange(len(targets)), place] = targets[torch.arange(len(targets)), place]
+        targets = only
+    loss = predictive_loss(rnn.readout(torch.stack(memories, 1)), targets)
+    return _norms(torch.stack(torch.autograd.grad(loss, memories, allow_unused=True, materialize_grads=True), 1))
+
+
+def smt_gradient(
+    rnn: RNN, teacher: Teacher, config: RunConfig, batch: dict[str, Tensor], progress: float
+) -> list[float]:
+    """‖∂ loss_smt / ∂ m_t‖ at the teacher's memories, t = 0 … T."""
+    rnn, teacher = copy.deepcopy(rnn), copy.deepcopy(teacher)
+    readout = copy.deepcopy(rnn.readout.state_dict())
+    length = batch["tokens"].shape[1]
+    per_step = config.teacher.future_len + config.memory.tokens
+    decodes = max(4, min(length + 1, GRADIENT_TOKENS // (per_step * len(batch["tokens"]))))
+    everything = dataclasses.replace(config.smt, steps_per_sequence=None, decodes_per_sequence=decodes, on_policy=0.0)
+    smt = SMT(teacher, rnn, everything, config.teacher.future_len)
+    if progress:
+        rnn.readout.load_state_dict(readout)  # the objective starts the readout anew from the decoder
+    seen: list[Tensor] = []
+    hook = teacher.norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        loss = smt(batch | {"progress": progress})["loss"]
+    hook.remove()
+    return _norms(torch.autograd.grad(loss, seen[0])[0])
+
+
+def _norms(gradient: Tensor) -> list[float]:
+    """(B, T + 1, K, D) of a loss that is a mean over sequences → by t, the mean norm of each sequence's own."""
+    return (gradient.flatten(2).norm(dim=-1) * len(gradient)).mean(0).tolist()
+
+
+def geometry(run: Run, data: Data, plotted: int = 1200) -> dict[str, Any]:
+    """Where memories lie: principal components, effective rank, uniformity, and whether they have collapsed.
+
+    `rnn` and `teacher` (null where it was not trained) each have the figures of `spread`; `points` are some of the
+    RNN's memories and of the teacher's in the RNN's first three principal components, with position, last token and
+    the task's hidden state where it is known.
+    """
+    index = evenly_spaced(data.count(SPLIT), 64)
+    batch = data.sequences(SPLIT, index)
+    tokens = batch["tokens"]
+    with torch.no_grad():
+        m_0 = run.rnn.init_memory(len(tokens))
+        own = torch.cat([m_0[:, None], run.rnn.rollout(tokens, m_0)], 1).float()  # (B, T + 1, K, D)
+        labels = None if run.teacher is None else run.teacher.encode(tokens).float()
+    flat = own[:, 1:].flatten(2)  # m_0 is one point for all: (B, T, K·D)
+    every = torch.linspace(0, flat.shape[0] * flat.shape[1] - 1, min(plotted, flat.shape[0] * flat.shape[1])).long()
+    chosen = flat.flatten(0, 1)[every]
+    centre = chosen.mean(0)
+    _, singular, axes = torch.linalg.svd(chosen - centre, full_matrices=False)
+    share = singular.square() / singular.square().sum().clamp_min(1e-12)
+    axes = F.pad(axes[:3], (0, 0, 0, 3 - len(axes[:3])))
+
+    def project(memories: Tensor) -> list[list[float]]:
+        return [[round(v, 4) for v in column] for column in ((memories - centre) @ axes.T).T.tolist()]
+
+    position = torch.arange(1, flat.shape[1] + 1).expand(len(tokens), -1).flatten()[every]
+    last = tokens.flatten()[every].tolist()
+    hidden = hidden_state(data, tokens, index)
+    return {
+        "rnn": spread(own),
+        "teacher": None if labels is None else spread(labels),
+        "explained": [float(s) for s in share[:3]],
+        "points": {
+            "rnn": project(chosen),
+            "teacher": None if labels is None else project(labels[:, 1:].flatten(2).flatten(0, 1)[every]),
+            "position": position.tolist(),
+            "last_token": [token_name(t, data) for t in last],
+            "hidden": None
+            if hidden is None
+            else [hidden[1][i // flat.shape[1]][i % flat.shape[1]] for i in every.tolist()],
+            "hidden_name": None if hidden is None else hidden[0],
+        },
+    }
+
+
+def spread(memories: Tensor) -> dict[str, Any]:
+    """Figures of memories (B, T + 1, K, D), m_0 left out, and what is wrong with them.
+
+    `effective_rank`: exp of the entropy of the singular values' shares (Roy & Vetterli 2007), of K·D at most.
+    `uniformity`: Eq. 4, 0 where all memories point one way. `between_sequences`: share of the variance that is
+    between sequences at one position; near 0 the memory counts steps and knows nothing of what was read.
+    """
+    flat = memories[:, 1:].flatten(2)
+    total = flat.flatten(0, 1).var(0, correction=0).mean()
+    between = flat.var(0, correction=0).mean() / total.clamp_min(1e-12)
+    some = flat.flatten(0, 1)
+    some = some[torch.linspace(0, len(some) - 1, min(2000, len(some))).long()]
+    singular = torch.linalg.svdvals(some - some.mean(0))
+    share = singular / singular.sum().clamp_min(1e-12)
+    rank = float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum())) if total > 1e-10 else 0.0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        uniformity = float(uniformity_loss(memories[:, 1:], 2000))
+    reasons = []
+    if rank < 2:
+        reasons.append(f"effective rank {rank:.1f}: memories lie on less than a plane")
+    if uniformity > -0.1:
+        reasons.append(f"uniformity {uniformity:.2f}: all memories point nearly the same way")
+    if not math.isfinite(float(between)) or between < 0.01:
+        reasons.append(f"{float(between):.1%} of the variance is between sequences: memory hardly depends on the input")
+    return {
+        "effective_rank": rank,
+        "dimensions": flat.shape[-1],
+        "uniformity": uniformity,
+        "between_sequences": float(between),
+        "collapsed": reasons,
+    }
+
+
+def hidden_state(data: Data, tokens: Tensor, index: Ints) -> tuple[str, list[list[str]]] | None:
+    """What the task's memory ought to hold after each of t = 1 … T: its name, and a word per sequence and step.
+    `index` are the numbers of the sequences in their split.
+
+    A task says it itself, by a method `hidden(tokens (B, T)) -> (name, (B, T) words)`; images of digits by their class.
+    """
+    task = getattr(data, "task", None)
+    if hasattr(task, "hidden"):
+        name, words = task.hidden(tokens.numpy())  # type: ignore[union-attr]
+        return name, [[str(w) for w in row] for row in words.tolist()]
+    if data.info.get("name") == "digits":
+        from sklearn import datasets
+
+        digit = datasets.load_digits().target[data.index[SPLIT][index]]  # type: ignore[attr-defined]
+        return "digit class", [[str(d)] * tokens.shape[1] for d in digit]
+    return None
+
+
+def token_name(token: int, data: Data) -> str:
+    """A token as a reader would write it."""
+    if data.kind != "text":
+        return str(token)
+    return repr(chr(token))[1:-1] if 32 < token < 127 else {32: "space", 10: "newline"}.get(token, f"0x{token:02x}")

@@ -1,0 +1,200 @@
+"""Which lines a plot has, told once: `figures` draws them with Plotly for the page, `plot` with Matplotlib."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from retain.report.history import AXES
+
+Numbers = list[Any]
+"""Floats, None where there is none."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: `x` by axis, `colour` an index into the palette."""
+
+    name: str
+    x: dict[str, Numbers]
+    y: Numbers
+    colour: int
+    dash: str = "solid"
+    """solid, dash or dot."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A plot: its axes' words by axis, and vertical marks by axis as (place, word)."""
+
+    key: str
+    title: str
+    axes: dict[str, str]
+    y: str
+    lines: list[Line]
+    log: bool = False
+    marks: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
+
+
+LABELS = {
+    "loss": "total loss",
+    "loss_dec": "loss_dec, decoder (Eq. 2)",
+    "loss_dyn": "loss_dyn, dynamics (Eq. 3)",
+    "loss_unif": "loss_unif, uniformity (Eq. 4)",
+    "loss_readout": "loss_readout",
+    "loss_trunk": "loss_trunk",
+    "loss_distill": "loss_distill",
+    "gradient_norm": "gradient norm",
+    "relative_drift": "relative drift in DMT",
+    "validation_bits_per_token": "validation bits per token",
+    "validation_accuracy": "validation accuracy",
+    "validation_relative_drift": "validation relative drift",
+}
+LOG = ("loss_dyn", "gradient_norm")
+
+
+def history_charts(runs: list[dict[str, Any]]) -> list[Chart]:
+    """Validation quality first, then every loss, against each axis that all runs have logged."""
+    present = {name for run in runs for name in run["history"]["curves"]}
+    wanted = [n for n in LABELS if n.startswith("validation_") and n in present]
+    wanted += [n for n in LABELS if not n.startswith("validation_") and n in present]
+    wanted += sorted(n for n in present if n not in LABELS and not n.startswith("validation_teacher_"))
+    curves = [c for run in runs for c in run["history"]["curves"].values()]
+    axes = {axis: words for axis, words in AXES.items() if curves and all(axis in c for c in curves)}
+    several = len(runs) > 1
+    marks: dict[str, list[tuple[float, str]]] = {axis: [] for axis in axes}
+    for run in runs:
+        # Beside others, where the first phase begins says nothing.
+        for phase in run["history"]["phases"][1 if several else 0 :]:
+            for axis in axes:
+                if phase.get(axis) is not None:
+                    marks[axis].append((phase[axis], f"{run['name']}: {phase['phase']}" if several else phase["phase"]))
+    charts = []
+    for name in wanted:
+        lines = []
+        for i, run in enumerate(runs):
+            for key, who, dash in (
+                (name, "RNN" if name.startswith("validation_") else LABELS.get(name, name), "solid"),
+                (name.replace("validation_", "validation_teacher_"), "teacher", "dot"),
+            ):
+                curve = run["history"]["curves"].get(key)
+                if curve is None or (dash == "dot" and key == name):
+                    continue
+                words = f"{run['name']}, {who}" if several and name.startswith("validation_") else who
+                words = run["name"] if several and not name.startswith("validation_") else words
+                lines.append(Line(words, {a: curve[a] for a in axes}, curve["value"], i, dash))
+        label = LABELS.get(name, name)
+        charts.append(Chart(name, label, axes, label, lines, name in LOG, marks))
+    return charts
+
+
+def drift_chart(runs: list[dict[str, Any]], relative: bool = True) -> Chart | None:
+    """Drift by position as each phase left the RNN."""
+    key = "relative_drift_by_position" if relative else "drift_by_position"
+    lines = []
+    for i, run in enumerate(runs):
+        for j, phase in enumerate((run["positions"] or {}).get("phases", [])):
+            if phase[key] is not None:
+                words = f"after {phase['phase']}" if len(runs) == 1 else f"{run['name']}, after {phase['phase']}"
+                last = j == len(run["positions"]["phases"]) - 1
+                colour = j if len(runs) == 1 else i
+                lines.append(_by_position(words, _from_one(phase[key]), colour, "solid" if last else "dash"))
+        positions = run["positions"]
+        if positions and not positions["phases"] and positions["final"][key] is not None:
+            lines.append(_by_position(f"{run['name']}, best so far", _from_one(positions["final"][key]), i))
+    y = "relative drift (1: nothing known)" if relative else "drift"
+    name = "drift" if relative else "absolute-drift"
+    title = "Relative drift by position" if relative else "Drift by position (mean squared)"
+    return Chart(name, title, {"position": "position t"}, y, lines, not relative) if lines else None
+
+
+def beyond_chart(runs: list[dict[str, Any]], drift: bool) -> Chart | None:
+    """Quality or relative drift by position on sequences longer than those of training."""
+    lines, marks = [], set()
+    for i, run in enumerate(runs):
+        longer = (run["positions"] or {}).get("longer")
+        if longer is None:
+            continue
+        prefix = f"{run['name']}, " if len(runs) > 1 else ""
+        if drift:
+            pairs = [("RNN", "relative_drift_by_position", "solid")]
+        else:
+            pairs = [("RNN", "bits_by_position", "solid"), ("teacher", "teacher_bits_by_position", "dot")]
+        for who, key, dash in pairs:
+            if longer[key] is not None and sum(v is not None for v in longer[key]) > 1:
+                lines.append(_by_position(prefix + who, longer[key], i, dash))
+                marks.add((run["config"]["data"]["seq_len"], "T"))
+    name, title = ("drift-beyond", "Relative drift beyond the training length") if drift else (
+        "quality-beyond", "Quality beyond the training length"
+    )  # fmt: skip
+    y = "relative drift" if drift else "bits per token"
+    axes = {"position": "position t"}
+    return Chart(name, title, axes, y, lines, False, {"position": sorted(marks)}) if lines else None
+
+
+def quality_chart(runs: list[dict[str, Any]]) -> Chart | None:
+    """Bits by position from a cold start."""
+    lines = []
+    for i, run in enumerate(runs):
+        final = (run["positions"] or {}).get("final")
+        prefix = f"{run['name']}, " if len(runs) > 1 else ""
+        for who, key, dash in (("RNN", "bits_by_position", "solid"), ("teacher", "teacher_bits_by_position", "dot")):
+            if final and final[key] is not None and sum(v is not None for v in final[key]) > 1:
+                lines.append(_by_position(prefix + who, final[key], i, dash))
+    title = "Quality by position, from a cold start"
+    return Chart("quality", title, {"position": "position t"}, "bits per token", lines) if lines else None
+
+
+def length_chart(runs: list[dict[str, Any]]) -> Chart | None:
+    """Accuracy by length of the sequence, for tasks whose answer comes at the end."""
+    lines, marks = [], set()
+    for i, run in enumerate(runs):
+        rows = (run["positions"] or {}).get("lengths")
+        prefix = f"{run['name']}, " if len(runs) > 1 else ""
+        for who, key, dash in (("RNN", "accuracy", "solid"), ("teacher", "teacher_accuracy", "dot")):
+            if rows and rows[0][key] is not None:
+                lengths = [row["length"] for row in rows]
+                lines.append(Line(prefix + who, {"length": lengths}, [row[key] for row in rows], i, dash))
+                marks.add((run["config"]["data"]["seq_len"], "T"))
+    title = "Accuracy by length of the sequence"
+    axes = {"length": "tokens read before the answer"}
+    return Chart("length", title, axes, "accuracy", lines, False, {"length": sorted(marks)}) if lines else None
+
+
+def gradient_chart(runs: list[dict[str, Any]], when: str, several: bool | None = None) -> Chart | None:
+    """Norm of the loss's gradient at m_t, on a log scale; `when` is "initial" or "trained"."""
+    several = len(runs) > 1 if several is None else several
+    lines = []
+    for i, run in enumerate(runs):
+        flow = (run["gradient"] or {}).get(when)
+        for j, (key, who, dash) in enumerate(
+            (("smt", "SMT", "solid"), ("bptt", "BPTT", "dash"), ("bptt_last", "BPTT, last target only", "dot"))
+        ):
+            if flow and flow[key] is not None:
+                # A norm of exactly 0 has no place on a log scale.
+                values = [v if v else None for v in flow[key]]
+                colour = i if several else j
+                lines.append(_by_position(f"{run['name']}, {who}" if several else who, values, colour, dash))
+    title = {"initial": "Gradient flow at initialisation", "trained": "Gradient flow after training"}[when]
+    return (
+        Chart(f"gradient-{when}", title, {"position": "position t"}, "‖∂loss / ∂m_t‖", lines, True) if lines else None
+    )
+
+
+def _by_position(name: str, values: Numbers, colour: int, dash: str = "solid") -> Line:
+    return Line(name, {"position": list(range(len(values)))}, values, colour, dash)
+
+
+def _from_one(values: Numbers) -> Numbers:
+    """Without t = 0: RNN and teacher share m_0, and its rounding error would stretch a log scale by ten decades."""
+    return [None, *values[1:]]
+
+
+def named_charts(runs: list[dict[str, Any]]) -> dict[str, Chart]:
+    """Every line plot of the page by its name."""
+    found = [
+        *history_charts(runs), drift_chart(runs), drift_chart(runs, False), beyond_chart(runs, True),
+        quality_chart(runs), beyond_chart(runs, False), length_chart(runs),
+        gradient_chart(runs, "initial"), gradient_chart(runs, "trained"),
+    ]  # fmt: skip
+    return {chart.key: chart for chart in found if chart is not None and chart.lines}

@@ -1,0 +1,184 @@
+"""All that a page tells about one run, gathered as JSON values; what cannot be had becomes a note, never an error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from retain.config import RunConfig, load_config, to_dict
+from retain.data import Data, load_data
+from retain.report import analyses
+from retain.report.history import read_history
+from retain.report.samples import samples
+from retain.run import Run, load_run, phase_folder
+
+T = TypeVar("T")
+STILL_WRITING = 180.0
+"""Seconds since the last logged line within which an unfinished run is taken to be running."""
+PARTS = ("positions", "gradient", "geometry", "samples")
+"""Analyses that need the model; a single plot asks for one of them."""
+log = logging.getLogger("retain")
+
+
+def gather(path: Path, parts: tuple[str, ...] = PARTS) -> dict[str, Any]:
+    """Everything about the run at `path`. Raises ValueError where there is no run."""
+    if not path.is_dir() or not (path / "config.json").exists():
+        what = "holds no config.json" if path.is_dir() else "is not a folder"
+        raise ValueError(f"run: {path} {what}; give the folder that `retain train` wrote")
+    config = load_config(path / "config.json")
+    notes: list[str] = []
+
+    def attempt(what: str, work: Callable[[], T]) -> T | None:
+        # Whatever is wrong with one part of a run, the page shows the others: hence every Exception.
+        try:
+            return work()
+        except Exception as error:
+            if os.environ.get("RETAIN_DEBUG"):
+                raise
+            log.debug("%s", what, exc_info=True)
+            notes.append(f"{what}: {' '.join(str(error).split()) or type(error).__name__}")
+            return None
+
+    found: dict[str, Any] = {
+        "name": path.name or path.resolve().name,
+        "path": str(path),
+        "notes": notes,
+        "config": to_dict(config),
+        "command": attempt("the command", lambda: command_of(config, path)),
+        "data": attempt("data.json", lambda: _json(path / "data.json")),
+        "test": attempt("eval-test.json", lambda: _json(path / "eval-test.json")),
+        "summary": attempt("summary.json", lambda: _json(path / "summary.json")),
+    }
+    history = attempt("metrics.jsonl", lambda: read_history(path / "metrics.jsonl")) or {
+        "lines": 0, "bad": 0, "first_bad": None, "cut": False, "last": None, "curves": {}, "phases": []
+    }  # fmt: skip
+    found["history"] = history
+    found["status"] = status(path, config, history, found["summary"] is not None, notes)
+    teacher = "smt" in config.phases  # a run of BPTT alone never trained its teacher
+    run = attempt("the model", lambda: load_run(path, teacher=teacher))
+    data = attempt("the data", lambda: load_data(config.data))
+    found["state"] = None
+    if run is not None:
+        found["state"] = {k: v for k, v in run.state.items() if k != "optimizer"}
+        found["parameters"] = sum(p.numel() for p in run.rnn.parameters())
+    if run is not None and data is not None:
+        checksum = {k: v for k, v in data.info.items() if k.startswith("sha256")}
+        trained_on = {k: v for k, v in (run.state.get("data") or {}).items() if k.startswith("sha256")}
+        if trained_on and checksum != trained_on:
+            notes.append("the data here has another checksum than the data the run was trained on; figures may differ")
+        if data.vocab_size != run.state["vocab_size"]:
+            notes.append(
+                f"the data: vocabulary {data.vocab_size}, the run's is {run.state['vocab_size']}; not analysed"
+            )
+            data = None
+    ready = run is not None and data is not None
+    found["answers"] = data.answers if data is not None else None
+    found["chance"] = data.chance if data is not None and data.answers else None
+    for part, work in {
+        "positions": lambda: positions(path, run, data, history, notes),  # type: ignore[arg-type]
+        "gradient": lambda: analyses.gradient_flow(run, data),  # type: ignore[arg-type]
+        "geometry": lambda: analyses.geometry(run, data),  # type: ignore[arg-type]
+        "samples": lambda: samples(run, data),  # type: ignore[arg-type]
+    }.items():
+        found[part] = attempt(part, work) if ready and part in parts else None
+    return _plain(found)
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _plain(value: Any) -> Any:
+    """Strict JSON: a number that is not finite is null."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def status(path: Path, config: RunConfig, history: dict[str, Any], finished: bool, notes: list[str]) -> str:
+    """ "finished", "running" or "stopped"; what is missing or damaged goes to the notes."""
+    if history["bad"] > (1 if history["cut"] else 0):
+        where = f"the first is line {history['first_bad']}"
+        notes.append(f"metrics.jsonl: {history['bad']} of {history['lines']} lines cannot be read; {where}")
+    elif history["bad"]:
+        notes.append("metrics.jsonl: its last line is cut short and is left out")
+    if not history["lines"]:
+        notes.append("metrics.jsonl: nothing is logged yet, so there are no curves")
+    begun = {p["phase"] for p in history["phases"]}
+    missing = [phase for phase in config.phases if phase not in begun]
+    if missing and history["lines"]:
+        notes.append(f"phase {' and '.join(missing)} of {' then '.join(config.phases)} has not begun")
+    if finished:
+        return "finished"
+    file = path / "metrics.jsonl"
+    age = time.time() - file.stat().st_mtime if file.exists() else math.inf
+    if age < STILL_WRITING:
+        notes.append(
+            f"the run is still being written (last line {age:.0f} s ago): figures are those of its best so far"
+        )
+        return "running"
+    notes.append(f"the run stopped before its end; go on with: retain train --out {path} --resume")
+    return "stopped"
+
+
+def positions(path: Path, run: Run, data: Data, history: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Scores of the model on validation, by position as each phase left it, and beyond the training length."""
+    config = run.config
+    found: dict[str, Any] = {"final": analyses.scores(run, data), "phases": [], "longer": None, "lengths": None}
+    for index, name in enumerate(config.phases):
+        if phase_folder(path, config, index).is_dir():
+            try:
+                there = load_run(path, teacher=run.teacher is not None, phase=index)
+                found["phases"].append({"phase": name} | analyses.scores(there, data))
+            except (ValueError, RuntimeError) as error:
+                notes.append(f"the model after {name}: {' '.join(str(error).split())}")
+        elif any(p["phase"] == name for p in history["phases"]):
+            notes.append(f"the model as {name} left it is not in {path / 'phases'}, so it is not compared")
+    found["settles"] = analyses.settles(found["final"])
+    if data.answers:
+        found["lengths"] = analyses.by_length(run)
+    longer, why = analyses.longer_data(config)
+    if longer is not None:
+        found["longer"] = analyses.scores(run, longer, analyses.SEQUENCES // analyses.LONGER)
+        found["settles_beyond"] = analyses.settles(found["longer"])
+    found["why_not_longer"] = why
+    return found
+
+
+def command_of(config: RunConfig, path: Path) -> str:
+    """A `retain train` line that gives this config, checked by parsing it; else the one that reads the config file."""
+    import shlex
+
+    from retain.cli import train_config
+    from retain.config import flatten
+    from retain.presets import PRESETS
+
+    by_file = f"retain train --config {shlex.quote(str(path / 'config.json'))} --out NEW"
+    if config.preset not in PRESETS:
+        return by_file
+    line = ["train", config.preset, "--out", "NEW"]
+    if config.data.path is not None:
+        line += ["--data", config.data.path]
+    before, now = flatten(to_dict(PRESETS[config.preset]())), flatten(to_dict(config))
+    for key, value in now.items():
+        if value == before.get(key) or key in ("data.path", "preset") or (key == "data.name" and config.data.path):
+            continue
+        option = "--" + key.replace("_", "-")
+        if isinstance(value, bool):
+            head, _, tail = option.rpartition(".")
+            line.append(option if value else f"{head}.no-{tail}" if head else f"--no-{tail[2:]}")
+        else:
+            line += [option, *map(str, value if isinstance(value, list) else [value])]
+    try:
+        same = train_config(line[1:])[0] == config
+    except Exception:  # whatever the parser says of it, it is not a line to show
+        same = False
+    return "retain " + shlex.join(line) if same else by_file

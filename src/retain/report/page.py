@@ -1,0 +1,124 @@
+"""One self-contained HTML page about runs, and the JSON of every number on it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from retain import __version__
+from retain.checkpoint import replace_file
+from retain.report.charts import (
+    Chart,
+    beyond_chart,
+    drift_chart,
+    gradient_chart,
+    history_charts,
+    length_chart,
+    quality_chart,
+)
+from retain.report.gather import gather
+from retain.report.history import AXES
+from retain.report.verdict import ablation, result_row, verdict
+
+HERE = Path(__file__).parent
+
+
+def write_report(paths: list[Path], out: Path) -> dict[str, Any]:
+    """Write the page `out` (.html) and the JSON next to it; returns what the JSON holds.
+
+    Raises ValueError for a folder that is no run; whatever a run lacks is told on the page.
+    """
+    runs = [gather(path) for path in paths]
+    names = [run["name"] for run in runs]
+    for run, path in zip(runs, paths, strict=True):
+        if names.count(run["name"]) > 1:
+            run["name"] = str(path)
+    report = describe(runs)
+    page = render(report)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(out.with_suffix(".json"), (json.dumps(report, allow_nan=False) + "\n").encode())
+    replace_file(out, page.encode())
+    return report
+
+
+def describe(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the page says, as JSON."""
+    return {
+        "retain": __version__,
+        "results": [result_row(run) for run in runs],
+        "verdicts": [verdict(run) for run in runs],
+        "ablation": ablation(runs) if len(runs) > 1 else None,
+        "runs": runs,
+    }
+
+
+def render(report: dict[str, Any]) -> str:
+    """The page's HTML, with Plotly's script, styles and data inside: it asks the network for nothing."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise ValueError("report: needs plotly; run pip install 'retain[report]'") from None
+    import jinja2
+
+    from retain.report.figures import chart_figure, colourings, memory_figure
+
+    runs = report["runs"]
+    figures: dict[str, Any] = {}
+
+    def add(chart: Chart | None) -> dict[str, str] | None:
+        if chart is None or not chart.lines:
+            return None
+        figures[chart.key] = chart_figure(chart)
+        return {"key": chart.key, "title": chart.title}
+
+    histories = history_charts(runs)
+    axes = list(histories[0].axes) if histories else []
+    plots = {
+        "history": [add(chart) for chart in histories],
+        "drift": [
+            p for p in (add(drift_chart(runs)), add(drift_chart(runs, False)), add(beyond_chart(runs, True))) if p
+        ],
+        "quality": [
+            p for p in (add(quality_chart(runs)), add(beyond_chart(runs, False)), add(length_chart(runs))) if p
+        ],
+        "gradient": [p for p in (add(gradient_chart(runs, when)) for when in ("initial", "trained")) if p],
+    }
+    memories = []
+    for i, run in enumerate(runs):
+        if (geometry := run["geometry"]) is None:
+            continue
+        wanted = [("rnn", 2, "RNN, two components"), ("rnn", 3, "RNN, three components")]
+        if geometry["teacher"] is not None:
+            wanted.append(("teacher", 2, "its teacher, on the RNN's components"))
+        rows = []
+        for who, components, title in wanted:
+            key = f"memory-{i}-{who}-{components}"
+            figures[key] = memory_figure(geometry, who, components)
+            rows.append({"key": key, "title": title, "three": components == 3})
+        memories.append(
+            {"run": run, "plots": rows, "colours": [(c, c) for c in colourings(geometry)], "switch": f"colour-{i}"}
+        )
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True,
+                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)  # fmt: skip
+    environment.filters["number"] = number
+    environment.filters["pretty"] = lambda value: json.dumps(value, indent=2)
+    return environment.get_template("page.html").render(
+        report=report,
+        runs=runs,
+        plots=plots,
+        axes=[(axis, AXES[axis]) for axis in axes],
+        memories=memories,
+        # In a script element only "</" and "<!--" could end the data early.
+        figures=json.dumps(figures, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+        plotly=get_plotlyjs(),
+        style=(HERE / "page.css").read_text(),
+        script=(HERE / "page.js").read_text(),
+    )
+
+
+def number(value: Any, form: str = ".3f") -> str:
+    """A figure for a table, – where there is none."""
+    if value is None:
+        return "–"
+    return format(value, form) if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,139 @@
+"""What RNN and teacher produce, beside the data: text, images, or a task's answers. Returns JSON values."""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retain.config import IGNORE
+from retain.data import Data
+from retain.generate import generate, sample, save_image_grid
+from retain.model.teacher import Teacher
+from retain.report.analyses import SPLIT
+from retain.run import Run
+
+PROMPT, LENGTH = 32, 240
+"""Tokens shown first and sampled then, for text and other streams."""
+SECONDS = 30.0
+"""The teacher reads everything again for each token: it is given up after so long."""
+
+
+def samples(run: Run, data: Data) -> dict[str, Any]:
+    """`kind` is "answers", "images" or "text"; `rows` or pictures of RNN, teacher (null where untrained) and data."""
+    if data.answers:
+        return answers(run, data)
+    if data.kind == "image" and data.image_shape is not None:
+        return images(run, data)
+    return continuations(run, data)
+
+
+def teacher_stream(
+    teacher: Teacher, prompt: Tensor, length: int, window: int, temperature: float, seed: int
+) -> Iterator[Tensor]:
+    """Sample from the teacher's decoder: prompt (B, P), the memory made anew of the last `window` tokens each time."""
+    drawn = torch.Generator().manual_seed(seed)
+    tokens = prompt
+    for _ in range(length):
+        with torch.inference_mode():
+            read = tokens[:, -window:]
+            memory = teacher.encode(read, torch.tensor([read.shape[1]]))[:, 0]
+            token = sample(teacher.decoder(memory).float(), temperature, generator=drawn)
+            tokens = torch.cat([tokens, token[:, None]], 1)
+        yield token
+
+
+def _within(stream: Iterator[Tensor]) -> Tensor | None:
+    """All tokens of a stream, (B, N), or None where it takes more than SECONDS."""
+    start, found = time.perf_counter(), []
+    for token in stream:
+        found.append(token)
+        if time.perf_counter() - start > SECONDS:
+            return None
+    return torch.stack(found, 1)
+
+
+def continuations(run: Run, data: Data, count: int = 2, temperature: float = 0.7) -> dict[str, Any]:
+    """How RNN, teacher and data go on after the beginnings of some validation sequences."""
+    length = min(LENGTH, 4 * data.seq_len)
+    prompt_len = min(PROMPT, data.seq_len // 2)
+    whole = torch.cat([b["targets"] for b in data.windows(SPLIT, 64)][:8])
+    # Windows of a stream follow each other: several of them in a row are one longer piece of it.
+    joined = 1 + (prompt_len + length) // whole.shape[1]
+    starts = torch.linspace(0, max(0, len(whole) - joined), count).long().tolist()
+    real = torch.stack([whole[s : s + joined].flatten()[: prompt_len + length] for s in starts]).clamp_min(0)
+    prompt = real[:, :prompt_len]
+    with torch.inference_mode():
+        own = torch.stack(list(generate(run.rnn, prompt, length, temperature=temperature, seed=0)), 1)
+    theirs = None
+    if run.teacher is not None:
+        theirs = _within(teacher_stream(run.teacher, prompt, length, data.seq_len, temperature, 0))
+    rows = [
+        {
+            "prompt": data.decode(prompt[i].tolist()),
+            "rnn": data.decode(own[i].tolist()),
+            "teacher": None if theirs is None else data.decode(theirs[i].tolist()),
+            "data": data.decode(real[i, prompt_len:].tolist()),
+        }
+        for i in range(count)
+    ]
+    return {"kind": "text", "temperature": temperature, "rows": rows}
+
+
+def images(run: Run, data: Data, count: int = 24) -> dict[str, Any]:
+    """Whole images sampled from nothing, as PNG data URIs."""
+    assert data.image_shape is not None
+    pixels = data.image_shape[0] * data.image_shape[1]
+    count = count if pixels <= 256 else 8
+    empty = torch.zeros(count, 0, dtype=torch.long)
+    drawn: dict[str, Tensor | None] = {
+        "rnn": torch.stack(list(generate(run.rnn, empty, pixels, seed=0)), 1),
+        "teacher": None
+        if run.teacher is None
+        else _within(teacher_stream(run.teacher, empty, pixels, data.seq_len, 1.0, 0)),
+        "data": next(iter(data.windows(SPLIT, count, count)))["targets"],
+    }
+    return {
+        "kind": "images",
+        "temperature": 1.0,
+        **{name: None if t is None else picture(t, data.image_shape, data.vocab_size) for name, t in drawn.items()},
+    }
+
+
+def picture(tokens: Tensor, shape: tuple[int, int], levels: int) -> str:
+    """Images as one PNG grid in a data URI."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "grid.png"
+        save_image_grid(tokens, shape, levels, path, columns=6)
+        return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+@torch.no_grad()
+def answers(run: Run, data: Data, count: int = 6) -> dict[str, Any]:
+    """Sequences of a task with the last right answer, and what RNN and teacher say there."""
+    batch = next(iter(data.windows(SPLIT, count, count)))
+    tokens, targets = batch["tokens"], batch["targets"]
+    m_0 = run.rnn.init_memory(len(tokens))
+    memory = torch.cat([m_0[:, None], run.rnn.rollout(tokens, m_0)], 1)
+    own = run.rnn.readout(memory).float().softmax(-1)  # (B, T + 1, V)
+    theirs = None if run.teacher is None else run.teacher.decoder(run.teacher.encode(tokens)).float().softmax(-1)
+
+    def said(probabilities: Tensor | None, i: int, t: int) -> str | None:
+        if probabilities is None:
+            return None
+        likeliest = int(probabilities[i, t].argmax())
+        return f"{likeliest} ({float(probabilities[i, t, likeliest]):.0%})"
+
+    rows = []
+    for i in range(len(tokens)):
+        t = int((targets[i] != IGNORE).nonzero()[-1])
+        right = str(int(targets[i, t]))
+        read = data.decode(tokens[i, :t].tolist())
+        rows.append({"prompt": read, "rnn": said(own, i, t), "teacher": said(theirs, i, t), "data": right})
+    return {"kind": "answers", "rows": rows}

@@ -1,0 +1,218 @@
+"""What a comparison found: as one JSON object, as Markdown tables, and as a picture of quality against cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retain.compare import Comparison
+
+COSTS = {"seconds": "seconds", "tokens": "tokens", "sequential_steps": "sequential steps"}
+Results = dict[str, Any]
+
+
+def summarise(
+    comparison: Comparison,
+    runs: dict[str, list[dict[str, Any]]],
+    sweep: dict[str, dict[str, dict[str, Any]]],
+    best: dict[str, str],
+) -> Results:
+    """All figures of a comparison as JSON: `runs` by method, `sweep` by method and factor, the `best` factors."""
+    config = comparison.config
+    methods = {}
+    for method, results in runs.items():
+        good = [r for r in results if "failed" not in r]
+        run = results[0]["config"]
+        methods[method] = {
+            "lr_factor": best[method],
+            "lr": {phase: run[phase]["lr"] for phase in run["phases"]},
+            "cell": run["cell"]["kind"],
+            "memory": [run["memory"]["tokens"], run["memory"]["width"]],
+            "parameters": good[0]["parameters"] if good else None,
+            "sweep": {
+                lr: {key: r.get(key) for key in ("validation_bits_per_token", "seconds", "failed") if key in r}
+                for lr, r in sweep[method].items()
+            },
+            "runs": [{k: v for k, v in r.items() if k != "config"} | {"seed": s} for s, r in enumerate(results)],
+        }
+    known = next((r for results in runs.values() for r in results if "test" in r), {})
+    return {
+        "preset": config.preset,
+        "budget": config.budget,
+        "sweep_budget": comparison.sweep_budget or config.budget,
+        "seeds": comparison.seeds,
+        "lrs": list(comparison.lrs),
+        "lengths": list(comparison.lengths),
+        "threads": comparison.threads,
+        "data": dataclasses.asdict(config.data),
+        "metric": "accuracy" if known.get("answers") else "bits_per_token",
+        "chance": known.get("chance"),
+        "methods": methods,
+    }
+
+
+def write_results(results: Results, out: Path) -> None:
+    """results.json, results.md and, where matplotlib is installed, results.png."""
+    from retain.checkpoint import replace_file
+
+    replace_file(out / "results.json", json.dumps(results, indent=1).encode() + b"\n")
+    replace_file(out / "results.md", markdown(results).encode())
+    plot(results, out / "results.png")
+
+
+def markdown(results: Results) -> str:
+    """The tables of a comparison: methods, the sweep of learning rates, and lengths."""
+    accuracy = results["metric"] == "accuracy"
+    said = f"{results['preset'] or 'custom'}, {results['budget']} a run, {results['seeds']} seed(s)"
+    if results["threads"]:
+        said += f", {results['threads']} thread(s) a run"
+    text = f"{said}; test split, each RNN alone from m_0; mean ± standard deviation over seeds, the best in bold.\n\n"
+    text += main_table(results, accuracy)
+    if len(results["lrs"]) > 1:
+        text += "\n" + sweep_table(results)
+    if results["lengths"]:
+        text += "\n" + length_table(results, accuracy)
+    return text
+
+
+def main_table(results: Results, accuracy: bool) -> str:
+    head = ["method", "accuracy", "chance", "bits/token", "its teacher", "learning rate", "seconds", "tokens"]
+    head += ["sequential steps", "parameters", "peak memory, MiB"]
+    if not accuracy:
+        head.remove("chance")
+    rows = []
+    for method, found in ranked(results):
+        good = [r for r in found["runs"] if "test" in r]
+        failed = len(found["runs"]) - len(good)
+        name = method if not failed else f"{method} ({failed} of {len(found['runs'])} runs diverged)"
+        lead = found is ranked(results)[0][1] and good and len(results["methods"]) > 1
+
+        def test(key: str, form: str = ".3f", good: list[dict[str, Any]] = good) -> str:
+            return spread([r["test"][key] for r in good], form)
+
+        def mean(key: str, form: str, scale: float = 1, good: list[dict[str, Any]] = good) -> str:
+            return spread([r[key] / scale for r in good], form, deviation=False)
+
+        bold = f"**{test(results['metric'])}**" if lead else test(results["metric"])
+        row = [name, bold if accuracy else test("accuracy")]
+        row += [f"{results['chance']:.3f}"] if accuracy else []
+        row += [
+            test("bits_per_token") if accuracy else bold,
+            test(f"teacher_{results['metric']}"),
+            ", ".join(f"{phase} {lr:.2g}" for phase, lr in found["lr"].items()),
+            mean("seconds", ",.0f"),
+            mean("tokens", ",.0f"),
+            mean("sequential_steps", ",.0f"),
+            f"{found['parameters']:,}" if found["parameters"] else "–",
+            mean("peak_memory_bytes", ",.0f", 2**20),
+        ]
+        rows.append(row)
+    return table(head, rows)
+
+
+def sweep_table(results: Results) -> str:
+    """Validation bits per token of each learning rate, seed 0; the one chosen in bold."""
+    after = results["sweep_budget"]
+    text = f"Learning rates, as factors on the preset's: validation bits/token of seed 0 after {after}.\n\n"
+    rows = []
+    for method, found in results["methods"].items():
+        row = [method]
+        for lr in results["lrs"]:
+            value = found["sweep"][lr].get("validation_bits_per_token")
+            cell = "diverged" if value is None else f"{value:.3f}"
+            row.append(f"**{cell}**" if lr == found["lr_factor"] else cell)
+        rows.append(row)
+    return text + table(["method", *(f"× {lr}" for lr in results["lrs"])], rows)
+
+
+def length_table(results: Results, accuracy: bool) -> str:
+    metric = results["metric"]
+    what, trained = "Accuracy" if accuracy else "Bits/token", results["data"]["seq_len"]
+    text = f"{what} at other lengths (trained at {trained}); its teacher's in brackets.\n\n"
+    rows = []
+    for method, found in results["methods"].items():
+        good = [r for r in found["runs"] if "lengths" in r]
+        row = [method]
+        for length in map(str, results["lengths"]):
+            own = spread([r["lengths"][length][metric] for r in good])
+            theirs = spread([r["lengths"][length][f"teacher_{metric}"] for r in good])
+            row.append(own if theirs == "–" else f"{own} ({theirs})")
+        rows.append(row)
+    return text + table(["method", *map(str, results["lengths"])], rows)
+
+
+def ranked(results: Results) -> list[tuple[str, dict[str, Any]]]:
+    """The methods, best mean on the test split first; those without a score last."""
+    metric = results["metric"]
+
+    def key(item: tuple[str, dict[str, Any]]) -> float:
+        values = [r["test"][metric] for r in item[1]["runs"] if "test" in r]
+        if not values:
+            return float("inf")
+        return statistics.mean(values) * (-1 if metric == "accuracy" else 1)
+
+    return sorted(results["methods"].items(), key=key)
+
+
+def spread(values: Iterable[float | None], form: str = ".3f", deviation: bool = True) -> str:
+    """Mean ± standard deviation (of a sample) of what is there; – for nothing."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return "–"
+    mean = format(statistics.mean(known), form)
+    return f"{mean} ± {statistics.stdev(known):{form}}" if deviation and len(known) > 1 else mean
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown, the first column to the left and figures to the right."""
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def plot(results: Results, path: Path) -> bool:
+    """Quality on validation against seconds, tokens and sequential steps, one line per method.
+
+    False, and a line on stderr, where matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        print(f"{path}: not drawn, matplotlib is not installed; pip install 'retain[plot]'", file=sys.stderr)
+        return False
+    import numpy as np
+
+    metric = results["metric"]
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(COSTS), sharey=True)
+    for axis, (cost, label) in zip(axes, COSTS.items(), strict=True):
+        for number, (method, found) in enumerate(results["methods"].items()):
+            curves = [r["curve"] for r in found["runs"] if r["curve"]]
+            if not curves:
+                continue
+            # Seeds are validated at slightly different costs: their mean is taken on a common axis.
+            start = max(curve[0][cost] for curve in curves)
+            x = np.linspace(start, max(start, min(curve[-1][cost] for curve in curves)), 50)
+            y = np.array([np.interp(x, [p[cost] for p in c], [p[metric] for p in c]) for c in curves])
+            color = f"C{number}"
+            axis.plot(x, y.mean(0), color=color, label=method, marker="o" if len(curves[0]) == 1 else None)
+            if len(curves) > 1:
+                axis.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.15, linewidth=0)
+        if results["chance"] is not None:
+            axis.axhline(results["chance"], color="grey", linestyle=":", linewidth=1)
+        axis.set_xlabel(label)
+        if cost == "sequential_steps":
+            axis.set_xscale("log")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("accuracy, validation" if metric == "accuracy" else "bits per token, validation")
+    axes[-1].legend(fontsize="small")
+    figure.suptitle(f"{results['preset'] or 'custom'}, {results['budget']} a run, {results['seeds']} seed(s)")
+    figure.savefig(path, dpi=100)
+    return True

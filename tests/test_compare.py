@@ -1,0 +1,508 @@
+"""`retain compare`: equal parameters, a sweep by validation, nothing done twice, tables that say what was measured."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from conftest import tiny
+from naive import batch, gradients, models, smt_config
+from retain import compare as module
+from retain.compare import METHODS, Comparison, best_rate, compare, factor, method_config, parameters
+from retain.config import BPTTConfig, DMTConfig, RunConfig, parse_budget, save_config
+from retain.data import load_data
+from retain.data.rows import codec_of
+from retain.evaluate import evaluate
+from retain.grid import curve, read_result, run_all, train_one
+from retain.objectives import BPTT, DMT, SMT
+from retain.presets import PRESETS
+from retain.run import build, load_run
+from retain.tables import markdown, plot, ranked, spread
+from retain.train import train
+
+# Sequential steps
+
+
+def counted(method, progress=0.0, **changes):
+    """Sequential steps of one optimizer step of a method's first phase, T = 8."""
+    config = method_config(tiny(**changes), method)
+    rnn, teacher = build(config, 9)
+    kinds = {
+        "smt": lambda: SMT(teacher, rnn, config.smt, config.teacher.future_len),
+        "dmt": lambda: DMT(teacher, rnn, config.dmt, trunk_trained=True),
+        "bptt": lambda: BPTT(rnn, config.bptt),
+    }
+    return kinds[config.phases[0]]().sequential_steps(8, progress)
+
+
+@pytest.mark.parametrize(
+    "method, changes, by_hand",
+    [
+        # 8 cells and the readout; back through the readout and 8 cells
+        ("bptt", {}, 8 + 1 + 1 + 8),
+        ("gru", {}, 8 + 1 + 1 + 8),
+        ("lstm", {"teacher__decoder_layers": 3}, 8 + 3 + 3 + 8),
+        ("bptt", {"cell__layers": 2}, 16 + 1 + 1 + 16),
+        ("tbptt", {"bptt__truncate": 3}, 8 + 1 + 1 + 3),
+        ("tbptt", {"bptt__truncate": None}, 8 + 1 + 1 + 2),
+        # encoder 2, three own steps, f, readout 1; back through readout, f and encoder
+        ("smt", {"teacher__layers": 2}, 2 + 3 + 1 + 1 + (1 + 1 + 2)),
+        # nothing on its own memories: encoder, then the decoder, which is as deep as readout and deeper than f
+        ("smt", {"smt__on_policy": 0.0, "teacher__decoder_layers": 2}, 1 + (1 + 2) + (2 + 1) + 1),
+        # no readout: the decoder of 2 is the longest way back, five sweeps of f the longest way there
+        (
+            "smt",
+            {"smt__on_policy": 0.0, "smt__lambda_readout": 0.0, "smt__sweeps": 5, "teacher__decoder_layers": 2},
+            1 + 5 + 2 + 1,
+        ),
+        ("smt", {"phases": ("dmt",), "dmt__horizon": 4}, 1 + 4 + 1 + 1 + (1 + 1)),
+        ("smt", {"phases": ("dmt",), "dmt__predictive": False}, 1 + 1 + 1 + 1 + 1),
+    ],
+)
+def test_sequential_steps_by_hand(method, changes, by_hand):
+    assert counted(method, **changes) == by_hand
+
+
+def test_sequential_steps_of_dmt_grow_with_its_horizon():
+    shallow, whole = (counted("smt", p, phases=("dmt",)) for p in (0.0, 1.0))
+    assert (shallow, whole) == (1 + 1 + 1 + 1 + 2, 1 + 8 + 1 + 1 + 2)
+
+
+def test_the_count_is_what_autograd_and_the_cell_do():
+    """Cells really applied one after another, and how far back the gradient really goes."""
+    rnn = models(cell="mlp", norm="rms")[1]
+    applied = []
+    rnn.cell.register_forward_hook(lambda *_: applied.append(1))
+    for truncate, back in ((None, 6), (2, 2), (4, 4)):
+        objective = BPTT(rnn, BPTTConfig(truncate=truncate))
+        applied.clear()
+        objective(batch(length=6))
+        assert objective.sequential_steps(6) == 2 * len(applied) + 2 * 2 + 2 * back, "2 layers of cell and of readout"
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 6])
+def test_dmt_applies_the_cell_as_often_as_counted(horizon):
+    teacher, rnn = models(cell="mlp", norm="rms")
+    applied = []
+    rnn.cell.register_forward_hook(lambda *_: applied.append(1))
+    objective = DMT(teacher, rnn, DMTConfig(horizon=horizon, horizon_end=horizon))
+    applied.clear()
+    objective(batch(length=6))
+    # 2 encoder layers, then a rollout and one more f of 2 layers each, 2 of readout; back 2 + 2
+    assert objective.sequential_steps(6) == 2 + 2 * len(applied) + 2 + 4
+
+
+def test_the_loop_adds_them_up_and_stops_by_them(tmp_path):
+    config = tiny(phases=("smt", "bptt"), budget="100sequential", bptt__truncate=None, smt__accumulate=2)
+    summary = train(config, tmp_path / "run", progress_bar=False)
+    lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    lines = [x for x in lines if "loss" in x]
+    smt, bptt = counted("smt"), counted("bptt")
+    # Half of the budget each, and a phase ends with the step that reaches it; micro-batches do not wait.
+    steps = -(-50 // smt), -(-50 // bptt)
+    assert [x["phase"] for x in lines] == ["smt"] * steps[0] + ["bptt"] * steps[1]
+    assert summary["sequential_steps"] == lines[-1]["sequential_steps"] == steps[0] * smt + steps[1] * bptt
+    assert lines[0]["sequential_steps"] == smt
+
+
+def test_budgets_in_sequential_steps():
+    budget = parse_budget("20ksequential")
+    assert (budget.amount, budget.unit, str(budget)) == (20_000, "sequential", "20000sequential")
+    with pytest.raises(ValueError, match="500ksequential"):
+        parse_budget("20sequentials")
+
+
+def test_an_older_checkpoint_counts_from_zero():
+    from retain.progress import Progress
+
+    assert Progress(step=3, tokens=9).total("sequential") == 0
+
+
+# SMT without credit through the labels
+
+
+@pytest.mark.parametrize("on_policy", [0.0, 0.5])
+def test_detached_labels_get_no_gradient_from_f(on_policy):
+    teacher, rnn = models()
+    only_f = {"lambda_dec": 0.0, "lambda_trunk": 0.0, "lambda_unif": 0.0, "on_policy": on_policy, "sweeps": 2}
+    for detach in (False, True):
+        objective = SMT(teacher, rnn, smt_config(**only_f, detach_labels=detach), 3)
+        grads = gradients(objective(batch())["loss"], objective)
+        reached = any((g != 0).any() for n, g in grads.items() if n.startswith("teacher."))
+        assert reached != detach
+        assert (grads["rnn.cell.out.weight"] != 0).any()
+
+
+def test_detached_labels_leave_the_losses_as_they_are():
+    teacher, rnn = models()
+    losses = []
+    for detach in (False, True):
+        torch.manual_seed(0)
+        losses.append(SMT(teacher, rnn, smt_config(detach_labels=detach), 3)(batch()))
+    assert losses[0].keys() == losses[1].keys()
+    for name in losses[0]:
+        assert losses[0][name] == losses[1][name], name
+
+
+# What each method is
+
+
+@pytest.mark.parametrize("preset", [n for n in PRESETS if n != "text"])
+def test_every_method_has_the_parameters_of_smt_within_a_tenth(preset):
+    base = PRESETS[preset]()
+    # Of what is on the hub the vocabulary is known without it.
+    of_hub = base.data.name in ("documents", "images")
+    vocab_size = codec_of(base.data).vocab_size if of_hub else load_data(base.data).vocab_size
+    wanted = sum(p.numel() for p in build(base, vocab_size)[0].parameters())
+    for method in METHODS:
+        config = method_config(base, method)
+        real = sum(p.numel() for p in build(config, vocab_size)[0].parameters())
+        assert parameters(config, vocab_size) == real
+        assert abs(real / wanted - 1) <= 0.1, (method, real, wanted)
+        if method in ("gru", "lstm"):
+            assert (config.cell.kind, config.phases, config.bptt.truncate) == (method, ("bptt",), None)
+        else:
+            assert real == wanted
+        assert config.data == base.data and config.budget == base.budget
+
+
+def test_phases_and_budgets_of_the_methods():
+    base = tiny(smt__budget="5s", smt__share=3, dmt__share=1, budget="90steps", bptt__budget="7steps")
+    assert [b.amount for b in method_config(base, "smt").budgets()] == [68, 22]
+    both = method_config(base, "smt+bptt")
+    assert both.phases == ("smt", "dmt", "bptt")
+    assert [round(b.amount) for b in both.budgets()] == [45, 15, 30]
+    assert both.bptt.truncate is None
+    assert [b.amount for b in method_config(base, "tbptt").budgets()] == [90]
+    assert method_config(base, "tbptt").bptt.truncate == 4, "the preset's"
+    assert method_config(tiny(bptt__truncate=None), "tbptt").bptt.truncate == 2, "a quarter of 8"
+    assert method_config(base, "bptt").bptt.truncate is None
+
+
+def test_rates_and_the_choice_among_them():
+    run = module.with_rate(method_config(tiny(smt__lr=0.3, dmt__lr=0.03), "smt"), "1/3")
+    assert (run.smt.lr, run.dmt.lr) == (pytest.approx(0.1), pytest.approx(0.01))
+    assert run.bptt.lr == tiny().bptt.lr
+    assert factor("1/3") == pytest.approx(1 / 3) and factor("2.5") == 2.5
+    rates = {
+        "1/3": {"validation_bits_per_token": 2.0, "test": {"bits_per_token": 0.1}},
+        "1": {"validation_bits_per_token": 1.5, "test": {"bits_per_token": 0.9}},
+        "3": {"failed": "loss became nan"},
+    }
+    assert best_rate(rates) == "1", "by validation, whatever the test says; a diverged trial is last"
+
+
+# A whole comparison
+
+BASE = tiny(budget="6steps", validate_every="2steps")
+SMALL = Comparison(config=BASE, methods=("smt", "gru"), seeds=2, lrs=("1", "1e6"), lengths=(8, 12), threads=1)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("comparison") / "out"
+    return out, compare(SMALL, out, jobs=2)
+
+
+def test_runs_of_a_comparison(finished):
+    out, results = finished
+    best = {m: found["lr_factor"] for m, found in results["methods"].items()}
+    for method in ("smt", "gru"):
+        values = {lr: t.get("validation_bits_per_token", 1e9) for lr, t in results["methods"][method]["sweep"].items()}
+        assert best[method] == min(values, key=values.get)
+    names = {f"{m}-lr{lr}-seed0" for m in best for lr in SMALL.lrs} | {f"{m}-lr{lr}-seed1" for m, lr in best.items()}
+    assert {p.name for p in (out / "runs").iterdir() if p.is_dir()} == names, "seed 0 at the best rate is not run twice"
+    for name in names:
+        result = json.loads((out / "runs" / name / "result.json").read_text())
+        method, _, rest = name.partition("-lr")
+        chosen = rest.rpartition("-seed")[0] == best[method]
+        assert ("test" in result) == chosen, "the test split is for the chosen rate only"
+
+
+def test_results_are_those_of_the_runs(finished):
+    out, results = finished
+    for method, found in results["methods"].items():
+        assert [r["seed"] for r in found["runs"]] == [0, 1]
+        for r in found["runs"]:
+            folder = out / "runs" / f"{method}-lr{found['lr_factor']}-seed{r['seed']}"
+            run = load_run(folder, teacher=True)
+            data = load_data(run.config.data)
+            guide = run.teacher if method == "smt" else None
+            again = evaluate(run.rnn, guide, data.windows("test", 256))
+            for key, value in r["test"].items():
+                assert value == again[key], key
+            assert (r["test"]["teacher_accuracy"] is None) == (method == "gru")
+            longer = load_data(dataclasses.replace(run.config.data, seq_len=12))
+            again = evaluate(run.rnn, guide, longer.windows("test", 256, 512))
+            assert r["lengths"]["12"]["accuracy"] == pytest.approx(again["accuracy"])
+            assert set(r["lengths"]) == {"8", "12"}
+            summary = json.loads((folder / "summary.json").read_text())
+            for key in ("seconds", "tokens", "sequential_steps", "parameters", "steps", "best_step"):
+                assert r[key] == summary[key]
+            assert found["parameters"] == sum(p.numel() for p in run.rnn.parameters())
+            assert 50e6 < r["peak_memory_bytes"] < 4e9
+            lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+            seen = [x["step"] for x in lines if "validation_accuracy" in x]
+            assert [p["step"] for p in r["curve"]] == seen
+            assert {"seconds", "tokens", "sequential_steps", "accuracy", "bits_per_token"} <= set(r["curve"][0])
+    assert (results["metric"], results["chance"]) == ("accuracy", 0.25)
+
+
+def rows(text, first):
+    """Cells of the Markdown table whose head begins with `first`, by the first cell of each row."""
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines[start:]]
+    end = next((i for i, line in enumerate(lines[start:]) if not line.startswith("|")), len(cells))
+    head, body = cells[0], cells[2:end]
+    return {row[0]: dict(zip(head, row, strict=True)) for row in body}
+
+
+def test_the_table_says_mean_and_deviation(finished):
+    out, results = finished
+    text = (out / "results.md").read_text()
+    assert text == markdown(json.loads((out / "results.json").read_text())), "tables can be made from the JSON alone"
+    means = {}
+    for method, row in rows(text, "method | accuracy").items():
+        runs = [
+            json.loads(
+                (out / f"runs/{method}-lr{results['methods'][method]['lr_factor']}-seed{s}/result.json").read_text()
+            )
+            for s in (0, 1)
+        ]
+        accuracy = [r["test"]["accuracy"] for r in runs]
+        means[method] = statistics.mean(accuracy)
+        bits = [r["test"]["bits_per_token"] for r in runs]
+        assert row["accuracy"].strip("*") == f"{sum(accuracy) / 2:.3f} ± {abs(accuracy[0] - accuracy[1]) / 2**0.5:.3f}"
+        assert row["bits/token"] == f"{sum(bits) / 2:.3f} ± {abs(bits[0] - bits[1]) / 2**0.5:.3f}"
+        assert row["chance"] == "0.250"
+        assert (row["its teacher"] == "–") == (method == "gru")
+        assert row["tokens"] == f"{6 * 4 * 8}"
+        assert row["parameters"].replace(",", "") == str(runs[0]["parameters"])
+        assert row["sequential steps"] == f"{statistics.mean(r['sequential_steps'] for r in runs):,.0f}"
+        assert row["peak memory, MiB"] == f"{statistics.mean(r['peak_memory_bytes'] for r in runs) / 2**20:,.0f}"
+    order = list(rows(text, "method | accuracy"))
+    assert order == sorted(means, key=lambda m: -means[m]) == [m for m, _ in ranked(results)]
+    assert text.count("**") == 2 * (1 + len(order)), "the best result, and the chosen rate of each method"
+    assert set(rows(text, "method | × 1")) == {"smt", "gru"}
+    lengths = rows(text, "method | 8")
+    assert "(" in lengths["smt"]["12"] and "(" not in lengths["gru"]["12"]
+
+
+def test_the_picture(finished, tmp_path, monkeypatch, capsys):
+    from PIL import Image
+
+    out, results = finished
+    with Image.open(out / "results.png") as image:
+        assert image.size[0] > 2 * image.size[1] > 400
+    for name in ("matplotlib.figure", "matplotlib.backends.backend_agg"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert not plot(results, tmp_path / "none.png")
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and "matplotlib" in said and "pip install" in said
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_only_what_is_missing_is_run_again(finished, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out)
+    for path in [*out.rglob("*.safetensors"), *out.rglob("checkpoints")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    best = finished[1]["methods"]["gru"]["lr_factor"]
+    again = f"gru-lr{best}-seed1"
+    shutil.rmtree(out / "runs" / again)
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("result.json")}
+    assert len(before) == 5
+    results = compare(SMALL, out)
+    after = {p: p.stat().st_mtime_ns for p in out.rglob("result.json")}
+    assert {p: t for p, t in after.items() if p in before} == before
+    assert {p.parent.name for p in after if p not in before} == {again}
+    new, old = (r["methods"]["gru"]["runs"][1] for r in (results, finished[1]))
+    assert new["test"] == old["test"], "the same seed, the same run"
+    start = time.perf_counter()
+    assert compare(SMALL, out)["methods"]["gru"]["runs"][1] == new
+    assert time.perf_counter() - start < 2, "nothing left to do"
+
+
+def test_a_diverged_run_is_told_and_not_hidden(finished):
+    results = json.loads(json.dumps(finished[1]))
+    gru = results["methods"]["gru"]
+    gru["runs"][1] = {"seed": 1, "failed": "loss became nan", "curve": []}
+    gru["sweep"]["1e6"] = {"failed": "loss became nan"}
+    text = markdown(results)
+    assert "gru (1 of 2 runs diverged)" in text
+    assert rows(text, "method | × 1")["gru"]["× 1e6"] == "diverged"
+    gru["runs"][0] = {"seed": 0, "failed": "loss became nan", "curve": []}
+    gru["parameters"] = None
+    assert list(rows(markdown(results), "method | accuracy"))[-1] == "gru (2 of 2 runs diverged)"
+
+
+def test_spread():
+    assert spread([1.0]) == "1.000"
+    assert spread([1.0, 2.0, 6.0], ".1f") == "3.0 ± 2.6"
+    assert spread([None]) == spread([]) == "–"
+
+
+def test_a_curve_is_thinned_and_keeps_its_end(tmp_path):
+    lines = [{"step": i, "validation_bits_per_token": 1.0, "loss": 2.0} for i in range(100)] + [{"step": 100}]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    kept = curve(tmp_path / "m.jsonl", 10)
+    assert [p["step"] for p in kept] == list(range(9, 100, 10))
+    assert kept[0] == {"step": 9, "bits_per_token": 1.0}
+
+
+# A kill
+
+
+def grid_process(config, out, tmp_path):
+    save_config(config, tmp_path / "config.json")
+    code = (
+        "import sys; from pathlib import Path; from retain.config import load_config; from retain.grid import run_all\n"
+        "run_all({'one': load_config(Path(sys.argv[1]))}, sys.argv[2], threads=1)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "config.json"), str(out)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def steps_of(metrics):
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    return [json.loads(x)["step"] for x in lines if x.endswith("}") and '"loss"' in x]
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_killed_grid_leaves_no_one_training_and_goes_on_where_it_was(tmp_path):
+    config = tiny(phases=("bptt",), budget="250steps", checkpoint_every="20steps")
+    out, metrics = tmp_path / "out", tmp_path / "out/one/metrics.jsonl"
+    process = grid_process(config, out, tmp_path)
+    wait_for(lambda: len(steps_of(metrics)) > 45)
+    with pytest.raises(ValueError, match="another process is at work"):
+        run_all({"one": config}, out)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    time.sleep(0.5)  # the run sees its parent's death at once
+    reached = steps_of(metrics)
+    time.sleep(0.5)
+    assert steps_of(metrics) == reached and max(reached) < 250
+    assert read_result(out / "one", config) is None
+    early = metrics.read_text().splitlines()[:40]
+    result = run_all({"one": config}, out, threads=1)["one"]
+    assert result["steps"] == 250
+    assert metrics.read_text().splitlines()[:40] == early, "it went on, it did not begin again"
+    assert steps_of(metrics) == list(range(1, 251))
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_every_run(tmp_path):
+    config = tiny(phases=("bptt",), budget="100000steps")
+    out = tmp_path / "out"
+    process = grid_process(config, out, tmp_path)
+    wait_for(lambda: len(steps_of(out / "one/metrics.jsonl")) > 30)
+    process.send_signal(signal.SIGINT)
+    complaints = process.communicate(timeout=60)[1]
+    assert "the same command goes on" in complaints
+    assert list((out / "one/checkpoints").glob("step-*"))
+
+
+def test_a_loss_that_is_not_finite_is_a_result(tmp_path):
+    config = tiny(phases=("bptt",), budget="6steps", bptt__lr=1e30, bptt__warmup=0.0)
+    found = train_one(config, tmp_path / "out/bad")
+    assert "became" in found["failed"]
+    assert run_all({"bad": config}, tmp_path / "out", test=True)["bad"] == found, "done: neither run again nor scored"
+
+
+def test_a_folder_of_another_run_is_refused(finished):
+    out, results = finished
+    name = f"smt-lr{results['methods']['smt']['lr_factor']}-seed0"
+    with pytest.raises(ValueError, match=f"{name} holds another run"):
+        run_all({name: tiny(seed=5)}, out / "runs")
+
+
+# Bad input
+
+WRONG = [
+    ("compare", ["retain compare", "preset", "retrieval"]),
+    ("compare --methods smt", ["retain compare", "preset"]),
+    ("compare imagenet", ["preset", "'imagenet'", "digits"]),
+    ("{new} --methods smt,gur", ["methods", "'gur'", "tbptt", "lstm"]),
+    ("{new} --methods smt,smt", ["methods", "smt,smt", "twice"]),
+    ("{new} --methods", ["--methods", "value"]),
+    ("{new} --budget 300", ["budget", "'300'", "unit", "240s", "500ksequential"]),
+    ("{new} --sweep-budget 300", ["sweep-budget", "'300'", "unit"]),
+    ("{new} --lrs 1,0", ["lrs", "'0'", "1/3"]),
+    ("{new} --lrs 1/0", ["lrs", "'1/0'", "positive"]),
+    ("{new} --seeds 0", ["seeds", "'0'", "at least 1"]),
+    ("{new} --jobs two", ["jobs", "'two'", "whole number"]),
+    ("{new} --lengths 8,x", ["lengths", "'x'", "64,128"]),
+    ("{new} --lengths 8,2", ["lengths", "2", "too short for retrieval"]),
+    ("{new} --data.seq-len 2", ["data.seq_len", "2", "too short"]),
+    ("{new} --nonsense 3", ["nonsense"]),
+    ("{old} --budget 7steps", ["out", "another comparison", "budget", "6steps", "7steps", "another --out"]),
+    ("{old} --lrs 1", ["another comparison", "lrs"]),
+    ("{old} --data.symbols 5", ["another comparison", "data.symbols", "4", "5"]),
+    ("compare --config tiny.json --out run", ["out", "run", "holds no comparison"]),
+]
+
+
+@pytest.fixture
+def place(finished, tmp_path, monkeypatch):
+    save_config(BASE, tmp_path / "tiny.json")
+    shutil.copytree(finished[0], tmp_path / "old")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("line, words", WRONG, ids=[line for line, _ in WRONG])
+def test_bad_input_is_one_clear_line_and_nothing_is_lost(retain, place, line, words):
+    before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
+    line = line.replace("{new}", "compare --config tiny.json --out new").replace(
+        "{old}", "compare --config tiny.json --out old --lrs 1,1e6 --lengths 8,12 --threads 1"
+    )
+    if line.count("--lrs") == 2:
+        line = line.replace("--lrs 1,1e6 ", "")
+    code, said, complaints = retain(*line.split())
+    assert (code, said) == (2, "")
+    assert re.fullmatch(r"retain: [^\n]+\n", complaints), complaints
+    for word in words:
+        assert word in complaints, complaints
+    assert {p: p.read_bytes() for p in place.rglob("*") if p.is_file()} == before
+
+
+def test_the_same_line_again_says_the_same_and_methods_may_be_dropped(retain, place, finished):
+    line = "compare --config tiny.json --out old --lrs 1,1e6 --lengths 8,12 --threads 1 --methods smt,gru --seeds 2"
+    code, said, complaints = retain(*line.split())
+    assert (code, complaints) == (0, "")
+    assert said.startswith((finished[0] / "results.md").read_text())
+    code, said, _ = retain(*line.replace("smt,gru --seeds 2", "gru --seeds 1").split())
+    assert code == 0 and "| gru |" in said and "| smt |" not in said
+
+
+def test_help(retain):
+    code, said, _ = retain("compare", "--help")
+    assert code == 0
+    for word in (*METHODS, "--lengths", "--sweep-budget", *PRESETS):
+        assert word in said
+
+
+def test_comparisons_are_checked_when_built():
+    assert isinstance(SMALL.config, RunConfig)
+    for changes, message in [({"methods": ()}, "methods"), ({"seeds": 0}, "seeds"), ({"lengths": (0,)}, "lengths: 0")]:
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(SMALL, **changes)
