@@ -97,7 +97,7 @@ BAD = [
     # the command itself
     ("fly", ["command", "'fly'", "train, eval, generate"]),
     ("train", ["retain train", "preset", "stdlib"]),
-    ("train mnist", ["preset", "'mnist'", "digits"]),
+    ("train imagenet", ["preset", "'imagenet'", "digits"]),
     ("train retrieval --config tiny.json", ["config", "retrieval", "tiny.json", "not both"]),
     ("train retrieval --out", ["--out", "value"]),
     ("train retrieval extra", ["extra", "--help"]),

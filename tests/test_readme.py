@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from hubdata import mnist, sketches, stories
 from retain.cli import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -18,8 +19,15 @@ def blocks(language: str) -> list[str]:
 def test_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("mybook.txt").write_text("It was a dark and stormy night; the rain fell in torrents.\n" * 200)
+    # What the lines would take from the hub, or a user has: local copies, the column of one under another name.
+    monkeypatch.setenv("RETAIN_CACHE", str(tmp_path / "cache"))
+    stories(tmp_path / "stories", train=900)
+    mnist(tmp_path / "mnist", train=200)
+    sketches(tmp_path / "sketches", 200)
+    Path("other.jsonl").write_text("".join(f'{{"story": "once there was a cat no. {i}"}}\n' for i in range(400)))
+    local = {"tinystories": "stories", "tinystories-paper": "stories", "mnist": "mnist"}
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("retain ")]
-    assert len(lines) >= 8, "the README lost its commands, or this test can no longer find them"
+    assert len(lines) >= 17, "the README lost its commands, or this test can no longer find them"
     for line in lines:
         argv = re.findall(r'"[^"]*"|\S+', line.partition("  #")[0])[1:]
         argv = [a.strip('"') for a in argv]
@@ -27,13 +35,19 @@ def test_readme_runs(tmp_path, monkeypatch, capsys):
             argv = [a if a != "240s" else "3steps" for a in argv]
             argv += ["--budget", "3steps"] if "--budget" not in argv else []
             argv += ["--validation-sequences", "8", "--tracker", "None", "--quiet"]
+            argv = ["other.jsonl" if a.startswith("hf:") else a for a in argv]
+            if argv[1] in local and "--data" not in argv:
+                argv += ["--data", local[argv[1]]]
+            if argv[1].endswith("-paper"):  # as the paper has it, but for its size
+                argv += ["--teacher.layers", "1", "--cell.layers", "1", "--teacher.width", "32", "--memory.width", "32"]
+                argv += ["--cell.width", "32", "--teacher.heads", "2", "--cell.heads", "2", "--precision", "fp32"]
         elif argv[0] == "eval":
             argv += ["--limit", "16"]
-        elif argv[0] == "generate":
+        elif argv[0] == "generate" and "--complete" not in argv:
             argv += ["--length", "20"]
         main(argv)
         assert capsys.readouterr().out.strip(), line
     code = blocks("python")
-    assert len(code) == 2
+    assert len(code) == 3
     for block in code:
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from retain import __version__
 from retain.arguments import Usage, open_run, parse, take_option, take_run
 from retain.config import RunConfig, load_config
-from retain.presets import PRESETS
+from retain.presets import NEED_DATA, PRESETS
 
 HELP = f"""\
 usage: retain COMMAND ...
@@ -48,7 +48,12 @@ Pretrain an RNN by the phases of a preset, into a run folder.
 --out DIR        the run folder (default: runs/PRESET)
 --resume         go on from the newest checkpoint in --out; its config is kept
 --config FILE    start from this config.json instead of a preset
---data PATH      the file to train on: a text, or an integer .npy
+--data PATH      what to train on: a text, an integer .npy, or a dataset: hf:NAME[:CONFIG] of the Hugging Face
+                 hub, a parquet, JSON, CSV or Arrow file, a folder of them, a folder of images
+--text-column C  the dataset's column of texts (default: text)
+--image-column C the dataset's column of images, instead of texts (default: image)
+--stream         train straight from the dataset; nothing is prepared on disk
+--dry-run        train nothing: print sizes, memory, and FLOPs and time from a few steps (--json: as JSON)
 --quiet          no progress bar
 """
 
@@ -85,8 +90,12 @@ class Generate:
     seed: int = 0
     count: int = 32
     """Images only: how many."""
+    complete: int | None = None
+    """Images only: complete the lower half of this many images of the test split."""
+    images: tuple[str, ...] = ()
+    """Images only: complete the lower half of these image files."""
     out: str | None = None
-    """Images only: the PNG; None is samples.png in the run folder."""
+    """Images only: the PNG; None is samples.png, or completed.png, in the run folder."""
     device: Literal["cpu", "cuda", "mps"] = "cpu"
 
 
@@ -157,6 +166,9 @@ def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
     out, argv = take_option(argv, "--out")
     file, argv = take_option(argv, "--config")
     data, argv = take_option(argv, "--data")
+    text_column, argv = take_option(argv, "--text-column")
+    image_column, argv = take_option(argv, "--image-column")
+    argv = ["--data.stream" if a == "--stream" else a for a in argv]
     resume, quiet = "--resume" in argv, "--quiet" in argv
     argv = [a for a in argv if a not in ("--resume", "--quiet")]
     preset = argv.pop(0) if argv and not argv[0].startswith("-") else None
@@ -185,16 +197,27 @@ def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
         raise Usage(f"retain train: name a preset ({', '.join(PRESETS)}) or give --config FILE")
     assert folder is not None
     if data is not None:
-        name = "npy" if data.endswith(".npy") else "text"
-        fields = base.data if base.data.name in ("text", "npy") else dataclasses.replace(base.data, vocab_size=None)
-        base = dataclasses.replace(base, data=dataclasses.replace(fields, name=name, path=os.path.abspath(data)))
-    elif preset == "text" and not resume and not any(a.startswith("--data.path") for a in argv):
-        raise Usage("data: the text preset needs a file; give --data PATH")
+        from retain.data.paths import with_path
+
+        base = dataclasses.replace(base, data=with_path(base.data, data, text_column, image_column))
+    elif text_column or image_column:
+        raise Usage("--text-column, --image-column: these are columns of a dataset; name it with --data")
+    elif preset in NEED_DATA and not resume and not any(a.startswith("--data.path") for a in argv):
+        raise Usage(f"data: the {preset} preset needs {NEED_DATA[preset]}; give --data PATH")
     return parse(RunConfig, argv, f"retain train {preset or 'PRESET'}", base), folder, resume, quiet
 
 
 def train_command(argv: list[str]) -> None:
-    config, out, resume, quiet = train_config(argv)
+    dry, as_json = "--dry-run" in argv, "--json" in argv
+    if as_json and not dry:
+        raise Usage("--json: goes with --dry-run")
+    config, out, resume, quiet = train_config([a for a in argv if a not in ("--dry-run", "--json")])
+    if dry:
+        from retain.dry_run import dry_run, report_lines
+
+        found = dry_run(config)
+        print(json.dumps(found, indent=2) if as_json else report_lines(found))
+        return
     from retain.train import prepare_folder, train
 
     prepare_folder(config, out, resume)
@@ -215,11 +238,12 @@ def eval_command(argv: list[str]) -> None:
             raise Usage(f"{name}: {value} must be at least 1")
     run = open_run(path, teacher=True, device=args.device)
     from retain.data import load_data
+    from retain.data.paths import absolute
     from retain.evaluate import evaluate
 
     data_config = run.config.data
     if args.data is not None:
-        data_config = dataclasses.replace(data_config, path=os.path.abspath(args.data))
+        data_config = dataclasses.replace(data_config, path=absolute(args.data))
     data = load_data(data_config)
     if data.vocab_size != run.state["vocab_size"]:
         raise ValueError(f"data: its vocabulary has {data.vocab_size} tokens, the run's {run.state['vocab_size']}")
@@ -240,6 +264,14 @@ def eval_command(argv: list[str]) -> None:
     }
     if not data.answers:
         result["chance"] = None
+    from retain.data.documents import DocumentsData
+
+    if isinstance(data, DocumentsData):
+        from retain.likelihood import document_likelihood
+
+        result["whole_documents"] = document_likelihood(
+            run.rnn, data, args.split, batch_size=args.batch_size, limit=args.limit
+        )
     (path / f"eval-{args.split}.json").write_text(json.dumps(result, indent=2) + "\n")
     if args.json:
         print(json.dumps(result, indent=2))
@@ -260,6 +292,9 @@ def report(result: dict[str, Any], answers: bool) -> str:
     text += line("bits per token", result["bits_per_token"], result["teacher_bits_per_token"], ".3f")
     chance = f"   chance {result['chance']:.3f}\n" if answers and result["chance"] is not None else "\n"
     text += line("accuracy", result["accuracy"], result["teacher_accuracy"], ".3f").rstrip("\n") + chance
+    if whole := result.get("whole_documents"):
+        text += line("bits per document", whole["bits_per_document"], None, ".1f").rstrip("\n")
+        text += f"   over {whole['documents']:,} whole documents\n"
     text += line("drift", result["drift"], None, ".4f")
     text += line("relative drift", result["relative_drift"], None, ".3f")
     text += line("  at the end", result["relative_drift_last"], None, ".3f")
@@ -276,13 +311,20 @@ def generate_command(argv: list[str]) -> None:
     if args.out is not None and not args.out.lower().endswith(".png"):
         raise Usage(f"out: {args.out} must be a .png")
     run = open_run(path, teacher=False, device=args.device)
+    if args.complete is not None or args.images:
+        from retain.complete import complete_images
+
+        write_samples(path, dataclasses.asdict(args), complete_images(run, path, args))
+        return
     import torch
 
     from retain.data import decode, encode
-    from retain.generate import check_sampling, generate, save_image_grid
+    from retain.generate import check_sampling, generate, read_tokenizer, save_image_grid, token_writer
 
     kind, shape, vocab_size = run.state["kind"], run.state["image_shape"], run.state["vocab_size"]
-    prompt = encode(args.prompt, kind, vocab_size)
+    tokenizer = read_tokenizer(path)
+    prompt = tokenizer.encode(args.prompt, add_special_tokens=False).ids if tokenizer else None
+    prompt = encode(args.prompt, kind, vocab_size) if prompt is None else prompt
     image = kind == "image" and shape is not None
     if args.out is not None and not image:
         raise Usage(f"out: {args.out} is for images, and this run is of {kind}; leave it out")
@@ -316,14 +358,21 @@ def generate_command(argv: list[str]) -> None:
         print(f"{rows} images in {target}")
         return
     sampled: list[int] = []
-    write = text_writer() if kind == "text" else lambda token: print(decode([token], kind), end=" ", flush=True)
+    write: Callable[[int], None] = lambda token: print(decode([token], kind), end=" ", flush=True)  # noqa: E731
+    if tokenizer:
+        write = token_writer(tokenizer)
+    elif kind == "text":
+        write = text_writer()
     if args.prompt:
-        print(args.prompt, end="" if kind == "text" else " ", flush=True)
+        print(args.prompt, end="" if kind == "text" or tokenizer else " ", flush=True)
     for token in stream:
+        if int(token[0]) == run.state.get("end"):
+            break
         sampled.append(int(token[0]))
         write(sampled[-1])
     print()
-    write_samples(path, settings, {"tokens": sampled, "text": decode(sampled, kind)})
+    text = tokenizer.decode(sampled) if tokenizer else decode(sampled, kind)
+    write_samples(path, settings, {"tokens": sampled, "text": text})
 
 
 def write_samples(path: Path, settings: dict[str, Any], samples: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ TASK_DATA = (
 EMBEDDED_DATA = ("stdlib", "digits", *TASK_DATA)
 TASK_FIELDS = ("symbols", "copy_len", "reverse", "depth", "pairs", "string_len")
 """What a DataConfig sets for memory tasks: None is the task's own."""
+FILE_DATA = ("text", "npy", "documents", "images")
 IGNORE = -100
 """The target where there is none: it never counts in a loss or a score."""
 
@@ -145,9 +146,10 @@ class DataConfig:
     """Which sequences to learn."""
 
     name: str = "stdlib"
-    """stdlib, digits, a memory task (see retain tasks; nothing is downloaded), or text / npy with a path."""
+    """stdlib, digits, a memory task (see retain tasks), or text / npy / documents / images with a path."""
     path: str | None = None
-    """The file of a text (UTF-8, read as bytes) or a 1-D or 2-D integer .npy; never loaded whole."""
+    """A text (UTF-8, read as bytes) or a 1-D or 2-D integer .npy, never loaded whole; for documents and images a
+    dataset: hf:NAME[:CONFIG], a parquet, JSON, CSV or Arrow file, a folder of them, or a folder of images."""
     seq_len: int = 64
     """T, tokens read per training sequence; targets are T + 1."""
     split: tuple[float, float, float] = (0.9, 0.05, 0.05)
@@ -168,15 +170,45 @@ class DataConfig:
     """keys_values: symbols in a key, and in a value."""
     label_noise: float = 0.0
     """Memory tasks: fraction of the training targets replaced by random answers; evaluation stays clean."""
+    column: str | None = None
+    """documents, images: the column to read; None is text or image."""
+    revision: str | None = None
+    """hf: only: a commit, tag or branch; None is the newest when it is first prepared."""
+    tokenizer: str | None = None
+    """documents: a tokenizer.json of Hugging Face tokenizers; None reads UTF-8 bytes."""
+    reset: bool = False
+    """documents: memory starts at m_0 with each document, instead of being carried over from the one before."""
+    stream: bool = False
+    """documents, images: train straight from the source, nothing is prepared on disk."""
+    image_size: int = 28
+    """images: height and width that they are brought to, in pixels."""
+    levels: int = 256
+    """images: gray levels that pixels are quantised to."""
+    threshold: int | None = None
+    """images: pixels of at least this much (1 … 255) become 1, all others 0, instead of levels."""
+    invert: bool = False
+    """images: black becomes white, as for sketches on paper."""
+    events: bool = False
+    """images: only pixels that are not 0, as events: the position, then the value where there are several."""
 
     def __post_init__(self) -> None:
-        _positive(self, "seq_len", "vocab_size", "symbols", "copy_len", "depth", "pairs", "string_len")
+        _positive(self, "seq_len", "vocab_size", "symbols", "copy_len", "depth", "pairs", "string_len", "image_size")
         if not 0 <= self.label_noise < 1:
             raise ValueError(f"data.label_noise: {self.label_noise} must lie in 0 … 1, below 1")
-        if self.name not in (*EMBEDDED_DATA, "text", "npy"):
-            raise ValueError(f"data.name: {self.name!r} is none of {', '.join((*EMBEDDED_DATA, 'text', 'npy'))}")
-        if self.name in ("text", "npy") and not self.path:
+        if self.name not in (*EMBEDDED_DATA, *FILE_DATA):
+            raise ValueError(f"data.name: {self.name!r} is none of {', '.join((*EMBEDDED_DATA, *FILE_DATA))}")
+        if self.name in FILE_DATA and not self.path:
             raise ValueError(f"data.path: {self.name} needs a file; give --data PATH")
+        if not 2 <= self.levels <= 256:
+            raise ValueError(f"data.levels: {self.levels} must lie in 2 … 256")
+        if self.threshold is not None and not 1 <= self.threshold <= 255:
+            raise ValueError(f"data.threshold: {self.threshold} must lie in 1 … 255")
+        if self.revision is not None and not str(self.path).startswith("hf:"):
+            raise ValueError(f"data.revision: {self.revision!r} is for a dataset of the hub, hf:NAME; leave it out")
+        if self.tokenizer is not None and self.name != "documents":
+            raise ValueError(f"data.tokenizer: {self.tokenizer!r} is for documents, not {self.name}; leave it out")
+        if self.stream and self.name not in ("documents", "images"):
+            raise ValueError(f"data.stream: {self.name} is not streamed; leave it out")
         if len(self.split) != 3 or min(self.split) <= 0 or not abs(sum(self.split) - 1) < 1e-6:
             raise ValueError(f"data.split: {self.split} must be three positive fractions that sum to 1")
 
@@ -191,6 +223,8 @@ class PhaseConfig:
     """This phase's own budget, e.g. 60s or 2000steps; None takes its share of the run's."""
     batch_size: int = 32
     """Sequences per process and micro-batch."""
+    seq_len: int | None = None
+    """Train on a random part of this many tokens of every sequence; None is all of data.seq_len."""
     accumulate: int = 1
     """Micro-batches per optimizer step."""
     lr: float = 3e-3
@@ -204,7 +238,7 @@ class PhaseConfig:
     """Gradients are scaled down to this norm."""
 
     def __post_init__(self) -> None:
-        _positive(self, "share", "batch_size", "accumulate", "lr", "clip")
+        _positive(self, "share", "batch_size", "seq_len", "accumulate", "lr", "clip")
         _not_negative(self, "warmup", "weight_decay", "beta1", "beta2")
         if self.warmup >= 1 or self.beta1 >= 1 or self.beta2 >= 1:
             raise ValueError(f"warmup, beta1, beta2: {self.warmup}, {self.beta1}, {self.beta2} must be below 1")
@@ -264,6 +298,8 @@ class DMTConfig(PhaseConfig):
     """The horizon doubles over the phase up to this; None is the whole sequence, from m_0."""
     horizon_growth: float = 0.7
     """Fraction of the phase after which the horizon is at its end."""
+    label_every: int = 1
+    """More than 1: one rollout of `horizon` steps from a random place, trained at every so many of its steps."""
     lambda_dyn: float = 1.0
     lambda_readout: float = 1.0
     """Cross-entropy of the readout on the RNN's own memories."""
@@ -274,7 +310,7 @@ class DMTConfig(PhaseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "horizon", "horizon_end")
+        _positive(self, "horizon", "horizon_end", "label_every")
         _not_negative(self, "lambda_dyn", "lambda_readout", "lambda_distill")
         if not 0 <= self.horizon_growth <= 1:
             raise ValueError(f"horizon_growth: {self.horizon_growth} must lie in 0 … 1")
@@ -343,9 +379,13 @@ class RunConfig:
             raise ValueError("memory.width: 1 leaves nothing after rms normalisation; use norm batch or a wider memory")
         for phase in set(self.phases):
             steps = {"smt": "steps_per_sequence", "dmt": "horizon", "bptt": "truncate"}[phase]
-            value = getattr(getattr(self, phase), steps)
-            if value is not None and value > self.data.seq_len:
-                raise ValueError(f"{phase}.{steps}: {value} is longer than data.seq_len {self.data.seq_len}")
+            own = getattr(self, phase)
+            value, length = getattr(own, steps), self.data.seq_len
+            if own.seq_len is not None and own.seq_len > length:
+                raise ValueError(f"{phase}.seq_len: {own.seq_len} is longer than data.seq_len {length}")
+            if value is not None and value > (own.seq_len or length):
+                whose = f"{phase}.seq_len {own.seq_len}" if own.seq_len else f"data.seq_len {length}"
+                raise ValueError(f"{phase}.{steps}: {value} is longer than {whose}")
 
     def budgets(self) -> tuple[Budget, ...]:
         """The budget of each phase: its own, or its share of the run's."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,12 +90,15 @@ def _stream(
 
 
 def save_image_grid(tokens: Tensor, shape: tuple[int, int], levels: int, path: str | Path, columns: int = 8) -> None:
-    """Write images as one grayscale PNG grid: tokens (B, H·W) of `levels` levels, brightest last."""
+    """Write images as one grayscale PNG grid: tokens (B, H·W) of `levels` levels, brightest last.
+
+    A negative token is a pixel that is not known; it has the colour of the gaps."""
     from PIL import Image
 
     height, width = shape
     zoom, gap = max(1, 48 // max(height, width)), 4
-    images = (tokens.cpu().numpy().reshape(-1, height, width) * (255 // max(levels - 1, 1))).astype(np.uint8)
+    images = tokens.cpu().numpy().reshape(-1, height, width)
+    images = np.where(images < 0, 64, images * (255 // max(levels - 1, 1))).astype(np.uint8)
     images = images.repeat(zoom, 1).repeat(zoom, 2)
     rows = -(-len(images) // columns)
     columns = min(columns, len(images))
@@ -104,3 +108,26 @@ def save_image_grid(tokens: Tensor, shape: tuple[int, int], levels: int, path: s
         top, left = gap + i // columns * cell_height, gap + i % columns * cell_width
         grid[top : top + height * zoom, left : left + width * zoom] = image
     Image.fromarray(grid).save(path)
+
+
+def read_tokenizer(path: Path) -> Any:
+    """The tokenizer that a run was trained with; None where its tokens are bytes or numbers."""
+    if not (path / "tokenizer.json").exists():
+        return None
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise ValueError("tokenizer: this run needs tokenizers; run pip install 'retain[hub]'") from None
+    return Tokenizer.from_file(str(path / "tokenizer.json"))
+
+
+def token_writer(tokenizer: Any) -> Callable[[int], None]:
+    """Writes subwords to stdout as they come, each as soon as its characters are whole."""
+    from tokenizers.decoders import DecodeStream
+
+    stream = DecodeStream(skip_special_tokens=False)
+
+    def write(token: int) -> None:
+        print(stream.step(tokenizer, token) or "", end="", flush=True)
+
+    return write

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from retain.config import (
     BPTTConfig,
@@ -122,5 +124,89 @@ def selective_copy() -> RunConfig:
     return _task("selective_copy", future_len=64)
 
 
+def tinystories() -> RunConfig:
+    """Short stories in simple words (roneneldan/TinyStories), byte by byte."""
+    return _bytes("tinystories", DataConfig(name="documents", path="hf:roneneldan/TinyStories", seq_len=64))
+
+
+def _pixels(preset: str, data: DataConfig) -> RunConfig:
+    """Images pixel by pixel, for minutes of a small CPU."""
+    return dataclasses.replace(digits(), preset=preset, data=data)
+
+
+def mnist() -> RunConfig:
+    """Handwritten digits (ylecun/mnist), 14x14 and thresholded, pixel by pixel."""
+    data = DataConfig(name="images", path="hf:ylecun/mnist", image_size=14, seq_len=195, threshold=128)
+    return _pixels("mnist", data)
+
+
+def sketchy() -> RunConfig:
+    """A folder of sketches, dark on white, any size: 16x16, inverted and thresholded, pixel by pixel (--data PATH)."""
+    data = DataConfig(name="images", path="SKETCHES", image_size=16, seq_len=255, invert=True, threshold=48)
+    return _pixels("sketchy", data)
+
+
+def _paper(preset: str, data: DataConfig) -> RunConfig:
+    """The paper's main runs (method.md, section 6), for one large GPU."""
+    shared: dict[str, Any] = {"clip": 1.0, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.95}
+    return RunConfig(
+        preset=preset,
+        data=data,
+        memory=MemoryConfig(tokens=16, width=256, norm="rms"),
+        teacher=TeacherConfig(
+            encoder="window", width=256, heads=8, layers=8, decoder_layers=4, future_len=64, context_len=256
+        ),
+        cell=CellConfig(kind="transformer", width=256, heads=8, layers=8),
+        smt=SMTConfig(
+            **shared,
+            budget="150000steps",
+            batch_size=128,
+            seq_len=320,
+            lr=3e-4,
+            schedule="constant",
+            warmup=0.01,
+            steps_per_sequence=1,
+            decodes_per_sequence=1,
+            lambda_dec=1.0,
+            lambda_dyn=0.1,
+            lambda_unif=0.001,
+            lambda_trunk=0.0,
+            lambda_readout=0.0,
+        ),
+        dmt=DMTConfig(
+            **shared,
+            budget="1500steps",
+            batch_size=32,
+            seq_len=576,
+            lr=3e-5,
+            schedule="cosine",
+            warmup=0.01,
+            horizon=256,
+            horizon_end=256,
+            label_every=16,
+            lambda_dyn=10.0,
+            lambda_readout=1.0,
+            predictive=False,
+        ),
+        bptt=BPTTConfig(**shared, batch_size=128, seq_len=320, lr=3e-4, schedule="constant", warmup=0.01),
+        precision="bf16",
+        checkpoint_every="1000steps",
+        validate_every="5000steps",
+    )
+
+
+def tinystories_paper() -> RunConfig:
+    """The paper's TinyStories run: bytes, 150,000 steps of SMT and 1,500 of DMT."""
+    return _paper("tinystories-paper", DataConfig(name="documents", path="hf:roneneldan/TinyStories", seq_len=576))
+
+
+def mnist_paper() -> RunConfig:
+    """The paper's MNIST run: 28x28 pixels of 256 levels (its exact sparse form is unpublished)."""
+    return _paper("mnist-paper", DataConfig(name="images", path="hf:ylecun/mnist", image_size=28, seq_len=783))
+
+
 MEMORY_TASKS = (retrieval, copy, stack, keys_values, modular, parity, s3, s5, dyck, mqar, selective_copy)
-PRESETS: dict[str, Callable[[], RunConfig]] = {f.__name__: f for f in (stdlib, text, digits, *MEMORY_TASKS)}
+DATASETS = (tinystories, tinystories_paper, mnist, mnist_paper, sketchy)
+PRESETS: dict[str, Callable[[], RunConfig]] = {f().preset: f for f in (stdlib, text, digits, *MEMORY_TASKS, *DATASETS)}
+NEED_DATA = {"text": "a file", "sketchy": "a folder of sketches"}
+"""Presets that cannot do without --data, and what they want."""

@@ -115,6 +115,8 @@ def train(
         out.mkdir(parents=True, exist_ok=True)
         save_config(config, out / "config.json")
         (out / "data.json").write_text(json.dumps(data.info, indent=2) + "\n")
+        if tokenizer := getattr(data, "tokenizer", None):
+            (out / "tokenizer.json").write_text(tokenizer)
     accelerator.wait_for_everyone()
     rnn.to(accelerator.device)
     teacher.to(accelerator.device)
@@ -257,6 +259,7 @@ class Loop:
             batch: dict[str, Any] = self.data.batch(
                 self.config.seed, p.micro_batches, self.accelerator.process_index, config.batch_size
             )
+            batch = part_of(batch, config.seq_len)
             p.micro_batches += 1
             count = batch["tokens"].numel()
             batch = {k: v.to(self.accelerator.device, non_blocking=True) for k, v in batch.items()} | {"progress": done}
@@ -355,6 +358,7 @@ class Loop:
             "vocab_size": data.vocab_size,
             "kind": data.kind,
             "image_shape": list(data.image_shape) if data.image_shape else None,
+            "end": getattr(data, "end", None),
             "data": data.info,
             "progress": dataclasses.asdict(self.progress),
             "versions": {"retain": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -388,6 +392,18 @@ class Loop:
             (self.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         self.accelerator.wait_for_everyone()
         return summary
+
+
+def part_of(batch: dict[str, Any], length: int | None) -> dict[str, Any]:
+    """A batch cut to `length` of its T tokens, from a random place; its first target is that of the memory there."""
+    spare = batch["tokens"].shape[1] - (length or 0)
+    if length is None or spare == 0:
+        return batch
+    start = int(torch.randint(spare + 1, ()))
+    return batch | {
+        "tokens": batch["tokens"][:, start : start + length],
+        "targets": batch["targets"][:, start : start + length + 1],
+    }
 
 
 def began(out: Path) -> bool:

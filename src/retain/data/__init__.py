@@ -6,13 +6,19 @@ from collections.abc import Callable
 
 from retain.config import DataConfig
 from retain.data.batches import IGNORE, SPLITS, Batch, Data, Kind, Split, decode, encode
+from retain.data.documents import load_documents
 from retain.data.pixels import load_digits
 from retain.data.tasks import TASKS, load_task
 from retain.data.text import load_npy, load_stdlib, load_text
 
 __all__ = ["IGNORE", "SPLITS", "Batch", "Data", "Kind", "Split", "decode", "encode", "load_data"]
 
-FILES: dict[str, Callable[[DataConfig], Data]] = {"text": load_text, "npy": load_npy}
+FILES: dict[str, Callable[[DataConfig], Data]] = {
+    "text": load_text,
+    "npy": load_npy,
+    "documents": load_documents,
+    "images": load_documents,
+}
 EMBEDDED: dict[str, Callable[[DataConfig], Data]] = {
     "stdlib": load_stdlib,
     "digits": load_digits,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
@@ -37,6 +38,10 @@ class Data(ABC):
     """Height and width where the T + 1 targets are the pixels of an image in raster order."""
     chance: float | None = None
     answers: bool = False
+    end: int | None = None
+    """The token that ends a document, where there is one."""
+    tokenizer: str | None = None
+    """The tokenizer.json that made the tokens, where there is one."""
     info: dict[str, Any]
 
     @abstractmethod
@@ -106,6 +111,13 @@ def evenly_spaced(count: int, limit: int | None) -> Ints:
     return np.arange(limit) * count // limit
 
 
+def release(array: npt.NDArray[Any]) -> None:
+    """Let go of the pages of a memory-mapped array that were read; the system keeps them, but not as our memory."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
 def to_batch(windows: Ints) -> Batch:
     """Next-token batch of windows (B, T + 1): y_t = x_t, and the last is only predicted, never read."""
     return {"tokens": torch.from_numpy(windows[:, :-1].copy()), "targets": torch.from_numpy(windows)}
@@ -134,7 +146,9 @@ class StreamData(Data):
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
         stream = self.splits["train"]
         offsets = generator(seed, rank, step).integers(0, len(stream) - self.seq_len, (batch_size, 1))
-        return to_batch(np.asarray(stream[offsets + np.arange(self.seq_len + 1)], dtype=np.int64))
+        batch = to_batch(np.asarray(stream[offsets + np.arange(self.seq_len + 1)], dtype=np.int64))
+        release(stream)
+        return batch
 
     def count(self, split: Split) -> int:
         return -(-len(self.splits[split]) // (self.seq_len + 1))
@@ -145,6 +159,7 @@ class StreamData(Data):
         beyond = places >= len(stream)
         batch = to_batch(np.where(beyond, 0, stream[np.minimum(places, len(stream) - 1)]).astype(np.int64))
         batch["targets"][torch.from_numpy(beyond)] = IGNORE
+        release(stream)
         return batch
 
 

@@ -54,13 +54,23 @@ class DMT(nn.Module):
         teacher = self._teacher[0].eval()
         horizon = self.horizon(float(batch.get("progress", 0.0)), tokens.shape[1])
         with torch.no_grad():
-            memory, trunk_logits = teacher.encode_with_trunk(tokens)  # (B, T + 1, K, D), (B, T + 1, V)
-            own = rollout_from_teacher(self.rnn, memory, tokens, horizon)
+            if c.label_every > 1:
+                # The labels that are wanted, and m at the start: for an encoder that pays for each.
+                start = int(torch.randint(tokens.shape[1] - horizon + 1, ()))
+                steps = start + torch.arange(0, horizon + 1, min(c.label_every, horizon), device=tokens.device)
+                memory, trunk_logits = teacher.encode_with_trunk(tokens, steps)  # (B, S + 1, K, D)
+                rolled = self.rnn.rollout(tokens[:, start : start + horizon], memory[:, 0])
+                own = torch.cat([memory[:, :1], rolled], 1)[:, steps[1:] - 1 - start]  # (B, S, K, D)
+                tokens, targets = tokens[:, steps[1:] - 1], targets[:, steps]
+                trunk_logits = None if trunk_logits is None else trunk_logits[:, steps]
+            else:
+                memory, trunk_logits = teacher.encode_with_trunk(tokens)  # (B, T + 1, K, D), (B, T + 1, V)
+                own = rollout_from_teacher(self.rnn, memory, tokens, horizon)
         predicted = self.rnn.update(own, tokens)  # (B, T, K, D)
         losses = {"loss_dyn": dynamics_loss(predicted, memory[:, 1:])}
         losses["loss"] = c.lambda_dyn * losses["loss_dyn"]
         if self.trains_readout:
-            read = torch.cat([own[:, :1], predicted if c.predictive else predicted.detach()], 1)
+            read = torch.cat([memory[:, :1], predicted if c.predictive else predicted.detach()], 1)
             logits = self.rnn.readout(read)
             losses["loss_readout"] = predictive_loss(logits, targets)
             losses["loss"] = losses["loss"] + c.lambda_readout * losses["loss_readout"]
@@ -71,7 +81,8 @@ class DMT(nn.Module):
                 losses["loss"] = losses["loss"] + c.lambda_distill * losses["loss_distill"]
         with torch.no_grad():
             spread = memory[:, 1:].var(0, correction=0).mean()
-            losses["relative_drift"] = losses["loss_dyn"] / spread
+            # A batch may hold one sequence several times, as small black and white images do.
+            losses["relative_drift"] = losses["loss_dyn"] / spread.clamp_min(1e-8)
         losses["horizon"] = torch.tensor(float(horizon), device=tokens.device)
         return losses
 

@@ -1,0 +1,237 @@
+"""Datasets of the Hugging Face hub or of local files, read by the `datasets` library as Arrow tables.
+
+Nothing of a source is held in memory but the table being read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retain.config import DataConfig
+from retain.data.batches import Split
+from retain.data.paths import BUILDERS
+
+ROWS = 1000
+"""Rows of a table; also as many as Arrow's own files have in one."""
+NAMES: dict[str, Split] = {
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    "train": "train",
+    "test": "test",
+}
+LOCAL = "give a local copy of it with --data PATH: a parquet, JSON, CSV or Arrow file, or a folder of them"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A split that the library has stored as Arrow files; not opened by it, because it would map them into memory."""
+
+    files: list[Path]
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened source: a dataset of the `datasets` library per split, and the revision it has on the hub."""
+
+    splits: dict[Split, Any]
+    revision: str | None
+
+
+def fingerprint(path: str) -> list[Any]:
+    """What tells a local source from a changed one: each file's relative path, size and time of change.
+
+    Of the hub: the name alone. Raises ValueError for a path that does not exist.
+    """
+    if path.startswith("hf:"):
+        return [path]
+    root = Path(path).expanduser()
+    if not root.exists():
+        raise ValueError(f"data.path: {path!r} does not exist; give a dataset file, a folder, or hf:NAME")
+    if root.is_file():
+        files = [root]
+    else:
+        files = sorted(Path(folder) / name for folder, _, names in os.walk(root) for name in names)
+    return [str(root.resolve()), *([str(f.relative_to(root)), f.stat().st_size, f.stat().st_mtime_ns] for f in files)]
+
+
+def library() -> Any:
+    """The `datasets` library, quiet. Raises ValueError where it is not installed."""
+    try:
+        import datasets
+        import huggingface_hub
+    except ImportError:
+        raise ValueError("data: this needs Hugging Face datasets; run pip install 'retain[hub]'") from None
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    huggingface_hub.logging.set_verbosity(huggingface_hub.logging.CRITICAL)
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def open_source(config: DataConfig) -> Source:
+    """Open the dataset that data.path names. Raises ValueError in one line for all that may be wrong with it.
+
+    A dataset of the hub is downloaded into the library's own cache first, unless data.stream: so a download that
+    was cut short goes on, and HF_HUB_OFFLINE=1 works afterwards. Local files are read where they are.
+    """
+    path = config.path or ""
+    datasets = library()
+    with one_line(path):
+        if path.startswith("hf:"):
+            name, _, subset = path[3:].partition(":")
+            if not name:
+                raise ValueError(f"data.path: {path!r} names no dataset; write hf:NAME or hf:NAME:CONFIG")
+            builder = _frugal(datasets.load_dataset_builder(name, subset or None, revision=config.revision))
+            found = builder.as_streaming_dataset() if config.stream else _download(builder)
+        else:
+            found = _open_local(datasets, Path(path).expanduser(), config.stream)
+    splits: dict[Split, Any] = {}
+    for name, dataset in found.items():
+        if name in NAMES and NAMES[name] not in splits:
+            splits[NAMES[name]] = dataset
+    if "train" not in splits:
+        if len(found) != 1:
+            raise ValueError(f"data.path: {path!r} has no split train, only {', '.join(found)}; rename one of them")
+        splits = {"train": next(iter(found.values()))}
+    return Source(splits, _revision(splits["train"]) or config.revision)
+
+
+def _open_local(datasets: Any, path: Path, stream: bool) -> Any:
+    if path.is_file():
+        name, options = BUILDERS.get(path.suffix.lower()), {}
+        if name is None:
+            raise ValueError(f"data.path: {str(path)!r} is none of {', '.join(BUILDERS)}, nor a folder of them")
+        if path.suffix.lower() == ".tsv":
+            options["sep"] = "\t"
+        builder = datasets.load_dataset_builder(name, data_files={"train": [str(path)]}, **options)
+    elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return _saved(datasets.load_from_disk(str(path)), stream)
+    else:
+        builder = datasets.load_dataset_builder(str(path))
+    return _frugal(builder).as_streaming_dataset()
+
+
+def _frugal(builder: Any) -> Any:
+    """Have parquet read a little at a time, or a whole file is in memory; set afterwards, since to the library other
+    options are another dataset, and what its cache holds of this one would not be found."""
+    if hasattr(builder.config, "fragment_scan_options"):
+        from pyarrow.dataset import ParquetFragmentScanOptions
+
+        builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
+        builder.config.batch_size = ROWS
+    return builder
+
+
+def _saved(saved: Any, stream: bool) -> dict[str, Any]:
+    """The splits of what the library's save_to_disk wrote."""
+    splits = saved if isinstance(saved, dict) else {"train": saved}
+    if stream:
+        return {name: split.to_iterable_dataset() for name, split in splits.items()}
+    return {
+        name: Stored([Path(file["filename"]) for file in split.cache_files], split.num_rows)
+        for name, split in splits.items()
+    }
+
+
+def _download(builder: Any) -> dict[str, Stored]:
+    """Every split of a dataset of the hub, downloaded if it is not yet in the library's cache."""
+    builder.download_and_prepare()
+    names = sorted(os.listdir(builder.cache_dir))
+    found = {}
+    for split, described in builder.info.splits.items():
+        pattern = rf"{re.escape(builder.dataset_name)}-{re.escape(split)}(-\d+-of-\d+)?\.arrow"
+        files = [Path(builder.cache_dir, name) for name in names if re.fullmatch(pattern, name)]
+        found[split] = Stored(files, described.num_examples)
+    return found
+
+
+def _revision(split: Any) -> str | None:
+    """The commit that a downloaded split is of: the library names its folder by it."""
+    commit = split.files[0].parent.name if isinstance(split, Stored) and split.files else ""
+    return commit if re.fullmatch("[0-9a-f]{40}", commit) else None
+
+
+@contextmanager
+def one_line(path: str) -> Iterator[None]:
+    """Turn whatever the libraries raise about a source into a ValueError of one line that says what to do."""
+    import huggingface_hub
+    import pyarrow
+
+    try:
+        yield
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(("data.", "data:")):
+            raise
+        cause = error.__cause__ if type(error).__name__ == "DatasetGenerationError" and error.__cause__ else error
+        said = " ".join(str(cause).split())[:300].rstrip(". ")
+        if path.startswith("hf:"):
+            if (isinstance(error, ValueError) and "BuilderConfig" in said) or "Config name is missing" in said:
+                raise ValueError(f"data.path: {path!r}: {said}; write hf:NAME:CONFIG") from None
+            import datasets
+
+            offline = " (HF_HUB_OFFLINE is set)" if huggingface_hub.constants.HF_HUB_OFFLINE else ""
+            raise ValueError(
+                f"data.path: {path!r} could not be loaded; tried {huggingface_hub.constants.ENDPOINT}{offline} and the "
+                f"cache {datasets.config.HF_DATASETS_CACHE}: {said}; {LOCAL}"
+            ) from None
+        if isinstance(cause, OSError) and cause.strerror and not isinstance(cause, pyarrow.ArrowException):
+            said = f"{cause.filename or path}: {cause.strerror}"
+        raise ValueError(f"data.path: {path!r} cannot be read: {said}; check the file, or write it again") from None
+
+
+def column_of(config: DataConfig) -> str:
+    return config.column or ("image" if config.name == "images" else "text")
+
+
+def tables(split: Any, config: DataConfig) -> Iterator[Any]:
+    """A split's column as Arrow arrays of up to ROWS rows; images stay as they are stored."""
+    datasets = library()
+    path, column = config.path or "", column_of(config)
+    with one_line(path):
+        if isinstance(split, Stored):
+            iterator = _read_arrow(split.files)
+        else:
+            if split.features and isinstance(split.features.get(column), datasets.Image):
+                split = split.cast_column(column, datasets.Image(decode=False))
+            iterator = split.with_format("arrow").iter(ROWS)
+    import pyarrow
+
+    while True:
+        with one_line(path):
+            table = next(iterator, None)
+        # Arrow keeps what it has freed, and more of it with every file.
+        pyarrow.default_memory_pool().release_unused()
+        if table is None:
+            return
+        if column not in table.column_names:
+            raise ValueError(
+                f"data.column: {column!r} is not in {path!r}, which has {', '.join(table.column_names)}; name one of "
+                f"them with {'--image-column' if config.name == 'images' else '--text-column'}"
+            )
+        yield table.column(column).combine_chunks()
+
+
+def _read_arrow(files: list[Path]) -> Iterator[Any]:
+    import pyarrow as pa
+
+    for file in files:
+        with pa.OSFile(str(file)) as opened:
+            for batch in pa.ipc.open_stream(opened):
+                yield pa.Table.from_batches([batch])
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, read in blocks."""
+    checksum = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            checksum.update(block)
+    return checksum.hexdigest()

@@ -1,0 +1,100 @@
+"""Images of any size as pixels in raster order, or as events: the pixels that are not black."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from retain.config import DataConfig
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def levels_of(config: DataConfig) -> int:
+    """Gray levels of the pixels that `pixels_of` gives."""
+    return 2 if config.threshold is not None else config.levels
+
+
+def pixels_of(image: Image.Image, config: DataConfig) -> Pixels:
+    """An image as (N, N) levels, 0 darkest: made gray, brought to N x N with its proportions kept, inverted where
+    asked for, then thresholded or quantised. What is transparent, and the border, is the background: white for
+    what is to be inverted, else black.
+    """
+    background = 255 if config.invert else 0
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*[background] * 3, 255)), image)
+    image = image.convert("L")
+    size = (config.image_size, config.image_size)
+    if image.size != size:
+        image = ImageOps.pad(image, size, method=Image.Resampling.BILINEAR, color=background)
+    pixels = np.asarray(image)
+    if config.invert:
+        pixels = 255 - pixels
+    if config.threshold is not None:
+        return (pixels >= config.threshold).astype(np.uint8)
+    return (pixels.astype(np.int64) * config.levels // 256).astype(np.uint8)
+
+
+def read_image(path: str | Path, config: DataConfig) -> Pixels:
+    """The (N, N) levels of an image file. Raises ValueError for what is none."""
+    try:
+        with Image.open(path) as image:
+            return pixels_of(image, config)
+    except FileNotFoundError:
+        raise ValueError(f"images: {str(path)!r} does not exist") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"images: {str(path)!r} is not an image that can be read ({error})") from None
+
+
+def stored_image(row: Any, path: str) -> Image.Image:
+    """The image of a row as `datasets` stores it: its bytes, or the path of its file."""
+    try:
+        image = Image.open(io.BytesIO(row["bytes"]) if row.get("bytes") else row["path"])
+        image.load()
+        return image
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"data.path: {row.get('path')!r} of {path!r} is not an image that can be read ({error}); take it out"
+        ) from None
+
+
+def events_vocabulary(config: DataConfig) -> int:
+    """Positions, then the values above 0 where there are several, then the end symbol."""
+    levels = levels_of(config)
+    return config.image_size**2 + (levels - 1 if levels > 2 else 0) + 1
+
+
+def to_events(pixels: Pixels, config: DataConfig) -> npt.NDArray[np.int64]:
+    """Levels (N, N) → tokens: of every pixel above 0, in raster order, its position p, then (unless all are 1) its
+    value v as N² + v - 1; at last the end symbol."""
+    flat = pixels.ravel()
+    positions = np.flatnonzero(flat)
+    tokens = positions
+    if levels_of(config) > 2:
+        tokens = np.stack([positions, config.image_size**2 + flat[positions].astype(np.int64) - 1], 1).ravel()
+    return np.append(tokens, events_vocabulary(config) - 1)
+
+
+def from_events(tokens: npt.NDArray[np.int64], config: DataConfig) -> Pixels:
+    """The (N, N) levels that events describe; of a pixel named twice the last value counts, a value without a
+    position is passed over, and so is all after the end symbol."""
+    area, end = config.image_size**2, events_vocabulary(config) - 1
+    flat = np.zeros(area, np.uint8)
+    position = None
+    for token in tokens:
+        if token == end:
+            break
+        if token < area:
+            position = token
+            flat[position] = max(flat[position], 1)
+        elif position is not None:
+            flat[position] = token - area + 1
+    return flat.reshape(config.image_size, config.image_size)

@@ -1,0 +1,257 @@
+"""A source prepared once into memory-mapped token arrays, in a cache folder with a manifest.
+
+A folder is there whole or not at all: it is written under another name, together with how far it has come, and
+renamed when done. A process killed midway leaves what the next one goes on from; two at once wait for each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from retain.checkpoint import replace_file
+from retain.config import DataConfig
+from retain.data.batches import SPLITS, Split
+from retain.data.hub import Source, file_digest, fingerprint, open_source, tables
+from retain.data.rows import Codec, codec_of
+
+log = logging.getLogger("retain")
+
+VERSION = 1
+"""Of what is written; another one is prepared anew."""
+SAVE_SECONDS = 5.0
+"""Seconds of work that a kill may cost."""
+
+
+def cache_folder() -> Path:
+    """$RETAIN_CACHE, or retain/ in the user's cache folder."""
+    if own := os.environ.get("RETAIN_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retain"
+
+
+def settings_of(config: DataConfig) -> dict[str, Any]:
+    """All that decides what is written, and nothing else."""
+    names = ["name", "column", "revision", "split"]
+    if config.name == "images":
+        names += ["image_size", "levels", "threshold", "invert", "events"]
+    settings = {name: getattr(config, name) for name in names}
+    if config.tokenizer is not None and Path(config.tokenizer).is_file():
+        settings["tokenizer"] = file_digest(Path(config.tokenizer))
+    return settings
+
+
+def prepare(config: DataConfig, *, progress_bar: bool = True) -> tuple[Path, dict[str, Any], Codec]:
+    """The folder of a source's arrays, its manifest and the codec of its tokens; prepared now if it is not yet there.
+
+    A dataset of the hub that was prepared before is not asked for again: give data.revision to have another.
+    Raises ValueError in one line for whatever is wrong with the source, OSError where the disk refuses.
+    """
+    from filelock import FileLock
+
+    codec = codec_of(config)
+    settings, files = settings_of(config), fingerprint(config.path or "")
+    key = hashlib.sha256(json.dumps([VERSION, settings, files]).encode()).hexdigest()[:24]
+    folder = cache_folder() / key
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_suffix(".lock"))
+        try:
+            lock.acquire(blocking=False)
+        except TimeoutError:
+            log.warning("%s is being prepared by another process; waiting for it", config.path)
+            lock.acquire()
+        try:
+            if not folder.exists():
+                described = {"path": config.path, "settings": settings, "fingerprint": key}
+                _Preparation(config, codec, folder, described, progress_bar).run()
+        finally:
+            lock.release()
+    return folder, read_manifest(folder), codec
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a prepared folder. Raises ValueError where the folder is damaged."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        for name, file in manifest["files"].items():
+            if (size := (folder / name).stat().st_size) != file["bytes"]:
+                raise ValueError(f"{name} has {size} bytes instead of {file['bytes']}")
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"data: the prepared {folder} is damaged ({error}); delete it and run again") from None
+    return manifest
+
+
+def open_array(folder: Path, name: str, dtype: Any) -> npt.NDArray[Any]:
+    """A prepared array, memory-mapped; an empty one is plain."""
+    path = folder / name
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
+
+
+def place_of(row: bytes) -> float:
+    """Where in 0 … 1 a row lies, from its tokens alone: the same row is always in the same split."""
+    return int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), "big") / 2**64
+
+
+def split_of_row(row: bytes, given: Split, present: set[Split], fractions: tuple[float, float, float]) -> Split:
+    """The split of a row of the source's split `given`: a split that the source lacks is cut from its train."""
+    if given != "train":
+        return given
+    place = place_of(row)
+    if "test" not in present and place >= 1 - fractions[2]:
+        return "test"
+    if "validation" not in present and 1 - fractions[2] - fractions[1] <= place < 1 - fractions[2]:
+        return "validation"
+    return "train"
+
+
+@dataclasses.dataclass
+class _State:
+    """How far a preparation has come; what the files hold beyond it is cut off."""
+
+    revision: str | None = None
+    rows: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    """Rows read of each of the source's splits."""
+    empty: int = 0
+    documents: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    tokens: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+
+
+class _Preparation:
+    """Writes one folder, from the beginning or from where another process was stopped."""
+
+    def __init__(
+        self, config: DataConfig, codec: Codec, folder: Path, described: dict[str, Any], progress_bar: bool
+    ) -> None:
+        self.config, self.codec, self.folder, self.described = config, codec, folder, described
+        self.bar = progress_bar
+        self.partial = folder.with_suffix(".partial")
+        self.state = _State()
+
+    def run(self) -> None:
+        source = open_source(self.config)
+        self.restore(source)
+        files: dict[str, BinaryIO] = {name: (self.partial / name).open("ab") for name in self.names()}
+        try:
+            for split in SPLITS:
+                if split in source.splits:
+                    self.read(source, split, files)
+        finally:
+            for file in files.values():
+                file.close()
+        if not self.state.documents["train"]:
+            raise ValueError(
+                f"data.path: {self.config.path!r} holds nothing to learn: {sum(self.state.rows.values())} rows, "
+                f"{self.state.empty} of them empty"
+            )
+        self.finish(source)
+
+    def names(self) -> list[str]:
+        kinds = ["tokens"] if self.codec.length else ["tokens", "ends"]
+        return [f"{split}.{kind}" for split in SPLITS for kind in kinds]
+
+    def restore(self, source: Source) -> None:
+        """Take up what an earlier process left, if it read the same revision."""
+        try:
+            state = _State(**json.loads((self.partial / "progress.json").read_text()))
+            if state.revision == source.revision:
+                self.state = state
+        except (OSError, ValueError, TypeError):
+            pass
+        self.state.revision = source.revision
+        if not any(self.state.rows.values()):
+            shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir(parents=True, exist_ok=True)
+        for name in self.names():
+            split, _, kind = name.partition(".")
+            size = self.state.documents[split] * 8 if kind == "ends" else self._bytes(split)
+            with (self.partial / name).open("ab") as file:
+                file.truncate(size)
+
+    def _bytes(self, split: str) -> int:
+        return self.state.tokens[split] * self.codec.dtype.itemsize
+
+    def read(self, source: Source, split: Split, files: dict[str, BinaryIO]) -> None:
+        from tqdm import tqdm
+
+        dataset, state = source.splits[split], self.state
+        done, present = state.rows[split], set(source.splits)
+        saved = time.monotonic()
+        # None: shown where stderr is a terminal.
+        hidden = None if self.bar else True
+        bar = tqdm(total=rows_of(dataset), unit="rows", desc=f"preparing {split}", disable=hidden, mininterval=0.5)
+        with bar:
+            for rows in tables(dataset, self.config):
+                count = len(rows)
+                bar.update(count)
+                if done >= count:  # written by an earlier process
+                    done -= count
+                    continue
+                self.write(self.codec.encode(rows.slice(done)), split, present, files)
+                state.rows[split] += count - done
+                done = 0
+                if time.monotonic() - saved >= SAVE_SECONDS:
+                    self.save(files)
+                    saved = time.monotonic()
+            self.save(files)
+
+    def write(self, rows: list[bytes | None], given: Split, present: set[Split], files: dict[str, BinaryIO]) -> None:
+        state = self.state
+        parts: dict[str, list[bytes]] = {}
+        for row in rows:
+            if row is None:
+                state.empty += 1
+            else:
+                parts.setdefault(split_of_row(row, given, present, self.config.split), []).append(row)
+        for split, found in parts.items():
+            lengths = np.array([len(row) for row in found], np.int64) // self.codec.dtype.itemsize
+            files[f"{split}.tokens"].write(b"".join(found))
+            if self.codec.length is None:
+                files[f"{split}.ends"].write((state.tokens[split] + lengths.cumsum()).astype("<i8").tobytes())
+            state.documents[split] += len(found)
+            state.tokens[split] += int(lengths.sum())
+
+    def save(self, files: dict[str, BinaryIO]) -> None:
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        replace_file(self.partial / "progress.json", json.dumps(dataclasses.asdict(self.state)).encode())
+
+    def finish(self, source: Source) -> None:
+        state, codec = self.state, self.codec
+        manifest = {
+            "version": VERSION,
+            **self.described,
+            "revision": state.revision,
+            "splits": {s: {"documents": state.documents[s], "tokens": state.tokens[s]} for s in SPLITS},
+            "source_rows": {s: state.rows[s] for s in source.splits},
+            "empty_rows": state.empty,
+            "vocab_size": codec.vocab_size,
+            "dtype": codec.dtype.name,
+            "end": codec.end,
+            "files": {
+                name: {"bytes": (self.partial / name).stat().st_size, "sha256": file_digest(self.partial / name)}
+                for name in self.names()
+            },
+        }
+        replace_file(self.partial / "manifest.json", json.dumps(manifest, indent=2).encode() + b"\n")
+        (self.partial / "progress.json").unlink(missing_ok=True)
+        os.replace(self.partial, self.folder)
+
+
+def rows_of(split: Any) -> int | None:
+    """How many rows a split has, where that is known before reading it."""
+    known = getattr(split, "num_rows", None)
+    if known is None and split.info.splits and split.split in split.info.splits:
+        known = split.info.splits[split.split].num_examples
+    return known or None

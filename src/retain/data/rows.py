@@ -1,0 +1,124 @@
+"""What a row of a dataset becomes: the bytes of its tokens, ready to be written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retain.config import DataConfig
+from retain.data.batches import Kind
+from retain.data.hub import column_of
+from retain.data.images import events_vocabulary, levels_of, pixels_of, stored_image, to_events
+
+BYTE_END = 0xFF
+"""The end symbol among bytes: one that UTF-8 never uses, so that the vocabulary stays 256."""
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How rows become tokens. `encode` takes an Arrow array of rows and gives each row's tokens as bytes of
+    `dtype`, end symbol included; None where the row is empty."""
+
+    encode: Callable[[Any], list[bytes | None]]
+    vocab_size: int
+    dtype: np.dtype[Any]
+    kind: Kind
+    end: int | None = None
+    length: int | None = None
+    """Tokens of every row, where all have the same number."""
+    tokenizer: str | None = None
+
+
+def codec_of(config: DataConfig) -> Codec:
+    """The codec that a configuration asks for. Raises ValueError for a tokenizer that cannot be used."""
+    if config.name == "images":
+        return _images(config)
+    if config.tokenizer is not None:
+        return _subwords(config)
+    end = bytes([BYTE_END])
+
+    def encode(rows: Any) -> list[bytes | None]:
+        return [text.encode() + end if text else None for text in _texts(rows, config)]
+
+    return Codec(encode, 256, np.dtype(np.uint8), "text", BYTE_END)
+
+
+def _texts(rows: Any, config: DataConfig) -> list[str | None]:
+    import pyarrow as pa
+
+    kind = rows.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+        raise ValueError(
+            f"data.column: {column_of(config)!r} of {config.path!r} holds {kind}, not text; "
+            "name a column of text with --text-column"
+        )
+    return rows.to_pylist()
+
+
+def _subwords(config: DataConfig) -> Codec:
+    try:
+        import tokenizers
+    except ImportError:
+        raise ValueError("data.tokenizer: this needs tokenizers; run pip install 'retain[hub]'") from None
+    path = Path(config.tokenizer or "").expanduser()
+    try:
+        content = path.read_text()
+        tokenizer = tokenizers.Tokenizer.from_str(content)
+    except OSError as error:
+        raise ValueError(f"data.tokenizer: {str(path)!r} cannot be read ({error.strerror})") from None
+    except Exception as error:
+        raise ValueError(
+            f"data.tokenizer: {str(path)!r} is not a tokenizer.json of Hugging Face tokenizers ({error})"
+        ) from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    # Special symbols may lie beyond the count of the vocabulary.
+    end = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    dtype = np.min_scalar_type(end)
+
+    def encode(rows: Any) -> list[bytes | None]:
+        texts = _texts(rows, config)
+        found = iter(tokenizer.encode_batch([t for t in texts if t], add_special_tokens=False))
+        return [np.array([*next(found).ids, end], dtype).tobytes() if t else None for t in texts]
+
+    return Codec(encode, end + 1, dtype, "tokens", end, tokenizer=content)
+
+
+def _images(config: DataConfig) -> Codec:
+    import pyarrow as pa
+
+    def stored(rows: Any) -> list[Any]:
+        kind = rows.type
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            return [None if row is None else {"bytes": row} for row in rows.to_pylist()]
+        if not (pa.types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}):
+            raise ValueError(
+                f"data.column: {column_of(config)!r} of {config.path!r} holds {kind}, not images; "
+                "name a column of images with --image-column"
+            )
+        return rows.to_pylist()
+
+    def pixels(row: Any) -> Any:
+        return None if row is None else pixels_of(stored_image(row, config.path or ""), config)
+
+    if not config.events:
+        return Codec(
+            lambda rows: [None if (p := pixels(r)) is None else p.tobytes() for r in stored(rows)],
+            levels_of(config),
+            np.dtype(np.uint8),
+            "image",
+            length=config.image_size**2,
+        )
+    vocab_size = events_vocabulary(config)
+    dtype = np.min_scalar_type(vocab_size - 1)
+
+    def events(rows: Any) -> list[bytes | None]:
+        return [
+            None if (p := pixels(r)) is None else to_events(p, config).astype(dtype).tobytes() for r in stored(rows)
+        ]
+
+    return Codec(events, vocab_size, dtype, "tokens", vocab_size - 1)
