@@ -4,6 +4,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
+SMALL = ["--budget", "4steps", "--validation-sequences", "8", "--tracker", "None", "--device", "cpu", "--quiet"]
+SMALL += ["--teacher.width", "16", "--teacher.layers", "1", "--memory.width", "16", "--cell.width", "16"]
+SMALL += ["--smt.batch-size", "2", "--dmt.batch-size", "2", "--precision", "fp32"]
+PARTS = ["--data.split", "0.6", "0.2", "0.2"]
+"""Options of `retain train` that make a run of a second, and splits that none of a few rows leave empty."""
+
 
 def stories(folder, train=300, validation=40, what="the cat"):
     """As roneneldan/TinyStories: parquet with `text`, train and validation. Every seventh row is empty or null."""

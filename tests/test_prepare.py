@@ -22,12 +22,6 @@ from retain.data.images import events_vocabulary, from_events, to_events
 TEXT = "Once there was the cat no. {} of {}, ünï→{}. It slept."
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("RETAIN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def documents(path, **changes):
     return DataConfig(**{"name": "documents", "path": str(path), "seq_len": 20, **changes})
 
@@ -240,6 +234,10 @@ def test_subwords(tmp_path):
     assert made.decode(document[:-1]) == TEXT.format(1, "validation", 1)
     assert len(document) < len(TEXT)
     assert json.loads(data.tokenizer) == json.loads(path.read_text())
+    for split, part in data.info["splits"].items():  # as many bytes as there are tokens where bytes are the tokens
+        plain = load_data(documents(source)).info["splits"][split]
+        assert part["text_bytes"] == plain["tokens"] and part["documents"] == plain["documents"]
+        assert data.bytes_per_token[split] == part["text_bytes"] / part["tokens"] > 1.5
     other = tokenizer(tmp_path / "tokenizer.json", ["zzzz"])  # the same path, another content: prepared anew
     again = load_data(documents(source, reset=True, tokenizer=str(other)))
     assert again.info["prepared"] != data.info["prepared"]
