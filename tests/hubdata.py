@@ -59,7 +59,7 @@ def sketches(folder, count=60):
         paper = {"RGB": (255, 255, 255), "L": 255, "RGBA": (0, 0, 0, 0)}[mode]
         ink = {"RGB": (0, 0, 0), "L": 0, "RGBA": (0, 0, 0, 255)}[mode]
         image = Image.new(mode, size, paper)
-        ImageDraw.Draw(image).line((5, 5 + i % 40, size[0] - 5, 45), fill=ink, width=3)
+        ImageDraw.Draw(image).line((5, 5 + i % 40, size[0] - 5, 45 - i // 40 * 9), fill=ink, width=3)
         path = folder / ("cat", "dog")[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)

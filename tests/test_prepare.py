@@ -208,9 +208,8 @@ def test_memory_does_not_grow_with_the_source(tmp_path):
     """A file of 100 MB and one of 60, the latter one row group, of which a process may hold no more than a part."""
     folder = tmp_path / "large"
     folder.mkdir()
-    for shard, (size, group) in enumerate(
-        ((50_000, 1000), (30_000, 30_000))
-    ):  # text that does not become smaller by compression
+    for shard, (size, group) in enumerate(((50_000, 1000), (30_000, 30_000))):
+        # Text that does not become smaller by compression.
         rows = [np.random.default_rng(i).bytes(1000).hex() for i in range(size)]
         pq.write_table(pa.table({"text": rows}), folder / f"train-{shard:05}-of-00002.parquet", row_group_size=group)
     assert (folder / "train-00000-of-00002.parquet").stat().st_size > 90e6
