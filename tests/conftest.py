@@ -67,6 +67,24 @@ def here(monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RETAIN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory):
+    """Local copies of the three data sets, for tests that only read them."""
+    from hubdata import mnist, sketches, stories
+
+    root = tmp_path_factory.mktemp("sources")
+    stories(root / "stories")
+    mnist(root / "mnist")
+    sketches(root / "sketches")
+    return root
+
+
 @pytest.fixture
 def tiny_file(tmp_path):
     """A tiny config on disk, for `retain train --config`."""

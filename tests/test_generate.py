@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from conftest import tiny
 from naive import VOCAB, assert_close, models
 from retain.config import CELLS, CellConfig, MemoryConfig, TeacherConfig
 from retain.generate import check_sampling, generate, sample, save_image_grid
@@ -198,3 +199,29 @@ def test_image_grid(tmp_path):
         assert size == (2 * (48 + 4) + 4, 2 * (48 + 4) + 4) and image.mode == "L"
         assert pixel((10, 10)) == 0 and pixel((70, 10)) == 7 * (255 // 7) and pixel((10, 70)) == 0
         assert pixel((1, 1)) == 64 and pixel((70, 70)) == 64  # gaps, and the cell that has no image
+
+
+def test_dropout_is_off_while_it_works_and_the_mode_is_as_it_was(prompt):
+    """A user's cell may have dropout, and be sampled from in the middle of training."""
+    from torch import nn
+
+    class Forgetful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.dropout = nn.Linear(8, 8), nn.Dropout(0.5)
+
+        def forward(self, memory, inputs):
+            return self.dropout(self.layer(memory + inputs[:, None]))
+
+    config = tiny()
+    torch.manual_seed(0)
+    rnn = RNN(9, config.memory, config.teacher, config.cell, Forgetful())
+    wanted = drawn(rnn.eval(), prompt, 20, temperature=0.0)
+    rnn.train()
+    rnn.readout.eval()
+    modes = [part.training for part in rnn.modules()]
+    tokens = []
+    for token in generate(rnn, prompt, 20, temperature=0.0):
+        assert [part.training for part in rnn.modules()] == modes
+        tokens.append(token)
+    assert torch.equal(torch.stack(tokens, 1), wanted)

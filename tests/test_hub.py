@@ -17,29 +17,13 @@ from PIL import Image
 
 from conftest import tiny
 from fakehub import hub
-from hubdata import mnist, real, sketches, stories, tokenizer
+from hubdata import PARTS, SMALL, real, stories, tokenizer
 from retain.config import DataConfig, load_config, save_config
 from retain.data import load_data
 from retain.presets import PRESETS
 from retain.run import build
 
 HUB_PRESETS = [name for name in PRESETS if PRESETS[name]().data.name in ("documents", "images")]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("RETAIN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    """Local copies of the three data sets, for tests that only read them."""
-    root = tmp_path_factory.mktemp("sources")
-    stories(root / "stories")
-    mnist(root / "mnist")
-    sketches(root / "sketches")
-    return root
 
 
 def source_of(preset, sources):
@@ -82,12 +66,6 @@ def test_the_papers_settings(preset):
         assert (phase.weight_decay, phase.beta1, phase.beta2, phase.clip) == (0.01, 0.9, 0.95, 1.0)
     assert c.precision == "bf16"
     assert c.data.path == {"t": "hf:roneneldan/TinyStories", "m": "hf:ylecun/mnist"}[preset[0]]
-
-
-SMALL = ["--budget", "4steps", "--validation-sequences", "8", "--tracker", "None", "--device", "cpu", "--quiet"]
-SMALL += ["--teacher.width", "16", "--teacher.layers", "1", "--memory.width", "16", "--cell.width", "16"]
-SMALL += ["--smt.batch-size", "2", "--dmt.batch-size", "2", "--precision", "fp32"]
-PARTS = ["--data.split", "0.6", "0.2", "0.2"]
 
 
 def test_stories_from_a_folder_to_a_sample(retain, sources, tmp_path):
@@ -163,7 +141,7 @@ def test_images_are_completed_below_what_is_given(retain, sources, tmp_path):
 
 def test_a_users_own_images_are_completed(retain, sources, tmp_path):
     out = tmp_path / "run"
-    code, _, complaint = retain("train", "sketchy", "--data", sources / "sketches", "--out", out, *SMALL)
+    code, _, complaint = retain("train", "sketchy", "--data", sources / "sketches", "--out", out, *SMALL, *PARTS)
     assert code == 0, complaint
     config = load_config(out / "config.json").data
     files = [sources / "sketches" / name for name in ("cat/0.png", "dog/1.png", "cat/2.png")]  # RGB, L, RGBA
@@ -200,59 +178,20 @@ def test_subwords_to_a_sample(retain, sources, tmp_path):
     options = [*SMALL, "--data.tokenizer", path, "--data.seq-len", "16"]
     code, _, complaint = retain("train", "tinystories", "--data", sources / "stories", "--out", out, *options)
     assert code == 0, complaint
+    code, said, complaint = retain("eval", out, "--split", "validation", "--json")
+    assert code == 0, complaint
+    result = json.loads(said)
+    counts = result["data"]["splits"]["validation"]
+    assert result["tokens"] == counts["tokens"]
+    bits = result["bits_per_token"] * counts["tokens"] / counts["text_bytes"]
+    assert result["bits_per_byte"] == pytest.approx(bits)
+    assert bits < result["bits_per_token"]
+    assert f"bits per byte     {bits:.3f}" in retain("eval", out, "--split", "validation")[1]
     path.unlink()  # the run keeps its own
     code, said, complaint = retain("generate", out, "--prompt", "Once ü", "--length", "5")
     assert (code, complaint) == (0, "")
     assert said.startswith("Once ü")
     assert json.loads((out / "samples.json").read_text())["settings"]["prompt"] == "Once ü"
-
-
-@pytest.fixture
-def no_sleep(monkeypatch):
-    """The library sleeps for five seconds whenever it closes a shuffled stream."""
-    from datasets import config
-
-    if hasattr(config, "SLEEP_TIME_ON_THREADS_SHUTDOWN"):
-        monkeypatch.setattr(config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
-
-
-def test_training_on_a_stream(retain, sources, tmp_path, cache, no_sleep):
-    for preset, folder in (("tinystories", "stories"), ("mnist", "mnist")):
-        out = tmp_path / preset
-        options = [*SMALL, *PARTS, "--stream"]
-        code, _, complaint = retain("train", preset, "--data", sources / folder, "--out", out, *options)
-        assert code == 0, complaint
-        assert json.loads((out / "data.json").read_text())["streamed"] is True
-        assert retain("eval", out)[0] == 0
-    assert not cache.exists()
-
-
-@pytest.mark.parametrize("reset", [True, False])
-def test_a_stream_holds_the_documents_of_its_split_alone(sources, reset, no_sleep):
-    config = DataConfig(name="documents", path=str(sources / "stories"), seq_len=99, reset=reset, stream=True)
-    streamed = load_data(config)
-    prepared = load_data(dataclasses.replace(config, stream=False, reset=True))
-
-    def whole(targets):
-        pieces = [bytes(row[row >= 0].tolist()) for row in targets.numpy()]
-        return {p for text in (pieces if reset else [b"".join(pieces)]) for p in text.split(b"\xff")[1 - reset : -1]}
-
-    train = {bytes(prepared.document("train", i).tolist())[:-1] for i in range(prepared.documents("train"))}
-    first = streamed.batch(0, 0, 0, 200)["targets"]
-    seen = whole(first)
-    for step in range(1, 8):  # more than one epoch
-        seen |= whole(streamed.batch(0, step, 0, 200)["targets"])
-    if reset:
-        assert seen == train
-    else:  # a document that two batches share is not whole in either
-        assert len(seen & train) > 0.9 * len(train)
-    other = load_data(config)
-    assert torch.equal(other.batch(0, 0, 0, 200)["targets"], first)
-    assert not torch.equal(other.batch(1, 0, 0, 200)["targets"], first)
-    assert not torch.equal(other.batch(0, 0, 1, 200)["targets"], first)
-    held = streamed.sequences("test", np.arange(streamed.count("test")))["targets"]
-    test = {bytes(prepared.document("test", i).tolist())[:-1] for i in range(prepared.documents("test"))}
-    assert whole(held) <= test and (not reset or whole(held) == test)
 
 
 FORMATS = ["a.parquet", "a.jsonl", "a.json", "a.csv", "a.tsv", "a.arrow", "folder", "saved"]
@@ -297,49 +236,6 @@ def test_data_of_any_preset_can_be_a_dataset(retain, sources, tmp_path):
     assert code == 0, complaint
     data = load_config(out / "config.json").data
     assert (data.name, data.column, data.seq_len) == ("images", "image", 783)
-
-
-def test_a_dry_run_tells_sizes_and_writes_nothing(retain, sources, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    line = ["train", "tinystories", "--data", sources / "stories", *SMALL, "--dry-run"]
-    code, said, complaint = retain(*line, "--json")
-    assert code == 0, complaint
-    found = json.loads(said)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache"]
-    config = dataclasses.replace(
-        PRESETS["tinystories"](), memory=dataclasses.replace(PRESETS["tinystories"]().memory, width=16)
-    )
-    config = dataclasses.replace(
-        config,
-        cell=dataclasses.replace(config.cell, width=16),
-        teacher=dataclasses.replace(config.teacher, width=16, layers=1),
-    )
-    rnn, teacher = build(config, 256)
-    assert found["parameters"] == {
-        "rnn": sum(p.numel() for p in rnn.parameters()),
-        "teacher": sum(p.numel() for p in teacher.parameters()),
-    }
-    assert (found["phases"]["smt"]["steps"], found["phases"]["dmt"]["steps"]) == (3, 1)  # of 4, shared 7 to 3
-    for phase in found["phases"].values():
-        assert phase["seconds"] == pytest.approx(phase["steps"] * phase["seconds_per_step"])
-        assert phase["tokens_per_step"] == 2 * 64
-        assert phase["flops_per_step"] > 6 * phase["tokens_per_step"] * 16 * 16
-    code, said, _ = retain(*line)
-    assert code == 0 and "parameters" in said and "altogether" in said
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache"]
-
-
-def test_flops_and_activations_of_a_dry_run_grow_as_they_should(retain, sources, tmp_path):
-    def phases(*options):
-        line = ["train", "tinystories", "--data", sources / "stories", *SMALL, *options, "--dry-run", "--json"]
-        return json.loads(retain(*line)[1])["phases"]
-
-    once, twice = phases(), phases("--smt.batch-size", "4", "--dmt.accumulate", "2")
-    assert twice["smt"]["flops_per_step"] == 2 * once["smt"]["flops_per_step"]
-    # Up to a few small tensors that happen to come to lie where one has just been freed.
-    assert twice["smt"]["activation_bytes"] == pytest.approx(2 * once["smt"]["activation_bytes"], rel=1e-3)
-    assert twice["dmt"]["flops_per_step"] == 2 * once["dmt"]["flops_per_step"]
-    assert twice["dmt"]["activation_bytes"] == pytest.approx(once["dmt"]["activation_bytes"], rel=1e-3)
 
 
 # The hub itself: in processes of their own, because the library reads its environment only once.
@@ -410,103 +306,6 @@ def test_the_hub_pinned_revisions_and_offline(ask, tmp_path):
     for part in ("could not be loaded", "HF_HUB_OFFLINE is set", str(tmp_path / "hf"), "--data PATH"):
         assert part in complaint
     assert "\n" not in complaint
-
-
-BAD = [
-    ("--data corrupt.parquet", ["data.path", "corrupt.parquet", "Parquet magic bytes"]),
-    ("--data cut.parquet", ["data.path", "cut.parquet", "cannot be read"]),
-    ("--data empty.parquet", ["data.path", "empty.parquet"]),
-    ("--data broken.jsonl", ["data.path", "broken.jsonl", "cannot be read"]),
-    ("--data blank.parquet", ["data.path", "blank.parquet", "nothing to learn", "4 rows", "4 of them empty"]),
-    ("--data stories --text-column story", ["data.column", "'story'", "text", "--text-column"]),
-    ("--data numbers.parquet --text-column n", ["data.column", "'n'", "int64", "not text"]),
-    ("--data mnist --image-column label", ["data.column", "'label'", "int64", "not images"]),
-    ("--data mnist --image-column picture", ["data.column", "'picture'", "image, label", "--image-column"]),
-    ("--data mnist --text-column image", ["data.column", "'image'", "not text"]),
-    ("--data notimages --image-column image", ["notimages", "not an image", "1.png"]),
-    ("--data nothing", ["data.path", "nothing", "data files"]),
-    ("--data nowhere.parquet", ["data.path", "nowhere.parquet", "does not exist"]),
-    ("--data odd", ["data.path", "odd", "no split train", "first, second"]),
-    ("--data hf:", ["data.path", "'hf:'", "hf:NAME"]),
-    ("--data few.parquet --data.reset", ["data.split", "none of the documents"]),
-    ("--data few.parquet", ["data.seq_len", "shorter seq_len"]),
-    ("--data stories --data.revision abc", ["data.revision", "abc", "hf:NAME"]),
-    ("--data stories --data.tokenizer nowhere.json", ["data.tokenizer", "nowhere.json", "No such file"]),
-    ("--data stories --data.tokenizer broken.jsonl", ["data.tokenizer", "broken.jsonl", "tokenizer.json"]),
-    ("--data mnist --image-column image --data.seq-len 100", ["data.seq_len", "100", "784 pixels", "783"]),
-    ("--data mnist --image-column image --data.levels 1", ["data.levels", "1", "2 … 256"]),
-    ("--data mnist --image-column image --data.threshold 0", ["data.threshold", "0", "1 … 255"]),
-    ("--data stories --text-column text --image-column image", ["--text-column", "--image-column", "one of them"]),
-    ("--data small.txt --text-column text", ["--text-column", "small.txt", "no dataset"]),
-    ("--text-column text", ["--text-column", "--data"]),
-    ("--stream", ["data.stream", "retrieval"]),
-    ("--json", ["--json", "--dry-run"]),
-]
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory, sources):
-    root = tmp_path_factory.mktemp("pristine")
-    for name in ("stories", "mnist"):
-        shutil.copytree(sources / name, root / name)
-    (root / "corrupt.parquet").write_bytes(b"PAR1" + b"nonsense" * 20)
-    pq.write_table(pa.table({"text": [f"story {i}" * 50 for i in range(3000)]}), root / "whole.parquet")
-    data = bytearray((root / "whole.parquet").read_bytes())
-    data[len(data) // 5 : len(data) // 2] = os.urandom(len(data) // 2 - len(data) // 5)  # the footer is still there
-    (root / "cut.parquet").write_bytes(data)
-    (root / "whole.parquet").unlink()
-    (root / "empty.parquet").touch()
-    (root / "broken.jsonl").write_text('{"text": "fine"}\n{"text": \n')
-    pq.write_table(pa.table({"text": ["", None, "", None]}), root / "blank.parquet")
-    pq.write_table(pa.table({"n": list(range(50))}), root / "numbers.parquet")
-    pq.write_table(pa.table({"text": ["one", "two"]}), root / "few.parquet")
-    (root / "notimages").mkdir()
-    for i in range(3):
-        (root / "notimages" / f"{i}.png").write_text("not an image")
-    Image.new("L", (4, 4)).save(root / "notimages" / "0.png")
-    (root / "nothing").mkdir()
-    (root / "odd").mkdir()
-    (root / "odd" / "README.md").write_text(
-        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: first\n    path: a.jsonl\n"
-        "  - split: second\n    path: b.jsonl\n---\n"
-    )
-    for name in "ab":
-        (root / "odd" / f"{name}.jsonl").write_text('{"text": "a"}\n')
-    (root / "small.txt").write_text("a small text. " * 100)
-    save_config(tiny(), root / "tiny.json")
-    return root
-
-
-@pytest.mark.parametrize(("line", "fragments"), BAD, ids=[line for line, _ in BAD])
-def test_bad_data_gets_one_clear_line(line, fragments, retain, pristine, monkeypatch, tmp_path):
-    monkeypatch.chdir(pristine)
-    before = sorted(pristine.rglob("*"))
-    code, said, complaint = retain(
-        "train", "--config", "tiny.json", "--out", tmp_path / "new", "--quiet", *line.split()
-    )
-    complaint = complaint[complaint.index("retain: ") :]  # a progress bar may stand before it
-    assert (code, said, complaint.count("\n")) == (2, "", 1), complaint
-    for fragment in fragments:
-        assert fragment in complaint, (fragment, complaint)
-    assert sorted(pristine.rglob("*")) == before and not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize(
-    ("run", "line", "fragments"),
-    [
-        ("text_run", "--complete 3", ["complete", "text", "images", "--prompt"]),
-        ("digits_run", "--complete 0", ["complete", "0", "at least 1"]),
-        ("digits_run", "--complete 2 --prompt 3", ["prompt", "leave them out"]),
-        ("digits_run", "--images a.png", ["images", "digits", "--complete N"]),
-        ("digits_run", "--complete 2 --images a.png", ["complete, images", "one of them"]),
-        ("digits_run", "--complete 2 --temperature -1", ["temperature", "-1"]),
-    ],
-)
-def test_bad_completions_get_one_clear_line(run, line, fragments, retain, request):
-    code, said, complaint = retain("generate", request.getfixturevalue(run), *line.split())
-    assert (code, said, complaint.count("\n")) == (2, "", 1), complaint
-    for fragment in fragments:
-        assert fragment in complaint, (fragment, complaint)
 
 
 @pytest.mark.parametrize("every", [2, 3])

@@ -22,12 +22,6 @@ from retain.data.images import events_vocabulary, from_events, to_events
 TEXT = "Once there was the cat no. {} of {}, ünï→{}. It slept."
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("RETAIN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def documents(path, **changes):
     return DataConfig(**{"name": "documents", "path": str(path), "seq_len": 20, **changes})
 
@@ -211,12 +205,13 @@ WATCHED += "print(max(seen), max(seen) - seen[0], len(seen))\n"
 
 
 def test_memory_does_not_grow_with_the_source(tmp_path):
-    """A file of 100 MB and one of 60, of which a process may hold no more than a part."""
+    """A file of 100 MB and one of 60, the latter one row group, of which a process may hold no more than a part."""
     folder = tmp_path / "large"
     folder.mkdir()
-    for shard, size in enumerate((50_000, 30_000)):  # text that does not become smaller by compression
+    for shard, (size, group) in enumerate(((50_000, 1000), (30_000, 30_000))):
+        # Text that does not become smaller by compression.
         rows = [np.random.default_rng(i).bytes(1000).hex() for i in range(size)]
-        pq.write_table(pa.table({"text": rows}), folder / f"train-{shard:05}-of-00002.parquet", row_group_size=1000)
+        pq.write_table(pa.table({"text": rows}), folder / f"train-{shard:05}-of-00002.parquet", row_group_size=group)
     assert (folder / "train-00000-of-00002.parquet").stat().st_size > 90e6
     process = start(WATCHED, folder)
     said, complaint = process.communicate(timeout=100)
@@ -240,6 +235,10 @@ def test_subwords(tmp_path):
     assert made.decode(document[:-1]) == TEXT.format(1, "validation", 1)
     assert len(document) < len(TEXT)
     assert json.loads(data.tokenizer) == json.loads(path.read_text())
+    for split, part in data.info["splits"].items():  # as many bytes as there are tokens where bytes are the tokens
+        plain = load_data(documents(source)).info["splits"][split]
+        assert part["text_bytes"] == plain["tokens"] and part["documents"] == plain["documents"]
+        assert data.bytes_per_token[split] == part["text_bytes"] / part["tokens"] > 1.5
     other = tokenizer(tmp_path / "tokenizer.json", ["zzzz"])  # the same path, another content: prepared anew
     again = load_data(documents(source, reset=True, tokenizer=str(other)))
     assert again.info["prepared"] != data.info["prepared"]

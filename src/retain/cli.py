@@ -264,6 +264,10 @@ def eval_command(argv: list[str]) -> None:
     }
     if not data.answers:
         result["chance"] = None
+    per_token = 1.0 if data.kind == "text" else (data.bytes_per_token or {}).get(args.split)
+    for name in ("bits_per_token", "teacher_bits_per_token"):
+        bits = result[name]
+        result[name.replace("token", "byte")] = None if bits is None or per_token is None else bits / per_token
     from retain.data.documents import DocumentsData
 
     if isinstance(data, DocumentsData):
@@ -290,6 +294,8 @@ def report(result: dict[str, Any], answers: bool) -> str:
 
     text = f"{result['run']} on {result['split']}: {result['sequences']:,} sequences, {result['tokens']:,} targets\n"
     text += line("bits per token", result["bits_per_token"], result["teacher_bits_per_token"], ".3f")
+    if result["bits_per_byte"] is not None and result["bits_per_byte"] != result["bits_per_token"]:
+        text += line("bits per byte", result["bits_per_byte"], result["teacher_bits_per_byte"], ".3f")
     chance = f"   chance {result['chance']:.3f}\n" if answers and result["chance"] is not None else "\n"
     text += line("accuracy", result["accuracy"], result["teacher_accuracy"], ".3f").rstrip("\n") + chance
     if whole := result.get("whole_documents"):

@@ -131,7 +131,7 @@ class CellConfig:
     heads: int = 4
     layers: int = 1
     residual: bool = True
-    """mlp only: m + MLP(m, x) instead of MLP(m, x)."""
+    """mlp and transformer: m + f(m, x) instead of f(m, x)."""
 
     def __post_init__(self) -> None:
         _positive(self, "width", "heads", "layers")
@@ -187,7 +187,7 @@ class DataConfig:
     threshold: int | None = None
     """images: pixels of at least this much (1 … 255) become 1, all others 0, instead of levels."""
     invert: bool = False
-    """images: black becomes white, as for sketches on paper."""
+    """images: black becomes white, for dark lines on paper; thin ones stay when the image is made smaller."""
     events: bool = False
     """images: only pixels that are not 0, as events: the position, then the value where there are several."""
 

@@ -44,7 +44,8 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
         per_step = own.batch_size * own.accumulate
         tokens = per_step * (own.seq_len or data.seq_len) * accelerator.num_processes
         seconds = probe.seconds_per_sequence * per_step
-        steps = budget.amount / {"s": seconds, "steps": 1, "tokens": tokens}[budget.unit]
+        chain = objective.sequential_steps(own.seq_len or data.seq_len, 1.0)
+        steps = budget.amount / {"s": seconds, "steps": 1, "tokens": tokens, "sequential": chain}[budget.unit]
         trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
         phases[name] = {
             "budget": str(budget),

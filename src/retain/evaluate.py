@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retain.config import IGNORE
+from retain.model.modes import evaluating
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 
@@ -56,13 +57,15 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
     (t = 0 … T; null where it is undefined). `tokens` counts targets, `seconds` and `tokens_per_second` the RNN's
     own reading. Teacher and drift are null without a teacher.
     """
-    modes = [(m, m.training) for m in (rnn, teacher) if m is not None]
+    with evaluating(rnn, teacher):
+        return _compare(rnn, teacher, batches)
+
+
+def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tensor]]) -> dict[str, Any]:
     device = rnn.m_0.device
     own: _Score | None = None
     squared = total = total_squares = torch.zeros(())
     sequences, seconds, read = 0, 0.0, 0
-    for module, _ in modes:
-        module.eval()
     for batch in batches:
         tokens, targets = batch["tokens"].to(device), batch["targets"].to(device)
         if own is None:
@@ -80,8 +83,6 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
             squared = squared + (memory - labels).double().square().mean((2, 3)).sum(0).cpu()  # (T + 1,)
             total = total + labels.double().sum(0).cpu()  # (T + 1, K, D)
             total_squares = total_squares + labels.double().square().sum(0).cpu()
-    for module, training in modes:
-        module.train(training)
     if own is None:
         raise ValueError("evaluate: the split holds no sequence")
     result: dict[str, Any] = {

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retain.model.modes import evaluating
 from retain.model.rnn import RNN
 
 
@@ -64,8 +65,8 @@ def generate(
 ) -> Iterator[Tensor]:
     """Read prompt (B, P) from m_0, then sample `length` tokens, yielding each (B,) as soon as it is drawn.
 
-    What is kept is one memory, whatever the length. Raises ValueError for settings that make no sense, before
-    anything is read.
+    What is kept is one memory, whatever the length. The RNN is in evaluation mode while it works, and between tokens
+    in the mode that it had. Raises ValueError for settings that make no sense, before anything is read.
     """
     check_sampling(length, temperature, top_k, top_p)
     return _stream(rnn, prompt, length, temperature, top_k, top_p, seed)
@@ -77,13 +78,13 @@ def _stream(
     device = rnn.m_0.device
     generator = torch.Generator(device).manual_seed(seed)
     # Entered around each piece of work, not the yields: the caller's own code must not run inside it.
-    with torch.inference_mode():
+    with torch.inference_mode(), evaluating(rnn):
         memory = rnn.init_memory(len(prompt))
         for token in prompt.to(device).unbind(1):
             memory = rnn.update(memory, token)
         logits = rnn.readout(memory).float()
     for _ in range(length):
-        with torch.inference_mode():
+        with torch.inference_mode(), evaluating(rnn):
             token = sample(logits, temperature, top_k, top_p, generator)
             logits, memory = rnn.step(token, memory)
         yield token

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from retain.data.batches import Split, evenly_spaced
 from retain.data.documents import DocumentsData
+from retain.model.modes import evaluating
 from retain.model.rnn import RNN
 
 CHUNK = 256
@@ -26,8 +27,12 @@ def document_likelihood(
     Returns JSON values: `documents`, `bits_per_document` (the mean of -log2 p(document), its end symbol included)
     and `bits_per_token` over all their tokens.
     """
-    modes, device = rnn.training, rnn.m_0.device
-    rnn.eval()
+    with evaluating(rnn):
+        return _read(rnn, data, split, batch_size, limit)
+
+
+def _read(rnn: RNN, data: DocumentsData, split: Split, batch_size: int, limit: int | None) -> dict[str, Any]:
+    device = rnn.m_0.device
     chosen = evenly_spaced(data.documents(split), limit)
     lengths = np.diff(data.ends[split], prepend=0)[chosen]
     chosen = chosen[np.argsort(lengths, kind="stable")]  # those of one length side by side
@@ -51,7 +56,6 @@ def document_likelihood(
             nats += float((loss * real[:, start : start + CHUNK]).sum())
             before = logits[:, -1:]
         tokens_read += sum(map(len, documents))
-    rnn.train(modes)
     return {
         "documents": len(chosen),
         "bits_per_document": nats / max(len(chosen), 1) / math.log(2),

@@ -142,7 +142,7 @@ def mnist() -> RunConfig:
 
 def sketchy() -> RunConfig:
     """A folder of sketches, dark on white, any size: 16x16, inverted and thresholded, pixel by pixel (--data PATH)."""
-    data = DataConfig(name="images", path="SKETCHES", image_size=16, seq_len=255, invert=True, threshold=48)
+    data = DataConfig(name="images", path="SKETCHES", image_size=16, seq_len=255, invert=True, threshold=96)
     return _pixels("sketchy", data)
 
 

@@ -247,12 +247,16 @@ class Loop:
         done: float,
         logged: bool,
     ) -> dict[str, float]:
-        """One optimizer step; returns its losses as numbers. Raises TrainingError if one is not finite."""
+        """One optimizer step; returns its losses as numbers, each the mean over its micro-batches.
+
+        Raises TrainingError if one is not finite.
+        """
         p = self.progress
         seed = seed_of(self.config.seed, p.step)
         lr = learning_rate(config, done)
         for group in optimizer.param_groups:
             group["lr"] = lr
+        parts = []  # kept on the device: to read them waits for it
         for micro in range(config.accumulate):
             # All that is random in a step follows from (seed, step), so that resuming needs no generator's state.
             torch.manual_seed(seed + micro)
@@ -267,10 +271,11 @@ class Loop:
             with nullcontext() if last else self.accelerator.no_sync(wrapped):
                 losses = wrapped(batch)
                 self.accelerator.backward(losses["loss"] / config.accumulate)
+            parts.append(torch.stack([*losses.values()]).detach().float())
             p.tokens += count * self.accelerator.num_processes
             p.phase_tokens += count * self.accelerator.num_processes
         norm = self.accelerator.clip_grad_norm_(wrapped.parameters(), config.clip)
-        values = torch.stack([*losses.values(), norm]).detach().float()
+        values = torch.cat([torch.stack(parts).mean(0), norm.detach().float()[None]])
         if self.accelerator.num_processes > 1 and logged:
             values = self.accelerator.reduce(values, "mean")
         record = dict(zip([*losses, "gradient_norm"], values.tolist(), strict=True))

@@ -42,6 +42,8 @@ class Data(ABC):
     """The token that ends a document, where there is one."""
     tokenizer: str | None = None
     """The tokenizer.json that made the tokens, where there is one."""
+    bytes_per_token: dict[Split, float] | None = None
+    """Bytes of text that a token stands for, in the mean over each split, where tokens are subwords."""
     info: dict[str, Any]
 
     @abstractmethod

@@ -137,4 +137,7 @@ def load_documents(config: DataConfig) -> Data:
         else:
             data = StreamData(tokens, info=info, **options)
         data.end, data.tokenizer = codec.end, codec.tokenizer
+        if codec.tokenizer:
+            splits = manifest["splits"]
+            data.bytes_per_token = {s: splits[s]["text_bytes"] / max(splits[s]["tokens"], 1) for s in SPLITS}
     return data

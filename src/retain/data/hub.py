@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +119,26 @@ def _open_local(datasets: Any, path: Path, stream: bool) -> Any:
 
 
 def _frugal(builder: Any) -> Any:
-    """Have parquet read a little at a time, or a whole file is in memory; set afterwards, since to the library other
-    options are another dataset, and what its cache holds of this one would not be found."""
-    if hasattr(builder.config, "fragment_scan_options"):
-        from pyarrow.dataset import ParquetFragmentScanOptions
-
-        builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
-        builder.config.batch_size = ROWS
+    """Have parquet read a little at a time. The library's own reader decodes a whole row group at once, which may be
+    all of a file, and has no option against it."""
+    if type(builder).__module__ == "datasets.packaged_modules.parquet.parquet":
+        builder._generate_tables = partial(_parquet_tables, builder)
     return builder
+
+
+def _parquet_tables(builder: Any, files: list[str], row_groups_list: Any = None) -> Iterator[tuple[Any, Any]]:
+    """In place of the library's method of this name: files, local or streamed, as keys and tables of up to ROWS."""
+    import pyarrow as pa
+    from datasets import builder as builders
+    from datasets.utils.file_utils import xopen
+    from pyarrow.parquet import ParquetFile
+
+    key = getattr(builders, "Key", lambda *parts: parts)
+    for number, file in enumerate(files):
+        groups = row_groups_list[number] if row_groups_list else None
+        with xopen(file, "rb") as opened, ParquetFile(opened, buffer_size=2**20, pre_buffer=False) as parquet:
+            for i, batch in enumerate(parquet.iter_batches(ROWS, row_groups=groups)):
+                yield key(number, i), builder._cast_table(pa.Table.from_batches([batch]))
 
 
 def _saved(saved: Any, stream: bool) -> dict[str, Any]:

@@ -23,7 +23,8 @@ def levels_of(config: DataConfig) -> int:
 def pixels_of(image: Image.Image, config: DataConfig) -> Pixels:
     """An image as (N, N) levels, 0 darkest: made gray, brought to N x N with its proportions kept, inverted where
     asked for, then thresholded or quantised. What is transparent, and the border, is the background: white for
-    what is to be inverted, else black.
+    what is to be inverted, else black. What is to be inverted is dark lines on paper: made smaller, the darkest of
+    what a pixel covers counts, since a mean would leave nothing of a thin line.
     """
     background = 255 if config.invert else 0
     if image.mode.startswith("I;16"):
@@ -33,6 +34,8 @@ def pixels_of(image: Image.Image, config: DataConfig) -> Pixels:
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*[background] * 3, 255)), image)
     image = image.convert("L")
     size = (config.image_size, config.image_size)
+    if config.invert:
+        image = darkest(image, ImageOps.contain(image, size).size)
     if image.size != size:
         image = ImageOps.pad(image, size, method=Image.Resampling.BILINEAR, color=background)
     pixels = np.asarray(image)
@@ -41,6 +44,15 @@ def pixels_of(image: Image.Image, config: DataConfig) -> Pixels:
     if config.threshold is not None:
         return (pixels >= config.threshold).astype(np.uint8)
     return (pixels.astype(np.int64) * config.levels // 256).astype(np.uint8)
+
+
+def darkest(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A gray image brought down to (width, height), each pixel the darkest of those it covers; never made larger."""
+    pixels = np.asarray(image)
+    for axis, length in ((1, size[0]), (0, size[1])):
+        if length < pixels.shape[axis]:
+            pixels = np.minimum.reduceat(pixels, np.arange(length) * pixels.shape[axis] // length, axis=axis)
+    return Image.fromarray(pixels)
 
 
 def read_image(path: str | Path, config: DataConfig) -> Pixels:

@@ -23,11 +23,11 @@ from retain.checkpoint import replace_file
 from retain.config import DataConfig
 from retain.data.batches import SPLITS, Split
 from retain.data.hub import Source, file_digest, fingerprint, open_source, tables
-from retain.data.rows import Codec, codec_of
+from retain.data.rows import Codec, codec_of, text_bytes
 
 log = logging.getLogger("retain")
 
-VERSION = 1
+VERSION = 2
 """Of what is written; another one is prepared anew."""
 SAVE_SECONDS = 5.0
 """Seconds of work that a kill may cost."""
@@ -125,6 +125,8 @@ class _State:
     empty: int = 0
     documents: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     tokens: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    text_bytes: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    """Of subwords: the bytes of their text."""
 
 
 class _Preparation:
@@ -197,7 +199,9 @@ class _Preparation:
                 if done >= count:  # written by an earlier process
                     done -= count
                     continue
-                self.write(self.codec.encode(rows.slice(done)), split, present, files)
+                rows = rows.slice(done)
+                sizes = text_bytes(rows) if self.codec.tokenizer else None
+                self.write(self.codec.encode(rows), sizes, split, present, files)
                 state.rows[split] += count - done
                 done = 0
                 if time.monotonic() - saved >= SAVE_SECONDS:
@@ -205,14 +209,24 @@ class _Preparation:
                     saved = time.monotonic()
             self.save(files)
 
-    def write(self, rows: list[bytes | None], given: Split, present: set[Split], files: dict[str, BinaryIO]) -> None:
+    def write(
+        self,
+        rows: list[bytes | None],
+        sizes: npt.NDArray[np.int64] | None,
+        given: Split,
+        present: set[Split],
+        files: dict[str, BinaryIO],
+    ) -> None:
         state = self.state
-        parts: dict[str, list[bytes]] = {}
-        for row in rows:
+        parts: dict[Split, list[bytes]] = {}
+        for i, row in enumerate(rows):
             if row is None:
                 state.empty += 1
-            else:
-                parts.setdefault(split_of_row(row, given, present, self.config.split), []).append(row)
+                continue
+            split = split_of_row(row, given, present, self.config.split)
+            parts.setdefault(split, []).append(row)
+            if sizes is not None:
+                state.text_bytes[split] += int(sizes[i])
         for split, found in parts.items():
             lengths = np.array([len(row) for row in found], np.int64) // self.codec.dtype.itemsize
             files[f"{split}.tokens"].write(b"".join(found))
@@ -227,13 +241,17 @@ class _Preparation:
             os.fsync(file.fileno())
         replace_file(self.partial / "progress.json", json.dumps(dataclasses.asdict(self.state)).encode())
 
+    def counts(self, split: Split) -> dict[str, int]:
+        counts = {"documents": self.state.documents[split], "tokens": self.state.tokens[split]}
+        return counts | ({"text_bytes": self.state.text_bytes[split]} if self.codec.tokenizer else {})
+
     def finish(self, source: Source) -> None:
         state, codec = self.state, self.codec
         manifest = {
             "version": VERSION,
             **self.described,
             "revision": state.revision,
-            "splits": {s: {"documents": state.documents[s], "tokens": state.tokens[s]} for s in SPLITS},
+            "splits": {s: self.counts(s) for s in SPLITS},
             "source_rows": {s: state.rows[s] for s in source.splits},
             "empty_rows": state.empty,
             "vocab_size": codec.vocab_size,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from retain.config import DataConfig
 from retain.data.batches import Kind
@@ -31,6 +32,15 @@ class Codec:
     length: int | None = None
     """Tokens of every row, where all have the same number."""
     tokenizer: str | None = None
+    """The tokenizer.json, where tokens are subwords."""
+
+
+def text_bytes(rows: Any) -> npt.NDArray[np.int64]:
+    """UTF-8 bytes of each row of an Arrow array of texts, its end counted as one; 0 for an empty row."""
+    import pyarrow.compute as pc
+
+    sizes = pc.binary_length(rows.cast("large_string")).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return sizes + (sizes > 0)
 
 
 def codec_of(config: DataConfig) -> Codec:

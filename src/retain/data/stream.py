@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from retain.data.hub import Source, open_source, tables
 from retain.data.prepare import split_of_row
 from retain.data.rows import codec_of
 
+log = logging.getLogger("retain")
+
 SHUFFLED = 1000
 """Rows from which the next is drawn; Hugging Face's shuffle also reads the source's files in random order."""
 HELD_OUT = 512
@@ -25,10 +28,10 @@ LOOKED_AT = 200_000
 class StreamedData(Data):
     """Documents or images in the order of a shuffled stream; validation and test are the first of their split.
 
-    A split that the source lacks is cut from its train by the same rule as in `prepare`. Batches must be asked for
-    in the order of steps: the stream is opened anew at any other step, shuffled by (seed, rank, step). So a resumed
-    run goes on with other rows than a run that never stopped, and `prepare` is what to use where that matters.
-    Raises ValueError as `prepare` does.
+    A split that the source lacks is cut from its train by the same rule as in `prepare`. The stream of (seed, rank)
+    is always the same, and batch `step` is its sequences step · batch_size and following. Asked for in any other
+    order than that of the steps, or with another batch size, it is read again from its beginning up to there: so a
+    resumed run goes on bit for bit, at the price of that reading. Raises ValueError as `prepare` does.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -44,9 +47,11 @@ class StreamedData(Data):
                 )
         source = open_source(config)
         self.held_out: dict[Split, Batch] = {split: self._hold(source, split) for split in SPLITS}
+        if self.codec.tokenizer:
+            self.bytes_per_token = {split: self._bytes_per_token(self.held_out[split]) for split in SPLITS}
         self.source = source
         self.opened: tuple[int, int] | None = None
-        self.step = -1
+        self.place = -1
         self.info = {
             "name": config.name,
             "path": config.path,
@@ -56,10 +61,15 @@ class StreamedData(Data):
         }
 
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
-        if self.opened != (seed, rank) or step != self.step:
-            self.opened = (seed, rank)
-            self.windows_left = self._windows(self._epochs(seed, step, rank))
-        self.step = step + 1
+        if self.opened != (seed, rank) or self.place > step * batch_size:
+            self.opened, self.place = (seed, rank), 0
+            self.windows_left = self._windows(self._epochs(seed, rank))
+        skipped = step * batch_size - self.place
+        if skipped > 10_000:
+            log.warning("%s: reading past the %d sequences before step %d", self.config.path, skipped, step)
+        for _ in range(skipped):
+            next(self.windows_left)
+        self.place = (step + 1) * batch_size
         return _batch([next(self.windows_left) for _ in range(batch_size)], self.seq_len)
 
     def count(self, split: Split) -> int:
@@ -76,6 +86,17 @@ class StreamedData(Data):
             raise ValueError(f"data.split: {split} has none of the first {LOOKED_AT:,} rows; give it a larger part")
         return _batch(found, self.seq_len)
 
+    def _bytes_per_token(self, held: Batch) -> float:
+        """Of the text that the tokens decode to, an end symbol counted as one byte."""
+        from tokenizers import Tokenizer
+
+        tokens = held["targets"][held["targets"] != IGNORE].numpy()
+        documents = np.split(tokens, np.flatnonzero(tokens == self.end) + 1)
+        decoded = Tokenizer.from_str(self.tokenizer or "").decode_batch(
+            [document[document != self.end].tolist() for document in documents], skip_special_tokens=False
+        )
+        return (sum(len(text.encode()) for text in decoded) + len(documents) - 1) / len(tokens)
+
     def _rows(
         self, dataset: Any, given: Split, wanted: Split, present: set[Split], limit: int | None = None
     ) -> Iterator[Ints]:
@@ -89,10 +110,10 @@ class StreamedData(Data):
             if limit is not None and looked >= limit:
                 return
 
-    def _epochs(self, seed: int, step: int, rank: int) -> Iterator[Ints]:
+    def _epochs(self, seed: int, rank: int) -> Iterator[Ints]:
         epoch = 0
         while True:
-            order = int(np.random.SeedSequence(seed, spawn_key=(rank, epoch, step)).generate_state(1)[0])
+            order = int(np.random.SeedSequence(seed, spawn_key=(rank, epoch)).generate_state(1)[0])
             train = self.source.splits["train"].shuffle(seed=order, buffer_size=SHUFFLED)
             count = 0
             for row in self._rows(train, "train", "train", set(self.source.splits)):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from retain.config import MemoryConfig, TeacherConfig
 from retain.model.encoders import ENCODERS
 from retain.model.layers import MemoryNorm, Transformer
+from retain.model.modes import evaluating
 
 
 class Readout(nn.Module):
@@ -68,9 +69,6 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def empty_memory(self) -> Tensor:
         """m_0, the memory before any token: the encoder on an empty context, (K, D)."""
-        training = self.training
-        self.eval()
         tokens = torch.zeros(1, 0, dtype=torch.long, device=self.decoder.positions.device)
-        memory = self.encode(tokens)[0, 0]
-        self.train(training)
-        return memory
+        with evaluating(self):
+            return self.encode(tokens)[0, 0]

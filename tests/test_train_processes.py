@@ -1,0 +1,159 @@
+"""Training as processes: killed at any moment, interrupted, and two that equal one."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from conftest import tiny
+from retain.checkpoint import latest_checkpoint, load_files
+from retain.config import save_config
+from retain.train import train
+from test_train import LOSSES, PHASES, Watched, assert_same_run, lines, run
+
+RETAIN = [sys.executable, "-W", "error", "-c", "from retain.cli import main; main()"]
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [*RETAIN, "train", *map(str, arguments), "--quiet"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def count_lines(path):
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for_lines(process, path, wanted):
+    deadline = time.monotonic() + 100
+    while count_lines(path) < wanted:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_still_finishes_and_loses_little(tmp_path):
+    config = tiny(phases=PHASES, budget="150steps", checkpoint_every="10steps", validate_every="50steps")
+    save_config(config, tmp_path / "tiny.json")
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    run(config, whole)
+    metrics, rng = out / "metrics.jsonl", random.Random(0)
+    arguments = ["--config", tmp_path / "tiny.json", "--out", out]
+    for _ in range(3):
+        process = start(*arguments)
+        wait_for_lines(process, metrics, count_lines(metrics) + 12)
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        steps = []
+        for line in metrics.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # the last may be cut
+                steps.append(json.loads(line)["step"])
+        kept = load_files(latest_checkpoint(out))[1]["progress"]["step"]
+        assert max(steps) - 10 <= kept <= max(steps)
+        arguments = ["--out", out, "--resume"]
+    process = start(*arguments)
+    printed, complaints = process.communicate()
+    assert process.returncode == 0, complaints
+    assert "150 steps" in printed
+    assert_same_run(out, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, number):
+    config = tiny(phases=PHASES, budget="150steps")
+    save_config(config, tmp_path / "tiny.json")
+    out = tmp_path / "run"
+    process = start("--config", tmp_path / "tiny.json", "--out", out)
+    wait_for_lines(process, out / "metrics.jsonl", 20)
+    process.send_signal(number)
+    printed, complaints = process.communicate()
+    assert process.returncode == 130
+    assert printed == ""
+    assert len(complaints.splitlines()) == 1
+    stopped = max(line["step"] for line in lines(out))
+    assert f"stopped at step {stopped} and saved; go on with: --out {out} --resume" in complaints
+    assert latest_checkpoint(out).name == f"step-{stopped:08d}"
+    if number == signal.SIGTERM:
+        run(config, out, resume=True)
+    else:
+        process = start("--out", out, "--resume")
+        printed, complaints = process.communicate()
+        assert process.returncode == 0, complaints
+        assert complaints == ""
+    steps = [line["step"] for line in lines(out) if "loss" in line]
+    assert steps == list(range(1, 151))
+    run(config, tmp_path / "whole")
+    assert_same_run(out, tmp_path / "whole")
+
+
+WORKER = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from retain.config import load_config
+from retain.train import train
+train(load_config(Path(sys.argv[1])), sys.argv[2], progress_bar=False)
+"""
+
+
+class Ranks(Watched):
+    """In one process, the batches of ranks 0 and 1 as one."""
+
+    def __init__(self, config):
+        super().__init__(config, None)
+
+    def batch(self, seed, step, rank, batch_size):
+        parts = [self.inner.batch(seed, step, r, batch_size // 2) for r in (0, 1)]
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["rms", "batch"])
+def test_two_processes_equal_one_with_both_their_batches(tmp_path, norm):
+    """Uniformity is left out, a loss over pairs within a process; so is on_policy, which takes a part of a batch."""
+
+    def config(size, encoder="state"):
+        sizes = {f"{phase}__batch_size": size for phase in PHASES}
+        return tiny(
+            phases=PHASES, budget="12steps", memory__norm=norm, smt__lambda_unif=0.0, smt__on_policy=0.0, **sizes
+        )
+
+    save_config(config(4), tmp_path / "two.json")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workers = []
+    for rank in range(2):
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+        places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        command = [sys.executable, "-c", WORKER, str(tmp_path / "two.json"), str(tmp_path / "two")]
+        env = {**os.environ, **{key: str(value) for key, value in places.items()}}
+        workers.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env))
+    train(config(8), tmp_path / "one", data=Ranks(config(8)), progress_bar=False)
+    for worker in workers:
+        said, _ = worker.communicate(timeout=200)
+        assert worker.returncode == 0, said
+    one, two = ([line for line in lines(tmp_path / name) if "loss" in line] for name in ("one", "two"))
+    assert [line["step"] for line in two] == list(range(1, 13))
+    for a, b in zip(one, two, strict=True):
+        assert a["tokens"] == b["tokens"] == a["step"] * 64
+        for name in {"gradient_norm", *LOSSES[a["phase"]]} - {"loss_unif", "relative_drift"}:
+            assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-5), (a["step"], name)
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
