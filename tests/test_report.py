@@ -1,6 +1,7 @@
 """The report's parts: curves, analyses, words, and pages of runs in any state. The browser is in test_report_page."""
 
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -24,6 +25,10 @@ from retain.report.gather import gather
 from retain.report.page import write_report
 from retain.report.verdict import ablation, verdict
 from retain.run import load_run
+
+MISSING = [name for name in ("plotly", "matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
+if MISSING and not os.environ.get("RETAIN_REQUIRE_BROWSER"):
+    pytest.skip(f"no {', '.join(MISSING)} here: pip install 'retain[report]'", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
