@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test results results-quick bench lint browser clean
+.PHONY: demo test results results-quick figures bench lint browser clean
 
 # The environment is rebuilt when what it is made from changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -20,6 +20,9 @@ results: $(VENV)/.installed
 
 results-quick: $(VENV)/.installed
 	$(BIN)/python -m retain.results --quick
+
+figures: $(VENV)/.installed
+	$(BIN)/python -m retain.figures
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m retain.bench

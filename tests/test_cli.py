@@ -24,6 +24,7 @@ HELPS = {
     "info": ["info", "-h"],
     "tasks": ["tasks", "--help"],
     "compare": ["compare", "--help"],
+    "sweep": ["sweep", "--help"],
     "report": ["report", "RUN", "--help"],
     "plot": ["plot", "--help"],
 }

@@ -425,7 +425,9 @@ def test_a_loss_that_is_not_finite_is_a_result(tmp_path):
     config = tiny(phases=("bptt",), budget="6steps", bptt__lr=1e30, bptt__warmup=0.0)
     found = train_one(config, tmp_path / "out/bad")
     assert "became" in found["failed"]
-    assert run_all({"bad": config}, tmp_path / "out", test=True)["bad"] == found, "done: neither run again nor scored"
+    assert run_all({"bad": config}, tmp_path / "out", split="test")["bad"] == found, (
+        "done: neither run again nor scored"
+    )
 
 
 def test_a_folder_of_another_run_is_refused(finished):

@@ -1,6 +1,7 @@
 """The report's parts: curves, analyses, words, and pages of runs in any state. The browser is in test_report_page."""
 
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -19,11 +20,15 @@ from retain.data import load_data
 from retain.objectives.losses import predictive_loss
 from retain.report import analyses, history
 from retain.report.analyses import bptt_gradient, settles, smt_gradient, spread
-from retain.report.charts import colourings
+from retain.report.charts import colourings, history_charts
 from retain.report.gather import gather
 from retain.report.page import write_report
 from retain.report.verdict import ablation, verdict
 from retain.run import load_run
+
+MISSING = [name for name in ("plotly", "matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
+if MISSING and not os.environ.get("RETAIN_REQUIRE_BROWSER"):
+    pytest.skip(f"no {', '.join(MISSING)} here: pip install 'retain[report]'", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +192,25 @@ def test_the_needle_is_known_from_when_it_comes():
     name, words = data.task.hidden(np.array([[0, 3, 1, 0, 1, 4], [2, 0, 0, 0, 0, 4]]))
     assert name == "needle"
     assert words.tolist() == [["not yet", "1", "1", "1", "1", "1"], ["0"] * 6]
+
+
+def test_phases_that_begin_together_share_a_mark(retrieval_run, text_run, bptt_run):
+    runs = [gather(path, ()) for path in (retrieval_run, text_run, bptt_run)]
+    for run, name in zip(runs, "abc", strict=True):
+        run["name"] = name
+    chart = history_charts(runs)[0]
+    at = runs[0]["history"]["phases"][1]["step"]
+    assert chart.marks["step"] == [(at, "a: dmt<br>b: dmt")]
+    assert [word for _, word in history_charts(runs[:1])[0].marks["step"]] == ["smt", "dmt"]
+
+
+def test_memories_of_a_stack_are_coloured_by_its_depth():
+    data = load_data(DataConfig(name="stack", seq_len=4, depth=2, symbols=3))
+    tokens = torch.tensor([[0, 1, 3, 3], [2, 3, 0, 1]])
+    assert analyses.hidden_state(data, tokens, np.array([0, 1])) == (
+        "stack depth",
+        [["1", "2", "1", "0"], ["1", "0", "1", "2"]],
+    )
 
 
 def test_the_digit_class_is_that_of_the_image(digits_run):

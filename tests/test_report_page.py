@@ -4,6 +4,7 @@
 RETAIN_REQUIRE_BROWSER is set, as .ci/run does.
 """
 
+import importlib.util
 import io
 import os
 import shutil
@@ -19,7 +20,12 @@ FLAGS = [
     *("--use-angle=swiftshader", "--enable-unsafe-swiftshader"),  # 3-D plots without a graphics card
 ]
 OPENS_WITHIN = 3.0
+"""Seconds that the page's thread works until all that is in sight is drawn: on a machine with nothing else to do, the
+time that it takes; on a busy one other programs are not counted."""
 
+MISSING = [name for name in ("plotly", "matplotlib", "jinja2", "playwright") if importlib.util.find_spec(name) is None]
+if MISSING and not os.environ.get("RETAIN_REQUIRE_BROWSER"):
+    pytest.skip(f"no {', '.join(MISSING)} here: pip install 'retain[report,dev]'", allow_module_level=True)
 if BROWSER is None and not os.environ.get("RETAIN_REQUIRE_BROWSER"):
     pytest.skip("no Chromium here: `make browser` installs it on Debian", allow_module_level=True)
 
@@ -47,6 +53,17 @@ def pages(tmp_path_factory, text_run, digits_run, retrieval_run):
     return {name: folder / f"{name}.html" for name in runs}
 
 
+def test_a_plot_that_cannot_be_drawn_says_so(pages, chromium):
+    """A browser without gzip, the oldest of those that are still about."""
+    context = chromium.new_context(offline=True)
+    page = context.new_page()
+    page.add_init_script("delete window.DecompressionStream")
+    page.goto(pages["text"].resolve().as_uri(), timeout=200_000)
+    page.wait_for_function("document.querySelector('#loss').textContent.includes('too old')", timeout=200_000)
+    assert "bits" in page.inner_text(".verdict")
+    context.close()
+
+
 @pytest.fixture
 def visit(chromium):
     """Open a page; what it says on the console, its errors and its requests are kept on it."""
@@ -60,8 +77,8 @@ def visit(chromium):
         page.on("console", lambda m: page.complaints.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
         page.on("request", lambda request: page.requests.append(request.url))
-        page.goto(path.resolve().as_uri())
-        page.wait_for_function("document.documentElement.dataset.ready", timeout=60_000)
+        page.goto(path.resolve().as_uri(), timeout=200_000)
+        page.wait_for_function("document.documentElement.dataset.ready", timeout=200_000)
         return page
 
     yield visit
@@ -166,7 +183,7 @@ def test_text_from_data_is_never_markup(text_run, retrieval_run, tmp_path, visit
     assert page.complaints == [] and page.evaluate("document.querySelectorAll('img').length") == 0
 
 
-def test_a_million_lines_open_in_three_seconds(retrieval_run, tmp_path, visit):
+def test_a_million_lines_open_in_three_seconds(retrieval_run, tmp_path, chromium, visit):
     run = shutil.copytree(retrieval_run, tmp_path / "long")
     line = '{"step": @%04d, "phase": "smt", "seconds": @.%04d, "tokens": @%04d, "loss": %.4f, "loss_dyn": %.4f}\n'
     block = "".join(line % (i, i, i, 1 + i * 7919 % 997 / 997, 0.1 + i * 7907 % 991 / 991) for i in range(10_000))
@@ -179,12 +196,15 @@ def test_a_million_lines_open_in_three_seconds(retrieval_run, tmp_path, visit):
     assert report["runs"][0]["history"]["lines"] == 1_000_001
     loss = report["runs"][0]["history"]["curves"]["loss"]["value"]
     assert len(loss) < 2000 and max(loss) == 77 and min(loss) == 1.0
-    assert (tmp_path / "long.html").stat().st_size < 8e6
-    seconds = []
-    for _ in range(3):
-        page = visit(tmp_path / "long.html")
-        seconds.append(float(page.evaluate("document.documentElement.dataset.open")) / 1000)
-        if seconds[-1] < OPENS_WITHIN:
-            break
-    healthy(page, tmp_path / "long.html")
-    assert min(seconds) < OPENS_WITHIN, seconds
+    assert (tmp_path / "long.html").stat().st_size < 4e6
+    context = chromium.new_context(viewport={"width": 1400, "height": 900}, offline=True)
+    page = context.new_page()
+    session = context.new_cdp_session(page)
+    session.send("Performance.setTimeDomain", {"timeDomain": "threadTicks"})
+    session.send("Performance.enable")
+    page.goto((tmp_path / "long.html").as_uri(), timeout=200_000)
+    page.wait_for_function("document.documentElement.dataset.open", timeout=200_000)
+    metrics = {m["name"]: m["value"] for m in session.send("Performance.getMetrics")["metrics"]}
+    context.close()
+    assert 0.01 < metrics["ThreadTime"] < OPENS_WITHIN
+    healthy(visit(tmp_path / "long.html"), tmp_path / "long.html")

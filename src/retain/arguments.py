@@ -62,6 +62,14 @@ def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
     return value, rest
 
 
+def whole(values: dict[str, str | None], name: str, default: int | None) -> int | None:
+    """The option `name` as a whole number, at least 1."""
+    text = values[name]
+    if text is not None and (not text.isascii() or not text.isdigit() or int(text) < 1):
+        raise Usage(f"{name}: {text!r} must be a whole number, at least 1")
+    return default if text is None else int(text)
+
+
 def open_run(path: Path, *, teacher: bool, device: str) -> Run:
     import torch
 

@@ -1,4 +1,4 @@
-"""The command line: retain train · eval · generate · info · tasks · compare · report · plot.
+"""The command line: retain train · eval · generate · info · tasks · compare · sweep · report · plot.
 
 Heavy imports wait until a command needs them, so that --help answers at once.
 """
@@ -33,6 +33,7 @@ commands:
   info RUN         what a run folder holds
   tasks            the memory tasks, with a sample of each
   compare PRESET   SMT against BPTT, GRU and LSTM, each with the same budget
+  sweep PRESET     quality against settings that are varied, and the smallest memory for a loss
   report RUN ...   one HTML page about a run, or several side by side
   plot RUN NAME    one plot of a run as a picture
 
@@ -117,6 +118,7 @@ def main(argv: list[str] | None = None) -> None:
         "info": "retain.cli:info_command",
         "tasks": "retain.task_list:tasks_command",
         "compare": "retain.compare:compare_command",
+        "sweep": "retain.sweep:sweep_command",
         "report": "retain.report.command:report_command",
         "plot": "retain.report.command:plot_command",
     }

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from retain.arguments import Usage, take_option
-from retain.config import BPTTConfig, CellConfig, MemoryConfig, RunConfig, flatten, from_dict, parse_budget, to_dict
+from retain.arguments import Usage, take_option, whole
+from retain.config import BPTTConfig, CellConfig, MemoryConfig, RunConfig, parse_budget, to_dict
 from retain.presets import PRESETS
 
 METHODS = ("smt", "smt+bptt", "bptt", "tbptt", "gru", "lstm")
@@ -208,7 +207,7 @@ def compare(comparison: Comparison, out: str | Path, *, jobs: int = 1, quiet: bo
         for method, config in configs.items()
         for seed in range(comparison.seeds)
     }
-    scored = run_all(runs, out / "runs", test=True, lengths=comparison.lengths, **options)
+    scored = run_all(runs, out / "runs", split="test", lengths=comparison.lengths, **options)
     by_method = {m: [scored[run_name(m, best[m], s)] for s in range(comparison.seeds)] for m in configs}
     results = summarise(comparison, by_method, sweep, best)
     write_results(results, out)
@@ -238,28 +237,10 @@ def check_lengths(comparison: Comparison) -> None:
 
 def claim(comparison: Comparison, out: Path) -> None:
     """Write compare.json, or refuse a folder of another comparison. Methods and seeds may be added later."""
-    path = out / "compare.json"
-    spec = {f.name: getattr(comparison, f.name) for f in dataclasses.fields(comparison)}
-    now = json.loads(json.dumps(spec | {"config": to_dict(comparison.config)}))
-    if path.exists():
-        try:
-            saved = json.loads(path.read_text())
-            saved["config"] = to_dict(from_dict(RunConfig, saved["config"]))
-            before, after = flatten(saved), flatten(now)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"out: {path} is not readable as a comparison; name another --out") from None
-        for key, value in after.items():
-            if key not in ("methods", "seeds") and before.get(key) != value:
-                raise ValueError(
-                    f"out: {out} holds another comparison ({key.removeprefix('config.')} is {before.get(key)!r} there, "
-                    f"{value!r} here); name another --out"
-                )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"out: {out} already exists and holds no comparison; name another folder")
-    from retain.checkpoint import replace_file
+    from retain import grid
 
-    out.mkdir(parents=True, exist_ok=True)
-    replace_file(path, json.dumps(now, indent=2).encode() + b"\n")
+    spec = {f.name: getattr(comparison, f.name) for f in dataclasses.fields(comparison)}
+    grid.claim(out, "compare.json", spec | {"config": to_dict(comparison.config)}, "comparison", ("methods", "seeds"))
 
 
 def comparison_of(argv: list[str]) -> tuple[Comparison, Path, int]:
@@ -271,12 +252,6 @@ def comparison_of(argv: list[str]) -> tuple[Comparison, Path, int]:
         values[name], argv = take_option(argv, f"--{name}")
     if not argv or (argv[0].startswith("-") and not any(a.startswith("--config") for a in argv)):
         raise Usage(f"retain compare: name a preset ({', '.join(PRESETS)}) or give --config FILE")
-
-    def whole(name: str, default: int | None) -> int | None:
-        text = values[name]
-        if text is not None and (not text.isascii() or not text.isdigit() or int(text) < 1):
-            raise Usage(f"{name}: {text!r} must be a whole number, at least 1")
-        return default if text is None else int(text)
 
     def listed(name: str) -> tuple[str, ...] | None:
         text = values[name]
@@ -290,16 +265,16 @@ def comparison_of(argv: list[str]) -> tuple[Comparison, Path, int]:
     for text in lengths:
         if not text.isascii() or not text.isdigit():
             raise Usage(f"lengths: {text!r} is not a whole number; write e.g. --lengths 64,128,256")
-    options: dict[str, Any] = {"methods": listed("methods"), "lrs": listed("lrs"), "seeds": whole("seeds", 3)}
+    options: dict[str, Any] = {"methods": listed("methods"), "lrs": listed("lrs"), "seeds": whole(values, "seeds", 3)}
     comparison = Comparison(
         config=config,
         sweep_budget=values["sweep-budget"],
         lengths=tuple(map(int, lengths)),
-        threads=whole("threads", None),
+        threads=whole(values, "threads", None),
         **{key: value for key, value in options.items() if value is not None},
     )
     out = Path(values["out"] or f"runs/compare-{config.preset or 'custom'}")
-    return comparison, out, whole("jobs", 1) or 1
+    return comparison, out, whole(values, "jobs", 1) or 1
 
 
 def compare_command(argv: list[str]) -> None:

@@ -422,11 +422,11 @@ def from_dict(cls: Any, values: Any, name: str = "config") -> Any:
         if dataclasses.is_dataclass(hints[key]):
             built[key] = from_dict(hints[key], value, f"{name}.{key}")
         else:
-            built[key] = _checked(value, hints[key], f"{name}.{key}")
+            built[key] = checked(value, hints[key], f"{name}.{key}")
     return cls(**built)
 
 
-def _checked(value: Any, hint: Any, name: str) -> Any:
+def checked(value: Any, hint: Any, name: str) -> Any:
     """`value` if it fits the type `hint`, lists as tuples, whole numbers as floats."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
@@ -434,11 +434,11 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
             return value
     elif origin is tuple:
         if isinstance(value, (list, tuple)):
-            return tuple(_checked(v, args[0], name) for v in value)
+            return tuple(checked(v, args[0], name) for v in value)
     elif args:  # an optional field: X | None
         if value is None:
             return None
-        return _checked(value, args[0], name)
+        return checked(value, args[0], name)
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):

@@ -17,10 +17,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from retain.config import RunConfig, from_dict, to_dict
+from retain.config import RunConfig, flatten, from_dict, to_dict
 from retain.progress import stop_signals
+
+if TYPE_CHECKING:
+    from retain.data.batches import Split
 
 CURVE = 40
 """Points of the validation curve that a result keeps."""
@@ -35,14 +38,14 @@ def run_all(
     *,
     jobs: int = 1,
     threads: int | None = None,
-    test: bool = False,
+    split: Split | None = None,
     lengths: Sequence[int] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Result]:
     """Train every run under `out`/NAME, `jobs` at a time with `threads` threads each (None: PyTorch's choice).
 
-    With `test` each trained RNN is then scored on the test split, once, and at other `lengths` of the sequence. What
-    has a result is not run again; call it with the same runs to go on after a kill. Returns name → result; that of a
+    Each trained RNN is then scored, once, on all of `split`, and at other `lengths` of the sequence. What has a result
+    is not run again; call it with the same runs to go on after a kill. Returns name → result; that of a
     run whose loss was not finite has "failed", a message. Raises ValueError where a folder holds another run or a run
     is impossible, Interrupted on Ctrl-C or SIGTERM, when every run has saved a checkpoint.
     """
@@ -50,7 +53,7 @@ def run_all(
     waiting = []
     for name, config in runs.items():
         done = read_result(out / name, config)
-        if done is None or (test and "test" not in done and "failed" not in done):
+        if done is None or (split and split not in done and "failed" not in done):
             waiting.append(name)
     total, stopped = len(waiting), False
     processes: dict[str, tuple[subprocess.Popen[str], IO[str]]] = {}
@@ -63,7 +66,7 @@ def run_all(
                 while waiting and len(processes) < jobs:
                     name = waiting.pop(0)
                     say(f"{name} ({total - len(waiting)} of {total})")
-                    processes[name] = _start(runs[name], out / name, threads, test, lengths)
+                    processes[name] = _start(runs[name], out / name, threads, split, lengths)
                 time.sleep(0.05)
                 for name in [n for n, (p, _) in processes.items() if p.poll() is not None]:
                     _finish(name, *processes.pop(name), out / name)
@@ -96,9 +99,10 @@ def read_result(folder: Path, config: RunConfig) -> Result | None:
 
 
 def _start(
-    config: RunConfig, folder: Path, threads: int | None, test: bool, lengths: Sequence[int]
+    config: RunConfig, folder: Path, threads: int | None, split: Split | None, lengths: Sequence[int]
 ) -> tuple[subprocess.Popen[str], IO[str]]:
-    job = {"config": to_dict(config), "folder": str(folder), "test": test, "lengths": list(lengths), "threads": threads}
+    job: dict[str, Any] = {"config": to_dict(config), "folder": str(folder), "threads": threads}
+    job |= {"split": split, "lengths": list(lengths)}
     env = dict(os.environ)
     if threads is not None:
         env["OMP_NUM_THREADS"] = str(threads)
@@ -124,6 +128,34 @@ def _finish(name: str, process: subprocess.Popen[str], complaints: IO[str], fold
     if process.returncode:
         why = lines[-1] if lines else f"it ended with {process.returncode}"
         raise ValueError(f"{name}: {why.removeprefix('retain: ')} (run folder: {folder})")
+
+
+def claim(out: Path, file: str, spec: dict[str, Any], what: str, free: Sequence[str] = ()) -> None:
+    """Write `spec` (JSON values, with a run's "config") to `out`/`file`, which says whose folder it is.
+
+    Raises ValueError where the folder holds another `what`: one that differs in more than its `free` fields.
+    """
+    path = out / file
+    now = json.loads(json.dumps(spec))
+    if path.exists():
+        try:
+            saved = json.loads(path.read_text())
+            saved["config"] = to_dict(from_dict(RunConfig, saved["config"]))
+            before, after = flatten(saved), flatten(now)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"out: {path} is not readable as a {what}; name another --out") from None
+        for key, value in after.items():
+            if key not in free and before.get(key) != value:
+                raise ValueError(
+                    f"out: {out} holds another {what} ({key.removeprefix('config.')} is {before.get(key)!r} there, "
+                    f"{value!r} here); name another --out"
+                )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"out: {out} already exists and holds no {what}; name another folder")
+    from retain.checkpoint import replace_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    replace_file(path, json.dumps(now, indent=2).encode() + b"\n")
 
 
 @contextmanager
@@ -171,8 +203,10 @@ def _work(job: dict[str, Any]) -> None:
         torch.set_num_threads(job["threads"])
     config, folder = from_dict(RunConfig, job["config"]), Path(job["folder"])
     result = read_result(folder, config) or train_one(config, folder)
-    if job["test"] and "failed" not in result and "test" not in result:
-        result |= score(config, folder, job["lengths"], "cuda" if result["device"].startswith("cuda") else "cpu")
+    split = job["split"]
+    if split and "failed" not in result and split not in result:
+        device = "cuda" if result["device"].startswith("cuda") else "cpu"
+        result |= score(config, folder, split, job["lengths"], device)
         _write(folder, result)
 
 
@@ -197,8 +231,8 @@ def train_one(config: RunConfig, folder: Path) -> Result:
     return result
 
 
-def score(config: RunConfig, folder: Path, lengths: Sequence[int], device: str = "cpu") -> Result:
-    """The trained RNN on the whole test split, next to its teacher; then at other lengths of the sequence."""
+def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int], device: str = "cpu") -> Result:
+    """The trained RNN on a whole split, next to its teacher; then at other lengths of the sequence."""
     from retain.data import load_data
     from retain.evaluate import evaluate
     from retain.run import load_run
@@ -210,18 +244,18 @@ def score(config: RunConfig, folder: Path, lengths: Sequence[int], device: str =
         "tokens",
     )  # fmt: skip
     data = load_data(config.data)
-    whole = evaluate(run.rnn, guide, data.windows("test", 256))
+    whole = evaluate(run.rnn, guide, data.windows(split, 256))
     result: Result = {
         "answers": data.answers,
         "chance": data.chance if data.answers else None,
-        "test": {key: whole[key] for key in keep},
+        split: {key: whole[key] for key in keep},
     }
     if lengths:
         result["lengths"] = {}
     for length in lengths:
         other = load_data(dataclasses.replace(config.data, seq_len=length))
         batch = max(1, min(256, 2**14 // length))
-        scores = evaluate(run.rnn, guide, other.windows("test", batch, LENGTH_SEQUENCES))
+        scores = evaluate(run.rnn, guide, other.windows(split, batch, LENGTH_SEQUENCES))
         result["lengths"][str(length)] = {key: scores[key] for key in keep}
     return result
 

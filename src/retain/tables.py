@@ -175,22 +175,30 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def new_figure(path: Path, width: float, height: float) -> Any:
+    """An empty Matplotlib figure, in inches; None, and a line on stderr, where matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure  # without pyplot: no display is looked for
+    except ImportError:
+        print(f"{path}: not drawn, matplotlib is not installed; pip install 'retain[plot]'", file=sys.stderr)
+        return None
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def plot(results: Results, path: Path) -> bool:
     """Quality on validation against seconds, tokens and sequential steps, one line per method.
 
     False, and a line on stderr, where matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        print(f"{path}: not drawn, matplotlib is not installed; pip install 'retain[plot]'", file=sys.stderr)
+    figure = new_figure(path, 13, 4)
+    if figure is None:
         return False
     import numpy as np
 
     metric = results["metric"]
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(COSTS), sharey=True)
     for axis, (cost, label) in zip(axes, COSTS.items(), strict=True):
         for number, (method, found) in enumerate(results["methods"].items()):

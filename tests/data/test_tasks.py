@@ -397,3 +397,50 @@ def test_bad_settings(name, fields, message):
 def test_a_task_has_its_own_sizes_unless_told():
     assert load_data(DataConfig(name="retrieval", symbols=8)).info == load_data(DataConfig(name="retrieval")).info
     assert load_data(DataConfig(name="digits", seq_len=63, symbols=8)).vocab_size == 17  # as in older run folders
+
+
+# Hidden states, for colouring memories
+
+
+def said_slowly(name, task, row):
+    """The hidden state after each token of one sequence, by doing what the tokens say."""
+    found, stack, state, string, asked = [], [], tuple(range(getattr(task, "points", 0))), 0, 0
+    for token in row:
+        if name == "stack":
+            stack.pop() if token == task.symbols else stack.append(token)
+            found.append(str(len(stack)))
+        elif name == "dyck":
+            stack.append(token) if token < task.symbols else stack.pop()
+            found.append(str(len(stack)))
+        elif name == "parity":
+            stack.append(token)
+            found.append("odd" if stack.count(1) % 2 else "even")
+        elif name in ("s3", "s5"):
+            state = tuple(task.permutations[token][i] for i in state)
+            found.append("".join(str(i + 1) for i in state))
+        elif name in ("copy", "selective_copy"):
+            # After the query the first symbol is said, after each later token the one before it is no longer needed.
+            string += token < task.symbols
+            asked += token == task.symbols + 1 or asked > 0
+            found.append(str(string - max(asked - 1, 0)))
+    return found
+
+
+NAMES = {
+    "stack": "stack depth", "dyck": "open brackets", "parity": "parity", "s3": "product", "s5": "product",
+    "copy": "symbols to say", "selective_copy": "symbols to say",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "size"), [(n, s) for n, s in CASES if n in NAMES])
+def test_the_hidden_state_is_that_of_following_every_token(name, size):
+    data = load_data(DataConfig(name=name, **size)) if size else load_data(DataConfig(name=name, seq_len=64))
+    tokens = data.batch(3, 0, 0, 20)["tokens"].numpy()
+    words, states = data.task.hidden(tokens)
+    assert words == NAMES[name] and states.shape == tokens.shape
+    assert states.astype(str).tolist() == [said_slowly(name, data.task, row) for row in tokens.tolist()]
+
+
+def test_the_last_symbol_to_say_is_still_needed_at_the_end():
+    states = load_data(DataConfig(name="copy", seq_len=8, copy_len=3)).task.hidden(np.array([[0, 1, 2, 4, 4, 5, 4, 4]]))
+    assert states[1].tolist() == [[1, 2, 3, 3, 3, 3, 2, 1]]

@@ -110,6 +110,13 @@ class Copy:
             answers[after : after + len(string)] = string[::-1] if self.reverse else string
         return targets
 
+    def hidden(self, tokens: Ints) -> tuple[str, Ints]:
+        """How many symbols a memory must still hold after each token (B, T): those read and not yet said."""
+        read = np.cumsum(tokens < self.symbols, axis=1)
+        asked = np.cumsum(np.cumsum(tokens == self.symbols + 1, axis=1), axis=1)
+        # The answer after the query is the first; what was said last is no longer needed.
+        return "symbols to say", read - np.maximum(asked - 1, 0)
+
 
 class SelectiveCopy(Copy):
     """The symbols to copy stand anywhere among blanks (Gu & Dao 2023, Mamba); tokens and targets as in `Copy`."""

@@ -46,6 +46,9 @@ class Task(Protocol):
     def oracle(self, tokens: Ints) -> Ints:
         """Targets (B, T + 1) of tokens (B, T), worked out from the tokens alone."""
 
+    # Optional, for colouring memories: hidden(tokens (B, T)) -> (its name, (B, T) words or numbers), what a memory must
+    # hold after each token. Retrieval, Stack and others have it.
+
 
 TASKS: dict[str, type[Task]] = {
     task.name: task for task in (Retrieval, Copy, Stack, KeysValues, Modular, Parity, S3, S5, Dyck, MQAR, SelectiveCopy)

@@ -60,6 +60,10 @@ class Stack:
                     stack.append(token)
         return targets
 
+    def hidden(self, tokens: Ints) -> tuple[str, Ints]:
+        """What a memory must hold after each token (B, T), as far as a colour can tell: how deep the stack is."""
+        return "stack depth", np.where(tokens < self.symbols, 1, -1).cumsum(axis=1)
+
 
 class Dyck:
     """Well-nested brackets of n kinds, at most `depth` deep (Hewitt et al. 2020): which would close now?
@@ -107,6 +111,10 @@ class Dyck:
                     raise ValueError(f"dyck: the bracket at {t} closes one of another kind")
                 answers[t + 1] = opened[-1] if opened else IGNORE
         return targets
+
+    def hidden(self, tokens: Ints) -> tuple[str, Ints]:
+        """How many brackets are open after each token (B, T)."""
+        return "open brackets", np.where(tokens < self.symbols, 1, -1).cumsum(axis=1)
 
 
 class Modular:
@@ -186,6 +194,10 @@ class Parity:
                 answers[t + 1] = odd
         return targets
 
+    def hidden(self, tokens: Ints) -> tuple[str, npt.NDArray[np.str_]]:
+        """The parity after each token (B, T)."""
+        return "parity", np.where(tokens.cumsum(axis=1) % 2, "odd", "even")
+
 
 class Permutations:
     """Word problem of the symmetric group (Merrill et al. 2024): the permutations read so far, one after the other.
@@ -214,6 +226,8 @@ class Permutations:
                 for after in self.permutations
             ]
         )
+        # product[last, before] = last ∘ before: that which, divided by `before`, leaves `last`.
+        self.product = self.quotient.argsort(axis=0)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
         # Products of independent, uniform permutations are independent and uniform: draw these, and divide.
@@ -231,6 +245,15 @@ class Permutations:
                 state = tuple(self.permutations[token][i] for i in state)
                 answers[t + 1] = self.permutations.index(state)
         return targets
+
+    def hidden(self, tokens: Ints) -> tuple[str, npt.NDArray[np.str_]]:
+        """The product after each token (B, T)."""
+        product = np.empty_like(tokens)
+        state = np.zeros(len(tokens), dtype=np.int64)  # the identity
+        for t in range(tokens.shape[1]):
+            state = self.product[tokens[:, t], state]
+            product[:, t] = state
+        return "product", np.array(self.words)[product]
 
 
 class S3(Permutations):

@@ -72,6 +72,7 @@ def history_charts(runs: list[dict[str, Any]]) -> list[Chart]:
             for axis in axes:
                 if phase.get(axis) is not None:
                     marks[axis].append((phase[axis], f"{run['name']}: {phase['phase']}" if several else phase["phase"]))
+    marks = {axis: _joined(places) for axis, places in marks.items()}
     charts = []
     for name in wanted:
         lines = []
@@ -89,6 +90,14 @@ def history_charts(runs: list[dict[str, Any]]) -> list[Chart]:
         label = LABELS.get(name, name)
         charts.append(Chart(name, label, axes, label, lines, name in LOG, marks))
     return charts
+
+
+def _joined(marks: list[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Marks at one place as one, its words below each other."""
+    words: dict[float, list[str]] = {}
+    for place, word in marks:
+        words.setdefault(place, []).append(word)
+    return [(place, "<br>".join(some)) for place, some in words.items()]
 
 
 def drift_chart(runs: list[dict[str, Any]], relative: bool = True) -> Chart | None:

@@ -33,7 +33,21 @@ function webgl() {
   return has3d;
 }
 
+// Plotly takes longer to load than all else on the page: it is unpacked and compiled beside it, not before it.
+const loaded = (async () => {
+  const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (c) => c.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const script = document.createElement("script");
+  script.src = URL.createObjectURL(new Blob([await new Response(stream).blob()], { type: "text/javascript" }));
+  await new Promise((done, failed) => {
+    script.onload = done;
+    script.onerror = failed;
+    document.head.append(script);
+  });
+})();
+
 function draw(div) {
+  if (!window.Plotly) return loaded.then(() => draw(div));
   if (drawn.has(div)) return Promise.resolve();
   drawn.add(div);
   const three = div.hasAttribute("data-three");
@@ -77,8 +91,16 @@ dark.addEventListener("change", () => rethemed(false));
 window.addEventListener("beforeprint", () => { plots.forEach(draw); rethemed(true); });
 window.addEventListener("afterprint", () => rethemed(false));
 
+loaded.catch(() => {
+  for (const div of plots) {
+    div.classList.add("none");
+    div.textContent = "This browser is too old to draw the plots; their numbers are in the JSON next to this page.";
+  }
+});
+
 // What is in sight first; the others one by one, so that the page never stands still.
 (async () => {
+  await loaded;
   const height = window.innerHeight;
   const order = plots.map((div) => [div, div.getBoundingClientRect().top]);
   for (const [div] of order.filter(([, top]) => top < height)) await draw(div);
