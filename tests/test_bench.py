@@ -3,10 +3,14 @@
 import json
 
 import pytest
+import torch
 
-from retain.bench import page
+import naive as twins
+from retain.bench import naive, page
 from retain.bench.__main__ import main
 from retain.bench.rows import ROWS, Row
+from retain.config import DMTConfig
+from retain.objectives import DMT, SMT
 
 
 def test_goals_are_the_issues():
@@ -42,3 +46,27 @@ def test_an_unknown_row_is_named(capsys):
     with pytest.raises(SystemExit):
         main(["speed"])
     assert "rows: speed not among smt-small" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoder", ["state", "register", "window"])
+@pytest.mark.parametrize("cell", ["transformer", "gated"])
+def test_the_plain_side_computes_the_same(encoder, cell):
+    teacher, rnn = twins.models(encoder, cell)
+    objective = SMT(teacher, rnn, twins.smt_config(), 3)
+    batch = twins.batch()
+    found = []
+    for side in (objective, naive.plain(lambda: objective(batch))):
+        torch.manual_seed(0)
+        losses = side(batch) if side is objective else side()
+        found.append((losses, twins.gradients(losses["loss"], objective)))
+    twins.assert_close(*[losses for losses, _ in found])
+    twins.assert_close(*[gradients for _, gradients in found])
+
+
+def test_the_plain_rollout_computes_the_same():
+    teacher, rnn = twins.models(cell="transformer")
+    batch = twins.batch()
+    ours = DMT(teacher, rnn, DMTConfig(horizon_growth=0.0, lambda_readout=1.0, lambda_dyn=1.0))
+    loop = naive.DetachedLoop(teacher, rnn)
+    twins.assert_close(ours(batch)["loss"], loop(batch)["loss"])
+    twins.assert_close(twins.gradients(ours(batch)["loss"], rnn), twins.gradients(loop(batch)["loss"], rnn))

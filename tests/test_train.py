@@ -24,7 +24,7 @@ from retain.data import load_data
 from retain.train import Interrupted, TrainingError, learning_rate, train
 
 PHASES = ("smt", "dmt", "bptt")
-CLOCKS = ("seconds", "tokens_per_second", "validation_seconds")
+CLOCKS = ("seconds", "tokens_per_second", "validation_seconds", "data_wait")
 LOSSES = {
     "smt": {"loss", "loss_dec", "loss_trunk", "loss_dyn", "loss_readout", "loss_unif"},
     "dmt": {"loss", "loss_dyn", "loss_readout", "relative_drift", "horizon"},
@@ -237,7 +237,7 @@ def test_metrics_have_every_loss_and_figure(never_stopped):
     validation = [line for line in read if "loss" not in line]
     assert [line["step"] for line in training] == list(range(1, 13))
     for line in training:
-        assert line.keys() == common | {"lr", "gradient_norm"} | LOSSES[line["phase"]]
+        assert line.keys() == common | {"lr", "gradient_norm", "data_wait"} | LOSSES[line["phase"]]
         assert line["tokens"] == 32 * line["step"]
         assert line["gradient_norm"] > 0
     assert [line["phase"] for line in training] == ["smt"] * 4 + ["dmt"] * 4 + ["bptt"] * 4

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from retain.model.cells import PROJECTING
+from retain.model.layers import Transformer
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives.losses import dynamics_loss, predictive_loss
@@ -20,10 +22,33 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Te
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
+def transformer(
+    self: Transformer, x: Tensor, *, keep: slice | None = None, causal: bool = False, mask: Tensor | None = None
+) -> Tensor:
+    """Every position of every block, though only `keep` is wanted; queries and keys rotated in each by itself."""
+    for block in self.layers():
+        turn = self.angles(torch.arange(x.shape[-2], device=x.device), x.dtype)
+        q, k, v = block.queries_keys_values(x, turn)
+        x = block.mix(x, attention(q, k, v, causal=causal, mask=mask))
+    return self.norm(x if keep is None else x[..., keep, :])
+
+
+def inputs(self: RNN, tokens: Tensor) -> Tensor:
+    """Every token is embedded and projected by itself."""
+    embedded = self.embed(tokens)
+    return self.cell.from_input(embedded) if isinstance(self.cell, PROJECTING) else embedded
+
+
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Runs the library's modules with plain attention."""
-    with patch("retain.model.layers.attention", attention), patch("retain.model.encoders.attention", attention):
+    """Runs the library's modules with plain attention, whole blocks, and the gradients that autograd finds."""
+    with (
+        patch("retain.model.layers.attention", attention),
+        patch("retain.model.encoders.attention", attention),
+        patch("retain.model.layers.by_hand", lambda x: False),
+        patch.object(Transformer, "forward", transformer),
+        patch.object(RNN, "inputs", inputs),
+    ):
         yield
 
 
