@@ -10,10 +10,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from retain.bench import naive
-from retain.bench.measure import by_turns, peak_of, product, reading
+from retain.bench.measure import by_turns, peak_of, precision, product, reading
 from retain.bench.sides import PAPER, SMALL, WHOLE_ROLLOUT, Size, at, batch_of, models, smt_step, training_step
 from retain.config import BPTTConfig
-from retain.generate import generate
+from retain.generate import fast_step, generate
 from retain.objectives import BPTT, DMT
 
 
@@ -121,8 +121,9 @@ def generate_64() -> Row:
 def _generate(batch: int, length: int = 32) -> Row:
     rnn = models(SMALL)[0].eval()
     prompt = torch.zeros(batch, 0, dtype=torch.long)
+    step = fast_step(rnn)
     ours, loop = by_turns(
-        lambda: list(generate(rnn, prompt, length)), naive.plain(lambda: naive.generate(rnn, batch, length))
+        lambda: list(generate(rnn, prompt, length, step=step)), naive.plain(lambda: naive.generate(rnn, batch, length))
     )
     rates = [batch * length / ours, batch * length / loop]
     what = f"generated tokens per second against a plain eager loop, batch {batch}"
@@ -133,8 +134,9 @@ def weights(length: int = 16) -> Row:
     rnn = models(PAPER)[0].eval()
     size = sum(p.numel() * p.element_size() for part in (rnn.cell, rnn.readout) for p in part.parameters())
     prompt = torch.zeros(1, 0, dtype=torch.long)
+    step, size = fast_step(rnn), size * precision().itemsize // 4
     read, times = reading(size)
-    ours, reads = by_turns(lambda: list(generate(rnn, prompt, length)), read)
+    ours, reads = by_turns(lambda: list(generate(rnn, prompt, length, step=step)), read)
     token, once = ours / length, reads / times
     what = "time to read the weights over time per generated token, batch 1, paper"
     return Row(what, 0.5, True, once / token, f"{ms(once)} for {size / 2**20:.0f} MiB, {ms(token)} a token")
