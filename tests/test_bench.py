@@ -16,7 +16,7 @@ from retain.objectives import DMT, SMT
 def test_goals_are_the_issues():
     assert list(ROWS) == [
         *("smt-small", "smt-paper", "labels", "register", "dmt", "peak", "growth", "bptt"),
-        *("generate-1", "generate-64", "weights", "memory"),
+        *("generate-1", "generate-64", "weights", "memory", "attention"),
     ]
 
 

@@ -32,7 +32,7 @@ from retain.checkpoint import (
 from retain.config import PhaseConfig, RunConfig, flatten, load_config, parse_budget, save_config, to_dict
 from retain.data import Data, load_data
 from retain.data.prefetch import Prefetch
-from retain.devices import compile_parts, make_accelerator
+from retain.devices import compile_parts, keep_pages, make_accelerator
 from retain.evaluate import evaluate
 from retain.metrics import append_line, truncate_after
 from retain.model.rnn import RNN
@@ -111,6 +111,8 @@ def train(
     torch.manual_seed(config.seed)
     rnn, teacher = build(config, data.vocab_size, cell)
     accelerator = make_accelerator(config, out)
+    if accelerator.device.type == "cpu":
+        keep_pages()
     main = accelerator.is_main_process
     if main and not resume:
         out.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import time
 
 from retain.bench.page import PAGE, lines, save
 from retain.bench.rows import ROWS
+from retain.devices import keep_pages
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -18,6 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if unknown := set(args.rows) - set(ROWS):
         parser.error(f"rows: {', '.join(sorted(unknown))} not among {', '.join(ROWS)}")
+    keep_pages()  # as `retain train` does
     logging.basicConfig(format="%(message)s")
     found = {}
     for name in args.rows or ROWS:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from retain.bench import naive
-from retain.bench.measure import by_turns, peak_of, precision, product, reading
+from retain.bench.measure import by_turns, device, peak_of, precision, product, reading
 from retain.bench.sides import PAPER, SMALL, WHOLE_ROLLOUT, Size, at, batch_of, models, smt_step, training_step
 from retain.config import BPTTConfig
 from retain.generate import fast_step, generate
+from retain.model import layers
 from retain.objectives import BPTT, DMT
 
 
@@ -148,6 +150,24 @@ def memory() -> Row:
     return Row(what, 0.5, False, ours / theirs, f"{ours / 2**20:,.0f} against {theirs / 2**20:,.0f} MiB")
 
 
+def attention() -> Row:
+    """Forward and backward of each way, for the shapes that SMT has; what `attention` takes, over the fastest."""
+    worst, notes = 0.0, []
+    shapes = {"readout": (2048, 2), "cell": (2048, 3), "decoder": (128, 18), "trunk": (32, 65), "long trunk": (4, 1025)}
+    for name, (batch, length) in shapes.items():
+        qkv = torch.randn(3, batch, 4, length, 32, device=device(), dtype=precision(), requires_grad=True)
+        causal = name != "cell"
+        ways = (layers.attention, layers.plain_attention, naive.attention)
+
+        def work(way: Callable[..., torch.Tensor], qkv: torch.Tensor = qkv, causal: bool = causal) -> None:
+            way(*qkv.unbind(0), causal=causal).float().sum().backward()
+
+        chosen, plain, sdpa = by_turns(*(partial(work, way) for way in ways))
+        worst = max(worst, chosen / min(plain, sdpa))
+        notes.append(f"{name} {length}: plain {ms(plain)}, SDPA {ms(sdpa)}")
+    return Row("the way attention is computed, over the faster one, worst shape", 1.2, False, worst, "; ".join(notes))
+
+
 ROWS: dict[str, Callable[[], Row]] = {
     "smt-small": smt_small,
     "smt-paper": smt_paper,
@@ -161,4 +181,5 @@ ROWS: dict[str, Callable[[], Row]] = {
     "generate-64": generate_64,
     "weights": weights,
     "memory": memory,
+    "attention": attention,
 }

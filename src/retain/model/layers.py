@@ -32,8 +32,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Te
     """
     if k.shape[-2] == 1 and mask is None:
         return v.expand_as(q)
+    # As measured: float32 on a CPU with AVX2 is fastest with SDPA at every shape of SMT, bfloat16 with AMX is not
+    # (docs/log.md); on a GPU SDPA is its flash kernel. A rule, and no timing at run time: the same run must compute
+    # the same everywhere. `python -m retain.bench attention` measures it again.
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or k.shape[-2] > PLAIN_ATTENTION_KEYS:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    return plain_attention(q, k, v, causal=causal, mask=mask)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+    """`attention` as two batched products with a softmax between them."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
