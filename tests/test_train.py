@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from retain import checkpoint
 from retain.checkpoint import CheckpointError, best_checkpoint, latest_checkpoint, load_export, load_files
 from retain.config import save_config
 from retain.data import load_data
+from retain.data.prefetch import Prefetch
 from retain.train import Interrupted, TrainingError, learning_rate, train
 
 PHASES = ("smt", "dmt", "bptt")
@@ -32,26 +34,21 @@ LOSSES = {
 }
 
 
-class Watched:
-    """The data of a config; `at(step)` is called before each batch."""
-
-    def __init__(self, config, at):
-        self.inner, self.at = load_data(config.data), at
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-
-    def batch(self, seed, step, rank, batch_size):
-        self.at(step)
-        return self.inner.batch(seed, step, rank, batch_size)
-
-
 class Crash(Exception):
     pass
 
 
 def run(config, out, at=None, **more):
-    return train(config, out, progress_bar=False, data=Watched(config, at) if at else None, **more)
+    """Train; `at(number)` is called before each batch is taken, which is not when a thread prepares it."""
+
+    class Watched(Prefetch):
+        def take(self, number, size):
+            if at is not None:
+                at(number)
+            return super().take(number, size)
+
+    with patch("retain.train.Prefetch", Watched):
+        return train(config, out, progress_bar=False, **more)
 
 
 def stop_after(steps, accumulate=1):
