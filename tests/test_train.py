@@ -34,6 +34,16 @@ LOSSES = {
 }
 
 
+class Changed:
+    """The data of a config, to be given other batches."""
+
+    def __init__(self, config):
+        self.inner = load_data(config.data)
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
 class Crash(Exception):
     pass
 
@@ -197,11 +207,11 @@ def test_every_step_has_its_own_batch_even_after_a_new_phase(tmp_path):
     assert len(set(seen)) == len(seen) == 4 * (2 + 2 + 1)
 
 
-class Halves(Watched):
+class Halves(Changed):
     """Micro-batch i of a step, for runs with accumulate = 2; with `whole` both at once for runs with accumulate = 1."""
 
     def __init__(self, config, whole):
-        super().__init__(config, None)
+        super().__init__(config)
         self.whole = whole
 
     def batch(self, seed, step, rank, batch_size):
@@ -456,11 +466,8 @@ train(load_config(Path(sys.argv[1])), sys.argv[2], progress_bar=False)
 """
 
 
-class Ranks(Watched):
+class Ranks(Changed):
     """In one process, the batches of ranks 0 and 1 as one."""
-
-    def __init__(self, config):
-        super().__init__(config, None)
 
     def batch(self, seed, step, rank, batch_size):
         parts = [self.inner.batch(seed, step, r, batch_size // 2) for r in (0, 1)]
