@@ -130,7 +130,7 @@ def register_label(encoder, row):
     mask[length:] = True
     positions = torch.cat([torch.arange(length), torch.full((count,), length)])
     for block in encoder.trunk.transformer.blocks:
-        x = block(x, positions, mask=mask)
+        x = block(x, encoder.trunk.transformer.angles(positions, x.dtype), mask=mask)
     logits = encoder.trunk.head(encoder.trunk.transformer.norm(x[length - 1]))
     return encoder.to_memory(encoder.norm(x[length:])), logits
 

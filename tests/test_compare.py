@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from conftest import tiny
-from naive import batch, gradients, models, smt_config
+from naive import assert_close, batch, gradients, models, smt_config
 from retain import compare as module
 from retain.compare import METHODS, Comparison, best_rate, compare, factor, method_config, parameters
 from retain.config import BPTTConfig, DMTConfig, RunConfig, parse_budget, save_config
@@ -150,7 +150,7 @@ def test_detached_labels_leave_the_losses_as_they_are():
         losses.append(SMT(teacher, rnn, smt_config(detach_labels=detach), 3)(batch()))
     assert losses[0].keys() == losses[1].keys()
     for name in losses[0]:
-        assert losses[0][name] == losses[1][name], name
+        assert_close(losses[0][name], losses[1][name])  # gradients or none: norms round in another way
 
 
 # What each method is

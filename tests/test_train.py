@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from conftest import tiny
 from retain import checkpoint
 from retain.checkpoint import CheckpointError, best_checkpoint, latest_checkpoint, load_export, load_files
 from retain.data import load_data
+from retain.data.prefetch import Prefetch
 from retain.train import Interrupted, TrainingError, learning_rate, train
 
 PHASES = ("smt", "dmt", "bptt")
-CLOCKS = ("seconds", "tokens_per_second", "validation_seconds")
+CLOCKS = ("seconds", "tokens_per_second", "validation_seconds", "data_wait")
 LOSSES = {
     "smt": {"loss", "loss_dec", "loss_trunk", "loss_dyn", "loss_readout", "loss_unif"},
     "dmt": {"loss", "loss_dyn", "loss_readout", "relative_drift", "horizon"},
@@ -25,18 +27,14 @@ LOSSES = {
 }
 
 
-class Watched:
-    """The data of a config; `at(step)` is called before each batch."""
+class Changed:
+    """The data of a config, to be given other batches."""
 
-    def __init__(self, config, at):
-        self.inner, self.at = load_data(config.data), at
+    def __init__(self, config):
+        self.inner = load_data(config.data)
 
     def __getattr__(self, name):
         return getattr(self.inner, name)
-
-    def batch(self, seed, step, rank, batch_size):
-        self.at(step)
-        return self.inner.batch(seed, step, rank, batch_size)
 
 
 class Crash(Exception):
@@ -44,7 +42,16 @@ class Crash(Exception):
 
 
 def run(config, out, at=None, **more):
-    return train(config, out, progress_bar=False, data=Watched(config, at) if at else None, **more)
+    """Train; `at(number)` is called before each batch is taken, which is not when a thread prepares it."""
+
+    class Watched(Prefetch):
+        def take(self, number, size):
+            if at is not None:
+                at(number)
+            return super().take(number, size)
+
+    with patch("retain.train.Prefetch", Watched):
+        return train(config, out, progress_bar=False, **more)
 
 
 def stop_after(steps, accumulate=1):
@@ -193,11 +200,11 @@ def test_every_step_has_its_own_batch_even_after_a_new_phase(tmp_path):
     assert len(set(seen)) == len(seen) == 4 * (2 + 2 + 1)
 
 
-class Halves(Watched):
+class Halves(Changed):
     """Micro-batch i of a step, for runs with accumulate = 2; with `whole` both at once for runs with accumulate = 1."""
 
     def __init__(self, config, whole):
-        super().__init__(config, None)
+        super().__init__(config)
         self.whole = whole
 
     def batch(self, seed, step, rank, batch_size):
@@ -231,7 +238,7 @@ def test_metrics_have_every_loss_and_figure(never_stopped):
     validation = [line for line in read if "loss" not in line]
     assert [line["step"] for line in training] == list(range(1, 13))
     for line in training:
-        assert line.keys() == common | {"lr", "gradient_norm"} | LOSSES[line["phase"]]
+        assert line.keys() == common | {"lr", "gradient_norm", "data_wait"} | LOSSES[line["phase"]]
         assert line["tokens"] == 32 * line["step"]
         assert line["gradient_norm"] > 0
     assert [line["phase"] for line in training] == ["smt"] * 4 + ["dmt"] * 4 + ["bptt"] * 4

@@ -17,7 +17,7 @@ from conftest import tiny
 from retain.checkpoint import latest_checkpoint, load_files
 from retain.config import save_config
 from retain.train import train
-from test_train import LOSSES, PHASES, Watched, assert_same_run, lines, run
+from test_train import LOSSES, PHASES, Changed, assert_same_run, lines, run
 
 RETAIN = [sys.executable, "-W", "error", "-c", "from retain.cli import main; main()"]
 
@@ -113,11 +113,8 @@ train(load_config(Path(sys.argv[1])), sys.argv[2], progress_bar=False)
 """
 
 
-class Ranks(Watched):
+class Ranks(Changed):
     """In one process, the batches of ranks 0 and 1 as one."""
-
-    def __init__(self, config):
-        super().__init__(config, None)
 
     def batch(self, seed, step, rank, batch_size):
         parts = [self.inner.batch(seed, step, r, batch_size // 2) for r in (0, 1)]

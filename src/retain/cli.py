@@ -97,6 +97,8 @@ class Generate:
     """Images only: complete the lower half of these image files."""
     out: str | None = None
     """Images only: the PNG; None is samples.png, or completed.png, in the run folder."""
+    compile: bool = False
+    """For long texts: compile the step first, which takes a minute, and then costs less for every token."""
     device: Literal["cpu", "cuda", "mps"] = "cpu"
 
 
@@ -327,7 +329,7 @@ def generate_command(argv: list[str]) -> None:
     import torch
 
     from retain.data import decode, encode
-    from retain.generate import check_sampling, generate, read_tokenizer, save_image_grid, token_writer
+    from retain.generate import check_sampling, fast_step, generate, read_tokenizer, save_image_grid, token_writer
 
     kind, shape, vocab_size = run.state["kind"], run.state["image_shape"], run.state["vocab_size"]
     tokenizer = read_tokenizer(path)
@@ -356,6 +358,7 @@ def generate_command(argv: list[str]) -> None:
         top_k=args.top_k,
         top_p=args.top_p,
         seed=args.seed,
+        step=fast_step(run.rnn) if args.compile else None,
     )
     settings = dataclasses.asdict(args) | {"length": length}
     if image:

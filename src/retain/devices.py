@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import logging
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -50,13 +54,55 @@ def make_accelerator(config: RunConfig, out: Path) -> Accelerator:
     return accelerator
 
 
+def keep_pages() -> None:
+    """Let the C library keep freed memory for the next step, instead of asking the system for cleared pages again.
+
+    A step allocates what the last one freed. Where there is no glibc, nothing happens.
+    """
+    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile has what it needs here; where it has not, a note goes to the log."""
+    if device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        log.warning("compile: no C++ compiler on the PATH; going on without torch.compile")
+        return False
+    return True
+
+
 def compile_parts(rnn: RNN, teacher: Teacher) -> None:
     """Compile the modules whose shapes stay the same from step to step; without a compiler they stay as they are."""
-    if rnn.m_0.device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
-        log.warning("compile: no C++ compiler on the PATH; going on without torch.compile")
-        return
-    import torch._dynamo
+    if can_compile(rnn.m_0.device):
+        for name, part in {
+            "encoder": teacher.encoder,
+            "decoder": teacher.decoder,
+            "readout": rnn.readout,
+            "cell": rnn.cell,
+        }.items():
+            part.forward = compiled(part.forward, name)
 
-    torch._dynamo.config.suppress_errors = True
-    for part in (teacher.encoder, teacher.decoder, rnn.readout, rnn.cell):
-        part.compile()
+
+def compiled(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """`function` by torch.compile; at the first failure it stays as it is from then on, with a note in the log."""
+    import torch._functorch.config
+
+    # The backward pass is compiled with the forward: a failure must come here, not in the middle of a step.
+    torch._functorch.config.force_non_lazy_backward_lowering = True
+    fast: Callable[..., Any] | None = torch.compile(function)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal fast
+        if fast is None:
+            return function(*args, **kwargs)
+        try:
+            return fast(*args, **kwargs)
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            log.warning("compile: the %s failed to compile (%s); going on without torch.compile", name, reason)
+            fast = None
+            return function(*args, **kwargs)
+
+    return call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from retain.model.modes import evaluating
 from retain.model.rnn import RNN
+
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Reads tokens (B,) into memory (B, K, D) → logits (B, V), memory."""
 
 
 def check_sampling(length: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
@@ -62,18 +66,48 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    step: Step | None = None,
 ) -> Iterator[Tensor]:
     """Read prompt (B, P) from m_0, then sample `length` tokens, yielding each (B,) as soon as it is drawn.
 
     What is kept is one memory, whatever the length. The RNN is in evaluation mode while it works, and between tokens
-    in the mode that it had. Raises ValueError for settings that make no sense, before anything is read.
+    in the mode that it had. `step` replaces `rnn.step`, as `fast_step` does. Raises ValueError for settings that make
+    no sense, before anything is read.
     """
     check_sampling(length, temperature, top_k, top_p)
-    return _stream(rnn, prompt, length, temperature, top_k, top_p, seed)
+    return _stream(rnn, step or rnn.step, prompt, length, temperature, top_k, top_p, seed)
+
+
+def fast_step(rnn: RNN) -> Step:
+    """`rnn.step` compiled, for long texts: the first step takes as long as compiling does, a minute or so.
+
+    With a copy of the weights in bfloat16 where products in it are fast; memory stays float32. Where nothing can be
+    compiled there is a note in the log, and the step runs as it is.
+    """
+    from retain.devices import can_compile, compiled, fast_bf16
+
+    device = rnn.m_0.device
+    bf16 = fast_bf16(device)
+    step = (copy.deepcopy(rnn).bfloat16() if bf16 else rnn).step
+    step = compiled(step, "step") if can_compile(device) else step
+
+    def run(token: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits, memory = step(token, memory)
+        return logits, memory
+
+    return run
 
 
 def _stream(
-    rnn: RNN, prompt: Tensor, length: int, temperature: float, top_k: int | None, top_p: float | None, seed: int
+    rnn: RNN,
+    step: Step,
+    prompt: Tensor,
+    length: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
 ) -> Iterator[Tensor]:
     device = rnn.m_0.device
     generator = torch.Generator(device).manual_seed(seed)
@@ -86,7 +120,7 @@ def _stream(
     for _ in range(length):
         with torch.inference_mode(), evaluating(rnn):
             token = sample(logits, temperature, top_k, top_p, generator)
-            logits, memory = rnn.step(token, memory)
+            logits, memory = step(token, memory)
         yield token
 
 

@@ -31,7 +31,8 @@ from retain.checkpoint import (
 )
 from retain.config import PhaseConfig, RunConfig, flatten, load_config, parse_budget, save_config, to_dict
 from retain.data import Data, load_data
-from retain.devices import compile_parts, make_accelerator
+from retain.data.prefetch import Prefetch
+from retain.devices import compile_parts, keep_pages, make_accelerator
 from retain.evaluate import evaluate
 from retain.metrics import append_line, truncate_after
 from retain.model.rnn import RNN
@@ -110,6 +111,8 @@ def train(
     torch.manual_seed(config.seed)
     rnn, teacher = build(config, data.vocab_size, cell)
     accelerator = make_accelerator(config, out)
+    if accelerator.device.type == "cpu":
+        keep_pages()
     main = accelerator.is_main_process
     if main and not resume:
         out.mkdir(parents=True, exist_ok=True)
@@ -125,6 +128,7 @@ def train(
         with stop_signals() as stop:
             return loop.run(resume, stop)
     finally:
+        loop.batches.close()
         accelerator.end_training()
 
 
@@ -147,6 +151,10 @@ class Loop:
         self.progress = Progress()
         self.saved_at: int | None = None
         self.budgets = config.budgets()
+        pin = accelerator.device.type == "cuda"
+        self.batches = Prefetch(data, config.seed, accelerator.process_index, pin=pin)
+        self.logged_at = (0.0, 0.0)
+        """Seconds of training, and of waiting for data, when a line was last logged."""
 
     def run(self, resume: bool, stop: threading.Event) -> dict[str, Any]:
         saved = None
@@ -154,6 +162,7 @@ class Loop:
             if began(self.out):
                 saved = load_files(latest_checkpoint(self.out), device=self.accelerator.device)
                 self.progress = Progress(**saved[1]["progress"])
+                self.logged_at = (self.progress.seconds, 0.0)
             elif self.main:
                 log.warning("%s: stopped before its first checkpoint; starting it from the beginning", self.out)
             if self.main:
@@ -215,7 +224,7 @@ class Loop:
                 record = self.step(objective, wrapped, prepared, config, done, logged)
                 clock.tick()
                 if logged and self.main:
-                    self.log(record)
+                    self.log(record | {"data_wait": self.data_wait()})
                 speed = p.tokens / max(p.seconds, 1e-9)
                 bar.set_postfix_str(f"loss {record['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
                 bar.update(min(p.spent(budget.unit), budget.amount) - bar.n)
@@ -260,10 +269,7 @@ class Loop:
         for micro in range(config.accumulate):
             # All that is random in a step follows from (seed, step), so that resuming needs no generator's state.
             torch.manual_seed(seed + micro)
-            batch: dict[str, Any] = self.data.batch(
-                self.config.seed, p.micro_batches, self.accelerator.process_index, config.batch_size
-            )
-            batch = part_of(batch, config.seq_len)
+            batch: dict[str, Any] = part_of(self.batches.take(p.micro_batches, config.batch_size), config.seq_len)
             p.micro_batches += 1
             count = batch["tokens"].numel()
             batch = {k: v.to(self.accelerator.device, non_blocking=True) for k, v in batch.items()} | {"progress": done}
@@ -291,6 +297,12 @@ class Loop:
         p.sequential += sequential
         p.phase_sequential += sequential
         return record | {"lr": lr}
+
+    def data_wait(self) -> float:
+        """Share of the time since the last logged line that was spent waiting for data."""
+        seconds, waited = self.progress.seconds, self.batches.waited
+        before, self.logged_at = self.logged_at, (seconds, waited)
+        return (waited - before[1]) / max(seconds - before[0], 1e-9)
 
     def refuse(self, name: str, value: float) -> None:
         try:

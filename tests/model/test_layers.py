@@ -8,11 +8,14 @@ from naive import assert_close
 from retain.model.layers import (
     PLAIN_ATTENTION_KEYS,
     MemoryNorm,
+    Norm,
     Transformer,
+    angles,
     at_least_float32,
     attention,
     rms,
     rotary,
+    squared_relu,
 )
 
 
@@ -49,13 +52,16 @@ def test_rotary_keeps_lengths_and_depends_on_distance_alone():
     torch.manual_seed(0)
     q, k = torch.randn(2, 6, dtype=torch.float64)
 
-    def product(i, j):
-        return rotary(q[None], torch.tensor([i]))[0] @ rotary(k[None], torch.tensor([j]))[0]
+    def turned(x, position):
+        return rotary(x[None, None], angles(torch.tensor([position]), 6, x.dtype))[0, 0]
 
-    assert_close(rotary(q[None], torch.tensor([9]))[0].norm(), q.norm())
+    def product(i, j):
+        return turned(q, i) @ turned(k, j)
+
+    assert_close(turned(q, 9).norm(), q.norm())
     assert_close(product(3, 1), product(103, 101))
     assert abs(product(3, 1) - product(3, 2)) > 1e-3
-    assert_close(rotary(q[None], torch.tensor([0]))[0], q)
+    assert_close(turned(q, 0), q)
 
 
 def test_causal_transformer_is_blind_to_what_follows():
@@ -118,3 +124,79 @@ def test_memory_norm_keeps_float32():
 
 def test_rms_of_nothing_is_finite():
     assert torch.equal(rms(torch.zeros(2, 4)), torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("keep", [slice(-1, None), slice(2, None), slice(0, -1), slice(0, 5)])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_positions_that_are_kept_are_those_of_the_whole(keep, causal, masked):
+    if causal and masked:
+        return
+    torch.manual_seed(0)
+    transformer = naive.randomise(Transformer(8, 2, 2)).double()
+    x = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[True, False, True, True, True]]) if masked else None
+    some, whole = transformer(x, keep=keep, causal=causal, mask=mask), transformer(x, causal=causal, mask=mask)[:, keep]
+    assert_close(some, whole)
+    weights = torch.randn_like(whole)
+    wanted = [x, *transformer.parameters()]
+    for a, b in zip(
+        torch.autograd.grad((some * weights).sum(), wanted),
+        torch.autograd.grad((whole * weights).sum(), wanted),
+        strict=True,
+    ):
+        assert_close(a, b)
+
+
+def test_a_token_alone_needs_no_queries_and_keys():
+    torch.manual_seed(0)
+    transformer = naive.randomise(Transformer(8, 2, 2)).double()
+    x = torch.randn(3, 1, 8, dtype=torch.float64)
+    alone = transformer(x)
+    everywhere = transformer(x, mask=torch.ones(1, 1, dtype=torch.bool))  # a mask goes the general way
+    assert_close(alone, everywhere)
+    found = naive.gradients(alone.square().sum(), transformer)
+    assert_close(found, naive.gradients(everywhere.square().sum(), transformer))
+    assert found["blocks.0.qkv.weight"][16:].abs().sum() > 0
+
+
+PLAINLY = {
+    "squared_relu": (lambda x, gain, turn: squared_relu(x), lambda x, gain, turn: x.relu() ** 2),
+    "norm": (
+        lambda x, gain, turn: normed(x, gain),
+        lambda x, gain, turn: x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * gain,
+    ),
+    "rotary": (
+        lambda x, gain, turn: rotary(x, turn),
+        lambda x, gain, turn: torch.view_as_real(
+            torch.complex(x[..., :3], x[..., 3:]) * torch.complex(*turn)
+        ).transpose(-1, -2).flatten(-2),
+    ),
+}  # fmt: skip
+
+
+def normed(x, gain):
+    norm = Norm(6)
+    del norm.gain
+    norm.gain = gain
+    return norm(x)
+
+
+@pytest.mark.parametrize("name", PLAINLY)
+def test_gradients_written_by_hand_are_autograds(name):
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 3, 6, dtype=torch.float64, requires_grad=True)
+    gain = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    fast, slow = (f(x, gain, angles(torch.tensor([0, 1, 5, 900]), 6, x.dtype)) for f in PLAINLY[name])
+    assert fast.grad_fn is not None and "Backward" in type(fast.grad_fn).__name__
+    assert_close(fast, slow)
+    with torch.no_grad():  # another way, without gradients
+        assert_close(PLAINLY[name][0](x, gain, angles(torch.tensor([0, 1, 5, 900]), 6, x.dtype)), slow)
+    weights = torch.randn_like(slow)
+    settings = {"allow_unused": True, "materialize_grads": True}
+    for a, b in zip(
+        torch.autograd.grad((fast * weights).sum(), (x, gain), **settings),
+        torch.autograd.grad((slow * weights).sum(), (x, gain), **settings),
+        strict=True,
+    ):
+        assert_close(a, b)

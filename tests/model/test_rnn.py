@@ -89,3 +89,15 @@ def test_memory_can_be_saved_and_batched(rnn, tokens, tmp_path):
     order = torch.tensor([2, 0])
     assert_close(rnn(tokens[order, 4:], restored[order])[0], rnn(tokens)[0][order, 4:])
     assert torch.equal(memory, restored), "reading must not write into the caller's memory"
+
+
+@pytest.mark.parametrize("cell", ["mlp", "gated", "transformer"])
+def test_inputs_looked_up_in_a_table_are_those_projected_one_by_one(cell):
+    rnn = naive.models(cell=cell)[1]
+    tokens = torch.arange(2 * naive.VOCAB).view(2, -1) % naive.VOCAB
+    table, each = rnn.inputs(tokens), torch.stack([rnn.inputs(row) for row in tokens.flatten().split(1)])
+    assert_close(table, each.view(table.shape))
+    weights = torch.randn_like(table)
+    found = naive.gradients((table * weights).sum(), rnn)
+    assert_close(found, naive.gradients((each.view(table.shape) * weights).sum(), rnn))
+    assert found["embed.weight"].abs().sum() > 0 and found["cell.from_input.weight"].abs().sum() > 0

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.config import CellConfig, MemoryConfig
-from retain.model.layers import Norm, Transformer, at_least_float32
+from retain.model.layers import Norm, Transformer, squared_relu
 
 REACH = 4.0
 """Gated cells keep each value within ±1; normalised memory lies within about ±4, so they work on memory / 4."""
@@ -36,19 +36,12 @@ class MLPCell(nn.Module):
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)
 
-    def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        return self._step(memory.flatten(-2), self.from_input(inputs)).view(memory.shape)
-
-    def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D)."""
-        return _rollout(self, memory, inputs)
-
-    def _step(self, flat: Tensor, projected: Tensor) -> Tensor:
-        x = (self.from_memory(self.norm(flat)) + projected).relu().square()
+    def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
+        x = squared_relu(self.from_memory(self.norm(memory.flatten(-2))) + _project(self, inputs, projected))
         for layer in self.layers:
-            x = layer(x).relu().square()
-        change = self.out(x)
-        return flat + change if self.residual else change
+            x = squared_relu(layer(x))
+        change = self.out(x).view(memory.shape)
+        return memory + change if self.residual else change
 
 
 class GatedCell(nn.Module):
@@ -73,29 +66,15 @@ class GatedCell(nn.Module):
         with torch.no_grad():
             self.out.bias[size:] = -1.0  # starts by keeping most of the memory
 
-    def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        return self._step(memory.flatten(-2), self.from_input(inputs)).view(memory.shape)
-
-    def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D)."""
-        return _rollout(self, memory, inputs)
-
-    def _step(self, flat: Tensor, projected: Tensor) -> Tensor:
-        x, linear = (self.from_memory(self.norm(flat)) + projected).split(self.split, -1)
-        x = x.relu().square()
+    def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
+        flat = memory.flatten(-2)
+        mixed = self.from_memory(self.norm(flat)) + _project(self, inputs, projected)
+        x, linear = mixed.split(self.split, -1)
+        x = squared_relu(x)
         for layer in self.layers:
-            x = layer(x).relu().square()
+            x = squared_relu(layer(x))
         candidate, gate = (self.out(x) + linear).chunk(2, -1)
-        return torch.lerp(flat, candidate.to(flat.dtype), gate.to(flat.dtype).sigmoid())
-
-
-def _rollout(cell: MLPCell | GatedCell, memory: Tensor, inputs: Tensor) -> Tensor:
-    flat, memories = memory.flatten(-2), []
-    # What the inputs contribute needs no memory: one product for all of them.
-    for projected in cell.from_input(inputs).unbind(1):
-        flat = at_least_float32(cell._step(flat, projected))
-        memories.append(flat)
-    return torch.stack(memories, 1).unflatten(-1, memory.shape[-2:])
+        return torch.lerp(flat, candidate.to(flat.dtype), gate.to(flat.dtype).sigmoid()).view(memory.shape)
 
 
 class TransformerCell(nn.Module):
@@ -113,11 +92,19 @@ class TransformerCell(nn.Module):
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)
 
-    def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
+    def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
         tokens = self.from_memory(memory) + self.positions
-        x = self.transformer(torch.cat([tokens, self.from_input(inputs)[:, None]], 1))
-        change = self.out(x[:, :-1])
+        x = torch.cat([tokens, _project(self, inputs, projected)[:, None]], 1)
+        change = self.out(self.transformer(x, keep=slice(0, -1)))
         return memory + change if self.residual else change
+
+
+def _project(cell: MLPCell | GatedCell | TransformerCell, inputs: Tensor, projected: bool) -> Tensor:
+    return inputs if projected else cell.from_input(inputs)
+
+
+PROJECTING = (MLPCell, GatedCell, TransformerCell)
+"""Cells that read an input through their `from_input` alone; with `projected` they take it as already projected."""
 
 
 class GRUCell(nn.Module):

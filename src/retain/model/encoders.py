@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from retain.config import MemoryConfig, TeacherConfig
-from retain.model.layers import Norm, Transformer, at_least_float32, attention
+from retain.model.layers import Norm, Transformer, attention
 
 LOCAL = 4
 """Tokens whose embeddings a trunk position sums: the newest few, so that no layer is spent on fetching them."""
+
+
+GROUP = 16
+"""Steps whose registers attend together: each then sees the others' keys too, masked, so it must stay small."""
 
 
 class Trunk(nn.Module):
@@ -71,38 +75,45 @@ class RegisterEncoder(nn.Module):
 
     def forward(self, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor | None]:
         x = self.trunk.inputs(tokens)  # (B, T + 1, W)
-        batch, length, _ = x.shape
-        count, per_step = len(steps), len(self.registers)
-        positions = torch.arange(length, device=x.device)
+        transformer, per_step = self.trunk.transformer, len(self.registers)
+        positions = torch.arange(x.shape[1], device=x.device)
         # A register stands one past the last token it reads.
         own = (steps + 1).repeat_interleave(per_step)
-        registers = self.registers.repeat(count, 1).expand(batch, -1, -1)  # (B, S·K, W)
-        readable = (positions <= steps[:, None]).repeat_interleave(per_step, 0)  # (S·K, T + 1)
-        for block in self.trunk.transformer.layers():
-            q, k, v = block.queries_keys_values(x, positions)
-            q_own, k_own, v_own = block.queries_keys_values(registers, own)
-            read = _attend_trunk_and_group(q_own, k, v, k_own, v_own, readable, per_step)
-            registers = block.mix(registers, read)
+        turn, turn_own = transformer.angles(positions, x.dtype), transformer.angles(own, x.dtype)
+        registers = self.registers.repeat(len(steps), 1).expand(x.shape[0], -1, -1)  # (B, S·K, W)
+        groups = grouped(steps, per_step, x.shape[1])
+        for block in transformer.layers():
+            q, k, v = block.queries_keys_values(x, turn)
+            q_own, k_own, v_own = block.queries_keys_values(registers, turn_own)
+            read = [
+                attention(
+                    q_own[:, :, group],
+                    torch.cat([k[:, :, :end], k_own[:, :, group]], 2),
+                    torch.cat([v[:, :, :end], v_own[:, :, group]], 2),
+                    mask=mask,
+                )
+                for group, end, mask in groups
+            ]
+            registers = block.mix(registers, torch.cat(read, 2))
             x = block.mix(x, attention(q, k, v, causal=True))
-        memory = self.to_memory(self.norm(registers)).unflatten(1, (count, per_step))
-        return memory, self.trunk.head(self.trunk.transformer.norm(x))
+        memory = self.to_memory(self.norm(registers)).unflatten(1, (len(steps), per_step))
+        return memory, self.trunk.head(transformer.norm(x))
 
 
-def _attend_trunk_and_group(
-    q: Tensor, k: Tensor, v: Tensor, k_own: Tensor, v_own: Tensor, readable: Tensor, per_step: int
-) -> Tensor:
-    """Registers attend to the trunk where `readable` (S·K, T + 1), and to their own step's registers.
+def grouped(steps: Tensor, per_step: int, length: int) -> list[tuple[slice, int, Tensor]]:
+    """The registers of GROUP steps at a time: which they are, how many trunk keys they may see, and the mask.
 
-    q, k_own, v_own (B, H, S·K, C) and k, v (B, H, T + 1, C) → (B, H, S·K, C); one softmax over both kinds of key.
+    A mask (G·K, keys + G·K) is True where a register may look: at the trunk up to its step, and at its step's own.
+    One call of `attention` for each group materialises no scores of all registers against all tokens.
     """
-    length = k.shape[-2]
-    q = q * q.shape[-1] ** -0.5
-    grouped = [part.unflatten(2, (-1, per_step)) for part in (q, k_own, v_own)]  # (B, H, S, K, C)
-    to_trunk = (q @ k.transpose(-1, -2)).masked_fill(~readable, float("-inf"))
-    to_group = (grouped[0] @ grouped[1].transpose(-1, -2)).flatten(2, 3)  # (B, H, S·K, K)
-    weights = at_least_float32(torch.cat([to_trunk, to_group], -1)).softmax(-1).to(v.dtype)
-    from_group = weights[..., length:].unflatten(2, (-1, per_step)) @ grouped[2]
-    return weights[..., :length] @ v + from_group.flatten(2, 3)
+    found = []
+    for first, part in zip(range(0, len(steps), GROUP), steps.split(GROUP), strict=True):
+        end = length if steps.device.type != "cpu" else int(part.max()) + 1  # no wait for another device
+        of_step = torch.arange(len(part), device=steps.device).repeat_interleave(per_step)
+        trunk = torch.arange(end, device=steps.device) <= part.repeat_interleave(per_step)[:, None]
+        mask = torch.cat([trunk, of_step == of_step[:, None]], 1)
+        found.append((slice(first * per_step, (first + len(part)) * per_step), end, mask))
+    return found
 
 
 class WindowEncoder(nn.Module):
@@ -127,8 +138,9 @@ class WindowEncoder(nn.Module):
         registers = self.registers.expand(batch, len(steps), -1, -1)
         real = torch.cat([where >= 0, where.new_ones(len(steps), per_step, dtype=torch.bool)], 1)
         mask = real[:, None, None].expand(batch, -1, -1, -1, -1).flatten(0, 1)  # (B·S, 1, 1, C + K)
-        x = self.transformer(torch.cat([windows, registers], 2).flatten(0, 1), mask=mask)
-        return self.to_memory(x[:, width:]).unflatten(0, (batch, -1)), None
+        x = torch.cat([windows, registers], 2).flatten(0, 1)
+        x = self.transformer(x, keep=slice(width, None), mask=mask)
+        return self.to_memory(x).unflatten(0, (batch, -1)), None
 
 
 ENCODERS: dict[str, type[nn.Module]] = {"state": StateEncoder, "register": RegisterEncoder, "window": WindowEncoder}

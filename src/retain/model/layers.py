@@ -10,9 +10,13 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 PLAIN_ATTENTION_KEYS = 256
 """In bfloat16 on a CPU, up to this many keys, two batched products with a softmax beat the flash kernel."""
+
+EPS = 1e-6
+"""Added to a mean square before its root."""
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -28,8 +32,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Te
     """
     if k.shape[-2] == 1 and mask is None:
         return v.expand_as(q)
+    # As measured: float32 on a CPU with AVX2 is fastest with SDPA at every shape of SMT, bfloat16 with AMX is not
+    # (docs/log.md); on a GPU SDPA is its flash kernel. A rule, and no timing at run time: the same run must compute
+    # the same everywhere. `python -m retain.bench attention` measures it again.
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or k.shape[-2] > PLAIN_ATTENTION_KEYS:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    return plain_attention(q, k, v, causal=causal, mask=mask)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+    """`attention` as two batched products with a softmax between them."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
@@ -39,15 +51,100 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Te
     return at_least_float32(scores).softmax(-1).to(v.dtype) @ v
 
 
-def rotary(x: Tensor, positions: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al. 2021). x (..., S, C), positions (S,) or broadcastable to (..., S)."""
+class _Rotary(torch.autograd.Function):
+    """A rotation of every pair; its gradient is turned back. Written into place: autograd's own form takes twice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(grad, cos, -sin), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x.shape[-1] // 2
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    frequency = 10000.0 ** (-torch.arange(half, device=x.device, dtype=dtype) / half)
-    angle = positions[..., None].to(dtype) * frequency
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b, out = x[..., :half], x[..., half:], torch.empty_like(x)
+    torch.mul(a, cos, out=out[..., :half]).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=out[..., half:]).addcmul_(a, sin)
+    return out
+
+
+Angles = tuple[Tensor, Tensor]
+"""Cosines and sines of rotary positions, each (S, 1, C / 2)."""
+
+
+def angles(positions: Tensor, size: int, dtype: torch.dtype) -> Angles:
+    """What `rotary` turns heads of `size` C by: positions (S,); computed in at least float32."""
+    half = size // 2
+    dtype = torch.promote_types(dtype, torch.float32)
+    frequency = 10000.0 ** (-torch.arange(half, device=positions.device, dtype=dtype) / half)
+    angle = positions[:, None, None].to(dtype) * frequency
+    return angle.cos(), angle.sin()
+
+
+def rotary(x: Tensor, turn: Angles) -> Tensor:
+    """Rotary position embedding (Su et al. 2021): x (..., S, heads, C), `turn` the angles of its S positions."""
+    cos, sin = (part.to(x.dtype) for part in turn)
+    if by_hand(x):
+        rotated: Tensor = _Rotary.apply(x, cos, sin)
+        return rotated
+    half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def by_hand(x: Tensor) -> bool:
+    """Whether gradients are faster in few passes written out here: on a CPU, unless a compiler fuses them."""
+    return x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+class _SquaredReLU(torch.autograd.Function):
+    """relu(x)², its gradient in two passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.relu()
+        ctx.save_for_backward(y)
+        return y.square()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return (grad * y).mul_(2)
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """relu(x)² (So et al. 2021)."""
+    if by_hand(x):
+        squared: Tensor = _SquaredReLU.apply(x)
+        return squared
+    return x.relu().square()
+
+
+class _RMSNorm(torch.autograd.Function):
+    """x · gain over the root mean square of x, its gradient in few passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor) -> Tensor:
+        size = x.shape[-1]
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(size).add_(EPS).rsqrt_()
+        normed = x * scale
+        ctx.save_for_backward(normed, scale, gain)
+        return normed * gain
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        normed, scale, gain = ctx.saved_tensors
+        product = grad * normed
+        along = (product @ gain).unsqueeze(-1).div_(-normed.shape[-1])
+        return torch.addcmul(grad * gain, normed, along).mul_(scale), product.reshape(-1, len(gain)).sum(0)
 
 
 class Norm(nn.Module):
@@ -58,12 +155,16 @@ class Norm(nn.Module):
         self.gain = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.gain.shape, self.gain.to(x.dtype), 1e-6)
+        gain = self.gain.to(x.dtype)
+        if by_hand(x) and x.dtype in (torch.float32, torch.float64):
+            normed: Tensor = _RMSNorm.apply(x, gain)
+            return normed
+        return F.rms_norm(x, gain.shape, gain, EPS)
 
 
 def rms(x: Tensor) -> Tensor:
     """x divided by its root mean square over the last axis."""
-    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+    return F.rms_norm(x, x.shape[-1:], eps=EPS)
 
 
 class Block(nn.Module):
@@ -82,20 +183,42 @@ class Block(nn.Module):
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.down.weight)
 
-    def queries_keys_values(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (..., S, W) → three of (..., heads, S, W / heads); queries and keys rotated by `positions` (S,)."""
-        qkv = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1))
-        q, k, v = (part.transpose(-2, -3) for part in qkv.unbind(-3))
-        return rotary(q, positions), rotary(k, positions), v
+    def queries_keys_values(self, x: Tensor, turn: Angles) -> tuple[Tensor, Tensor, Tensor]:
+        """x (..., S, W) → three of (..., heads, S, W / heads); queries and keys rotated by `turn`."""
+        qkv = self.qkv(self.norm_attention(x)).unflatten(-1, (3 * self.heads, -1))  # (..., S, 3 · heads, C)
+        qk, v = qkv.split((2 * self.heads, self.heads), -2)
+        q, k = rotary(qk, turn).transpose(-2, -3).chunk(2, -3)
+        return q, k, v.transpose(-2, -3)
 
     def mix(self, x: Tensor, heads: Tensor) -> Tensor:
         """The rest of the block: x (..., S, W) and what its heads read (..., heads, S, W / heads)."""
         x = x + self.project(heads.transpose(-2, -3).flatten(-2))
-        return x + self.down(self.up(self.norm_mlp(x)).relu().square())
+        return x + self.down(squared_relu(self.up(self.norm_mlp(x))))
 
-    def forward(self, x: Tensor, positions: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
-        q, k, v = self.queries_keys_values(x, positions)
+    def forward(self, x: Tensor, turn: Angles, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+        if x.shape[-2] == 1 and mask is None:
+            # Alone, a token attends to itself: its value is all it reads.
+            value = self.qkv.weight.chunk(3)[2]
+            return self.mix(x, F.linear(self.norm_attention(x), value).unsqueeze(-3))
+        q, k, v = self.queries_keys_values(x, turn)
         return self.mix(x, attention(q, k, v, causal=causal, mask=mask))
+
+    def some(self, x: Tensor, turn: Angles, keep: slice, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+        """`forward` of the positions `keep` alone, whose queries and feed-forward are all that is computed.
+
+        `mask` must be the same for all queries.
+        """
+        normed = self.norm_attention(x)
+        of_q, of_kv = self.qkv.weight.split((x.shape[-1], 2 * x.shape[-1]))
+        q = F.linear(normed[..., keep, :], of_q).unflatten(-1, (self.heads, -1))
+        k, v = F.linear(normed, of_kv).unflatten(-1, (2 * self.heads, -1)).chunk(2, -2)
+        q, k = rotary(q, (turn[0][keep], turn[1][keep])), rotary(k, turn)
+        first, end, _ = keep.indices(x.shape[-2])
+        if causal and (first, end) != (x.shape[-2] - 1, x.shape[-2]):  # the last looks everywhere
+            positions = torch.arange(x.shape[-2], device=x.device)
+            mask = positions <= positions[keep, None]
+        heads = attention(*(part.transpose(-2, -3) for part in (q, k, v)), mask=mask)
+        return self.mix(x[..., keep, :], heads)
 
 
 class Transformer(nn.Module):
@@ -109,10 +232,23 @@ class Transformer(nn.Module):
     def layers(self) -> Iterator[Block]:
         return iter(self.blocks)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
-        positions = torch.arange(x.shape[-2], device=x.device)
-        for block in self.layers():
-            x = block(x, positions, causal=causal, mask=mask)
+    def angles(self, positions: Tensor, dtype: torch.dtype) -> Angles:
+        """What the heads at these positions (S,) are turned by."""
+        block = next(self.layers())
+        return angles(positions, block.qkv.in_features // block.heads, dtype)
+
+    def forward(
+        self, x: Tensor, *, keep: slice | None = None, causal: bool = False, mask: Tensor | None = None
+    ) -> Tensor:
+        """`keep`: return these positions alone, and compute no more of the last block than they need."""
+        turn = self.angles(torch.arange(x.shape[-2], device=x.device), x.dtype)
+        *before, last = self.layers()
+        for block in before:
+            x = block(x, turn, causal=causal, mask=mask)
+        if keep is None or x.shape[-2] == 1:
+            x = last(x, turn, causal=causal, mask=mask)
+        else:
+            x = last.some(x, turn, keep, causal=causal, mask=mask)
         return self.norm(x)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.config import CellConfig, MemoryConfig, TeacherConfig
-from retain.model.cells import build_cell, check_cell
+from retain.model.cells import PROJECTING, build_cell, check_cell
 from retain.model.layers import at_least_float32, rms
 from retain.model.teacher import Readout
 
@@ -43,11 +43,24 @@ class RNN(nn.Module):
         """The memory before any token, (B, K, D)."""
         return self.m_0.expand(batch, -1, -1)
 
+    def inputs(self, tokens: Tensor) -> Tensor:
+        """Tokens (...) as the cell takes them, (..., D): embedded, and projected where the cell is PROJECTING."""
+        if not isinstance(self.cell, PROJECTING):
+            return self.embed(tokens)
+        if tokens.numel() < self.vocab_size:
+            return self.cell.from_input(self.embed(tokens))
+        # A product for every token that there is costs less than one for every token that is read.
+        return nn.functional.embedding(tokens, self.cell.from_input(self.embed.weight))
+
     def update(self, memory: Tensor, tokens: Tensor) -> Tensor:
         """f: memory (..., K, D) and tokens (...) → the next memory, float32. All positions are independent."""
-        inputs = self.embed(tokens.flatten())
+        return self.advance(memory, self.inputs(tokens.flatten()))
+
+    def advance(self, memory: Tensor, inputs: Tensor) -> Tensor:
+        """`update` with inputs as `inputs` gives them, flattened."""
         memory = at_least_float32(memory)
-        new = self.cell(memory.flatten(0, -3), inputs).to(memory.dtype)
+        settings = {"projected": True} if isinstance(self.cell, PROJECTING) else {}
+        new = self.cell(memory.flatten(0, -3), inputs, **settings).to(memory.dtype)
         return (rms(new) if self.normalise else new).view(memory.shape)
 
     def step(self, token: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,11 +72,13 @@ class RNN(nn.Module):
         """Memories after each of the tokens (B, T), read one after another from memory (B, K, D): (B, T, K, D)."""
         if hasattr(self.cell, "rollout") and not self.normalise and tokens.shape[1]:
             return at_least_float32(self.cell.rollout(memory, self.embed(tokens)))  # type: ignore[operator]
+        if not tokens.shape[1]:
+            return memory.new_zeros(len(tokens), 0, *memory.shape[1:])
         memories = []
-        for token in tokens.unbind(1):
-            memory = self.update(memory, token)
+        for inputs in self.inputs(tokens).unbind(1):
+            memory = self.advance(memory, inputs)
             memories.append(memory)
-        return torch.stack(memories, 1) if memories else memory.new_zeros(len(tokens), 0, *memory.shape[1:])
+        return torch.stack(memories, 1)
 
     def forward(self, tokens: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Read tokens (B, T) from memory (B, K, D), m_0 by default → logits (B, T, V) after each, last memory."""

@@ -25,7 +25,9 @@ class Readout(nn.Module):
     def forward(self, memory: Tensor) -> Tensor:
         """memory (..., K, D) → logits (..., V)."""
         x = self.from_memory(memory) + self.positions
-        return self.head(self.transformer(x.flatten(0, -3), causal=True)[:, -1]).unflatten(0, memory.shape[:-2])
+        return self.head(self.transformer(x.flatten(0, -3), keep=slice(-1, None), causal=True)[:, 0]).unflatten(
+            0, memory.shape[:-2]
+        )
 
 
 class Decoder(Readout):
@@ -41,7 +43,7 @@ class Decoder(Readout):
         if future is None:
             return super().forward(memory)
         x = torch.cat([self.from_memory(memory) + self.positions, self.embed(future)], -2)
-        x = self.transformer(x.flatten(0, -3), causal=True)[:, len(self.positions) - 1 :]
+        x = self.transformer(x.flatten(0, -3), keep=slice(len(self.positions) - 1, None), causal=True)
         return self.head(x).unflatten(0, memory.shape[:-2])
 
 

@@ -1,0 +1,94 @@
+"""What a benchmark found: one table, docs/benchmarks.md and docs/benchmarks.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retain.bench.measure import REPEATS, by_turns, device, precision, product
+from retain.bench.rows import Row
+from retain.results import write
+from retain.tables import table
+
+PAGE = Path("docs/benchmarks.md")
+FIGURES = Path("docs/benchmarks.json")
+MARKS = ("<!-- bench begin -->", "<!-- bench end -->")
+
+
+@functools.cache
+def machine() -> dict[str, Any]:
+    """Where and with what the figures were taken."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    seconds = by_turns(product())[0]
+    return {
+        "processor": name,
+        "device": device().type,
+        "threads": torch.get_num_threads(),
+        "precision": str(precision()).removeprefix("torch."),
+        "products_gflops": round(2 * 2048**3 / seconds / 1e9),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def processor() -> str:
+    """The processor's name and the matrix units that decide its precision."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    units = [unit for unit in ("avx2", "avx512f", "amx_bf16") if unit in fields.get("flags", "").split()]
+    return f"{fields.get('model name', platform.machine())} ({', '.join(units)})"
+
+
+def save(rows: dict[str, Row]) -> None:
+    """Keep the figures of these rows, beside those of rows measured before on this machine."""
+    here = machine()
+    kept = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    same = {k: v for k, v in kept.get("machine", {}).items() if k not in ("date", "products_gflops")}
+    if same != {k: v for k, v in here.items() if k in same} or not same:
+        kept = {}
+    found = kept.get("rows", {}) | {
+        name: dataclasses.asdict(row) | {"met": row.met, "date": here["date"]} for name, row in rows.items()
+    }
+    FIGURES.parent.mkdir(parents=True, exist_ok=True)
+    FIGURES.write_text(json.dumps({"machine": here, "rows": found}, indent=1, ensure_ascii=False) + "\n")
+    write(markdown(here, found), PAGE, MARKS)
+
+
+def markdown(here: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:
+    text = (
+        f"{here['processor']}, {here['threads']} threads, {here['precision']}, one large product at "
+        f"{here['products_gflops']:,} GFLOP/s; torch {here['torch']}, Python {here['python']}; {here['date']}. "
+        f"Medians of {REPEATS} by turns.\n\n"
+    )
+    return text + "".join(lines(rows))
+
+
+def lines(rows: dict[str, dict[str, Any]]) -> str:
+    """The table itself, goals in words."""
+    from retain.bench.rows import ROWS
+
+    body = []
+    for name in ROWS:
+        if row := rows.get(name):
+            goal = f"{'≥' if row['least'] else '≤'} {row['goal']:g}"
+            body.append(
+                [
+                    f"`{name}` {row['what']}",
+                    goal,
+                    f"{row['reached']:.2f}",
+                    "met" if row["met"] else "**not met**",
+                    row["note"],
+                ]
+            )
+    return table(["row", "goal", "reached", "", "measured"], body)

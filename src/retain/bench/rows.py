@@ -1,0 +1,185 @@
+"""The rows of the benchmark: each measures one ratio and knows its goal."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from retain.bench import naive
+from retain.bench.measure import by_turns, device, peak_of, precision, product, reading
+from retain.bench.sides import PAPER, SMALL, WHOLE_ROLLOUT, Size, at, batch_of, models, smt_step, training_step
+from retain.config import BPTTConfig
+from retain.generate import fast_step, generate
+from retain.model import layers
+from retain.objectives import BPTT, DMT
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured ratio; `least` says whether the goal is a least or a most. `note`: what the ratio is made of."""
+
+    what: str
+    goal: float
+    least: bool
+    reached: float
+    note: str
+
+    @property
+    def met(self) -> bool:
+        return self.reached >= self.goal if self.least else self.reached <= self.goal
+
+
+def ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.1f} ms"
+
+
+def smt_small() -> Row:
+    return _smt("SMT step, small, against float32 with plain SDPA and no compile", smt_step, SMALL)
+
+
+def smt_paper() -> Row:
+    return _smt("SMT step, paper (window encoder), against the same", smt_step, PAPER)
+
+
+def _smt(what: str, make: Callable[..., Callable[[], object]], size: Size) -> Row:
+    fast, slow = by_turns(make(size, compiled=True), naive.plain(make(size, bf16=False)))
+    return Row(what, 4, True, slow / fast, f"{ms(fast)} against {ms(slow)}")
+
+
+def labels() -> Row:
+    """A step of the state encoder trains T transitions a sequence, one of the window encoder one."""
+    size = at(SMALL, length=256)
+    state, window = by_turns(smt_step(size), smt_step(size, encoder="window", context_len=256))
+    rates = [size.batch * size.length / state, size.batch / window]
+    note = f"{rates[0]:,.0f} against {rates[1]:,.0f} transitions/s"
+    return Row("transitions trained per second at T = 256: state against window", 50, True, rates[0] / rates[1], note)
+
+
+def register() -> Row:
+    size = dataclasses.replace(at(SMALL, length=256), memory=dataclasses.replace(SMALL.memory, tokens=4))
+    sides = []
+    for encoder in ("register", "state"):
+        teacher, batch = models(size, encoder=encoder)[1], batch_of(size)
+
+        def label(teacher=teacher, batch=batch) -> None:  # type: ignore[no-untyped-def]
+            teacher.encode(batch["tokens"]).square().mean().backward()
+
+        sides.append(label)
+    ours, state = by_turns(*sides)
+    note = f"{ms(ours)} against {ms(state)}, forward and backward"
+    return Row("register, all T = 256 steps labelled (K = 4), against state labels", 6, False, ours / state, note)
+
+
+def dmt() -> Row:
+    rnn, teacher = models(SMALL)
+    other, guide = models(SMALL)
+    batch = batch_of(SMALL)
+    ours, loop = by_turns(
+        training_step(DMT(teacher, rnn, WHOLE_ROLLOUT), batch),
+        naive.plain(training_step(naive.DetachedLoop(guide, other), batch, bf16=False)),
+    )
+    what = "DMT step per transition, against a rollout with a graph and a detached loop"
+    return Row(what, 5, True, loop / ours, f"{ms(ours)} against {ms(loop)}")
+
+
+def peak() -> Row:
+    """FLOPs of a step, counted by torch, over its time and the rate of one large product."""
+    step = smt_step(PAPER)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    size = 2048
+    taken, one = by_turns(smt_step(PAPER, compiled=True), product(size))
+    reached, most = counter.get_total_flops() / taken, 2 * size**3 / one
+    note = f"{reached / 1e9:,.0f} of {most / 1e9:,.0f} GFLOP/s"
+    return Row("share of the machine's matrix peak in an SMT step, paper", 0.35, True, reached / most, note)
+
+
+def growth() -> Row:
+    short, long = by_turns(smt_step(at(SMALL, length=256)), smt_step(at(SMALL, length=1024)))
+    what = "growth of SMT step time from T = 256 to T = 1024, state"
+    return Row(what, 5, False, long / short, f"{ms(long)} against {ms(short)}")
+
+
+def bptt() -> Row:
+    size = at(SMALL, length=256)
+    ours, theirs = by_turns(smt_step(size), training_step(BPTT(models(size)[0], BPTTConfig()), batch_of(size)))
+    what = "SMT step time against BPTT, same cell and tokens, T = 256"
+    return Row(what, 0.2, False, ours / theirs, f"{ms(ours)} against {ms(theirs)}")
+
+
+def generate_1() -> Row:
+    return _generate(1)
+
+
+def generate_64() -> Row:
+    return _generate(64)
+
+
+def _generate(batch: int, length: int = 32) -> Row:
+    rnn = models(SMALL)[0].eval()
+    prompt = torch.zeros(batch, 0, dtype=torch.long)
+    step = fast_step(rnn)
+    ours, loop = by_turns(
+        lambda: list(generate(rnn, prompt, length, step=step)), naive.plain(lambda: naive.generate(rnn, batch, length))
+    )
+    rates = [batch * length / ours, batch * length / loop]
+    what = f"generated tokens per second against a plain eager loop, batch {batch}"
+    return Row(what, 3, True, rates[0] / rates[1], f"{rates[0]:,.0f} against {rates[1]:,.0f} tokens/s")
+
+
+def weights(length: int = 16) -> Row:
+    rnn = models(PAPER)[0].eval()
+    size = sum(p.numel() * p.element_size() for part in (rnn.cell, rnn.readout) for p in part.parameters())
+    prompt = torch.zeros(1, 0, dtype=torch.long)
+    step, size = fast_step(rnn), size * precision().itemsize // 4
+    read, times = reading(size)
+    ours, reads = by_turns(lambda: list(generate(rnn, prompt, length, step=step)), read)
+    token, once = ours / length, reads / times
+    what = "time to read the weights over time per generated token, batch 1, paper"
+    return Row(what, 0.5, True, once / token, f"{ms(once)} for {size / 2**20:.0f} MiB, {ms(token)} a token")
+
+
+def memory() -> Row:
+    ours, theirs = peak_of("smt"), peak_of("bptt")
+    what = "peak memory of an SMT step against BPTT, T = 256"
+    return Row(what, 0.5, False, ours / theirs, f"{ours / 2**20:,.0f} against {theirs / 2**20:,.0f} MiB")
+
+
+def attention() -> Row:
+    """Forward and backward of each way, for the shapes that SMT has; what `attention` takes, over the fastest."""
+    worst, notes = 0.0, []
+    shapes = {"readout": (2048, 2), "cell": (2048, 3), "decoder": (128, 18), "trunk": (32, 65), "long trunk": (4, 1025)}
+    for name, (batch, length) in shapes.items():
+        qkv = torch.randn(3, batch, 4, length, 32, device=device(), dtype=precision(), requires_grad=True)
+        causal = name != "cell"
+        ways = (layers.attention, layers.plain_attention, naive.attention)
+
+        def work(way: Callable[..., torch.Tensor], qkv: torch.Tensor = qkv, causal: bool = causal) -> None:
+            way(*qkv.unbind(0), causal=causal).float().sum().backward()
+
+        chosen, plain, sdpa = by_turns(*(partial(work, way) for way in ways))
+        worst = max(worst, chosen / min(plain, sdpa))
+        notes.append(f"{name} {length}: plain {ms(plain)}, SDPA {ms(sdpa)}")
+    return Row("the way attention is computed, over the faster one, worst shape", 1.2, False, worst, "; ".join(notes))
+
+
+ROWS: dict[str, Callable[[], Row]] = {
+    "smt-small": smt_small,
+    "smt-paper": smt_paper,
+    "labels": labels,
+    "register": register,
+    "dmt": dmt,
+    "peak": peak,
+    "growth": growth,
+    "bptt": bptt,
+    "generate-1": generate_1,
+    "generate-64": generate_64,
+    "weights": weights,
+    "memory": memory,
+    "attention": attention,
+}

@@ -1,0 +1,100 @@
+"""What is measured: models of two fixed sizes, and one optimizer step as the training loop does it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from retain.bench.measure import autocast, device
+from retain.config import CellConfig, DMTConfig, MemoryConfig, SMTConfig, TeacherConfig
+from retain.devices import compile_parts
+from retain.model.rnn import RNN
+from retain.model.teacher import Teacher
+from retain.objectives import SMT
+from retain.presets import tinystories_paper
+
+VOCAB = 256
+
+
+@dataclass(frozen=True)
+class Size:
+    """One of the fixed sizes of the benchmark."""
+
+    memory: MemoryConfig
+    teacher: TeacherConfig
+    cell: CellConfig
+    smt: SMTConfig
+    batch: int
+    length: int
+
+
+SMALL = Size(
+    memory=MemoryConfig(tokens=2, width=128, norm="batch"),
+    teacher=TeacherConfig(encoder="state", width=128, heads=4, layers=3, decoder_layers=2, future_len=16),
+    cell=CellConfig(kind="transformer", width=128, heads=4, layers=2),
+    smt=SMTConfig(),
+    batch=32,
+    length=64,
+)
+_paper = tinystories_paper()
+PAPER = Size(_paper.memory, _paper.teacher, _paper.cell, _paper.smt, batch=8, length=_paper.smt.seq_len or 320)
+
+
+def at(size: Size, *, length: int, batch: int = 8) -> Size:
+    return dataclasses.replace(size, length=length, batch=batch)
+
+
+def models(size: Size, **teacher: object) -> tuple[RNN, Teacher]:
+    """Fresh models, always the same; `teacher` changes fields of the teacher's config."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(size.teacher, **teacher)  # type: ignore[arg-type]
+    rnn = RNN(VOCAB, size.memory, config, size.cell)
+    return rnn.to(device()), Teacher(VOCAB, size.memory, config).to(device())
+
+
+def batch_of(size: Size) -> dict[str, Tensor]:
+    draws = torch.Generator().manual_seed(0)
+    windows = torch.randint(VOCAB, (size.batch, size.length + 1), generator=draws).to(device())
+    return {"tokens": windows[:, :-1].contiguous(), "targets": windows}
+
+
+def training_step(objective: nn.Module, batch: dict[str, Tensor], *, bf16: bool = True) -> Callable[[], Tensor]:
+    """One optimizer step; the random numbers in it are the same in every repetition of every side."""
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+    turn = 0
+
+    def step() -> Tensor:
+        nonlocal turn
+        torch.manual_seed(turn)
+        turn += 1
+        with autocast(bf16):
+            loss: Tensor = objective(batch)["loss"]
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def smt_step(size: Size, *, compiled: bool = False, bf16: bool = True, **teacher: object) -> Callable[[], Tensor]:
+    rnn, guide = models(size, **teacher)
+    if compiled:
+        compile_parts(rnn, guide)
+    config = size.smt if guide_labels_all(size, teacher) else dataclasses.replace(size.smt, steps_per_sequence=1)
+    return training_step(SMT(guide, rnn, config, size.teacher.future_len), batch_of(size), bf16=bf16)
+
+
+def guide_labels_all(size: Size, teacher: dict[str, object]) -> bool:
+    """Whether the encoder labels every step in one pass; the window encoder pays for each."""
+    return teacher.get("encoder", size.teacher.encoder) != "window"
+
+
+WHOLE_ROLLOUT = DMTConfig(horizon_growth=0.0)
+"""DMT from m_0 to the end."""

@@ -1,0 +1,47 @@
+"""Batches made ready off the critical path: while one step is trained, a thread prepares the next one's."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from retain.data.batches import Batch, Data
+
+
+class Prefetch:
+    """The batches of `data` for one seed and rank, each begun when the one before it is taken.
+
+    A batch is still a function of (seed, number, rank, size): one that was prepared and is not asked for is thrown
+    away. `pin` puts it into page-locked memory, from where a GPU fetches it without a copy. Errors of `data` are
+    raised where its batch is taken. `waited`: seconds spent in `take` so far.
+    """
+
+    def __init__(self, data: Data, seed: int, rank: int, *, pin: bool = False) -> None:
+        self.data, self.seed, self.rank, self.pin = data, seed, rank, pin
+        self.waited = 0.0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._next: tuple[tuple[int, int], Future[Batch]] | None = None
+
+    def take(self, number: int, size: int) -> Batch:
+        """Batch `number` of `size` sequences; the next one is begun."""
+        start = time.perf_counter()
+        if self._next is None or self._next[0] != (number, size):
+            if self._next is not None:
+                self._next[1].cancel()
+            self._begin(number, size)
+        assert self._next is not None
+        batch = self._next[1].result()
+        self.waited += time.perf_counter() - start
+        self._begin(number + 1, size)
+        return batch
+
+    def close(self) -> None:
+        """Wait for the thread to end; what it prepared is thrown away."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _begin(self, number: int, size: int) -> None:
+        self._next = (number, size), self._thread.submit(self._make, number, size)
+
+    def _make(self, number: int, size: int) -> Batch:
+        batch = self.data.batch(self.seed, number, self.rank, size)
+        return {name: values.pin_memory() for name, values in batch.items()} if self.pin else batch

@@ -1,0 +1,72 @@
+"""`make bench`: rows are ratios of two sides, the page keeps its words and what was measured before."""
+
+import json
+
+import pytest
+import torch
+
+import naive as twins
+from retain.bench import naive, page
+from retain.bench.__main__ import main
+from retain.bench.rows import ROWS, Row
+from retain.config import DMTConfig
+from retain.objectives import DMT, SMT
+
+
+def test_goals_are_the_issues():
+    assert list(ROWS) == [
+        *("smt-small", "smt-paper", "labels", "register", "dmt", "peak", "growth", "bptt"),
+        *("generate-1", "generate-64", "weights", "memory", "attention"),
+    ]
+
+
+def test_a_goal_is_met_from_its_side():
+    assert Row("", 4, True, 4.0, "").met and not Row("", 4, True, 3.9, "").met
+    assert Row("", 0.5, False, 0.5, "").met and not Row("", 0.5, False, 0.6, "").met
+
+
+def test_rows_are_kept_beside_each_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(page, "by_turns", lambda *sides: [1.0])
+    page.machine.cache_clear()
+    monkeypatch.setattr(page, "PAGE", tmp_path / "benchmarks.md")
+    monkeypatch.setattr(page, "FIGURES", tmp_path / "benchmarks.json")
+    (tmp_path / "benchmarks.md").write_text(f"Words.\n{page.MARKS[0]}\nold\n{page.MARKS[1]}\nMore words.\n")
+    monkeypatch.setitem(ROWS, "growth", lambda: Row("growing", 5, False, 7.25, "a against b"))
+    monkeypatch.setitem(ROWS, "bptt", lambda: Row("bptt", 0.2, False, 0.125, "c against d"))
+    main(["growth"])
+    main(["bptt"])
+    assert "not met" not in capsys.readouterr().out.rpartition("| row")[2]
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert text.startswith("Words.") and text.endswith("More words.\n") and "old" not in text
+    assert "| ≤ 5 | 7.25 | **not met** | a against b |" in text and "| ≤ 0.2 | 0.12 | met | c against d |" in text
+    assert set(json.loads((tmp_path / "benchmarks.json").read_text())["rows"]) == {"growth", "bptt"}
+
+
+def test_an_unknown_row_is_named(capsys):
+    with pytest.raises(SystemExit):
+        main(["speed"])
+    assert "rows: speed not among smt-small" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoder", ["state", "register", "window"])
+@pytest.mark.parametrize("cell", ["transformer", "gated"])
+def test_the_plain_side_computes_the_same(encoder, cell):
+    teacher, rnn = twins.models(encoder, cell)
+    objective = SMT(teacher, rnn, twins.smt_config(), 3)
+    batch = twins.batch()
+    found = []
+    for side in (objective, naive.plain(lambda: objective(batch))):
+        torch.manual_seed(0)
+        losses = side(batch) if side is objective else side()
+        found.append((losses, twins.gradients(losses["loss"], objective)))
+    twins.assert_close(*[losses for losses, _ in found])
+    twins.assert_close(*[gradients for _, gradients in found])
+
+
+def test_the_plain_rollout_computes_the_same():
+    teacher, rnn = twins.models(cell="transformer")
+    batch = twins.batch()
+    ours = DMT(teacher, rnn, DMTConfig(horizon_growth=0.0, lambda_readout=1.0, lambda_dyn=1.0))
+    loop = naive.DetachedLoop(teacher, rnn)
+    twins.assert_close(ours(batch)["loss"], loop(batch)["loss"])
+    twins.assert_close(twins.gradients(ours(batch)["loss"], rnn), twins.gradients(loop(batch)["loss"], rnn))

@@ -1,0 +1,118 @@
+"""torch.compile: the same losses, one note where it fails, and nothing is tried twice."""
+
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+
+from conftest import tiny
+from naive import VOCAB, assert_close, models
+from retain import devices
+from retain.generate import fast_step, generate
+from retain.model.layers import Norm, squared_relu
+from retain.train import train
+
+COMPILER = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+needs_compiler = pytest.mark.skipif(not COMPILER, reason="torch.compile needs a C++ compiler")
+
+
+def losses(out):
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """torch.compile captures forward and backward as ever, and runs them without making C++ of them, in a few seconds.
+
+    Returns what was captured."""
+    compile, names = torch.compile, []
+
+    def capture(function):
+        names.append(function.__qualname__)
+        return compile(function, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", capture)
+    yield names
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_run_has_the_losses_of_an_eager_one(tmp_path, caplog, captured, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    settings = {"phases": ("smt",), "budget": "3steps", "validation_sequences": 4, "smt__on_policy": 0.0}
+    for compiled in (False, True):
+        train(tiny(compile=compiled, **settings), tmp_path / str(compiled), progress_bar=False)
+    assert captured == ["StateEncoder.forward", "Decoder.forward", "Readout.forward", "MLPCell.forward"]
+    assert_close(losses(tmp_path / "True"), losses(tmp_path / "False"), 1e-4)
+    assert "compile:" not in caplog.text
+
+
+def test_without_a_compiler_there_is_a_note_and_an_eager_run(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(torch, "compile", lambda *_: pytest.fail("nothing can be compiled"))
+    train(tiny(compile=True, budget="2steps"), tmp_path / "run", progress_bar=False)
+    assert len(losses(tmp_path / "run")) == 2
+    assert [r.message for r in caplog.records].count(
+        "compile: no C++ compiler on the PATH; going on without torch.compile"
+    ) == 1
+
+
+def test_what_fails_to_compile_runs_as_it_is_and_is_not_tried_again(caplog, monkeypatch):
+    tried = []
+
+    def broken(*args):
+        tried.append(args)
+        raise RuntimeError("no such luck\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", lambda function: broken)
+    double = devices.compiled(lambda x: 2 * x, "cell")
+    with caplog.at_level(logging.WARNING):
+        assert [double(x) for x in (1, 2, 3)] == [2, 4, 6]
+    assert tried == [(1,)]
+    assert [r.message for r in caplog.records] == [
+        "compile: the cell failed to compile (no such luck); going on without torch.compile"
+    ]
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiler_that_is_there_compiles(caplog):
+    norm = Norm(4)
+    fast = devices.compiled(lambda x: squared_relu(norm(x)), "norm")
+    x = torch.randn(3, 4, requires_grad=True)
+    weights = torch.randn(3, 4)
+    found = [(y, *torch.autograd.grad((y * weights).sum(), (x, norm.gain))) for y in (fast(x), squared_relu(norm(x)))]
+    torch._dynamo.reset()
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b)
+    assert "Compiled" in type(found[0][0].grad_fn).__name__ and "compile:" not in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_step_draws_the_same(caplog, captured, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    rnn = models(cell="gated")[1].float().eval()
+    prompt = torch.tensor([[1, 2], [3, 4]])
+    fast = list(generate(rnn, prompt, 20, seed=1, step=fast_step(rnn)))
+    assert captured == ["RNN.step"]
+    assert_close(torch.stack(fast), torch.stack(list(generate(rnn, prompt, 20, seed=1))))
+    assert "compile:" not in caplog.text
+
+
+def test_weights_in_bfloat16_keep_the_memory_in_float32(monkeypatch):
+    monkeypatch.setattr(devices, "fast_bf16", lambda device: True)
+    monkeypatch.setattr(devices, "can_compile", lambda device: False)
+    for cell in ("gated", "transformer", "gru", "lstm"):
+        rnn = models(cell=cell)[1].float().eval()
+        token, memory = torch.arange(VOCAB), rnn.init_memory(VOCAB)
+        with torch.inference_mode():
+            logits, new = fast_step(rnn)(token, memory)
+            exact, exact_new = rnn.step(token, memory)
+        assert new.dtype == logits.dtype == torch.float32
+        assert rnn.m_0.dtype == torch.float32
+        assert_close(logits, exact, 0.1)
+        assert_close(new, exact_new, 0.1)
+        assert not torch.equal(new, exact_new)
