@@ -26,7 +26,7 @@ SHARED = "--jobs 2 --threads 1"
 FIGURES = {
     "context": (
         "Context length",
-        "retrieval --vary data.seq-len=16,32,64,128 --seeds 2 --budget 1200steps --teacher.future-len 128 "
+        "retrieval --vary data.seq-len=16,32,64,128 --seeds 2 --budget 600steps --teacher.future-len 128 "
         "--smt.decodes-per-sequence 1 --smt.batch-size 16 --dmt.batch-size 16",
     ),
     "memory": (
@@ -35,19 +35,19 @@ FIGURES = {
     ),
     "size": (
         "Width and depth of the cell",
-        "digits --vary cell.width=32,128,512 --vary cell.layers=1,2 --seeds 1 --budget 1500steps",
+        "digits --vary cell.width=32,128,512 --vary cell.layers=1,2 --seeds 1 --budget 600steps",
     ),
     "lambda-dyn": (
         "Weight of the dynamics loss, λ_dyn",
-        "digits --vary smt.lambda-dyn=0,0.01,0.1,1,10 --seeds 2 --budget 1000steps",
+        "digits --vary smt.lambda-dyn=0,0.01,0.1,1,10 --seeds 2 --budget 600steps",
     ),
     "lambda-unif": (
         "Weight of uniformity, λ_unif, with memory normalised as in the paper (rms) and here (batch)",
-        "digits --vary smt.lambda-unif=0,0.001,0.01,0.1 --vary memory.norm=rms,batch --seeds 1 --budget 1000steps",
+        "digits --vary smt.lambda-unif=0,0.001,0.01,0.1 --vary memory.norm=rms,batch --seeds 1 --budget 500steps",
     ),
     "future": (
         "How much of the future the decoder is shown, F",
-        "retrieval --vary teacher.future-len=1,4,16,32 --seeds 2 --budget 1200steps --data.seq-len 32 "
+        "retrieval --vary teacher.future-len=1,4,16,32 --seeds 2 --budget 600steps --data.seq-len 32 "
         # With few tokens of future only the last memories have a target: more of them must be decoded to meet one.
         "--smt.decodes-per-sequence 8 --smt.batch-size 16 --dmt.batch-size 16",
     ),

@@ -57,14 +57,19 @@ def digits() -> RunConfig:
 
 
 def _task(name: str, *, seq_len: int = 64, future_len: int = 16) -> RunConfig:
-    """A memory task, for minutes of one core."""
+    """A memory task, for minutes of one core.
+
+    Symbols are few, so the teacher is narrow; but its decoder must find each of many things in one memory, which
+    takes several memory tokens and a second layer (docs/log.md, "what memory must hold").
+    """
     return RunConfig(
         preset=name,
         data=DataConfig(name=name, seq_len=seq_len),
-        memory=MemoryConfig(tokens=1, width=128, norm="batch"),
-        teacher=TeacherConfig(layers=2, future_len=future_len),
-        smt=SMTConfig(lr=1e-3, decodes_per_sequence=2, on_policy=0.5, horizon=8, lambda_dyn=0.1, lambda_dyn_end=3.0),
-        dmt=DMTConfig(lr=3e-4),
+        memory=MemoryConfig(tokens=4, width=64, norm="batch"),
+        teacher=TeacherConfig(width=64, layers=2, decoder_layers=2, future_len=future_len),
+        cell=CellConfig(kind="gated", width=256),
+        smt=SMTConfig(lr=2e-3, decodes_per_sequence=2, on_policy=0.5, horizon=8, lambda_dyn=0.1, lambda_dyn_end=1.0),
+        dmt=DMTConfig(lr=1e-3),
         bptt=BPTTConfig(lr=1e-3),
     )
 
