@@ -18,8 +18,8 @@ from retain.config import (
     RunConfig,
     SMTConfig,
     TeacherConfig,
-    save_config,
 )
+from retain.config_json import save_config
 
 
 def tiny(**changes):

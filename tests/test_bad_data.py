@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from conftest import tiny
-from retain.config import save_config
+from retain.config_json import save_config
 
 BAD = [
     ("--data corrupt.parquet", ["data.path", "corrupt.parquet", "Parquet magic bytes"]),

@@ -12,7 +12,7 @@ import torch
 
 from conftest import tiny
 from retain import checkpoint
-from retain.config import save_config
+from retain.config_json import save_config
 
 CELLS = """
 import torch

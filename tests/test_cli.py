@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import tiny
-from retain.config import load_config, save_config
+from retain.config_json import load_config, save_config
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 MAIN = "from retain.cli import main; main()"

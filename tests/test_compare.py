@@ -17,8 +17,10 @@ import torch
 from conftest import tiny
 from naive import assert_close, batch, gradients, models, smt_config
 from retain import compare as module
+from retain.budget import parse_budget
 from retain.compare import METHODS, Comparison, best_rate, compare, factor, method_config, parameters
-from retain.config import BPTTConfig, DMTConfig, RunConfig, parse_budget, save_config
+from retain.config import BPTTConfig, DMTConfig, RunConfig
+from retain.config_json import save_config
 from retain.data import load_data
 from retain.data.rows import codec_of
 from retain.evaluate import evaluate
@@ -368,7 +370,7 @@ def test_a_curve_is_thinned_and_keeps_its_end(tmp_path):
 def grid_process(config, out, tmp_path):
     save_config(config, tmp_path / "config.json")
     code = (
-        "import sys; from pathlib import Path; from retain.config import load_config; from retain.grid import run_all\n"
+        "import sys; from pathlib import Path; from retain.config_json import load_config; from retain.grid import run_all\n"
         "run_all({'one': load_config(Path(sys.argv[1]))}, sys.argv[2], threads=1)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "config.json"), str(out)]

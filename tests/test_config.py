@@ -7,7 +7,9 @@ import math
 import pytest
 
 from conftest import tiny
-from retain.config import Budget, RunConfig, SMTConfig, from_dict, load_config, parse_budget, save_config, to_dict
+from retain.budget import Budget, parse_budget
+from retain.config import RunConfig, SMTConfig
+from retain.config_json import from_dict, load_config, save_config, to_dict
 from retain.data import load_data
 from retain.presets import PRESETS
 from retain.run import build

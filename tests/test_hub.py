@@ -18,7 +18,8 @@ from PIL import Image
 from conftest import tiny
 from fakehub import hub
 from hubdata import PARTS, SMALL, real, stories, tokenizer
-from retain.config import DataConfig, load_config, save_config
+from retain.config import DataConfig
+from retain.config_json import load_config, save_config
 from retain.data import load_data
 from retain.presets import PRESETS
 from retain.run import build

@@ -15,7 +15,8 @@ import torch
 from conftest import tiny, train_tiny
 from naive import assert_close, models
 from retain.checkpoint import load_files
-from retain.config import IGNORE, DataConfig, load_config
+from retain.config import IGNORE, DataConfig
+from retain.config_json import load_config
 from retain.data import load_data
 from retain.objectives.losses import predictive_loss
 from retain.report import analyses, history
@@ -251,7 +252,7 @@ def test_ablation_tells_what_differs_and_what_counts(retrieval_run, bptt_run):
 def test_the_command_gives_the_same_config(text_run, retrieval_run, tmp_path):
     import shlex
 
-    from retain.cli import train_config
+    from retain.commands.train import train_config
 
     for run in (text_run, retrieval_run):
         command = gather(run, ())["command"]

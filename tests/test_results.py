@@ -8,7 +8,7 @@ import pytest
 
 from retain import results
 from retain.compare import comparison_of
-from retain.config import from_dict, to_dict
+from retain.config_json import from_dict, to_dict
 from retain.presets import PRESETS
 from retain.results import BEGIN, END, comparisons, credit_line, credit_runs, credit_table, kept, main, write
 
@@ -46,7 +46,7 @@ def test_all_of_it_fits_its_time():
 
 
 def test_the_credit_line_is_what_is_run():
-    from retain.cli import train_config
+    from retain.commands.train import train_config
 
     for quick in (False, True):
         runs = credit_runs(quick)

@@ -15,8 +15,9 @@ import pytest
 
 from conftest import tiny
 from retain import figures, grid
-from retain.cli import train_config
-from retain.config import load_config, parse_budget, save_config
+from retain.budget import parse_budget
+from retain.commands.train import train_config
+from retain.config_json import load_config, save_config
 from retain.data import load_data
 from retain.evaluate import evaluate
 from retain.run import load_run

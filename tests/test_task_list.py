@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from conftest import tiny
-from retain.config import IGNORE, TASK_DATA, save_config
+from retain.config import IGNORE, TASK_DATA
+from retain.config_json import save_config
 from retain.data import load_data
 from retain.data.tasks import TASKS
 from retain.presets import PRESETS

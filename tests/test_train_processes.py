@@ -15,7 +15,7 @@ import torch
 
 from conftest import tiny
 from retain.checkpoint import latest_checkpoint, load_files
-from retain.config import save_config
+from retain.config_json import save_config
 from retain.train import train
 from test_train import LOSSES, PHASES, Changed, assert_same_run, lines, run
 
@@ -107,7 +107,7 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from retain.config import load_config
+from retain.config_json import load_config
 from retain.train import train
 train(load_config(Path(sys.argv[1])), sys.argv[2], progress_bar=False)
 """

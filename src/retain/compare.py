@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from retain.arguments import Usage, take_option, whole
-from retain.config import BPTTConfig, CellConfig, MemoryConfig, RunConfig, parse_budget, to_dict
+from retain.budget import parse_budget
+from retain.config import BPTTConfig, CellConfig, MemoryConfig, RunConfig
+from retain.config_json import to_dict
 from retain.presets import PRESETS
 
 METHODS = ("smt", "smt+bptt", "bptt", "tbptt", "gru", "lstm")
@@ -245,7 +247,7 @@ def claim(comparison: Comparison, out: Path) -> None:
 
 def comparison_of(argv: list[str]) -> tuple[Comparison, Path, int]:
     """The comparison that a `retain compare` line describes, its folder, and how many jobs."""
-    from retain.cli import train_config
+    from retain.commands.train import train_config
 
     values: dict[str, str | None] = {}
     for name in ("methods", "seeds", "lrs", "sweep-budget", "lengths", "out", "jobs", "threads"):

@@ -1,18 +1,16 @@
-"""What a run is: frozen dataclasses, checked when built, and their JSON round trip.
+"""What a run is: frozen dataclasses, checked when built.
 
 Nothing heavy is imported here, so that `retain --help` answers at once.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import re
-import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
+
+from retain.budget import Budget, parse_budget
 
 CELLS = ("transformer", "mlp", "gated", "gru", "lstm", "elman")
 PHASES = ("smt", "dmt", "bptt")
@@ -26,43 +24,6 @@ TASK_FIELDS = ("symbols", "copy_len", "reverse", "depth", "pairs", "string_len")
 FILE_DATA = ("text", "npy", "documents", "images")
 IGNORE = -100
 """The target where there is none: it never counts in a loss or a score."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """An amount of training: seconds of wall-clock, optimizer steps, tokens read or sequential steps.
-
-    Sequential steps are the longest chain of dependent cell or layer applications (docs/compare.md).
-    """
-
-    amount: float
-    unit: Literal["s", "steps", "tokens", "sequential"]
-
-    def __str__(self) -> str:
-        return f"{self.amount:g}{self.unit}" if self.unit == "s" else f"{round(self.amount)}{self.unit}"
-
-    def share(self, fraction: float) -> Budget:
-        """This fraction of the budget; whole steps and tokens, at least one."""
-        amount = self.amount * fraction
-        return Budget(amount if self.unit == "s" else max(1, round(amount)), self.unit)
-
-
-def parse_budget(text: str, name: str = "budget") -> Budget:
-    """Read '240s', '5m', '5000steps', '20Mtokens', '500ksequential'. Raises ValueError naming `name`."""
-    found = re.fullmatch(r"([-+]?[\d_.]+(?:e\d+)?)([kKMG]?)(s|m|h|steps|tokens|sequential)", text.strip())
-    try:
-        amount = float(found[1]) if found else math.nan
-    except ValueError:
-        amount = math.nan
-    if found is None or not math.isfinite(amount) or (found[2] and found[3] in "smh"):
-        raise ValueError(
-            f"{name}: {text!r} is not an amount with a unit; write e.g. 240s, 5000steps, 20Mtokens or 500ksequential"
-        )
-    amount *= {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}[found[2]] * {"m": 60, "h": 3600}.get(found[3], 1)
-    unit = "s" if found[3] in "smh" else found[3]
-    if amount <= 0 or (unit != "s" and amount < 1):
-        raise ValueError(f"{name}: {text!r} is no training at all; give a positive amount, e.g. 240s")
-    return Budget(amount, unit)  # type: ignore[arg-type]
 
 
 def _positive(config: Any, *names: str) -> None:
@@ -393,75 +354,3 @@ class RunConfig:
         configs = [getattr(self, name) for name in self.phases]
         shares = sum(c.share for c in configs if c.budget is None)
         return tuple(parse_budget(c.budget) if c.budget else total.share(c.share / shares) for c in configs)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields under dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def from_dict(cls: Any, values: Any, name: str = "config") -> Any:
-    """The dataclass `cls` from JSON values. Raises ValueError for an unknown field or wrong type."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{name}: {values!r} is not an object of fields")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name for f in dataclasses.fields(cls)}
-    for key in values:
-        if key not in fields:
-            raise ValueError(f"{name}.{key}: unknown field; {name} has {', '.join(sorted(fields))}")
-    built = {}
-    for key, value in values.items():
-        if dataclasses.is_dataclass(hints[key]):
-            built[key] = from_dict(hints[key], value, f"{name}.{key}")
-        else:
-            built[key] = checked(value, hints[key], f"{name}.{key}")
-    return cls(**built)
-
-
-def checked(value: Any, hint: Any, name: str) -> Any:
-    """`value` if it fits the type `hint`, lists as tuples, whole numbers as floats."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value in args:
-            return value
-    elif origin is tuple:
-        if isinstance(value, (list, tuple)):
-            return tuple(checked(v, args[0], name) for v in value)
-    elif args:  # an optional field: X | None
-        if value is None:
-            return None
-        return checked(value, args[0], name)
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    wanted = " or ".join(map(str, args)) if origin is Literal else getattr(hint, "__name__", str(hint))
-    raise ValueError(f"{name}: {value!r} should be {wanted}")
-
-
-def save_config(config: RunConfig, path: Path) -> None:
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-
-
-def load_config(path: Path) -> RunConfig:
-    """Read a config.json. Raises ValueError naming the file and the field."""
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such config file") from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read as a config file ({error.strerror})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a config in JSON ({error})") from None
-    try:
-        return from_dict(RunConfig, values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None

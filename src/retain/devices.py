@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from retain.config import RunConfig, flatten, to_dict
+from retain.config import RunConfig
+from retain.config_json import flatten, to_dict
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 

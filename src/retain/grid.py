@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from retain.config import RunConfig, flatten, from_dict, to_dict
+from retain.config import RunConfig
+from retain.config_json import flatten, from_dict, to_dict
 from retain.progress import stop_signals
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from retain.config import Budget
+from retain.budget import Budget
 
 
 @dataclasses.dataclass

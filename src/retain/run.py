@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from retain.checkpoint import load_files, load_model
-from retain.config import RunConfig, load_config
+from retain.config import RunConfig
+from retain.config_json import flatten, load_config, to_dict
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 
@@ -35,6 +36,29 @@ class Run:
 def phase_folder(path: Path, config: RunConfig, index: int) -> Path:
     """Where the model is kept as phase `index` (0, 1, …) left it: RUN/phases/1-smt."""
     return path / "phases" / f"{index + 1}-{config.phases[index]}"
+
+
+def prepare_folder(config: RunConfig, out: Path, resume: bool) -> None:
+    """Refuse to overwrite another run, or to go on with another config than the run's. Raises ValueError."""
+    saved = out / "config.json"
+    if resume:
+        if not saved.exists():
+            raise ValueError(f"resume: {out} holds no run; leave out --resume to start one")
+        before, now = flatten(to_dict(load_config(saved))), flatten(to_dict(config))
+        for key in now:
+            if before.get(key) != now[key]:
+                raise ValueError(
+                    f"resume: {key} was {before.get(key)!r} in {out} and is {now[key]!r} now; "
+                    f"resume without it, or train into a new --out"
+                )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"out: {out} already exists; add --resume to go on with it, or name another folder")
+
+
+def began(out: Path) -> bool:
+    """Whether a run ever saved anything that resuming could go on from."""
+    checkpoints = (f for f in (out / "checkpoints").glob("*") if not f.name.startswith(".tmp-"))
+    return any(checkpoints) or (out / "manifest.json").exists()
 
 
 def load_run(

@@ -11,7 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 from retain.arguments import Usage, take_option, whole
-from retain.config import Budget, RunConfig, checked, from_dict, to_dict
+from retain.budget import Budget
+from retain.config import RunConfig
+from retain.config_json import checked, from_dict, to_dict
 from retain.presets import PRESETS
 
 VALIDATIONS = 20
@@ -206,7 +208,7 @@ def run_sweep(sweep: Sweep, out: str | Path, *, jobs: int = 1, quiet: bool = Tru
 
 def sweep_of(argv: list[str]) -> tuple[Sweep, Path, int]:
     """The sweep that a `retain sweep` line describes, its folder, and how many jobs."""
-    from retain.cli import train_config
+    from retain.commands.train import train_config
 
     given: list[str] = []
     while True:

@@ -21,6 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from retain import __version__
+from retain.budget import parse_budget
 from retain.checkpoint import (
     best_checkpoint,
     export,
@@ -29,7 +30,8 @@ from retain.checkpoint import (
     save_checkpoint,
     save_files,
 )
-from retain.config import PhaseConfig, RunConfig, flatten, load_config, parse_budget, save_config, to_dict
+from retain.config import PhaseConfig, RunConfig
+from retain.config_json import save_config
 from retain.data import Data, load_data
 from retain.data.prefetch import Prefetch
 from retain.devices import compile_parts, keep_pages, make_accelerator
@@ -40,7 +42,7 @@ from retain.model.teacher import Teacher
 from retain.objectives import BPTT, DMT, SMT
 from retain.optimizer_state import load_optimizer, optimizer_tensors
 from retain.progress import Clock, Every, Progress, stop_signals
-from retain.run import build, phase_folder
+from retain.run import began, build, phase_folder, prepare_folder
 
 log = logging.getLogger("retain")
 
@@ -69,23 +71,6 @@ def learning_rate(config: PhaseConfig, progress: float) -> float:
         return config.lr
     over = min(1.0, (progress - config.warmup) / (1 - config.warmup))
     return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * over)))
-
-
-def prepare_folder(config: RunConfig, out: Path, resume: bool) -> None:
-    """Refuse to overwrite another run, or to go on with another config than the run's. Raises ValueError."""
-    saved = out / "config.json"
-    if resume:
-        if not saved.exists():
-            raise ValueError(f"resume: {out} holds no run; leave out --resume to start one")
-        before, now = flatten(to_dict(load_config(saved))), flatten(to_dict(config))
-        for key in now:
-            if before.get(key) != now[key]:
-                raise ValueError(
-                    f"resume: {key} was {before.get(key)!r} in {out} and is {now[key]!r} now; "
-                    f"resume without it, or train into a new --out"
-                )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"out: {out} already exists; add --resume to go on with it, or name another folder")
 
 
 def train(
@@ -421,12 +406,6 @@ def part_of(batch: dict[str, Any], length: int | None) -> dict[str, Any]:
         "tokens": batch["tokens"][:, start : start + length],
         "targets": batch["targets"][:, start : start + length + 1],
     }
-
-
-def began(out: Path) -> bool:
-    """Whether a run ever saved anything that resuming could go on from."""
-    checkpoints = (f for f in (out / "checkpoints").glob("*") if not f.name.startswith(".tmp-"))
-    return any(checkpoints) or (out / "manifest.json").exists()
 
 
 def seed_of(seed: int, step: int) -> int:

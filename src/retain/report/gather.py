@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retain.config import RunConfig, flatten, load_config, to_dict
+from retain.config import RunConfig
+from retain.config_json import flatten, load_config, to_dict
 from retain.data import Data, load_data
 from retain.report import analyses
 from retain.report.history import read_history
@@ -157,7 +158,7 @@ def command_of(config: RunConfig, path: Path) -> str:
     """A `retain train` line that gives this config, checked by parsing it; else the one that reads the config file."""
     import shlex
 
-    from retain.cli import train_config
+    from retain.commands.train import train_config
     from retain.presets import PRESETS
 
     by_file = f"retain train --config {shlex.quote(str(path / 'config.json'))} --out NEW"

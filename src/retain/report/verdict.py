@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from retain.config import flatten
+from retain.config_json import flatten
 
 
 def verdict(run: dict[str, Any]) -> str:

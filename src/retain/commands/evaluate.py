@@ -1,0 +1,105 @@
+"""`retain eval`: the RNN alone on a split, next to its teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from retain.arguments import Usage, open_run, take_run
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Score the RNN alone, from m_0, on a whole split, next to its teacher."""
+
+    split: Literal["train", "validation", "test"] = "test"
+    json: bool = False
+    """Print all figures as JSON."""
+    limit: int | None = None
+    """At most this many sequences, spread over the split; None is all of it."""
+    batch_size: int = 256
+    data: str | None = None
+    """Another file to score on than the one trained on, of the same vocabulary."""
+    device: Literal["cpu", "cuda", "mps"] = "cpu"
+
+
+def eval_command(argv: list[str]) -> None:
+    path, args = take_run(argv, "eval", Eval)
+    for name in ("limit", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise Usage(f"{name}: {value} must be at least 1")
+    run = open_run(path, teacher=True, device=args.device)
+    from retain.data import load_data
+    from retain.data.paths import absolute
+    from retain.evaluate import evaluate
+
+    data_config = run.config.data
+    if args.data is not None:
+        data_config = dataclasses.replace(data_config, path=absolute(args.data))
+    data = load_data(data_config)
+    if data.vocab_size != run.state["vocab_size"]:
+        raise ValueError(f"data: its vocabulary has {data.vocab_size} tokens, the run's {run.state['vocab_size']}")
+    # A run of BPTT alone never trained its teacher.
+    guide = run.teacher if "smt" in run.config.phases else None
+    result = {
+        "run": str(path),
+        "preset": run.config.preset,
+        "split": args.split,
+        "phases": list(run.config.phases),
+        "parameters": sum(p.numel() for p in run.rnn.parameters()),
+        "training_seconds": run.state["progress"]["seconds"],
+        "training_tokens": run.state["progress"]["tokens"],
+        **evaluate(run.rnn, guide, data.windows(args.split, args.batch_size, args.limit)),
+        "chance": data.chance,
+        "data": data.info,
+        "versions": run.state["versions"],
+    }
+    if not data.answers:
+        result["chance"] = None
+    per_token = 1.0 if data.kind == "text" else (data.bytes_per_token or {}).get(args.split)
+    for name in ("bits_per_token", "teacher_bits_per_token"):
+        bits = result[name]
+        result[name.replace("token", "byte")] = None if bits is None or per_token is None else bits / per_token
+    from retain.data.documents import DocumentsData
+
+    if isinstance(data, DocumentsData):
+        from retain.likelihood import document_likelihood
+
+        result["whole_documents"] = document_likelihood(
+            run.rnn, data, args.split, batch_size=args.batch_size, limit=args.limit
+        )
+    (path / f"eval-{args.split}.json").write_text(json.dumps(result, indent=2) + "\n")
+    if args.json:
+        print(json.dumps(result, indent=2))
+        return
+    print(report(result, data.answers))
+
+
+def report(result: dict[str, Any], answers: bool) -> str:
+    """The figures of an evaluation as a few lines for a person."""
+
+    def line(label: str, value: float | None, teacher: float | None, form: str) -> str:
+        if value is None:
+            return ""
+        beside = "" if teacher is None else f"   teacher {teacher:{form}}"
+        return f"{label:<18}{value:{form}}{beside}\n"
+
+    text = f"{result['run']} on {result['split']}: {result['sequences']:,} sequences, {result['tokens']:,} targets\n"
+    text += line("bits per token", result["bits_per_token"], result["teacher_bits_per_token"], ".3f")
+    if result["bits_per_byte"] is not None and result["bits_per_byte"] != result["bits_per_token"]:
+        text += line("bits per byte", result["bits_per_byte"], result["teacher_bits_per_byte"], ".3f")
+    chance = f"   chance {result['chance']:.3f}\n" if answers and result["chance"] is not None else "\n"
+    text += line("accuracy", result["accuracy"], result["teacher_accuracy"], ".3f").rstrip("\n") + chance
+    if whole := result.get("whole_documents"):
+        text += line("bits per document", whole["bits_per_document"], None, ".1f").rstrip("\n")
+        text += f"   over {whole['documents']:,} whole documents\n"
+    text += line("drift", result["drift"], None, ".4f")
+    text += line("relative drift", result["relative_drift"], None, ".3f")
+    text += line("  at the end", result["relative_drift_last"], None, ".3f")
+    return (
+        text
+        + f"{'parameters':<18}{result['parameters']:,}\n{'tokens per second':<18}{result['tokens_per_second']:,.0f}"
+    )

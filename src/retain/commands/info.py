@@ -1,0 +1,52 @@
+"""`retain info`: what a run folder holds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from retain.arguments import open_run, take_run
+
+
+@dataclass(frozen=True)
+class Info:
+    """Tell what a run folder holds: config, data, progress and results."""
+
+    json: bool = False
+    """Print as JSON."""
+
+
+def info_command(argv: list[str]) -> None:
+    path, args = take_run(argv, "info", Info)
+    run = open_run(path, teacher=False, device="cpu")
+    from retain.config_json import to_dict
+
+    results = {f.stem: json.loads(f.read_text()) for f in sorted(path.glob("eval-*.json"))}
+    state = {k: v for k, v in run.state.items() if k != "optimizer"}
+    info = {
+        "run": str(path),
+        "finished": (path / "summary.json").exists(),
+        "parameters": sum(p.numel() for p in run.rnn.parameters()),
+        "memory": [run.config.memory.tokens, run.config.memory.width],
+        **state,
+        "results": results,
+        "config": to_dict(run.config),
+    }
+    if args.json:
+        print(json.dumps(info, indent=2))
+        return
+    c, p = run.config, state["progress"]
+    made = ", ".join(f"{k} {v}" for k, v in state["versions"].items())
+    lines = [
+        f"{path}: {c.preset}, {' then '.join(c.phases)}, {'finished' if info['finished'] else 'not finished'}",
+        f"  data      {state['data'].get('name')}, vocabulary {state['vocab_size']}, T = {c.data.seq_len}",
+        f"  RNN       {c.cell.kind} cell, {info['parameters']:,} parameters",
+        f"  memory    {c.memory.tokens} x {c.memory.width}, {c.memory.norm} normalised",
+        f"  teacher   {c.teacher.encoder} encoder, width {c.teacher.width}, {c.teacher.layers} layers",
+        f"  model     step {p['step']}, after {p['seconds']:.0f} s and {p['tokens']:,} tokens; "
+        f"validation {p['best_value']:.3f} bits/token",
+        f"  made by   {made}, {state['precision']} on {state['device']}",
+    ]
+    print("\n".join(lines))
+    for name, result in results.items():
+        print(f"  {name}   {result['bits_per_token']:.3f} bits/token, accuracy {result['accuracy']:.3f}")

@@ -1,0 +1,97 @@
+"""`retain train`: a preset or a config, what is changed in it, and where the run goes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from retain.arguments import Usage, parse, take_option
+from retain.config import RunConfig
+from retain.config_json import load_config
+from retain.presets import NEED_DATA, PRESETS
+
+TRAIN_HELP = """\
+Pretrain an RNN by the phases of a preset, into a run folder.
+
+--out DIR        the run folder (default: runs/PRESET)
+--resume         go on from the newest checkpoint in --out; its config is kept
+--config FILE    start from this config.json instead of a preset
+--data PATH      what to train on: a text, an integer .npy, or a dataset: hf:NAME[:CONFIG] of the Hugging Face
+                 hub, a parquet, JSON, CSV or Arrow file, a folder of them, a folder of images
+--text-column C  the dataset's column of texts (default: text)
+--image-column C the dataset's column of images, instead of texts (default: image)
+--stream         train straight from the dataset; nothing is prepared on disk
+--dry-run        train nothing: print sizes, memory, and FLOPs and time from a few steps (--json: as JSON)
+--quiet          no progress bar
+"""
+
+
+def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
+    """The run that a `retain train` line describes: config, folder, resume, quiet."""
+    out, argv = take_option(argv, "--out")
+    file, argv = take_option(argv, "--config")
+    data, argv = take_option(argv, "--data")
+    text_column, argv = take_option(argv, "--text-column")
+    image_column, argv = take_option(argv, "--image-column")
+    argv = ["--data.stream" if a == "--stream" else a for a in argv]
+    resume, quiet = "--resume" in argv, "--quiet" in argv
+    argv = [a for a in argv if a not in ("--resume", "--quiet")]
+    preset = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    if "-h" in argv or "--help" in argv:
+        chosen = preset if preset in PRESETS else "stdlib"
+        parse(RunConfig, ["--help"], f"retain train {preset or 'PRESET'}", PRESETS[chosen](), TRAIN_HELP)
+    if preset is not None and preset not in PRESETS:
+        raise Usage(f"preset: {preset!r} is none of {', '.join(PRESETS)}")
+    if preset is not None and file is not None:
+        raise Usage(f"config: give a preset or --config, not both ({preset} and {file})")
+    folder = Path(out or f"runs/{preset}") if out or preset else None
+    if resume:
+        if folder is None:
+            raise Usage("resume: name the run folder with --out")
+        if not (folder / "config.json").exists():
+            raise Usage(f"resume: {folder} holds no run; leave out --resume to start one")
+        base = load_config(folder / "config.json")
+        if preset is not None and base.preset != preset:
+            raise Usage(f"resume: {folder} is a run of {base.preset}, not of {preset}; leave the preset out")
+    elif file is not None:
+        base = load_config(Path(file))
+        folder = folder or Path(f"runs/{base.preset or 'custom'}")
+    elif preset is not None:
+        base = PRESETS[preset]()
+    else:
+        raise Usage(f"retain train: name a preset ({', '.join(PRESETS)}) or give --config FILE")
+    assert folder is not None
+    if data is not None:
+        from retain.data.paths import with_path
+
+        base = dataclasses.replace(base, data=with_path(base.data, data, text_column, image_column))
+    elif text_column or image_column:
+        raise Usage("--text-column, --image-column: these are columns of a dataset; name it with --data")
+    elif preset in NEED_DATA and not resume and not any(a.startswith("--data.path") for a in argv):
+        raise Usage(f"data: the {preset} preset needs {NEED_DATA[preset]}; give --data PATH")
+    return parse(RunConfig, argv, f"retain train {preset or 'PRESET'}", base), folder, resume, quiet
+
+
+def train_command(argv: list[str]) -> None:
+    dry, as_json = "--dry-run" in argv, "--json" in argv
+    if as_json and not dry:
+        raise Usage("--json: goes with --dry-run")
+    config, out, resume, quiet = train_config([a for a in argv if a not in ("--dry-run", "--json")])
+    if dry:
+        from retain.dry_run import dry_run, report_lines
+
+        found = dry_run(config)
+        print(json.dumps(found, indent=2) if as_json else report_lines(found))
+        return
+    from retain.run import prepare_folder
+    from retain.train import train
+
+    prepare_folder(config, out, resume)
+    summary = train(config, out, resume=resume, progress_bar=not quiet)
+    if summary:
+        print(
+            f"{out}: {summary['steps']} steps, {summary['tokens']:,} tokens, {summary['seconds']:.0f} s; "
+            f"best RNN at step {summary['best_step']}, {summary['validation_bits_per_token']:.3f} bits/token on "
+            f"validation\nnext: retain eval {out}, retain generate {out}"
+        )

@@ -1,0 +1,83 @@
+"""Configs as JSON and back, checked field by field."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+from retain.config import RunConfig
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields under dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def from_dict(cls: Any, values: Any, name: str = "config") -> Any:
+    """The dataclass `cls` from JSON values. Raises ValueError for an unknown field or wrong type."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{name}: {values!r} is not an object of fields")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name for f in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            raise ValueError(f"{name}.{key}: unknown field; {name} has {', '.join(sorted(fields))}")
+    built = {}
+    for key, value in values.items():
+        if dataclasses.is_dataclass(hints[key]):
+            built[key] = from_dict(hints[key], value, f"{name}.{key}")
+        else:
+            built[key] = checked(value, hints[key], f"{name}.{key}")
+    return cls(**built)
+
+
+def checked(value: Any, hint: Any, name: str) -> Any:
+    """`value` if it fits the type `hint`, lists as tuples, whole numbers as floats."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value in args:
+            return value
+    elif origin is tuple:
+        if isinstance(value, (list, tuple)):
+            return tuple(checked(v, args[0], name) for v in value)
+    elif args:  # an optional field: X | None
+        if value is None:
+            return None
+        return checked(value, args[0], name)
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    wanted = " or ".join(map(str, args)) if origin is Literal else getattr(hint, "__name__", str(hint))
+    raise ValueError(f"{name}: {value!r} should be {wanted}")
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read a config.json. Raises ValueError naming the file and the field."""
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such config file") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read as a config file ({error.strerror})") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a config in JSON ({error})") from None
+    try:
+        return from_dict(RunConfig, values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
