@@ -370,7 +370,8 @@ def test_a_curve_is_thinned_and_keeps_its_end(tmp_path):
 def grid_process(config, out, tmp_path):
     save_config(config, tmp_path / "config.json")
     code = (
-        "import sys; from pathlib import Path; from retain.config_json import load_config; from retain.grid import run_all\n"
+        "import sys; from pathlib import Path; from retain.config_json import load_config\n"
+        "from retain.grid import run_all\n"
         "run_all({'one': load_config(Path(sys.argv[1]))}, sys.argv[2], threads=1)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "config.json"), str(out)]

@@ -238,6 +238,11 @@ def test_words(retrieval_run, text_run, bptt_run):
     )
     text["geometry"] = {"rnn": {"collapsed": ["one"]}}
     assert "HAS COLLAPSED" in verdict(text)
+    curves = text["history"]["curves"]
+    curves |= {"loss_dec": {"value": [2.0] * 10 + [0.8, 0.6] * 5}, "loss_trunk": {"value": [0.01] * 20}}
+    assert "does NOT hold the future" in verdict(text) and "loss_dec 0.70" in verdict(text)
+    curves["loss_trunk"] = {"value": [0.36] * 20}
+    assert "hold the future" not in verdict(text)
     assert "no trained teacher" in verdict(alone)
 
 

@@ -22,6 +22,8 @@ def verdict(run: dict[str, Any]) -> str:
     if geometry is not None:
         bad = geometry["rnn"]["collapsed"]
         parts.append("its memory HAS COLLAPSED" if bad else "its memory shows no sign of collapse")
+    if lacks := _lacks(run["history"]["curves"]):
+        parts.append(lacks)
     text = "; ".join(parts) + "."
     return text[0].upper() + text[1:]
 
@@ -40,6 +42,20 @@ def _quality(final: dict[str, Any], answers: bool, chance: float | None) -> str:
     if abs(gap) < 0.005:
         return f"the RNN equals its teacher at {own:.2f} bits per token"
     return f"the RNN is {abs(gap):.2f} bits {'above' if gap > 0 else 'below'} its teacher ({own:.2f} to {theirs:.2f})"
+
+
+def _lacks(curves: dict[str, Any]) -> str | None:
+    """Whether the teacher's trunk knows what its memory does not hold; no RNN can follow it then."""
+    if not {"loss_dec", "loss_trunk"} <= curves.keys():
+        return None
+    last = [[v for v in curves[name]["value"][-10:] if v is not None] for name in ("loss_dec", "loss_trunk")]
+    decoder, trunk = (sum(values) / max(len(values), 1) for values in last)
+    if decoder < trunk + 0.3 or decoder < 2 * trunk:
+        return None
+    return (
+        f"its teacher's memory does NOT hold the future that its trunk can tell (loss_dec {decoder:.2f}, loss_trunk "
+        f"{trunk:.2f}), and no RNN can follow that: docs/following.md says what to turn"
+    )
 
 
 def _drift(settles: dict[str, Any], beyond: dict[str, Any] | None) -> str:
