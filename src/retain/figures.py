@@ -26,7 +26,7 @@ SHARED = "--jobs 2 --threads 1"
 FIGURES = {
     "context": (
         "Context length",
-        "retrieval --vary data.seq-len=16,32,64,128 --seeds 2 --budget 600steps --teacher.future-len 128 "
+        "retrieval --vary data.seq-len=16,32,64,128 --seeds 1 --budget 600steps --teacher.future-len 128 "
         "--smt.decodes-per-sequence 1 --smt.batch-size 16 --dmt.batch-size 16",
     ),
     "memory": (
@@ -47,7 +47,7 @@ FIGURES = {
     ),
     "future": (
         "How much of the future the decoder is shown, F",
-        "retrieval --vary teacher.future-len=1,4,16,32 --seeds 2 --budget 600steps --data.seq-len 32 "
+        "retrieval --vary teacher.future-len=1,4,16,32 --seeds 1 --budget 600steps --data.seq-len 32 "
         # With few tokens of future only the last memories have a target: more of them must be decoded to meet one.
         "--smt.decodes-per-sequence 8 --smt.batch-size 16 --dmt.batch-size 16",
     ),
