@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def fast_step(rnn: RNN) -> Step:
 
     device = rnn.m_0.device
     bf16 = fast_bf16(device)
-    step = (copy.deepcopy(rnn).bfloat16() if bf16 else rnn).step
+    step = (copy.deepcopy(rnn).eval().bfloat16() if bf16 else rnn).step
     step = compiled(step, "step") if can_compile(device) else step
 
     def run(token: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,6 +112,7 @@ def _stream(
 ) -> Iterator[Tensor]:
     device = rnn.m_0.device
     generator = torch.Generator(device).manual_seed(seed)
+    parts = list(rnn.modules())  # collected once: to walk the tree for every token costs a tenth of it
     # Entered around each piece of work, not the yields: the caller's own code must not run inside it.
     with torch.inference_mode(), evaluating(rnn):
         memory = rnn.init_memory(len(prompt))
@@ -118,7 +120,8 @@ def _stream(
             memory = rnn.update(memory, token)
         logits = rnn.readout(memory).float()
     for _ in range(length):
-        with torch.inference_mode(), evaluating(rnn):
+        mode = evaluating(rnn) if any(part.training for part in parts) else nullcontext()
+        with torch.inference_mode(), mode:
             token = sample(logits, temperature, top_k, top_p, generator)
             logits, memory = step(token, memory)
         yield token
