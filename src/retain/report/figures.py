@@ -54,7 +54,7 @@ def chart_figure(chart: Chart) -> dict[str, Any]:
 
 
 def _marks(chart: Chart, axis: str) -> dict[str, Any]:
-    """Vertical lines with a word, as layout."""
+    """Vertical lines with a word, as layout; each word a line lower than the one before, which may stand close."""
     marks = chart.marks.get(axis, [])
     line = {"color": OTHER, "width": 1, "dash": "dash"}
     return {
@@ -65,9 +65,10 @@ def _marks(chart: Chart, axis: str) -> dict[str, Any]:
         "annotations": [
             {
                 "x": x, "xref": "x", "y": 1, "yref": "paper", "text": word, "showarrow": False,
-                "xanchor": "left", "yanchor": "top", "xshift": 3, "font": {"size": 11, "color": OTHER},
+                "xanchor": "left", "yanchor": "top", "xshift": 3, "yshift": -14 * number,
+                "font": {"size": 11, "color": OTHER},
             }
-            for x, word in marks
+            for number, (x, word) in enumerate(sorted(marks))
         ],
     }  # fmt: skip
 
