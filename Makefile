@@ -28,7 +28,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m retain.bench
 
 test: $(VENV)/.installed lint browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -2,158 +2,26 @@
 
 import dataclasses
 import json
-import os
 import re
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import time
 
 import pytest
-import torch
 
 from conftest import tiny
-from naive import assert_close, batch, gradients, models, smt_config
 from retain import compare as module
-from retain.budget import parse_budget
 from retain.compare import METHODS, Comparison, best_rate, compare, factor, method_config, parameters
-from retain.config import BPTTConfig, DMTConfig, RunConfig
+from retain.config import RunConfig
 from retain.config_json import save_config
 from retain.data import load_data
 from retain.data.rows import codec_of
 from retain.evaluate import evaluate
-from retain.grid import curve, read_result, run_all, train_one
-from retain.objectives import BPTT, DMT, SMT
+from retain.grid import curve, run_all
 from retain.presets import PRESETS
 from retain.run import build, load_run
 from retain.tables import markdown, plot, ranked, spread
-from retain.train import train
-
-# Sequential steps
-
-
-def counted(method, progress=0.0, **changes):
-    """Sequential steps of one optimizer step of a method's first phase, T = 8."""
-    config = method_config(tiny(**changes), method)
-    rnn, teacher = build(config, 9)
-    kinds = {
-        "smt": lambda: SMT(teacher, rnn, config.smt, config.teacher.future_len),
-        "dmt": lambda: DMT(teacher, rnn, config.dmt, trunk_trained=True),
-        "bptt": lambda: BPTT(rnn, config.bptt),
-    }
-    return kinds[config.phases[0]]().sequential_steps(8, progress)
-
-
-@pytest.mark.parametrize(
-    "method, changes, by_hand",
-    [
-        # 8 cells and the readout; back through the readout and 8 cells
-        ("bptt", {}, 8 + 1 + 1 + 8),
-        ("gru", {}, 8 + 1 + 1 + 8),
-        ("lstm", {"teacher__decoder_layers": 3}, 8 + 3 + 3 + 8),
-        ("bptt", {"cell__layers": 2}, 16 + 1 + 1 + 16),
-        ("tbptt", {"bptt__truncate": 3}, 8 + 1 + 1 + 3),
-        ("tbptt", {"bptt__truncate": None}, 8 + 1 + 1 + 2),
-        # encoder 2, three own steps, f, readout 1; back through readout, f and encoder
-        ("smt", {"teacher__layers": 2}, 2 + 3 + 1 + 1 + (1 + 1 + 2)),
-        # nothing on its own memories: encoder, then the decoder, which is as deep as readout and deeper than f
-        ("smt", {"smt__on_policy": 0.0, "teacher__decoder_layers": 2}, 1 + (1 + 2) + (2 + 1) + 1),
-        # no readout: the decoder of 2 is the longest way back, five sweeps of f the longest way there
-        (
-            "smt",
-            {"smt__on_policy": 0.0, "smt__lambda_readout": 0.0, "smt__sweeps": 5, "teacher__decoder_layers": 2},
-            1 + 5 + 2 + 1,
-        ),
-        ("smt", {"phases": ("dmt",), "dmt__horizon": 4}, 1 + 4 + 1 + 1 + (1 + 1)),
-        ("smt", {"phases": ("dmt",), "dmt__predictive": False}, 1 + 1 + 1 + 1 + 1),
-    ],
-)
-def test_sequential_steps_by_hand(method, changes, by_hand):
-    assert counted(method, **changes) == by_hand
-
-
-def test_sequential_steps_of_dmt_grow_with_its_horizon():
-    shallow, whole = (counted("smt", p, phases=("dmt",)) for p in (0.0, 1.0))
-    assert (shallow, whole) == (1 + 1 + 1 + 1 + 2, 1 + 8 + 1 + 1 + 2)
-
-
-def test_the_count_is_what_autograd_and_the_cell_do():
-    """Cells really applied one after another, and how far back the gradient really goes."""
-    rnn = models(cell="mlp", norm="rms")[1]
-    applied = []
-    rnn.cell.register_forward_hook(lambda *_: applied.append(1))
-    for truncate, back in ((None, 6), (2, 2), (4, 4)):
-        objective = BPTT(rnn, BPTTConfig(truncate=truncate))
-        applied.clear()
-        objective(batch(length=6))
-        assert objective.sequential_steps(6) == 2 * len(applied) + 2 * 2 + 2 * back, "2 layers of cell and of readout"
-
-
-@pytest.mark.parametrize("horizon", [1, 2, 6])
-def test_dmt_applies_the_cell_as_often_as_counted(horizon):
-    teacher, rnn = models(cell="mlp", norm="rms")
-    applied = []
-    rnn.cell.register_forward_hook(lambda *_: applied.append(1))
-    objective = DMT(teacher, rnn, DMTConfig(horizon=horizon, horizon_end=horizon))
-    applied.clear()
-    objective(batch(length=6))
-    # 2 encoder layers, then a rollout and one more f of 2 layers each, 2 of readout; back 2 + 2
-    assert objective.sequential_steps(6) == 2 + 2 * len(applied) + 2 + 4
-
-
-def test_the_loop_adds_them_up_and_stops_by_them(tmp_path):
-    config = tiny(phases=("smt", "bptt"), budget="100sequential", bptt__truncate=None, smt__accumulate=2)
-    summary = train(config, tmp_path / "run", progress_bar=False)
-    lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    lines = [x for x in lines if "loss" in x]
-    smt, bptt = counted("smt"), counted("bptt")
-    # Half of the budget each, and a phase ends with the step that reaches it; micro-batches do not wait.
-    steps = -(-50 // smt), -(-50 // bptt)
-    assert [x["phase"] for x in lines] == ["smt"] * steps[0] + ["bptt"] * steps[1]
-    assert summary["sequential_steps"] == lines[-1]["sequential_steps"] == steps[0] * smt + steps[1] * bptt
-    assert lines[0]["sequential_steps"] == smt
-
-
-def test_budgets_in_sequential_steps():
-    budget = parse_budget("20ksequential")
-    assert (budget.amount, budget.unit, str(budget)) == (20_000, "sequential", "20000sequential")
-    with pytest.raises(ValueError, match="500ksequential"):
-        parse_budget("20sequentials")
-
-
-def test_an_older_checkpoint_counts_from_zero():
-    from retain.progress import Progress
-
-    assert Progress(step=3, tokens=9).total("sequential") == 0
-
-
-# SMT without credit through the labels
-
-
-@pytest.mark.parametrize("on_policy", [0.0, 0.5])
-def test_detached_labels_get_no_gradient_from_f(on_policy):
-    teacher, rnn = models()
-    only_f = {"lambda_dec": 0.0, "lambda_trunk": 0.0, "lambda_unif": 0.0, "on_policy": on_policy, "sweeps": 2}
-    for detach in (False, True):
-        objective = SMT(teacher, rnn, smt_config(**only_f, detach_labels=detach), 3)
-        grads = gradients(objective(batch())["loss"], objective)
-        reached = any((g != 0).any() for n, g in grads.items() if n.startswith("teacher."))
-        assert reached != detach
-        assert (grads["rnn.cell.out.weight"] != 0).any()
-
-
-def test_detached_labels_leave_the_losses_as_they_are():
-    teacher, rnn = models()
-    losses = []
-    for detach in (False, True):
-        torch.manual_seed(0)
-        losses.append(SMT(teacher, rnn, smt_config(detach_labels=detach), 3)(batch()))
-    assert losses[0].keys() == losses[1].keys()
-    for name in losses[0]:
-        assert_close(losses[0][name], losses[1][name])  # gradients or none: norms round in another way
-
 
 # What each method is
 
@@ -362,75 +230,6 @@ def test_a_curve_is_thinned_and_keeps_its_end(tmp_path):
     kept = curve(tmp_path / "m.jsonl", 10)
     assert [p["step"] for p in kept] == list(range(9, 100, 10))
     assert kept[0] == {"step": 9, "bits_per_token": 1.0}
-
-
-# A kill
-
-
-def grid_process(config, out, tmp_path):
-    save_config(config, tmp_path / "config.json")
-    code = (
-        "import sys; from pathlib import Path; from retain.config_json import load_config\n"
-        "from retain.grid import run_all\n"
-        "run_all({'one': load_config(Path(sys.argv[1]))}, sys.argv[2], threads=1)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "config.json"), str(out)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-
-
-def steps_of(metrics):
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    return [json.loads(x)["step"] for x in lines if x.endswith("}") and '"loss"' in x]
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
-@pytest.mark.slow
-def test_a_killed_grid_leaves_no_one_training_and_goes_on_where_it_was(tmp_path):
-    config = tiny(phases=("bptt",), budget="250steps", checkpoint_every="20steps")
-    out, metrics = tmp_path / "out", tmp_path / "out/one/metrics.jsonl"
-    process = grid_process(config, out, tmp_path)
-    wait_for(lambda: len(steps_of(metrics)) > 45)
-    with pytest.raises(ValueError, match="another process is at work"):
-        run_all({"one": config}, out)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    time.sleep(0.5)  # the run sees its parent's death at once
-    reached = steps_of(metrics)
-    time.sleep(0.5)
-    assert steps_of(metrics) == reached and max(reached) < 250
-    assert read_result(out / "one", config) is None
-    early = metrics.read_text().splitlines()[:40]
-    result = run_all({"one": config}, out, threads=1)["one"]
-    assert result["steps"] == 250
-    assert metrics.read_text().splitlines()[:40] == early, "it went on, it did not begin again"
-    assert steps_of(metrics) == list(range(1, 251))
-
-
-@pytest.mark.slow
-def test_ctrl_c_saves_every_run(tmp_path):
-    config = tiny(phases=("bptt",), budget="100000steps")
-    out = tmp_path / "out"
-    process = grid_process(config, out, tmp_path)
-    wait_for(lambda: len(steps_of(out / "one/metrics.jsonl")) > 30)
-    process.send_signal(signal.SIGINT)
-    complaints = process.communicate(timeout=60)[1]
-    assert "the same command goes on" in complaints
-    assert list((out / "one/checkpoints").glob("step-*"))
-
-
-def test_a_loss_that_is_not_finite_is_a_result(tmp_path):
-    config = tiny(phases=("bptt",), budget="6steps", bptt__lr=1e30, bptt__warmup=0.0)
-    found = train_one(config, tmp_path / "out/bad")
-    assert "became" in found["failed"]
-    assert run_all({"bad": config}, tmp_path / "out", split="test")["bad"] == found, (
-        "done: neither run again nor scored"
-    )
 
 
 def test_a_folder_of_another_run_is_refused(finished):

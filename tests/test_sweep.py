@@ -23,7 +23,7 @@ from retain.evaluate import evaluate
 from retain.run import load_run
 from retain.sweep import Sweep, check, run_sweep, runs_of, sweep_of, value_of
 from retain.sweep_results import choose_levels, compression, markdown, place, plot_quality
-from test_compare import steps_of, wait_for
+from test_grid import steps_of, wait_for
 
 BASE = tiny(budget="4steps", validate_every="2steps")
 

@@ -256,3 +256,26 @@ def test_objective_is_one_module_with_named_scalars():
     assert isinstance(objective, nn.Module)
     for name, value in objective(batch()).items():
         assert value.shape == () and value.isfinite() and name.startswith("loss")
+
+
+@pytest.mark.parametrize("on_policy", [0.0, 0.5])
+def test_detached_labels_get_no_gradient_from_f(on_policy):
+    teacher, rnn = models()
+    only_f = {"lambda_dec": 0.0, "lambda_trunk": 0.0, "lambda_unif": 0.0, "on_policy": on_policy, "sweeps": 2}
+    for detach in (False, True):
+        objective = SMT(teacher, rnn, smt_config(**only_f, detach_labels=detach), 3)
+        grads = gradients(objective(batch())["loss"], objective)
+        reached = any((g != 0).any() for n, g in grads.items() if n.startswith("teacher."))
+        assert reached != detach
+        assert (grads["rnn.cell.out.weight"] != 0).any()
+
+
+def test_detached_labels_leave_the_losses_as_they_are():
+    teacher, rnn = models()
+    losses = []
+    for detach in (False, True):
+        torch.manual_seed(0)
+        losses.append(SMT(teacher, rnn, smt_config(detach_labels=detach), 3)(batch()))
+    assert losses[0].keys() == losses[1].keys()
+    for name in losses[0]:
+        assert_close(losses[0][name], losses[1][name])  # gradients or none: norms round in another way

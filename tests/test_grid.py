@@ -1,0 +1,80 @@
+"""Runs side by side: killed, interrupted, diverged; they go on where they were."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from conftest import tiny
+from retain.config_json import save_config
+from retain.grid import read_result, run_all, train_one
+
+
+def grid_process(config, out, tmp_path):
+    save_config(config, tmp_path / "config.json")
+    code = (
+        "import sys; from pathlib import Path; from retain.config_json import load_config\n"
+        "from retain.grid import run_all\n"
+        "run_all({'one': load_config(Path(sys.argv[1]))}, sys.argv[2], threads=1)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "config.json"), str(out)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def steps_of(metrics):
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    return [json.loads(x)["step"] for x in lines if x.endswith("}") and '"loss"' in x]
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_killed_grid_leaves_no_one_training_and_goes_on_where_it_was(tmp_path):
+    config = tiny(phases=("bptt",), budget="250steps", checkpoint_every="20steps")
+    out, metrics = tmp_path / "out", tmp_path / "out/one/metrics.jsonl"
+    process = grid_process(config, out, tmp_path)
+    wait_for(lambda: len(steps_of(metrics)) > 45)
+    with pytest.raises(ValueError, match="another process is at work"):
+        run_all({"one": config}, out)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    time.sleep(0.5)  # the run sees its parent's death at once
+    reached = steps_of(metrics)
+    time.sleep(0.5)
+    assert steps_of(metrics) == reached and max(reached) < 250
+    assert read_result(out / "one", config) is None
+    early = metrics.read_text().splitlines()[:40]
+    result = run_all({"one": config}, out, threads=1)["one"]
+    assert result["steps"] == 250
+    assert metrics.read_text().splitlines()[:40] == early, "it went on, it did not begin again"
+    assert steps_of(metrics) == list(range(1, 251))
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_every_run(tmp_path):
+    config = tiny(phases=("bptt",), budget="100000steps")
+    out = tmp_path / "out"
+    process = grid_process(config, out, tmp_path)
+    wait_for(lambda: len(steps_of(out / "one/metrics.jsonl")) > 30)
+    process.send_signal(signal.SIGINT)
+    complaints = process.communicate(timeout=60)[1]
+    assert "the same command goes on" in complaints
+    assert list((out / "one/checkpoints").glob("step-*"))
+
+
+def test_a_loss_that_is_not_finite_is_a_result(tmp_path):
+    config = tiny(phases=("bptt",), budget="6steps", bptt__lr=1e30, bptt__warmup=0.0)
+    found = train_one(config, tmp_path / "out/bad")
+    assert "became" in found["failed"]
+    assert run_all({"bad": config}, tmp_path / "out", split="test")["bad"] == found, (
+        "done: neither run again nor scored"
+    )
