@@ -224,8 +224,22 @@ def rollout_from_teacher(rnn, memory, tokens, horizon, offset):
     return torch.stack(rows)
 
 
+def unroll(rnn, memory, tokens, steps, offset):
+    """f goes on from its own memory, and anew from `memory` at each t that is `offset` past a multiple of `steps`."""
+    rows = []
+    for row, starts in zip(tokens, memory, strict=True):
+        m, own = starts[0], []
+        for t, token in enumerate(row):
+            if steps < len(row) and (t - offset) % steps == 0:
+                m = starts[t]
+            m = update(rnn, m, token)
+            own.append(m)
+        rows.append(torch.stack(own))
+    return torch.stack(rows)
+
+
 def smt(teacher, rnn, kind, config, batch, future_len, offset=None):
-    """Eq. 5 with every label, future and transition by itself; `offset` where f starts from its own memories."""
+    """Eq. 5 with every label, future and transition by itself; `offset` is where segments of f's own memories begin."""
     tokens, targets = batch["tokens"], batch["targets"]
     size, length = tokens.shape
     memory, trunk = encode(teacher.encoder, kind, tokens, range(length + 1))
@@ -234,12 +248,16 @@ def smt(teacher, rnn, kind, config, batch, future_len, offset=None):
     start = memory
     if config.on_policy:
         start = rollout_from_teacher(rnn, memory.detach(), tokens, config.horizon, offset).detach()
+    made = unroll(rnn, start, tokens, config.unroll, offset) if config.unroll > 1 else None
     for b, t in itertools.product(range(size), range(length + 1)):
         future = tokens[b, t : t + future_len]
         decoded.append(decode(teacher.decoder, memory[b, t], future))
         asked.append(targets[b, t : t + len(future) + 1])
         answers.append(targets[b, t])
-        predicted = memory[b, 0].detach() if t == 0 else update(rnn, start[b, t - 1], tokens[b, t - 1])
+        if t == 0:
+            predicted = memory[b, 0].detach()
+        else:
+            predicted = update(rnn, start[b, t - 1], tokens[b, t - 1]) if made is None else made[b, t - 1]
         read.append(rnn.readout(predicted[None])[0])
         if t > 0:
             pairs.append((predicted, memory[b, t]))
@@ -258,8 +276,8 @@ def smt(teacher, rnn, kind, config, batch, future_len, offset=None):
     return losses
 
 
-def dmt(teacher, rnn, config, batch, trunk_trained=False):
-    """Eq. 6 as the paper has it: one step after another, with a graph, cut between the steps."""
+def dmt(teacher, rnn, config, batch, trunk_trained=False, offset=0):
+    """Eq. 6 as the paper has it: one step after another, with a graph, cut between the steps, or every `unroll`-th."""
     tokens, targets = batch["tokens"], batch["targets"]
     labels = teacher.eval().encode(tokens).detach()
     pairs, logits = [], []
@@ -267,10 +285,10 @@ def dmt(teacher, rnn, config, batch, trunk_trained=False):
         m = label[0]
         logits.append(rnn.readout(m[None])[0])
         for t, token in enumerate(row):
-            new = update(rnn, m.detach(), token)
+            new = update(rnn, m, token)
             pairs.append((new, label[t + 1]))
             logits.append(rnn.readout((new if config.predictive else new.detach())[None])[0])
-            m = new.detach()
+            m = new.detach() if (t + 1 - offset) % config.unroll == 0 else new
     losses = {
         "loss_dyn": squared_error(pairs),
         "loss_readout": predictive_loss(torch.stack(logits), targets.flatten()),

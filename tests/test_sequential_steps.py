@@ -46,6 +46,9 @@ def counted(method, progress=0.0, **changes):
             {"smt__on_policy": 0.0, "smt__lambda_readout": 0.0, "smt__sweeps": 5, "teacher__decoder_layers": 2},
             1 + 5 + 2 + 1,
         ),
+        # four steps of f with gradient, after three without; back through readout, four steps and encoder
+        ("smt", {"smt__unroll": 4}, 1 + 3 + 4 + 1 + (1 + 4 + 1)),
+        ("smt", {"phases": ("dmt",), "dmt__horizon": 4, "dmt__unroll": 5}, 1 + 4 + 5 + 1 + (1 + 5)),
         ("smt", {"phases": ("dmt",), "dmt__horizon": 4}, 1 + 4 + 1 + 1 + (1 + 1)),
         ("smt", {"phases": ("dmt",), "dmt__predictive": False}, 1 + 1 + 1 + 1 + 1),
     ],

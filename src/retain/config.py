@@ -215,6 +215,9 @@ class SMTConfig(PhaseConfig):
     """S, transitions trained per sequence, a run of consecutive steps; None is all."""
     decodes_per_sequence: int | None = 4
     """How many of the labelled memories are decoded with their future; None is all."""
+    unroll: int = 1
+    """f is trained over so many steps at a stretch, with gradient through them, in segments of the sequence that
+    start where one step would and run side by side. 1, one step, is the paper's."""
     sweeps: int = 1
     """1 trains f on the teacher's memories; j > 1 also on f's own, up to j - 1 steps away from them."""
     on_policy: float = 0.0
@@ -227,7 +230,8 @@ class SMTConfig(PhaseConfig):
     """lambda_dyn grows geometrically to this over the phase; None keeps it."""
     detach_labels: bool = False
     """No gradient of f reaches the teacher: not through the m_t it starts from, nor the m_{t+1} it should give."""
-    lambda_unif: float = 0.001
+    lambda_unif: float = 0.1
+    """The paper has 0.001; docs/log.md tells why not here."""
     lambda_trunk: float = 1.0
     """Plain next-target loss of the encoder's trunk (state and register encoders)."""
     lambda_readout: float = 1.0
@@ -237,9 +241,13 @@ class SMTConfig(PhaseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "steps_per_sequence", "decodes_per_sequence", "sweeps", "horizon", "lambda_dyn_end")
+        _positive(self, "steps_per_sequence", "decodes_per_sequence", "unroll", "sweeps", "horizon", "lambda_dyn_end")
         _not_negative(self, "lambda_dec", "lambda_dyn", "lambda_unif", "lambda_trunk", "lambda_readout")
         _not_negative(self, "lambda_distill")
+        if self.unroll > 1 and self.sweeps > 1:
+            raise ValueError(
+                f"unroll: {self.unroll} with sweeps {self.sweeps}: both go on from f's own memories; use one"
+            )
         if not 0 <= self.on_policy <= 1:
             raise ValueError(f"on_policy: {self.on_policy} must lie in 0 … 1")
         if self.lambda_distill and not self.lambda_dec and not self.lambda_trunk:
@@ -259,6 +267,8 @@ class DMTConfig(PhaseConfig):
     """The horizon doubles over the phase up to this; None is the whole sequence, from m_0."""
     horizon_growth: float = 0.7
     """Fraction of the phase after which the horizon is at its end."""
+    unroll: int = 1
+    """f is trained over so many steps at a stretch, with gradient through them; 1, one step, is the paper's."""
     label_every: int = 1
     """More than 1: one rollout of `horizon` steps from a random place, trained at every so many of its steps."""
     lambda_dyn: float = 1.0
@@ -271,7 +281,9 @@ class DMTConfig(PhaseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "horizon", "horizon_end", "label_every")
+        _positive(self, "horizon", "horizon_end", "unroll", "label_every")
+        if self.unroll > 1 and self.label_every > 1:
+            raise ValueError(f"unroll: {self.unroll} needs the label of every step, not of every {self.label_every}th")
         _not_negative(self, "lambda_dyn", "lambda_readout", "lambda_distill")
         if not 0 <= self.horizon_growth <= 1:
             raise ValueError(f"horizon_growth: {self.horizon_growth} must lie in 0 … 1")

@@ -26,8 +26,10 @@ def _bytes(preset: str, data: DataConfig) -> RunConfig:
         memory=MemoryConfig(tokens=1, width=256, norm="batch"),
         teacher=TeacherConfig(encoder="state", width=128, layers=2, decoder_layers=1, future_len=16),
         cell=CellConfig(kind="gated", width=256),
-        smt=SMTConfig(share=7, batch_size=16, lr=3e-3, on_policy=0.5, horizon=8, lambda_distill=1.0),
-        dmt=DMTConfig(share=3, batch_size=16, lr=1.5e-3, horizon_growth=0.5, lambda_distill=1.0),
+        smt=SMTConfig(share=7, batch_size=16, lr=3e-3, unroll=16, on_policy=0.5, horizon=8, lambda_distill=1.0),
+        dmt=DMTConfig(
+            share=3, batch_size=16, lr=1.5e-3, unroll=16, horizon_growth=0.5, lambda_dyn=0.1, lambda_distill=1.0
+        ),
         bptt=BPTTConfig(batch_size=16, lr=3e-3),
     )
 
@@ -50,8 +52,8 @@ def digits() -> RunConfig:
         memory=MemoryConfig(tokens=1, width=128, norm="batch"),
         teacher=TeacherConfig(layers=2, future_len=16),
         cell=CellConfig(kind="gated", width=256),
-        smt=SMTConfig(share=5, batch_size=16, lr=3e-3, on_policy=0.5, horizon=8, lambda_distill=1.0),
-        dmt=DMTConfig(share=5, batch_size=16, lr=2e-3, horizon_growth=0.4, lambda_distill=1.0),
+        smt=SMTConfig(share=5, batch_size=16, lr=3e-3, unroll=16, on_policy=0.5, horizon=8, lambda_distill=1.0),
+        dmt=DMTConfig(share=5, batch_size=16, lr=2e-3, unroll=16, horizon_growth=0.4, lambda_distill=1.0),
         bptt=BPTTConfig(batch_size=16, lr=3e-3),
     )
 
@@ -68,8 +70,17 @@ def _task(name: str, *, seq_len: int = 64, future_len: int = 16) -> RunConfig:
         memory=MemoryConfig(tokens=4, width=64, norm="batch"),
         teacher=TeacherConfig(width=64, layers=2, decoder_layers=2, future_len=future_len),
         cell=CellConfig(kind="gated", width=256),
-        smt=SMTConfig(lr=2e-3, decodes_per_sequence=2, on_policy=0.5, horizon=8, lambda_dyn=0.1, lambda_dyn_end=1.0),
-        dmt=DMTConfig(lr=1e-3),
+        smt=SMTConfig(
+            batch_size=16,
+            lr=2e-3,
+            decodes_per_sequence=2,
+            unroll=16,
+            on_policy=0.5,
+            horizon=8,
+            lambda_dyn=0.1,
+            lambda_dyn_end=1.0,
+        ),
+        dmt=DMTConfig(batch_size=16, lr=1e-3, unroll=16),
         bptt=BPTTConfig(lr=1e-3),
     )
 

@@ -9,7 +9,7 @@ from torch import nn
 import naive
 from naive import VOCAB, assert_close, batch, gradients, models, smt_config
 from retain.config import CELLS, IGNORE
-from retain.objectives import SMT, rollout_from_teacher
+from retain.objectives import SMT, rollout_from_teacher, unroll
 from retain.objectives.smt import futures, spread
 
 ENCODERS = ("state", "register", "window")
@@ -81,6 +81,27 @@ def test_on_policy_equals_naive(horizon, monkeypatch):
     assert_close(gradients(fast["loss"], objective), gradients(slow["loss"], objective))
 
 
+@pytest.mark.parametrize("on_policy", [0.0, 1.0])
+@pytest.mark.parametrize("steps", [2, 5, 6, 9])
+def test_unroll_equals_naive(steps, on_policy, monkeypatch):
+    objective = SMT(*models(), smt_config(unroll=steps, on_policy=on_policy, horizon=steps), 3)
+    torch.manual_seed(5)
+    offset = int(torch.randint(min(steps, 6), ()))
+
+    def seeded(function):
+        def call(*args):
+            torch.manual_seed(5)
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr("retain.objectives.smt.unroll", seeded(unroll))
+    monkeypatch.setattr("retain.objectives.smt.rollout_from_teacher", seeded(rollout_from_teacher))
+    fast, slow = both(objective, "state", batch(), offset)
+    assert_close(fast, slow)
+    assert_close(gradients(fast["loss"], objective), gradients(slow["loss"], objective))
+
+
 def test_on_policy_is_of_that_fraction_of_sequences():
     data = batch(size=4)
     losses = {}
@@ -105,6 +126,7 @@ def test_on_policy_is_of_that_fraction_of_sequences():
         {"on_policy": 1.0, "sweeps": 3, "steps_per_sequence": 4, "decodes_per_sequence": 2},
         {"lambda_readout": 0.0, "lambda_trunk": 0.0},
         {"lambda_distill": 1.0, "steps_per_sequence": 4},
+        {"unroll": 3, "on_policy": 0.5},
         {"lambda_dec": 0.0, "lambda_unif": 0.0},
         {"future_len": 0},
     ],

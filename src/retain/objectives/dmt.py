@@ -11,15 +11,16 @@ from retain.config import DMTConfig
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives.losses import distillation_loss, dynamics_loss, predictive_loss
+from retain.objectives.segments import rollout_from_teacher, unroll
 
 
 class DMT(nn.Module):
     """loss_dmt = λ_dyn · ‖f(m̂_t, x_t) − m_{t+1}‖² + λ_readout · cross-entropy of the readout on the RNN's own memory.
 
     m̂ comes from rolling the RNN out without a graph; then every step of the batch is trained in one parallel
-    pass. That is the gradient of the detached loop: none flows through time. The rollout starts anew from the
-    teacher's memory every `horizon` steps; that grows until, in the end, it never does: the RNN alone, from
-    m_0. The teacher is frozen.
+    pass. That is the gradient of the detached loop: none flows through time. With `unroll` it flows through so many
+    steps, in segments that are trained side by side. The rollout starts anew from the teacher's memory every
+    `horizon` steps; that grows until, in the end, it never does: the RNN alone, from m_0. The teacher is frozen.
 
     `forward(batch)`: batch["tokens"] (B, T), batch["targets"] (B, T + 1), batch["progress"] (0 … 1, default 0) →
     dict of scalar losses; "loss" is to be minimised. `trunk_trained`: the teacher's trunk has had loss_trunk, so that
@@ -66,7 +67,7 @@ class DMT(nn.Module):
             else:
                 memory, trunk_logits = teacher.encode_with_trunk(tokens)  # (B, T + 1, K, D), (B, T + 1, V)
                 own = rollout_from_teacher(self.rnn, memory, tokens, horizon)
-        predicted = self.rnn.update(own, tokens)  # (B, T, K, D)
+        predicted = unroll(self.rnn, own, tokens, c.unroll)  # (B, T, K, D)
         losses = {"loss_dyn": dynamics_loss(predicted, memory[:, 1:])}
         losses["loss"] = c.lambda_dyn * losses["loss_dyn"]
         if self.trains_readout:
@@ -88,39 +89,13 @@ class DMT(nn.Module):
 
     def sequential_steps(self, length: int, progress: float = 0.0) -> int:
         """The longest chain of one optimizer step: labels, rollout, f and readout; back through the last two."""
-        teacher, cell = self._teacher[0], self.rnn.depth
+        teacher = self._teacher[0]
+        cell = self.rnn.depth * min(self.config.unroll, length)
         readout = self.rnn.readout.depth if self.trains_readout else 0
-        rollout = self.horizon(progress, length) * cell
+        rollout = self.horizon(progress, length) * self.rnn.depth
         by_decoder = self.config.lambda_distill and not (self.trunk_trained and hasattr(teacher.encoder, "trunk"))
         forward = teacher.depth + max(rollout + cell + readout, teacher.decoder.depth if by_decoder else 0)
         return forward + (cell + readout if self.config.predictive else max(cell, readout))
 
     def finish(self) -> None:
         """Nothing is left to do: the RNN stands alone."""
-
-
-@torch.no_grad()
-def rollout_from_teacher(rnn: RNN, memory: Tensor, tokens: Tensor, horizon: int) -> Tensor:
-    """The RNN's own memories m̂_0 … m̂_{T-1}, each at most `horizon` steps away from a teacher's.
-
-    memory (B, T + 1, K, D) the teacher's, tokens (B, T) → (B, T, K, D). The sequence is cut into segments of
-    `horizon` steps, at a random offset; each starts from the teacher's memory, and all run side by side. So the
-    sequential depth is `horizon`, and f is applied about T times per sequence, T + 2 · horizon at most. m̂_0 is m_0.
-    """
-    length = tokens.shape[1]
-    horizon = min(horizon, length)
-    offset = int(torch.randint(horizon, ())) if horizon < length else 0
-    starts = torch.arange(offset, length, horizon, device=tokens.device)
-    if offset:
-        starts = torch.cat([starts.new_zeros(1), starts])
-    # All segments run for the same number of steps; what the first does beyond the second's start, or the last
-    # beyond the end, is thrown away.
-    where = starts[:, None] + torch.arange(horizon, device=tokens.device)  # (n, horizon)
-    kept = where + 1 < length
-    if offset:
-        kept[0] &= where[0] < offset
-    segments = tokens[:, where.clamp_max(length - 1)]  # (B, n, horizon)
-    memories = rnn.rollout(segments.flatten(0, 1), memory[:, starts].flatten(0, 1))
-    own = memory[:, :-1].clone()
-    own[:, (where + 1)[kept]] = memories.unflatten(0, segments.shape[:2])[:, kept]
-    return own

@@ -9,8 +9,8 @@ from retain.config import IGNORE, SMTConfig
 from retain.model.encoders import RegisterEncoder
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
-from retain.objectives.dmt import rollout_from_teacher
 from retain.objectives.losses import distillation_loss, dynamics_loss, predictive_loss, uniformity_loss
+from retain.objectives.segments import rollout_from_teacher, unroll
 
 
 class SMT(nn.Module):
@@ -70,7 +70,7 @@ class SMT(nn.Module):
             n = round(c.on_policy * len(tokens))
             own = rollout_from_teacher(self.rnn, memory[:n].detach(), inputs[:n], min(c.horizon, count))
             start = torch.cat([own, start[n:]])
-        predicted = self.rnn.update(start, inputs)  # (B, S, K, D)
+        predicted = unroll(self.rnn, start, inputs, c.unroll)  # (B, S, K, D)
         losses["loss_dyn"] = self.sweep(labels, inputs, predicted)
         if self.trains_readout:
             own = torch.cat([memory[:, :1].detach(), predicted], 1)
@@ -109,11 +109,12 @@ class SMT(nn.Module):
 
     def sequential_steps(self, length: int, progress: float = 0.0) -> int:
         """The longest chain of one optimizer step: the encoder, then the decoder or f with its rollout and readout."""
-        c, cell, encoder = self.config, self.rnn.depth, self.teacher.depth
+        c, encoder = self.config, self.teacher.depth
         count = length if c.steps_per_sequence is None else min(c.steps_per_sequence, length)
+        cell = self.rnn.depth * min(c.unroll, count)
         readout = self.rnn.readout.depth if self.trains_readout else 0
         decoder = self.teacher.decoder.depth if c.lambda_dec else 0
-        rollout = min(c.horizon, count) * cell if c.on_policy else 0
+        rollout = min(c.horizon, count) * self.rnn.depth if c.on_policy else 0
         forward = encoder + max(decoder, rollout + max(cell + readout, min(c.sweeps, count) * cell))
         return forward + max(decoder, cell + readout) + encoder
 
