@@ -1,5 +1,6 @@
 """`make results`: every line is a comparison that can be run, what is kept is not run again, pages keep their words."""
 
+import dataclasses
 import json
 import shlex
 import shutil
@@ -10,7 +11,8 @@ from retain import results
 from retain.compare import comparison_of
 from retain.config_json import from_dict, to_dict
 from retain.presets import PRESETS
-from retain.results import BEGIN, END, comparisons, credit_line, credit_runs, credit_table, kept, main, write
+from retain.results import BEGIN, END, STALE, comparisons, kept, main, write
+from retain.studies import ABLATED, WITHOUT, ablation, ablation_table, credit, credit_table
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -45,19 +47,48 @@ def test_all_of_it_fits_its_time():
         assert seconds / 2 / 3600 < hours
 
 
-def test_the_credit_line_is_what_is_run():
+def test_the_lines_of_studies_are_what_is_run():
     from retain.commands.train import train_config
 
     for quick in (False, True):
-        runs = credit_runs(quick)
-        for name, config in runs.items():
+        study = credit(quick)
+        for name, config in study.runs.items():
             kind, length = name.split("-")
-            line, _, only = credit_line(quick).removeprefix("retain train ").rstrip(")").partition(" (detached: ")
+            line, _, only = study.command.removeprefix("retain train ").rstrip(")").partition(" (detached: ")
             line = (
                 f"{line.replace('seq-len T', f'seq-len {length}')} {only if kind == 'detached' else ''} --tracker None"
             )
             assert train_config(shlex.split(line))[0] == config
             assert from_dict(type(config), to_dict(config)) == config
+        study = ablation(quick)
+        line = study.command.removeprefix("retain train ").partition(", and ")[0]
+        for preset in ABLATED:
+            words = line.replace("PRESET", preset).replace("SEED", "0")
+            assert train_config(shlex.split(words + " --tracker None"))[0] == study.runs[f"{preset}-0-seed0"]
+            assert len({str(to_dict(study.runs[f"{preset}-{i}-seed0"])) for i in range(len(WITHOUT))}) == len(WITHOUT)
+
+
+def test_every_recipe_of_the_ablation_takes_as_many_steps():
+    from retain.budget import parse_budget
+
+    for config in ablation().runs.values():
+        assert sum(parse_budget(getattr(config, phase).budget).amount for phase in config.phases) == 400
+
+
+def test_ablation_table_has_a_row_for_each_ingredient():
+    def run(value):
+        names = ("bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift")
+        return {"validation": dict.fromkeys(names, value)}
+
+    found = {name: run(0.5 + int(name[-1]) / 10) for name in ablation().runs}
+    found["stack-1-seed0"] = found["stack-1-seed1"] = found["stack-1-seed2"] = {"failed": "loss became nan"}
+    text = ablation_table(found)
+    assert "3 seed(s)" in text
+    lines = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    assert lines[0][1] == "digits: bits per token" and lines[0][4] == "stack: accuracy"
+    assert lines[2] == ["as shipped"] + ["0.600 ± 0.100"] * 6
+    assert lines[3][0] == "one step of f, the paper's: `smt.unroll=1,dmt.unroll=1`" and lines[3][4:] == ["–"] * 3
+    assert len(lines) == 2 + len(WITHOUT)
 
 
 def test_credit_table_says_when_each_length_was_solved():
@@ -87,7 +118,7 @@ def test_what_is_kept_is_not_run_again(small, tmp_path, monkeypatch, capsys):
     assert "other: there is no preset" in capsys.readouterr().err
     text = (tmp_path / "docs/results.md").read_text()
     assert text.startswith("# Figures\n\nWords before.\n") and text.endswith(f"{END}\n\nWords after.\n")
-    assert "stale" not in text and f"`{small}`" in text and "| bptt |" in text and text.count("Not run yet.") == 2
+    assert "stale" not in text and f"`{small}`" in text and "| bptt |" in text and text.count("Not run yet.") == 3
     assert (tmp_path / "docs/results/retrieval.png").exists() and "(results/retrieval.png)" in text
     assert (tmp_path / "docs/results/retrieval.json").stat().st_size < 10_000
     shutil.rmtree(tmp_path / "runs")
@@ -97,14 +128,27 @@ def test_what_is_kept_is_not_run_again(small, tmp_path, monkeypatch, capsys):
     saved = json.loads((tmp_path / "docs/results/retrieval.json").read_text())
     saved["command"] += " --lengths 4"
     (tmp_path / "docs/results/retrieval.json").write_text(json.dumps(saved))
-    assert kept("retrieval", small, tmp_path / "docs/results") is None, "another command, another comparison"
+    assert kept("retrieval", small, "", tmp_path / "docs/results") == (None, False), "another command"
+
+
+def test_what_a_preset_no_longer_says_is_shown_as_such_and_run_again(small, tmp_path, monkeypatch):
+    main(["retrieval"])
+    before = PRESETS["retrieval"]
+    monkeypatch.setitem(PRESETS, "retrieval", lambda: dataclasses.replace(before(), log_every=7))
+    main(["--tables"])
+    assert STALE in (tmp_path / "docs/results.md").read_text()
+    with pytest.raises(ValueError, match="another"):  # the run folder is of the old preset, and nothing of it is lost
+        main(["retrieval"])
+    shutil.rmtree(tmp_path / "runs")
+    main(["retrieval"])
+    assert STALE not in (tmp_path / "docs/results.md").read_text()
 
 
 def test_unknown_names_are_refused(small, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["retrieval", "chess"])
     assert stop.value.code == 2
-    assert "names: chess not among retrieval, other, credit" in capsys.readouterr().err
+    assert "names: chess not among retrieval, other, ablation, credit" in capsys.readouterr().err
 
 
 def test_a_page_without_marks_gets_them(tmp_path):

@@ -12,8 +12,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from retain.results import keep, kept, write
-from retain.sweep import run_sweep, sweep_of
+from retain.results import STALE, fingerprint, keep, kept, write
+from retain.sweep import run_sweep, runs_of, sweep_of
 
 PAGE = Path("docs/figures.md")
 KEPT = Path("docs/figures")
@@ -63,12 +63,12 @@ def line(name: str) -> str:
 def run(name: str, folder: Path) -> None:
     """Run the sweep where it is not done, and keep its figures and pictures."""
     command = f"retain sweep {line(name)}"
-    if kept(name, command, folder) is not None:
+    swept, out, jobs = sweep_of(shlex.split(line(name)))
+    settings = fingerprint([*runs_of(swept).values()])
+    if kept(name, command, settings, folder)[1]:
         return
     print(command, file=sys.stderr, flush=True)
-    swept, out, jobs = sweep_of(shlex.split(line(name)))
-    results = run_sweep(swept, out, jobs=jobs, quiet=False)
-    keep(name, command, results, folder)
+    keep(name, command, settings, run_sweep(swept, out, jobs=jobs, quiet=False), folder)
     for ending, picture in PICTURES.items():
         if (out / picture).exists():
             (folder / f"{name}{ending}.png").write_bytes((out / picture).read_bytes())
@@ -81,11 +81,13 @@ def page(folder: Path) -> str:
     text = ""
     for name, (title, _) in FIGURES.items():
         command = f"retain sweep {line(name)}"
-        results = kept(name, command, folder)
+        settings = fingerprint([*runs_of(sweep_of(shlex.split(line(name)))[0]).values()])
+        results, same = kept(name, command, settings, folder)
         text += f"\n## {title}\n\n`{command}`\n\n"
         if results is None:
             text += "Not run yet.\n"
             continue
+        text += "" if same else STALE
         for ending in PICTURES:
             if (folder / f"{name}{ending}.png").exists():
                 text += f"![{title}]({folder.name}/{name}{ending}.png)\n\n"

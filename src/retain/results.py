@@ -9,16 +9,20 @@ budgets, under runs/results-quick, within half an hour.
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import functools
+import hashlib
 import json
 import shlex
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from retain.compare import compare, comparison_of
 from retain.config import RunConfig
+from retain.config_json import to_dict
 from retain.presets import PRESETS
+from retain.studies import STUDIES, Study
 
 PAGE = Path("docs/results.md")
 KEPT = Path("docs/results")
@@ -27,15 +31,9 @@ QUICK = Path("runs/results-quick")
 BEGIN, END = "<!-- results begin -->", "<!-- results end -->"
 SIDE_BY_SIDE = "--jobs 2 --threads 1"
 TASKS = ("retrieval", "copy", "stack", "keys_values", "modular")
+STALE = "*Run with earlier settings of the preset; to be run anew.*\n\n"
 BEYOND = ("stack", "s3")
 """Tasks that are also scored at 2, 4 and 8 times the training length."""
-CREDIT_LENGTHS = (8, 16, 32, 64)
-"""Credit through bootstrapping: lengths of retrieval, the same number of optimizer steps each."""
-SOLVED = 0.99
-
-
-def credit_steps(quick: bool) -> int:
-    return 200 if quick else 2000
 
 
 def comparisons(quick: bool) -> dict[str, dict[str, str]]:
@@ -69,97 +67,69 @@ def comparisons(quick: bool) -> dict[str, dict[str, str]]:
     }
 
 
-def credit_runs(quick: bool) -> dict[str, RunConfig]:
-    """Retrieval with one token of future, with and without the gradient of f into the teacher's memories."""
-    steps = credit_steps(quick)
-    runs = {}
-    for length in CREDIT_LENGTHS:
-        for name, detach in (("joint", False), ("detached", True)):
-            base = PRESETS["retrieval"]()
-            runs[f"{name}-{length}"] = dataclasses.replace(
-                base,
-                phases=("smt",),
-                budget=f"{steps}steps",
-                validate_every=f"{steps // 40}steps",
-                tracker=None,
-                data=dataclasses.replace(base.data, seq_len=length),
-                teacher=dataclasses.replace(base.teacher, future_len=1),
-                # Every memory is decoded: with one token of future only the last two have a target.
-                smt=dataclasses.replace(base.smt, detach_labels=detach, decodes_per_sequence=None),
-            )
-    return runs
+def fingerprint(configs: Sequence[RunConfig]) -> str:
+    """Says whether figures are of these very settings: a preset may change under a command that stays."""
+    text = json.dumps([to_dict(config) for config in configs], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def credit_line(quick: bool) -> str:
-    steps = credit_steps(quick)
-    return (
-        f"retain train retrieval --phases smt --budget {steps}steps --validate-every {steps // 40}steps "
-        "--data.seq-len T --teacher.future-len 1 --smt.decodes-per-sequence None (detached: --smt.detach-labels)"
-    )
-
-
-def credit_table(results: dict[str, dict[str, Any]]) -> str:
-    """Per length: the optimizer steps after which the RNN alone solves validation, and its accuracy in the end."""
-    from retain.tables import table
-
-    def solved(result: dict[str, Any]) -> str:
-        steps = [p["step"] for p in result["curve"] if p["accuracy"] >= SOLVED]
-        return f"{steps[0]:,}" if steps else "–"
-
-    def last(result: dict[str, Any]) -> str:
-        return f"{result['curve'][-1]['accuracy']:.3f}" if result["curve"] else "–"
-
-    head = ["T", "joint: steps to solve", "detached: steps to solve", "joint: accuracy", "detached: accuracy"]
-    rows = []
-    for length in CREDIT_LENGTHS:
-        joint, detached = results[f"joint-{length}"], results[f"detached-{length}"]
-        rows.append([str(length), solved(joint), solved(detached), last(joint), last(detached)])
-    return f"Solved: the RNN alone reaches {SOLVED} on validation. – is never. One seed, SMT only.\n\n" + table(
-        head, rows
-    )
-
-
-def kept(name: str, command: str, folder: Path) -> Any:
-    """The results of a comparison that was run by this very command; None if it was not."""
+def kept(name: str, command: str, settings: str, folder: Path) -> Any:
+    """The kept results of a command, None where there are none; and whether they are of these settings."""
     path = folder / f"{name}.json"
-    if not path.exists():
-        return None
-    saved = json.loads(path.read_text())
-    return saved["results"] if saved["command"] == command else None
+    saved = json.loads(path.read_text()) if path.exists() else {}
+    if saved.get("command") != command:
+        return None, False
+    return saved["results"], saved.get("settings") == settings
 
 
-def keep(name: str, command: str, results: Any, folder: Path) -> None:
+def keep(name: str, command: str, settings: str, results: Any, folder: Path) -> None:
     from retain.checkpoint import replace_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"command": command, "results": results}) + "\n"
+    text = json.dumps({"command": command, "settings": settings, "results": results}) + "\n"
     replace_file(folder / f"{name}.json", text.encode())
 
 
 def run_comparison(name: str, arguments: str, folder: Path) -> None:
     """Run it where it is not done, and keep its figures and picture."""
     command = f"retain compare {arguments}"
-    if kept(name, command, folder) is not None:
+    comparison, out, jobs = comparison_of(shlex.split(arguments))
+    settings = fingerprint([comparison.config])
+    if kept(name, command, settings, folder)[1]:
         return
     print(command, file=sys.stderr, flush=True)
-    comparison, out, jobs = comparison_of(shlex.split(arguments))
-    results = compare(comparison, out, jobs=jobs, quiet=False)
-    keep(name, command, results, folder)
+    keep(name, command, settings, compare(comparison, out, jobs=jobs, quiet=False), folder)
     picture = out / "results.png"
     if picture.exists():
         (folder / f"{name}.png").write_bytes(picture.read_bytes())
 
 
-def run_credit(quick: bool, folder: Path) -> None:
+def run_study(name: str, study: Study, out: Path, folder: Path) -> None:
+    """The same for a grid of runs."""
     from retain.grid import run_all
 
-    if kept("credit", credit_line(quick), folder) is not None:
+    settings = fingerprint([*study.runs.values()])
+    if kept(name, study.command, settings, folder)[1]:
         return
-    print(credit_line(quick), file=sys.stderr, flush=True)
-    out = (QUICK if quick else RUNS) / "credit"
-    found = run_all(credit_runs(quick), out, jobs=2, threads=1, say=lambda line: print(line, file=sys.stderr))
-    results = {name: {k: v for k, v in result.items() if k != "config"} for name, result in found.items()}
-    keep("credit", credit_line(quick), results, folder)
+    print(study.command, file=sys.stderr, flush=True)
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    found = run_all(study.runs, out, jobs=2, threads=1, split=study.split, say=say)
+    results = {run: {k: v for k, v in result.items() if k != "config"} for run, result in found.items()}
+    keep(name, study.command, settings, results, folder)
+
+
+def part(name: str, command: str, settings: str, folder: Path, table: Callable[[Any], str]) -> str:
+    """A command and the table of its figures, as far as there are any."""
+    results, same = kept(name, command, settings, folder)
+    text = f"`{command}`\n\n"
+    if results is None:
+        return text + "Not run yet.\n"
+    if not same:
+        text += STALE
+    text += table(results)
+    if (folder / f"{name}.png").exists():
+        text += f"\n![{name}: quality against cost]({folder.name}/{name}.png)\n"
+    return text
 
 
 def page(quick: bool, folder: Path) -> str:
@@ -170,15 +140,14 @@ def page(quick: bool, folder: Path) -> str:
     for section, lines in comparisons(quick).items():
         text += f"\n## {section}\n"
         for name, arguments in lines.items():
-            command = f"retain compare {arguments}"
-            results = kept(name, command, folder)
-            text += f"\n### {name}\n\n`{command}`\n\n"
-            text += "Not run yet.\n" if results is None else markdown(results)
-            if results is not None and (folder / f"{name}.png").exists():
-                text += f"\n![{name}: quality against cost]({folder.name}/{name}.png)\n"
-    text += f"\n## Credit through bootstrapping\n\n`{credit_line(quick)}`\n\n"
-    results = kept("credit", credit_line(quick), folder)
-    return text + ("Not run yet.\n" if results is None else credit_table(results))
+            words = shlex.split(arguments)
+            settings = fingerprint([comparison_of(words)[0].config]) if words[0] in PRESETS else ""
+            text += f"\n### {name}\n\n" + part(name, f"retain compare {arguments}", settings, folder, markdown)
+    for name, make in STUDIES.items():
+        study = make(quick)
+        settings = fingerprint([*study.runs.values()])
+        text += f"\n## {study.title}\n\n" + part(name, study.command, settings, folder, study.table)
+    return text
 
 
 def write(text: str, path: Path, marks: tuple[str, str] = (BEGIN, END)) -> None:
@@ -199,14 +168,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tables", action="store_true", help="only write the tables of what is done")
     args = parser.parse_args(argv)
     lines = {name: line for section in comparisons(args.quick).values() for name, line in section.items()}
-    unknown = set(args.names) - {*lines, "credit"}
+    unknown = set(args.names) - {*lines, *STUDIES}
     if unknown:
-        parser.error(f"names: {', '.join(sorted(unknown))} not among {', '.join([*lines, 'credit'])}")
+        parser.error(f"names: {', '.join(sorted(unknown))} not among {', '.join([*lines, *STUDIES])}")
     folder, target = (QUICK / "kept", QUICK / "results.md") if args.quick else (KEPT, PAGE)
-    wanted = args.names or [*lines, "credit"]
+    wanted = args.names or [*lines, *STUDIES]
     for name in [] if args.tables else wanted:
-        if name == "credit":
-            run_credit(args.quick, folder)
+        if name in STUDIES:
+            run_study(name, STUDIES[name](args.quick), (QUICK if args.quick else RUNS) / name, folder)
         elif lines[name].split()[0] not in PRESETS:
             print(f"{name}: there is no preset of this name yet", file=sys.stderr)
             continue

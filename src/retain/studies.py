@@ -1,0 +1,141 @@
+"""Studies of `make results` without a comparison of methods: credit by bootstrapping, the recipe taken apart.
+
+Each is a grid of runs of SMT → DMT with fixed numbers of steps, so that other work on the machine does not count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from retain.config import RunConfig
+from retain.data.batches import Split
+from retain.presets import PRESETS
+from retain.sweep import describe, with_values
+from retain.tables import spread, table
+
+CREDIT_LENGTHS = (8, 16, 32, 64)
+"""Lengths of retrieval, the same number of optimizer steps each."""
+SOLVED = 0.99
+ABLATED = {"digits": "bits_per_token", "stack": "accuracy"}
+"""Presets whose recipe is taken apart, and how their RNN is judged."""
+WITHOUT: dict[str, dict[str, Any]] = {
+    "as shipped": {},
+    "one step of f, the paper's": {"smt.unroll": 1, "dmt.unroll": 1},
+    "half the stretch of f": {"smt.unroll": 8, "dmt.unroll": 8},
+    "less uniformity, the paper's": {"smt.lambda_unif": 0.001},
+    "SMT from the teacher's memories alone": {"smt.on_policy": 0.0},
+    "SMT for all the steps, no DMT": {"phases": ["smt"]},
+    "no loss of the trunk": {"smt.lambda_trunk": 0.0},
+    "memory of unit RMS, the paper's": {"memory.norm": "rms"},
+    "residual cell": {"cell.kind": "mlp", "cell.width": 512},
+    "GRU cell": {"cell.kind": "gru"},
+}
+"""Ingredients of the presets' recipe and what stands there when one is taken out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Runs, the command that a user would give for one of them, and the table that is made of their results."""
+
+    title: str
+    command: str
+    runs: dict[str, RunConfig]
+    table: Callable[[Mapping[str, Any]], str]
+    split: Split | None = None
+    """What the trained RNNs are scored on, whole; None is not at all."""
+
+
+def credit(quick: bool = False) -> Study:
+    """Retrieval with one token of future, with and without the gradient of f into the teacher's memories."""
+    steps = 200 if quick else 2000
+    runs = {}
+    for length in CREDIT_LENGTHS:
+        for name, detach in (("joint", False), ("detached", True)):
+            runs[f"{name}-{length}"] = with_values(
+                PRESETS["retrieval"](),
+                {
+                    "phases": ("smt",),
+                    "budget": f"{steps}steps",
+                    "validate_every": f"{steps // 40}steps",
+                    "tracker": None,
+                    "data.seq_len": length,
+                    "teacher.future_len": 1,
+                    # Every memory is decoded: with one token of future only the last two have a target.
+                    "smt.decodes_per_sequence": None,
+                    # One step of f, so that whatever credit there is comes through the teacher's memories.
+                    "smt.unroll": 1,
+                    "smt.detach_labels": detach,
+                },
+            )
+    line = (
+        f"retain train retrieval --phases smt --budget {steps}steps --validate-every {steps // 40}steps "
+        "--data.seq-len T --teacher.future-len 1 --smt.decodes-per-sequence None --smt.unroll 1 "
+        "(detached: --smt.detach-labels)"
+    )
+    return Study("Credit through bootstrapping", line, runs, credit_table)
+
+
+def credit_table(results: Mapping[str, Any]) -> str:
+    """Per length: the optimizer steps after which the RNN alone solves validation, and its accuracy in the end."""
+
+    def solved(result: dict[str, Any]) -> str:
+        steps = [p["step"] for p in result["curve"] if p["accuracy"] >= SOLVED]
+        return f"{steps[0]:,}" if steps else "–"
+
+    def last(result: dict[str, Any]) -> str:
+        return f"{result['curve'][-1]['accuracy']:.3f}" if result["curve"] else "–"
+
+    head = ["T", "joint: steps to solve", "detached: steps to solve", "joint: accuracy", "detached: accuracy"]
+    rows = []
+    for length in CREDIT_LENGTHS:
+        joint, detached = results[f"joint-{length}"], results[f"detached-{length}"]
+        rows.append([str(length), solved(joint), solved(detached), last(joint), last(detached)])
+    return f"Solved: the RNN alone reaches {SOLVED} on validation. – is never. One seed, SMT only.\n\n" + table(
+        head, rows
+    )
+
+
+def ablation(quick: bool = False) -> Study:
+    """The presets' recipe with one ingredient after another taken out, the same number of steps each."""
+    steps, seeds = (40, 1) if quick else (200, 3)
+    runs = {}
+    for preset in ABLATED:
+        for index, changes in enumerate(WITHOUT.values()):
+            for seed in range(seeds):
+                both = {"smt.budget": f"{steps}steps", "dmt.budget": f"{steps}steps"}
+                if "phases" in changes:
+                    both = {"smt.budget": f"{2 * steps}steps"}
+                rest = {"seed": seed, "tracker": None, "validate_every": f"{2 * steps}steps"}
+                runs[f"{preset}-{index}-seed{seed}"] = with_values(PRESETS[preset](), both | rest | changes)
+    line = (
+        f"retain train PRESET --smt.budget {steps}steps --dmt.budget {steps}steps --validate-every {2 * steps}steps "
+        "--seed SEED, and for each row what it names"
+    )
+    return Study("The recipe taken apart", line, runs, ablation_table, "validation")
+
+
+def ablation_table(results: Mapping[str, Any]) -> str:
+    """A row per ingredient: mean ± standard deviation over seeds of the RNN alone, and its drift."""
+    head = ["recipe"]
+    for preset, quality in ABLATED.items():
+        head += [f"{preset}: {quality.replace('_', ' ')}", "its teacher", "relative drift"]
+    rows = []
+    for index, (name, changes) in enumerate(WITHOUT.items()):
+        row = [f"{name}: `{describe(changes)}`" if changes else name]
+        for preset, quality in ABLATED.items():
+            found = [
+                r["validation"] for n, r in results.items() if n.startswith(f"{preset}-{index}-") and "validation" in r
+            ]
+            for key in (quality, f"teacher_{quality}", "relative_drift"):
+                row.append(spread([r[key] for r in found]))
+        rows.append(row)
+    seeds = len(results) // (len(ABLATED) * len(WITHOUT))
+    return (
+        f"Each RNN alone, the whole validation split, mean ± standard deviation over {seeds} seed(s); equal steps, not "
+        "equal seconds.\n\n" + table(head, rows)
+    )
+
+
+STUDIES: dict[str, Callable[[bool], Study]] = {"ablation": ablation, "credit": credit}
