@@ -408,7 +408,8 @@ def test_figures_are_kept_and_not_run_again(here, tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     save_config(BASE, tmp_path / "tiny.json")
     line = "--config tiny.json --vary memory.width=4,8 --seeds 1"
-    monkeypatch.setattr(figures, "FIGURES", {"memory": ("Memory", line), "other": ("Other", "retrieval --vary data.seq-len=16")})
+    other = "retrieval --vary data.seq-len=16"
+    monkeypatch.setattr(figures, "FIGURES", {"memory": ("Memory", line), "other": ("Other", other)})
     (tmp_path / "docs").mkdir()
     begin, end = figures.MARKS
     (tmp_path / "docs/figures.md").write_text(f"# Mine\n\nBefore.\n\n{begin}\nstale\n{end}\n\nAfter.\n")
