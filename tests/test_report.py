@@ -276,6 +276,18 @@ def test_a_healthy_run_has_nothing_to_note(retrieval_run, digits_run, text_run, 
     assert found["gradient"]["trained"]["smt"] is None and found["positions"]["settles"] is None
 
 
+def test_samples_of_a_task_are_in_its_words(retrieval_run):
+    from retain.data.tasks import build_task
+
+    config = load_config(retrieval_run / "config.json")
+    task = build_task(config.data)
+    for row in gather(retrieval_run)["samples"]["rows"]:
+        read = [task.words.index(word) for word in row["prompt"].split()]
+        answers = task.oracle(np.array([read + [0] * (task.seq_len - len(read))]))[0]
+        assert row["data"] == task.answers[answers[len(read)]]
+        assert {row[who].split()[0] for who in ("rnn", "teacher")} <= {*task.answers, *map(str, range(task.vocab_size))}
+
+
 def test_the_json_has_every_number(text_run, tmp_path):
     out = tmp_path / "page.html"
     write_report([text_run], out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,16 +124,23 @@ def answers(run: Run, data: Data, count: int = 6) -> dict[str, Any]:
     own = run.rnn.readout(memory).float().softmax(-1)  # (B, T + 1, V)
     theirs = None if run.teacher is None else run.teacher.decoder(run.teacher.encode(tokens)).float().softmax(-1)
 
+    task = getattr(data, "task", None)  # a user's own data has no names
+    words, replies = (task.words, task.answers) if task else ((), ())
+
     def said(probabilities: Tensor | None, i: int, t: int) -> str | None:
         if probabilities is None:
             return None
         likeliest = int(probabilities[i, t].argmax())
-        return f"{likeliest} ({float(probabilities[i, t, likeliest]):.0%})"
+        return f"{named(likeliest, replies)} ({float(probabilities[i, t, likeliest]):.0%})"
 
     rows = []
     for i in range(len(tokens)):
         t = int((targets[i] != IGNORE).nonzero()[-1])
-        right = str(int(targets[i, t]))
-        read = data.decode(tokens[i, :t].tolist())
+        right = named(int(targets[i, t]), replies)
+        read = " ".join(named(token, words) for token in tokens[i, :t].tolist())
         rows.append({"prompt": read, "rnn": said(own, i, t), "teacher": said(theirs, i, t), "data": right})
     return {"kind": "answers", "rows": rows}
+
+
+def named(token: int, names: Sequence[str]) -> str:
+    return names[token] if token < len(names) else str(token)
