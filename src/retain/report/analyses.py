@@ -128,13 +128,15 @@ def bptt_gradient(rnn: RNN, config: RunConfig, batch: dict[str, Tensor], *, last
 def smt_gradient(
     rnn: RNN, teacher: Teacher, config: RunConfig, batch: dict[str, Tensor], progress: float
 ) -> list[float]:
-    """‖∂ loss_smt / ∂ m_t‖ at the teacher's memories, t = 0 … T."""
+    """‖∂ loss_smt / ∂ m_t‖ at the teacher's memories, t = 0 … T; one step of f from each, whatever the run's `unroll`."""
     rnn, teacher = copy.deepcopy(rnn), copy.deepcopy(teacher)
     readout = copy.deepcopy(rnn.readout.state_dict())
     length = batch["tokens"].shape[1]
     per_step = config.teacher.future_len + config.memory.tokens
     decodes = max(4, min(length + 1, GRADIENT_TOKENS // (per_step * len(batch["tokens"]))))
-    everything = dataclasses.replace(config.smt, steps_per_sequence=None, decodes_per_sequence=decodes, on_policy=0.0)
+    everything = dataclasses.replace(
+        config.smt, steps_per_sequence=None, decodes_per_sequence=decodes, on_policy=0.0, unroll=1
+    )
     smt = SMT(teacher, rnn, everything, config.teacher.future_len)
     if progress:
         rnn.readout.load_state_dict(readout)  # the objective starts the readout anew from the decoder
