@@ -13,26 +13,30 @@ def unroll(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int) -> Tensor:
 
     memory (B, T or more, K, D) before each token, tokens (B, T). The sequence is cut into segments of `steps`, at a
     random offset; each starts from `memory`, goes on from what f made, and all run side by side. So the sequential
-    depth is `steps`, forward and in the gradient, however long the sequence is; and f is applied about T times per
-    sequence, T + 2 · steps at most. One step is f of every memory at once.
+    depth is `steps`, forward and in the gradient, however long the sequence is. One step is f of every memory at once.
     """
     length = tokens.shape[1]
     if steps == 1:
         return rnn.update(memory[:, :length], tokens)
     steps = min(steps, length)
     offset = int(torch.randint(steps, ())) if steps < length else 0
-    starts = torch.arange(offset, length, steps, device=tokens.device)
+    # The sequence as a ring, from `offset` once around, so that what lies before `offset` fills up the last segment.
+    ring = -(-length // steps) * steps  # what is beyond the end is thrown away
+    where = (offset + torch.arange(ring, device=tokens.device)) % ring
+    where = where.clamp_max(length - 1).view(-1, steps)  # (n, steps)
+    segments, start = tokens[:, where].flatten(0, 1), memory[:, where[:, 0]]
     if offset:
-        starts = torch.cat([starts.new_zeros(1), starts])
-    # All segments run for the same number of steps; what the first does beyond the second's start, or the last
-    # beyond the end, is thrown away.
-    where = starts[:, None] + torch.arange(steps, device=tokens.device)  # (n, steps)
-    kept = where < length
-    if offset:
-        kept[0] &= where[0] < offset
-    segments = tokens[:, where.clamp_max(length - 1)]  # (B, n, steps)
-    memories = rnn.rollout(segments.flatten(0, 1), memory[:, starts].flatten(0, 1))
-    return memories.unflatten(0, segments.shape[:2])[:, kept]
+        # There the last segment has come around to t = 0, and starts a second time.
+        around = steps - offset
+        before = rnn.rollout(segments[:, :around], start.flatten(0, 1))
+        start = before[:, -1].unflatten(0, start.shape[:2])
+        start = torch.cat([start[:, :-1], memory[:, :1]], 1)
+        after = rnn.rollout(segments[:, around:], start.flatten(0, 1))
+        memories = torch.cat([before, after], 1)
+    else:
+        memories = rnn.rollout(segments, start.flatten(0, 1))
+    memories = memories.unflatten(0, (len(tokens), -1)).flatten(1, 2)  # (B, ring, K, D)
+    return memories.roll(offset, 1)[:, :length]
 
 
 @torch.no_grad()

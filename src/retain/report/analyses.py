@@ -128,7 +128,7 @@ def bptt_gradient(rnn: RNN, config: RunConfig, batch: dict[str, Tensor], *, last
 def smt_gradient(
     rnn: RNN, teacher: Teacher, config: RunConfig, batch: dict[str, Tensor], progress: float
 ) -> list[float]:
-    """‖∂ loss_smt / ∂ m_t‖ at the teacher's memories, t = 0 … T; one step of f from each, whatever the run's `unroll`."""
+    """‖∂ loss_smt / ∂ m_t‖ at the teacher's memories, t = 0 … T, with one step of f from each."""
     rnn, teacher = copy.deepcopy(rnn), copy.deepcopy(teacher)
     readout = copy.deepcopy(rnn.readout.state_dict())
     length = batch["tokens"].shape[1]
