@@ -102,6 +102,12 @@ def test_unroll_equals_naive(steps, on_policy, monkeypatch):
     assert_close(gradients(fast["loss"], objective), gradients(slow["loss"], objective))
 
 
+@pytest.mark.parametrize("steps", [1, 4])
+def test_on_policy_of_no_sequence_at_all(steps):
+    data = batch(size=1)  # a half of it is none
+    assert SMT(*models(), smt_config(on_policy=0.5, horizon=4, unroll=steps), 3)(data)["loss"].isfinite()
+
+
 def test_on_policy_is_of_that_fraction_of_sequences():
     data = batch(size=4)
     losses = {}

@@ -35,7 +35,7 @@ def unroll(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int) -> Tensor:
         memories = torch.cat([before, after], 1)
     else:
         memories = rnn.rollout(segments, start.flatten(0, 1))
-    memories = memories.unflatten(0, (len(tokens), -1)).flatten(1, 2)  # (B, ring, K, D)
+    memories = memories.unflatten(0, (len(tokens), len(where))).flatten(1, 2)  # (B, ring, K, D)
     return memories.roll(offset, 1)[:, :length]
 
 
