@@ -72,7 +72,7 @@ def test_every_recipe_of_the_ablation_takes_as_many_steps():
     from retain.budget import parse_budget
 
     for config in ablation().runs.values():
-        assert sum(parse_budget(getattr(config, phase).budget).amount for phase in config.phases) == 300
+        assert sum(parse_budget(getattr(config, phase).budget).amount for phase in config.phases) == 240
 
 
 def test_ablation_table_has_a_row_for_each_ingredient():
