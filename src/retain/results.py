@@ -73,7 +73,7 @@ def fingerprint(configs: Sequence[RunConfig]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def kept(name: str, command: str, settings: str, folder: Path) -> Any:
+def kept(name: str, command: str, settings: str, folder: Path) -> tuple[Any, bool]:
     """The kept results of a command, None where there are none; and whether they are of these settings."""
     path = folder / f"{name}.json"
     saved = json.loads(path.read_text()) if path.exists() else {}

@@ -18,6 +18,7 @@ class SMT(nn.Module):
 
     `forward(batch)`: batch["tokens"] (B, T), batch["targets"] (B, T + 1), and batch["progress"], how much of the
     phase is over (0 … 1, default 0) → dict of scalar losses; "loss" is their weighted sum, to be minimised.
+    f is trained one step at a time, or with `unroll` over so many steps with gradient through them, side by side.
     Parameters that no loss reaches are frozen. After training, `finish()` gives the RNN its m_0 (and its readout,
     where that was not trained).
     """
