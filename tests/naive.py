@@ -224,6 +224,21 @@ def rollout_from_teacher(rnn, memory, tokens, horizon, offset):
     return torch.stack(rows)
 
 
+def own_memories(rnn, memory, tokens, distance):
+    """f's own memory at each t, from the teacher's `distance` steps before, or from m_0."""
+    rows = []
+    for row, labels in zip(tokens, memory, strict=True):
+        own = []
+        for t in range(len(row)):
+            begin = max(0, t - distance)
+            m = labels[begin]
+            for token in row[begin:t]:
+                m = update(rnn, m, token)
+            own.append(m)
+        rows.append(torch.stack(own))
+    return torch.stack(rows)
+
+
 def unroll(rnn, memory, tokens, steps, offset):
     """f goes on from its own memory, and anew from `memory` at each t that is `offset` past a multiple of `steps`."""
     rows = []
@@ -238,16 +253,21 @@ def unroll(rnn, memory, tokens, steps, offset):
     return torch.stack(rows)
 
 
-def smt(teacher, rnn, kind, config, batch, future_len, offset=None):
-    """Eq. 5 with every label, future and transition by itself; `offset` is where segments of f's own memories begin."""
+def smt(teacher, rnn, kind, config, batch, future_len, offset=None, distance=None):
+    """Eq. 5 with every label, future and transition by itself.
+
+    `offset` is where segments of f's own memories begin, `distance` how far they start from the teacher's.
+    """
     tokens, targets = batch["tokens"], batch["targets"]
     size, length = tokens.shape
     memory, trunk = encode(teacher.encoder, kind, tokens, range(length + 1))
     memory = memory_norm(teacher.norm, memory)
     decoded, asked, read, answers, pairs = [], [], [], [], []
     start = memory
-    if config.on_policy:
+    if config.on_policy and config.unroll == 1:
         start = rollout_from_teacher(rnn, memory.detach(), tokens, config.horizon, offset).detach()
+    elif config.on_policy:
+        start = torch.cat([memory[:, :1], own_memories(rnn, memory.detach(), tokens, distance).detach()[:, 1:]], 1)
     made = unroll(rnn, start, tokens, config.unroll, offset) if config.unroll > 1 else None
     for b, t in itertools.product(range(size), range(length + 1)):
         future = tokens[b, t : t + future_len]

@@ -11,7 +11,7 @@ from retain import results
 from retain.compare import comparison_of
 from retain.config_json import from_dict, to_dict
 from retain.presets import PRESETS
-from retain.results import BEGIN, END, STALE, comparisons, kept, main, write
+from retain.results import BEGIN, END, STALE, comparisons, fingerprint, given, kept, main, write
 from retain.studies import ABLATED, WITHOUT, ablation, ablation_table, credit, credit_table
 
 
@@ -142,6 +142,15 @@ def test_what_a_preset_no_longer_says_is_shown_as_such_and_run_again(small, tmp_
     shutil.rmtree(tmp_path / "runs")
     main(["retrieval"])
     assert STALE not in (tmp_path / "docs/results.md").read_text()
+
+
+def test_an_option_that_is_off_makes_no_figures_old():
+    config = PRESETS["retrieval"]()
+    known = to_dict(config)
+    known["data"]["of_tomorrow"] = None
+    assert given(known) == given(to_dict(config)) and "of_tomorrow" not in given(known)["data"]
+    changed = dataclasses.replace(config, data=dataclasses.replace(config.data, min_seq_len=4))
+    assert len({fingerprint([config]), fingerprint([changed]), fingerprint([config, changed])}) == 3
 
 
 def test_unknown_names_are_refused(small, capsys):

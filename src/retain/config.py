@@ -113,6 +113,9 @@ class DataConfig:
     dataset: hf:NAME[:CONFIG], a parquet, JSON, CSV or Arrow file, a folder of them, or a folder of images."""
     seq_len: int = 64
     """T, tokens read per training sequence; targets are T + 1."""
+    min_seq_len: int | None = None
+    """Memory tasks: each training batch has T or T halved again and again, down to this, at random, and what there is
+    to remember (copy_len, pairs) is halved with it. Evaluation is of T. None trains at T alone."""
     split: tuple[float, float, float] = (0.9, 0.05, 0.05)
     """Fractions of train, validation and test, for a file."""
     vocab_size: int | None = None
@@ -153,7 +156,8 @@ class DataConfig:
     """images: only pixels that are not 0, as events: the position, then the value where there are several."""
 
     def __post_init__(self) -> None:
-        _positive(self, "seq_len", "vocab_size", "symbols", "copy_len", "depth", "pairs", "string_len", "image_size")
+        _positive(self, "seq_len", "min_seq_len", "vocab_size", "image_size")
+        _positive(self, "symbols", "copy_len", "depth", "pairs", "string_len")
         if not 0 <= self.label_noise < 1:
             raise ValueError(f"data.label_noise: {self.label_noise} must lie in 0 … 1, below 1")
         if self.name not in (*EMBEDDED_DATA, *FILE_DATA):
@@ -164,6 +168,8 @@ class DataConfig:
             raise ValueError(f"data.levels: {self.levels} must lie in 2 … 256")
         if self.threshold is not None and not 1 <= self.threshold <= 255:
             raise ValueError(f"data.threshold: {self.threshold} must lie in 1 … 255")
+        if self.min_seq_len is not None and self.name not in TASK_DATA:
+            raise ValueError(f"data.min_seq_len: {self.min_seq_len} is for memory tasks, not {self.name}; leave it out")
         if self.revision is not None and not str(self.path).startswith("hf:"):
             raise ValueError(f"data.revision: {self.revision!r} is for a dataset of the hub, hf:NAME; leave it out")
         if self.tokenizer is not None and self.name != "documents":

@@ -58,15 +58,18 @@ def digits() -> RunConfig:
     )
 
 
-def _task(name: str, *, seq_len: int = 64, future_len: int = 16) -> RunConfig:
+def _task(
+    name: str, *, seq_len: int = 64, min_seq_len: int | None = None, future_len: int = 16, unroll: int = 16
+) -> RunConfig:
     """A memory task, for minutes of one core.
 
     Symbols are few, so the teacher is narrow; but its decoder must find each of many things in one memory, which
-    takes several memory tokens and a second layer (docs/log.md, "what memory must hold").
+    takes several memory tokens and a second layer (docs/log.md, "what memory must hold"). Where one answer hangs on
+    something far back, a teacher finds that out in short sequences first.
     """
     return RunConfig(
         preset=name,
-        data=DataConfig(name=name, seq_len=seq_len),
+        data=DataConfig(name=name, seq_len=seq_len, min_seq_len=min_seq_len),
         memory=MemoryConfig(tokens=4, width=64, norm="batch"),
         teacher=TeacherConfig(width=64, layers=2, decoder_layers=2, future_len=future_len),
         cell=CellConfig(kind="gated", width=256),
@@ -74,25 +77,25 @@ def _task(name: str, *, seq_len: int = 64, future_len: int = 16) -> RunConfig:
             batch_size=16,
             lr=2e-3,
             decodes_per_sequence=2,
-            unroll=16,
+            unroll=unroll,
             on_policy=0.5,
             horizon=8,
             lambda_dyn=0.1,
             lambda_dyn_end=1.0,
         ),
-        dmt=DMTConfig(batch_size=16, lr=1e-3, unroll=16),
+        dmt=DMTConfig(batch_size=16, lr=1e-3, unroll=unroll),
         bptt=BPTTConfig(lr=1e-3),
     )
 
 
 def retrieval() -> RunConfig:
     """Memory task: a marked symbol in the first half, asked for at the end."""
-    return _task("retrieval", future_len=64)
+    return _task("retrieval", min_seq_len=16, future_len=64)
 
 
 def copy() -> RunConfig:
     """Memory task: a string of 16 symbols, said again."""
-    return _task("copy", seq_len=32, future_len=32)
+    return _task("copy", seq_len=32, future_len=32, unroll=32)
 
 
 def stack() -> RunConfig:
@@ -102,7 +105,7 @@ def stack() -> RunConfig:
 
 def keys_values() -> RunConfig:
     """Memory task: 8 key strings with value strings, then one of the keys."""
-    return _task("keys_values", future_len=64)
+    return _task("keys_values", min_seq_len=8, future_len=64)
 
 
 def modular() -> RunConfig:

@@ -69,8 +69,14 @@ def comparisons(quick: bool) -> dict[str, dict[str, str]]:
 
 def fingerprint(configs: Sequence[RunConfig]) -> str:
     """Says whether figures are of these very settings: a preset may change under a command that stays."""
-    text = json.dumps([to_dict(config) for config in configs], sort_keys=True)
+    text = json.dumps([given(to_dict(config)) for config in configs], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def given(settings: dict[str, Any]) -> dict[str, Any]:
+    """Without what is None, which is off: an option that is added later makes no kept figures old."""
+    found = {key: given(value) if isinstance(value, dict) else value for key, value in settings.items()}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def kept(name: str, command: str, settings: str, folder: Path) -> tuple[Any, bool]:

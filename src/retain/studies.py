@@ -61,6 +61,7 @@ def credit(quick: bool = False) -> Study:
                     "validate_every": f"{steps // 40}steps",
                     "tracker": None,
                     "data.seq_len": length,
+                    "data.min_seq_len": None,
                     "teacher.future_len": 1,
                     # Every memory is decoded: with one token of future only the last two have a target.
                     "smt.decodes_per_sequence": None,
@@ -71,8 +72,8 @@ def credit(quick: bool = False) -> Study:
             )
     line = (
         f"retain train retrieval --phases smt --budget {steps}steps --validate-every {steps // 40}steps "
-        "--data.seq-len T --teacher.future-len 1 --smt.decodes-per-sequence None --smt.unroll 1 "
-        "(detached: --smt.detach-labels)"
+        "--data.seq-len T --data.min-seq-len None --teacher.future-len 1 --smt.decodes-per-sequence None "
+        "--smt.unroll 1 (detached: --smt.detach-labels)"
     )
     return Study("Credit through bootstrapping", line, runs, credit_table)
 

@@ -399,7 +399,7 @@ class Loop:
 def part_of(batch: dict[str, Any], length: int | None) -> dict[str, Any]:
     """A batch cut to `length` of its T tokens, from a random place; its first target is that of the memory there."""
     spare = batch["tokens"].shape[1] - (length or 0)
-    if length is None or spare == 0:
+    if length is None or spare <= 0:
         return batch
     start = int(torch.randint(spare + 1, ()))
     return batch | {

@@ -198,6 +198,40 @@ def test_label_noise_spoils_training_targets_alone(name):
     assert clean.info == noisy.info
 
 
+@pytest.mark.parametrize(
+    ("name", "shortest", "sizes"),
+    [
+        ("retrieval", 8, [(64, None), (32, None), (16, None), (8, None)]),
+        ("stack", 16, [(64, None), (32, None), (16, None)]),
+        ("stack", 17, [(64, None), (32, None)]),
+        ("selective_copy", 8, [(64, 16), (32, 8), (16, 4), (8, 2)]),
+        ("keys_values", 8, [(64, 8), (32, 4), (16, 2), (8, 1)]),
+        ("mqar", 65, [(64, 8)]),
+    ],
+)
+def test_shorter_sequences_are_the_same_task_with_less_to_remember(name, shortest, sizes):
+    data = load_data(config_of(name, min_seq_len=shortest))
+    amount = data.task.amount
+    assert [(task.seq_len, amount and getattr(task, amount)) for task in data.lengths] == sizes
+    met = set()
+    for step in range(40):
+        batch, same = data.batch(0, step, 0, 5), data.batch(0, step, 0, 5)
+        length = batch["tokens"].shape[1]
+        met.add(length)
+        (task,) = (task for task in data.lengths if task.seq_len == length)
+        assert np.array_equal(task.oracle(batch["tokens"].numpy()), batch["targets"].numpy())
+        assert all(torch.equal(values, same[key]) for key, values in batch.items())
+        # Processes wait for each other at every step: each has other sequences, of one length.
+        other = data.batch(0, step, 1, 5)
+        assert other["tokens"].shape == batch["tokens"].shape and not torch.equal(other["tokens"], batch["tokens"])
+    assert met == {length for length, _ in sizes}
+    plain = load_data(config_of(name))
+    assert data.info == plain.info and data.vocab_size == plain.vocab_size
+    for split in SPLITS:
+        for one, other in zip(data.windows(split, 2048), plain.windows(split, 2048), strict=True):
+            assert torch.equal(one["tokens"], other["tokens"])
+
+
 def test_retrieval_by_its_definition():
     tokens, targets = Retrieval(seq_len=9, symbols=3).generate(generator(0, 0), 3000)
     marked = (tokens >= 3) & (tokens < 6)
@@ -344,6 +378,14 @@ BAD = [
         "data.seq_len: 31 is too short for selective_copy of 16 symbols; give at least 32, or a smaller data.copy_len",
     ),
     ("copy", {"copy_len": 0}, "copy_len: 0 must be positive and finite"),
+    ("copy", {"min_seq_len": 0}, "min_seq_len: 0 must be positive and finite"),
+    (
+        "stack",
+        {"min_seq_len": 8},
+        "data.min_seq_len: 8 is too short: data.seq_len: 8 is too short for stack of depth 10; give at least 11, "
+        "or a smaller data.depth",
+    ),
+    ("stdlib", {"min_seq_len": 8}, "data.min_seq_len: 8 is for memory tasks, not stdlib; leave it out"),
     (
         "stack",
         {"seq_len": 10},

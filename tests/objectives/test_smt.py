@@ -9,15 +9,15 @@ from torch import nn
 import naive
 from naive import VOCAB, assert_close, batch, gradients, models, smt_config
 from retain.config import CELLS, IGNORE
-from retain.objectives import SMT, rollout_from_teacher, unroll
+from retain.objectives import SMT, unroll
 from retain.objectives.smt import futures, spread
 
 ENCODERS = ("state", "register", "window")
 
 
-def both(objective, kind, data, offset=None):
+def both(objective, kind, data, **cut):
     """Losses of the objective and of its naive twin."""
-    slow = naive.smt(objective.teacher, objective.rnn, kind, objective.config, data, objective.future_len, offset)
+    slow = naive.smt(objective.teacher, objective.rnn, kind, objective.config, data, objective.future_len, **cut)
     return objective(data), slow
 
 
@@ -65,39 +65,31 @@ def test_sweeps_beyond_the_first_do_not_reach_the_teacher():
     assert_close(reached[4], reached[1])
 
 
+def seeded(*args):
+    torch.manual_seed(5)
+    return unroll(*args)
+
+
 @pytest.mark.parametrize("horizon", [1, 4, 6])
 def test_on_policy_equals_naive(horizon, monkeypatch):
     objective = SMT(*models(), smt_config(on_policy=1.0, horizon=horizon), 3)
     torch.manual_seed(5)
     offset = int(torch.randint(horizon, ()))
-
-    def seeded(*args):
-        torch.manual_seed(5)
-        return rollout_from_teacher(*args)
-
-    monkeypatch.setattr("retain.objectives.smt.rollout_from_teacher", seeded)
-    fast, slow = both(objective, "state", batch(), offset)
+    monkeypatch.setattr("retain.objectives.smt.unroll", seeded)
+    fast, slow = both(objective, "state", batch(), offset=offset)
     assert_close(fast, slow)
     assert_close(gradients(fast["loss"], objective), gradients(slow["loss"], objective))
 
 
-@pytest.mark.parametrize("on_policy", [0.0, 1.0])
-@pytest.mark.parametrize("steps", [2, 5, 6, 9])
-def test_unroll_equals_naive(steps, on_policy, monkeypatch):
-    objective = SMT(*models(), smt_config(unroll=steps, on_policy=on_policy, horizon=steps), 3)
+@pytest.mark.parametrize("on_policy, horizon", [(0.0, 1), (1.0, 1), (1.0, 4), (1.0, 9)])
+@pytest.mark.parametrize("steps", [2, 3, 5, 6, 9])
+def test_unroll_equals_naive(steps, on_policy, horizon, monkeypatch):
+    objective = SMT(*models(), smt_config(unroll=steps, on_policy=on_policy, horizon=horizon), 3)
     torch.manual_seed(5)
-    offset = int(torch.randint(min(steps, 6), ()))
-
-    def seeded(function):
-        def call(*args):
-            torch.manual_seed(5)
-            return function(*args)
-
-        return call
-
-    monkeypatch.setattr("retain.objectives.smt.unroll", seeded(unroll))
-    monkeypatch.setattr("retain.objectives.smt.rollout_from_teacher", seeded(rollout_from_teacher))
-    fast, slow = both(objective, "state", batch(), offset)
+    offset = int(torch.randint(steps, ())) if steps < 6 else 0
+    distance = int(torch.randint(1, min(horizon, 6) + 1, ()))
+    monkeypatch.setattr("retain.objectives.smt.unroll", seeded)
+    fast, slow = both(objective, "state", batch(), offset=offset, distance=distance)
     assert_close(fast, slow)
     assert_close(gradients(fast["loss"], objective), gradients(slow["loss"], objective))
 

@@ -26,6 +26,7 @@ class Retrieval:
     name = "retrieval"
     summary = "a marked symbol in the first half, asked for at the end"
     knobs: ClassVar[Mapping[str, str]] = {"seq_len": "how long to remember", "symbols": "how many symbols there are"}
+    amount: ClassVar[str | None] = None
     example: ClassVar[Mapping[str, Any]] = {"seq_len": 10, "symbols": 3}
 
     def __init__(self, seq_len: int, *, symbols: int = 8) -> None:
@@ -78,6 +79,7 @@ class Copy:
         "symbols": "how many symbols there are",
         "reverse": "say it from its end",
     }
+    amount: ClassVar[str | None] = "copy_len"
     example: ClassVar[Mapping[str, Any]] = {"seq_len": 10, "copy_len": 4}
 
     def __init__(self, seq_len: int, *, symbols: int = 4, copy_len: int = 16, reverse: bool = False) -> None:
@@ -153,6 +155,7 @@ class KeysValues:
         "seq_len": "how long to wait",
         "symbols": "how many symbols there are",
     }
+    amount: ClassVar[str | None] = "pairs"
     example: ClassVar[Mapping[str, Any]] = {"seq_len": 18, "symbols": 4, "pairs": 3}
 
     def __init__(self, seq_len: int, *, symbols: int = 8, pairs: int = 8, string_len: int = 2) -> None:
@@ -215,6 +218,7 @@ class MQAR:
         "symbols": "how many keys, and values, there are",
         "seq_len": "how far apart the questions are",
     }
+    amount: ClassVar[str | None] = "pairs"
     example: ClassVar[Mapping[str, Any]] = {"seq_len": 16, "symbols": 4, "pairs": 3}
     POWER = 0.01
 

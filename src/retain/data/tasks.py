@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -27,6 +27,8 @@ class Task(Protocol):
     """One line for a list."""
     knobs: ClassVar[Mapping[str, str]]
     """The fields of the data configuration that make it harder, and what they mean."""
+    amount: ClassVar[str | None]
+    """The knob that says how much there is to remember, where it cannot stay as it is in a shorter sequence."""
     example: ClassVar[Mapping[str, Any]]
     """A size at which a sequence fits a line."""
     vocab_size: int
@@ -58,15 +60,16 @@ TASKS: dict[str, type[Task]] = {
 class TaskData(Data):
     """Fresh sequences of a task for training; fixed ones, the same in every run, for windows of each split.
 
-    Of the fresh ones the fraction `label_noise` of the targets is replaced by random answers.
+    Of the fresh ones the fraction `label_noise` of the targets is replaced by random answers. A batch of them is of
+    the task or of one of those `shorter`, all as likely, and then has that one's T.
     """
 
     EVALUATED = 2048
     """Sequences that windows yields."""
     answers = True
 
-    def __init__(self, task: Task, label_noise: float = 0.0) -> None:
-        self.task, self.label_noise = task, label_noise
+    def __init__(self, task: Task, label_noise: float = 0.0, shorter: Sequence[Task] = ()) -> None:
+        self.task, self.label_noise, self.lengths = task, label_noise, (task, *shorter)
         self.vocab_size, self.seq_len, self.chance = task.vocab_size, task.seq_len, task.chance
         self._fixed: dict[Split, Batch] = {}
         checksum = hashlib.sha256()  # of the validation sequences: another generator would give others
@@ -81,7 +84,9 @@ class TaskData(Data):
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
         # The key starts with 0, that of the fixed sequences with 1: no training batch can repeat them.
         rng = generator(seed, 0, rank, step)
-        tokens, targets = self.task.generate(rng, batch_size)
+        # All ranks have sequences of one length, so that none waits for another.
+        task = self.lengths[int(generator(seed, 2, step).integers(len(self.lengths)))]
+        tokens, targets = task.generate(rng, batch_size)
         if self.label_noise:
             replaced = (rng.random(targets.shape) < self.label_noise) & (targets != IGNORE)
             targets = np.where(replaced, rng.integers(0, len(self.task.answers), targets.shape), targets)
@@ -106,14 +111,36 @@ def _as_batch(tokens: Ints, targets: Ints) -> Batch:
 
 def load_task(config: DataConfig) -> TaskData:
     """The task named by the configuration. Raises ValueError for settings it cannot have."""
-    return TaskData(build_task(config), config.label_noise)
+    return TaskData(build_task(config), config.label_noise, shorter_tasks(config))
 
 
 def build_task(config: DataConfig) -> Task:
     """The task alone. Raises ValueError for a field that another task reads but not this one, too."""
     task = TASKS[config.name]
-    given = {name: getattr(config, name) for name in TASK_FIELDS if getattr(config, name)}
+    given = knobs_of(config)
     for name, value in given.items():
         if name not in task.knobs:
             raise ValueError(f"data.{name}: {value} is not read by {config.name}; leave it out")
     return task(config.seq_len, **given)
+
+
+def knobs_of(config: DataConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in TASK_FIELDS if getattr(config, name)}
+
+
+def shorter_tasks(config: DataConfig) -> list[Task]:
+    """The same at half the length, a quarter, … down to min_seq_len, with as much less to remember.
+
+    Raises ValueError where the task cannot be that short.
+    """
+    found: list[Task] = []
+    length, full, knobs = config.seq_len // 2, build_task(config), knobs_of(config)
+    while config.min_seq_len is not None and length >= config.min_seq_len:
+        if full.amount is not None:
+            knobs[full.amount] = max(1, getattr(full, full.amount) * length // config.seq_len)
+        try:
+            found.append(TASKS[config.name](length, **knobs))
+        except ValueError as error:
+            raise ValueError(f"data.min_seq_len: {config.min_seq_len} is too short: {error}") from None
+        length //= 2
+    return found

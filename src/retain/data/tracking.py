@@ -31,6 +31,7 @@ class Stack:
         "seq_len": "how many operations",
         "symbols": "how many symbols there are",
     }
+    amount: ClassVar[str | None] = None
     example: ClassVar[Mapping[str, Any]] = {"seq_len": 12, "depth": 4}
 
     def __init__(self, seq_len: int, *, symbols: int = 4, depth: int = 10) -> None:
@@ -79,6 +80,7 @@ class Dyck:
         "symbols": "how many kinds of brackets",
         "seq_len": "how many brackets",
     }
+    amount: ClassVar[str | None] = None
     example: ClassVar[Mapping[str, Any]] = {"seq_len": 14, "symbols": 3, "depth": 3}
 
     def __init__(self, seq_len: int, *, symbols: int = 4, depth: int = 8) -> None:
@@ -127,6 +129,7 @@ class Modular:
     name = "modular"
     summary = "pairs x, (w x + b) mod n, with w and b to be found out from the pairs so far"
     knobs: ClassVar[Mapping[str, str]] = {"symbols": "n, the modulus", "seq_len": "how many numbers"}
+    amount: ClassVar[str | None] = None
     example: ClassVar[Mapping[str, Any]] = {"seq_len": 14, "symbols": 10}
 
     def __init__(self, seq_len: int, *, symbols: int = 16) -> None:
@@ -170,6 +173,7 @@ class Parity:
     name = "parity"
     summary = "bits; is the number of ones so far odd?"
     knobs: ClassVar[Mapping[str, str]] = {"seq_len": "how many bits"}
+    amount: ClassVar[str | None] = None
     example: ClassVar[Mapping[str, Any]] = {"seq_len": 12}
     vocab_size = 2
     words: tuple[str, ...] = ("0", "1")
@@ -210,6 +214,7 @@ class Permutations:
     points: int
     summary: str
     knobs: ClassVar[Mapping[str, str]] = {"seq_len": "how many permutations"}
+    amount: ClassVar[str | None] = None
     example: ClassVar[Mapping[str, Any]] = {"seq_len": 8}
 
     def __init__(self, seq_len: int) -> None:

@@ -8,16 +8,22 @@ from torch import Tensor
 from retain.model.rnn import RNN
 
 
-def unroll(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int) -> Tensor:
+def unroll(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int, own: int = 0, horizon: int = 1) -> Tensor:
     """What f makes of `memory` at each token, on its own for at most `steps` steps: (B, T, K, D).
 
     memory (B, T or more, K, D) before each token, tokens (B, T). The sequence is cut into segments of `steps`, at a
     random offset; each starts from `memory`, goes on from what f made, and all run side by side. So the sequential
     depth is `steps`, forward and in the gradient, however long the sequence is. One step is f of every memory at once.
+    The first `own` sequences start from f's own memories instead, without a graph, at most `horizon` steps away
+    from `memory`.
     """
     length = tokens.shape[1]
+    horizon = min(horizon, length)
     if steps == 1:
-        return rnn.update(memory[:, :length], tokens)
+        start = memory[:, :length]
+        if own:
+            start = torch.cat([rollout_from_teacher(rnn, memory[:own], tokens[:own], horizon), start[own:]])
+        return rnn.update(start, tokens)
     steps = min(steps, length)
     offset = int(torch.randint(steps, ())) if steps < length else 0
     # The sequence as a ring, from `offset` once around, so that what lies before `offset` fills up the last segment.
@@ -25,6 +31,10 @@ def unroll(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int) -> Tensor:
     where = (offset + torch.arange(ring, device=tokens.device)) % ring
     where = where.clamp_max(length - 1).view(-1, steps)  # (n, steps)
     segments, start = tokens[:, where].flatten(0, 1), memory[:, where[:, 0]]
+    if own and steps < length:
+        at = where[int(offset == 0) :, 0]  # m_0 is the teacher's and f's
+        apart = own_memories(rnn, memory[:own], tokens[:own], at, horizon)
+        start = torch.cat([torch.cat([start[:own, : -len(at)], apart], 1), start[own:]])
     if offset:
         # There the last segment has come around to t = 0, and starts a second time.
         around = steps - offset
@@ -37,6 +47,21 @@ def unroll(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int) -> Tensor:
         memories = rnn.rollout(segments, start.flatten(0, 1))
     memories = memories.unflatten(0, (len(tokens), len(where))).flatten(1, 2)  # (B, ring, K, D)
     return memories.roll(offset, 1)[:, :length]
+
+
+@torch.no_grad()
+def own_memories(rnn: RNN, memory: Tensor, tokens: Tensor, steps: Tensor, horizon: int) -> Tensor:
+    """The RNN's own m̂_t at the `steps` t (n,) alone, a random 1 … horizon steps away from the teacher's: (B, n, K, D).
+
+    memory (B, T or more, K, D) the teacher's, tokens (B, T); where t is nearer to the beginning, from m_0.
+    """
+    distance = int(torch.randint(1, horizon + 1, ()))
+    begin = (steps - distance).clamp_min(0)
+    where = begin[:, None] + torch.arange(distance, device=tokens.device)  # (n, distance)
+    start = memory[:, begin].flatten(0, 1)
+    own = torch.cat([start[:, None], rnn.rollout(tokens[:, where].flatten(0, 1), start)], 1)
+    own = own.unflatten(0, (len(tokens), len(steps)))  # (B, n, distance + 1, K, D)
+    return own[:, torch.arange(len(steps), device=tokens.device), steps - begin]
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from retain.model.encoders import RegisterEncoder
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives.losses import distillation_loss, dynamics_loss, predictive_loss, uniformity_loss
-from retain.objectives.segments import rollout_from_teacher, unroll
+from retain.objectives.segments import unroll
 
 
 class SMT(nn.Module):
@@ -59,23 +59,19 @@ class SMT(nn.Module):
         losses = {}
         if c.lambda_dec:
             chosen = spread(count + 1, c.decodes_per_sequence, tokens.device)
-            future, future_targets = futures(tokens, targets, steps[chosen], self.future_len)
+            future, future_targets = futures(tokens, targets, steps[chosen], min(self.future_len, length))
             logits = self.teacher.decoder(memory[:, chosen], future if self.future_len else None)
             losses["loss_dec"] = predictive_loss(logits, future_targets if self.future_len else future_targets[..., 0])
         if c.lambda_trunk and trunk_logits is not None:
             losses["loss_trunk"] = predictive_loss(trunk_logits, targets)
         inputs = tokens[:, first : first + count]
         labels = memory.detach() if c.detach_labels else memory
-        start = labels[:, :-1]
-        if c.on_policy:
-            n = round(c.on_policy * len(tokens))
-            own = rollout_from_teacher(self.rnn, memory[:n].detach(), inputs[:n], min(c.horizon, count))
-            start = torch.cat([own, start[n:]])
-        predicted = unroll(self.rnn, start, inputs, c.unroll)  # (B, S, K, D)
+        own = round(c.on_policy * len(tokens))
+        predicted = unroll(self.rnn, labels[:, :-1], inputs, c.unroll, own, c.horizon)  # (B, S, K, D)
         losses["loss_dyn"] = self.sweep(labels, inputs, predicted)
         if self.trains_readout:
-            own = torch.cat([memory[:, :1].detach(), predicted], 1)
-            logits, asked = self.rnn.readout(own), targets[:, first : first + count + 1]
+            read = torch.cat([memory[:, :1].detach(), predicted], 1)
+            logits, asked = self.rnn.readout(read), targets[:, first : first + count + 1]
             losses["loss_readout"] = predictive_loss(logits, asked)
             if c.lambda_distill:
                 if c.lambda_trunk and trunk_logits is not None:
@@ -115,7 +111,7 @@ class SMT(nn.Module):
         cell = self.rnn.depth * min(c.unroll, count)
         readout = self.rnn.readout.depth if self.trains_readout else 0
         decoder = self.teacher.decoder.depth if c.lambda_dec else 0
-        rollout = min(c.horizon, count) * self.rnn.depth if c.on_policy else 0
+        rollout = min(c.horizon, count) * self.rnn.depth if c.on_policy and (c.unroll == 1 or c.unroll < count) else 0
         forward = encoder + max(decoder, rollout + max(cell + readout, min(c.sweeps, count) * cell))
         return forward + max(decoder, cell + readout) + encoder
 
