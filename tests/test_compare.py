@@ -1,5 +1,6 @@
 """`retain compare`: equal parameters, a sweep by validation, nothing done twice, tables that say what was measured."""
 
+import copy
 import dataclasses
 import json
 import re
@@ -167,6 +168,18 @@ def test_the_table_says_mean_and_deviation(finished):
     assert set(rows(text, "method | × 1")) == {"smt", "gru"}
     lengths = rows(text, "method | 8")
     assert "(" in lengths["smt"]["12"] and "(" not in lengths["gru"]["12"]
+
+
+def test_methods_that_the_table_cannot_tell_apart_are_all_the_best(finished):
+    results = copy.deepcopy(finished[1])
+    for accuracy, method in ((0.99999, "smt"), (0.99996, "gru")):
+        for run in results["methods"][method]["runs"]:
+            run["test"]["accuracy"] = accuracy
+    bold = [row["accuracy"] for row in rows(markdown(results), "method | accuracy").values()]
+    assert bold == ["**1.000 ± 0.000**"] * 2
+    results["methods"]["gru"]["runs"][0]["test"]["accuracy"] = 0.99
+    bold = [row["accuracy"].startswith("**") for row in rows(markdown(results), "method | accuracy").values()]
+    assert bold == [True, False]
 
 
 def test_the_picture(finished, tmp_path, monkeypatch, capsys):

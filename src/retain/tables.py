@@ -86,12 +86,11 @@ def main_table(results: Results, accuracy: bool) -> str:
     head += ["sequential steps", "parameters", "peak memory, MiB"]
     if not accuracy:
         head.remove("chance")
-    rows = []
+    rows, best = [], None
     for method, found in ranked(results):
         good = [r for r in found["runs"] if "test" in r]
         failed = len(found["runs"]) - len(good)
         name = method if not failed else f"{method} ({failed} of {len(found['runs'])} runs diverged)"
-        lead = found is ranked(results)[0][1] and good and len(results["methods"]) > 1
 
         def test(key: str, form: str = ".3f", good: list[dict[str, Any]] = good) -> str:
             return spread([r["test"][key] for r in good], form)
@@ -99,6 +98,10 @@ def main_table(results: Results, accuracy: bool) -> str:
         def mean(key: str, form: str, scale: float = 1, good: list[dict[str, Any]] = good) -> str:
             return spread([r[key] / scale for r in good], form, deviation=False)
 
+        # Methods that the digits shown cannot tell apart share the first place.
+        shown = spread([r["test"][results["metric"]] for r in good], ".3f", deviation=False)
+        best = best or shown
+        lead = good and shown == best and len(results["methods"]) > 1
         bold = f"**{test(results['metric'])}**" if lead else test(results["metric"])
         row = [name, bold if accuracy else test("accuracy")]
         row += [f"{results['chance']:.3f}"] if accuracy else []
