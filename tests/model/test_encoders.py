@@ -119,3 +119,15 @@ def test_decoder_sees_the_past_through_memory_alone(tokens):
     changed[1] += 1
     moved = (logits(tokens, changed) - before).abs().amax((1, 2))
     assert moved[1] > 1e-3 and moved[[0, 2]].max() < 1e-12
+
+
+@pytest.mark.parametrize("context_len", [None, 3, LENGTH])
+def test_windows_of_a_known_width_hold_the_same(context_len, tokens, monkeypatch):
+    """Where a look at the steps would wait for the device, windows are padded to the widest there can be."""
+    teacher = models("window", context_len=context_len)[0].eval()
+    for steps in (torch.tensor([0]), torch.tensor([1, 2]), torch.arange(LENGTH + 1)):
+        near = teacher.encode(tokens, steps)
+        with monkeypatch.context() as patch:
+            patch.setattr("torch.compiler.is_compiling", lambda: True)
+            torch.testing.assert_close(teacher.encode(tokens, steps), near)
+    assert teacher.empty_memory().isfinite().all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import subprocess
 import sys
@@ -79,10 +78,3 @@ def peak_of(side: str) -> int:
     if done.returncode:
         raise RuntimeError(f"retain.bench.peak {side} failed: {done.stderr.strip().splitlines()[-1:]}")
     return int(done.stdout)
-
-
-def peak_bytes() -> int:
-    """The most memory this process has had: of the CUDA device, where there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -130,7 +130,9 @@ class WindowEncoder(nn.Module):
 
     def forward(self, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor | None]:
         batch, per_step = tokens.shape[0], len(self.registers)
-        longest = int(steps.max())
+        # Known in advance where a look at `steps` would wait for the device, or have every step compiled anew.
+        known = tokens.device.type != "cpu" or torch.compiler.is_compiling()
+        longest = tokens.shape[1] if known else int(steps.max())
         width = longest if self.context_len is None else min(longest, self.context_len)
         # Windows end at their step and are padded on the left, where nothing may look.
         where = steps[:, None] - width + torch.arange(width, device=tokens.device)  # (S, C)
