@@ -265,7 +265,7 @@ class MemoryNorm(nn.Module):
     variance: Tensor
     seen: Tensor
 
-    def __init__(self, kind: Literal["rms", "batch"], tokens: int, width: int, momentum: float = 0.02):
+    def __init__(self, kind: Literal["rms", "batch"], tokens: int, width: int, momentum: float = 0.1):
         super().__init__()
         self.kind, self.momentum = kind, momentum
         if kind == "batch":
