@@ -78,3 +78,11 @@ def test_a_loss_that_is_not_finite_is_a_result(tmp_path):
     assert run_all({"bad": config}, tmp_path / "out", split="test")["bad"] == found, (
         "done: neither run again nor scored"
     )
+
+
+def test_peak_memory_is_of_the_process_alone():
+    """A child is not charged for what its parent holds."""
+    held = bytearray(b"x") * 600_000_000
+    code = "from retain.grid import peak_memory; print(peak_memory('cpu'))"
+    found = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 5e6 < found < len(held) / 2
