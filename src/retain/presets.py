@@ -83,7 +83,7 @@ def _task(
             lambda_dyn=0.1,
             lambda_dyn_end=1.0,
         ),
-        dmt=DMTConfig(batch_size=16, lr=1e-3, unroll=unroll),
+        dmt=DMTConfig(batch_size=16, lr=2e-3, unroll=unroll, horizon=8),
         bptt=BPTTConfig(lr=1e-3),
     )
 
