@@ -200,6 +200,7 @@ def plot(results: Results, path: Path) -> bool:
     if figure is None:
         return False
     import numpy as np
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
     metric = results["metric"]
     axes = figure.subplots(1, len(COSTS), sharey=True)
@@ -221,6 +222,9 @@ def plot(results: Results, path: Path) -> bool:
         axis.set_xlabel(label)
         if cost == "sequential_steps":
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy, validation" if metric == "accuracy" else "bits per token, validation")
     axes[-1].legend(fontsize="small")
