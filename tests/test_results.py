@@ -11,7 +11,7 @@ from retain import results
 from retain.compare import comparison_of
 from retain.config_json import from_dict, to_dict
 from retain.presets import PRESETS
-from retain.results import BEGIN, END, STALE, comparisons, fingerprint, given, kept, main, write
+from retain.results import BEGIN, END, STALE, comparisons, fingerprint, given, main, write
 from retain.studies import ABLATED, WITHOUT, ablation, ablation_table, credit, credit_table
 
 
@@ -125,10 +125,20 @@ def test_what_is_kept_is_not_run_again(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "compare", lambda *a, **k: pytest.fail("it is done"))
     main(["retrieval"])
     assert (tmp_path / "docs/results.md").read_text() == text
-    saved = json.loads((tmp_path / "docs/results/retrieval.json").read_text())
+
+
+def test_figures_of_an_earlier_command_stay_under_it_and_are_run_again(small, tmp_path, monkeypatch):
+    main(["retrieval"])
+    path = tmp_path / "docs/results/retrieval.json"
+    saved = json.loads(path.read_text())
     saved["command"] += " --lengths 4"
-    (tmp_path / "docs/results/retrieval.json").write_text(json.dumps(saved))
-    assert kept("retrieval", small, "", tmp_path / "docs/results") == (None, False), "another command"
+    path.write_text(json.dumps(saved))
+    main(["--tables"])
+    text = (tmp_path / "docs/results.md").read_text()
+    assert f"`{small} --lengths 4`\n\n{STALE}" in text and "| bptt |" in text
+    main(["retrieval"])
+    assert json.loads(path.read_text())["command"] == small
+    assert STALE not in (tmp_path / "docs/results.md").read_text()
 
 
 def test_what_a_preset_no_longer_says_is_shown_as_such_and_run_again(small, tmp_path, monkeypatch):

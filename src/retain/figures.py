@@ -12,7 +12,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from retain.results import STALE, fingerprint, keep, kept, write
+from retain.results import STALE, current, fingerprint, keep, kept, write
 from retain.sweep import run_sweep, runs_of, sweep_of
 
 PAGE = Path("docs/figures.md")
@@ -26,8 +26,8 @@ SHARED = "--jobs 2 --threads 1"
 FIGURES = {
     "context": (
         "Context length",
-        "retrieval --vary data.seq-len=16,32,64,128 --seeds 1 --budget 600steps --teacher.future-len 128 "
-        "--smt.decodes-per-sequence 1 --smt.batch-size 16 --dmt.batch-size 16",
+        "retrieval --vary data.seq-len=16,32,64,128 --data.min-seq-len None --seeds 1 --budget 600steps "
+        "--teacher.future-len 128 --smt.decodes-per-sequence 1 --smt.batch-size 16 --dmt.batch-size 16",
     ),
     "memory": (
         "Memory size, and how much more training compresses it",
@@ -49,7 +49,7 @@ FIGURES = {
         "How much of the future the decoder is shown, F",
         "retrieval --vary teacher.future-len=1,4,16,32 --seeds 1 --budget 600steps --data.seq-len 32 "
         # With few tokens of future only the last memories have a target: more of them must be decoded to meet one.
-        "--smt.decodes-per-sequence 8 --smt.batch-size 16 --dmt.batch-size 16",
+        "--data.min-seq-len None --smt.decodes-per-sequence 8 --smt.batch-size 16 --dmt.batch-size 16",
     ),
 }
 """Name → what it shows, and the arguments of `retain sweep`."""
@@ -65,7 +65,7 @@ def run(name: str, folder: Path) -> None:
     command = f"retain sweep {line(name)}"
     swept, out, jobs = sweep_of(shlex.split(line(name)))
     settings = fingerprint([*runs_of(swept).values()])
-    if kept(name, command, settings, folder)[1]:
+    if current(kept(name, folder), command, settings):
         return
     print(command, file=sys.stderr, flush=True)
     keep(name, command, settings, run_sweep(swept, out, jobs=jobs, quiet=False), folder)
@@ -82,16 +82,16 @@ def page(folder: Path) -> str:
     for name, (title, _) in FIGURES.items():
         command = f"retain sweep {line(name)}"
         settings = fingerprint([*runs_of(sweep_of(shlex.split(line(name)))[0]).values()])
-        results, same = kept(name, command, settings, folder)
-        text += f"\n## {title}\n\n`{command}`\n\n"
-        if results is None:
-            text += "Not run yet.\n"
+        saved = kept(name, folder)
+        if saved is None:
+            text += f"\n## {title}\n\n`{command}`\n\nNot run yet.\n"
             continue
-        text += "" if same else STALE
+        text += f"\n## {title}\n\n`{saved['command']}`\n\n"
+        text += "" if current(saved, command, settings) else STALE
         for ending in PICTURES:
             if (folder / f"{name}{ending}.png").exists():
                 text += f"![{title}]({folder.name}/{name}{ending}.png)\n\n"
-        text += markdown(results)
+        text += markdown(saved["results"])
     return text
 
 

@@ -31,7 +31,7 @@ QUICK = Path("runs/results-quick")
 BEGIN, END = "<!-- results begin -->", "<!-- results end -->"
 SIDE_BY_SIDE = "--jobs 2 --threads 1"
 TASKS = ("retrieval", "copy", "stack", "keys_values", "modular")
-STALE = "*Run with earlier settings of the preset; to be run anew.*\n\n"
+STALE = "*Run with an earlier form of the command or of its preset; to be run anew.*\n\n"
 BEYOND = ("stack", "s3")
 """Tasks that are also scored at 2, 4 and 8 times the training length."""
 
@@ -63,7 +63,7 @@ def comparisons(quick: bool) -> dict[str, dict[str, str]]:
             for length in (128, 256, 512)
         },
         "Length generalisation": {"s3": line("s3", "s3", "smt,bptt,gru", 300, 1)},
-        "Text and pixels": {name: line(name, name, "smt,bptt,gru,lstm", 240, 2) for name in ("stdlib", "digits")},
+        "Text and pixels": {name: line(name, name, "smt,bptt,gru,lstm", 240, 3) for name in ("stdlib", "digits")},
     }
 
 
@@ -79,13 +79,15 @@ def given(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def kept(name: str, command: str, settings: str, folder: Path) -> tuple[Any, bool]:
-    """The kept results of a command, None where there are none; and whether they are of these settings."""
+def kept(name: str, folder: Path) -> dict[str, Any] | None:
+    """What stands there: the "command" that was run, a fingerprint of its "settings", its "results"."""
     path = folder / f"{name}.json"
-    saved = json.loads(path.read_text()) if path.exists() else {}
-    if saved.get("command") != command:
-        return None, False
-    return saved["results"], saved.get("settings") == settings
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def current(saved: dict[str, Any] | None, command: str, settings: str) -> bool:
+    """Whether kept figures are of this very command and these very settings."""
+    return saved is not None and (saved["command"], saved.get("settings")) == (command, settings)
 
 
 def keep(name: str, command: str, settings: str, results: Any, folder: Path) -> None:
@@ -101,7 +103,7 @@ def run_comparison(name: str, arguments: str, folder: Path) -> None:
     command = f"retain compare {arguments}"
     comparison, out, jobs = comparison_of(shlex.split(arguments))
     settings = fingerprint([comparison.config])
-    if kept(name, command, settings, folder)[1]:
+    if current(kept(name, folder), command, settings):
         return
     print(command, file=sys.stderr, flush=True)
     keep(name, command, settings, compare(comparison, out, jobs=jobs, quiet=False), folder)
@@ -115,7 +117,7 @@ def run_study(name: str, study: Study, out: Path, folder: Path) -> None:
     from retain.grid import run_all
 
     settings = fingerprint([*study.runs.values()])
-    if kept(name, study.command, settings, folder)[1]:
+    if current(kept(name, folder), study.command, settings):
         return
     print(study.command, file=sys.stderr, flush=True)
     say = functools.partial(print, file=sys.stderr, flush=True)
@@ -125,14 +127,14 @@ def run_study(name: str, study: Study, out: Path, folder: Path) -> None:
 
 
 def part(name: str, command: str, settings: str, folder: Path, table: Callable[[Any], str]) -> str:
-    """A command and the table of its figures, as far as there are any."""
-    results, same = kept(name, command, settings, folder)
-    text = f"`{command}`\n\n"
-    if results is None:
-        return text + "Not run yet.\n"
-    if not same:
+    """A command and the table of its figures, as far as there are any; figures of an earlier one stay under theirs."""
+    saved = kept(name, folder)
+    if saved is None:
+        return f"`{command}`\n\nNot run yet.\n"
+    text = f"`{saved['command']}`\n\n"
+    if not current(saved, command, settings):
         text += STALE
-    text += table(results)
+    text += table(saved["results"])
     if (folder / f"{name}.png").exists():
         text += f"\n![{name}: quality against cost]({folder.name}/{name}.png)\n"
     return text
