@@ -202,7 +202,10 @@ def plot(results: Results, path: Path) -> bool:
     import numpy as np
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-    metric = results["metric"]
+    metric, chance = results["metric"], results["chance"]
+    values = [p[metric] for found in results["methods"].values() for r in found["runs"] for p in r["curve"]]
+    if chance is not None and values and min(values) - chance > max(values) - min(values):
+        chance = None  # far below all curves, its line would press them flat; the table has it
     axes = figure.subplots(1, len(COSTS), sharey=True)
     for axis, (cost, label) in zip(axes, COSTS.items(), strict=True):
         for number, (method, found) in enumerate(results["methods"].items()):
@@ -217,8 +220,8 @@ def plot(results: Results, path: Path) -> bool:
             axis.plot(x, y.mean(0), color=color, label=method, marker="o" if len(curves[0]) == 1 else None)
             if len(curves) > 1:
                 axis.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.15, linewidth=0)
-        if results["chance"] is not None:
-            axis.axhline(results["chance"], color="grey", linestyle=":", linewidth=1)
+        if chance is not None:
+            axis.axhline(chance, color="grey", linestyle=":", linewidth=1)
         axis.set_xlabel(label)
         if cost == "sequential_steps":
             axis.set_xscale("log")
