@@ -127,7 +127,7 @@ def test_what_is_kept_is_not_run_again(small, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "docs/results.md").read_text() == text
 
 
-def test_figures_of_an_earlier_command_stay_under_it_and_are_run_again(small, tmp_path, monkeypatch):
+def test_figures_of_an_earlier_command_stay_under_it_and_are_run_again(small, tmp_path):
     main(["retrieval"])
     path = tmp_path / "docs/results/retrieval.json"
     saved = json.loads(path.read_text())
