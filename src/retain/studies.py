@@ -6,6 +6,7 @@ Each is a grid of runs of SMT → DMT with fixed numbers of steps, so that other
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -81,17 +82,17 @@ def credit(quick: bool = False) -> Study:
 def credit_table(results: Mapping[str, Any]) -> str:
     """Per length: the optimizer steps after which the RNN alone solves validation, and its accuracy in the end."""
 
-    def solved(result: dict[str, Any]) -> str:
-        steps = [p["step"] for p in result["curve"] if p["accuracy"] >= SOLVED]
+    def solved(curve: list[dict[str, Any]]) -> str:
+        steps = [p["step"] for p in curve if p["accuracy"] >= SOLVED]
         return f"{steps[0]:,}" if steps else "–"
 
-    def last(result: dict[str, Any]) -> str:
-        return f"{result['curve'][-1]['accuracy']:.3f}" if result["curve"] else "–"
+    def last(curve: list[dict[str, Any]]) -> str:
+        return f"{curve[-1]['accuracy']:.3f}" if curve else "–"
 
     head = ["T", "joint: steps to solve", "detached: steps to solve", "joint: accuracy", "detached: accuracy"]
     rows = []
     for length in CREDIT_LENGTHS:
-        joint, detached = results[f"joint-{length}"], results[f"detached-{length}"]
+        joint, detached = (results.get(f"{kind}-{length}", {}).get("curve", []) for kind in ("joint", "detached"))
         rows.append([str(length), solved(joint), solved(detached), last(joint), last(detached)])
     return f"Solved: the RNN alone reaches {SOLVED} on validation. – is never. One seed, SMT only.\n\n" + table(
         head, rows
@@ -103,18 +104,23 @@ def ablation(quick: bool = False) -> Study:
     steps, seeds = (40, 1) if quick else (120, 3)
     runs = {}
     for preset in ABLATED:
-        for index, changes in enumerate(WITHOUT.values()):
+        for name, changes in WITHOUT.items():
             for seed in range(seeds):
                 both = {"smt.budget": f"{steps}steps", "dmt.budget": f"{steps}steps"}
                 if "phases" in changes:
                     both = {"smt.budget": f"{2 * steps}steps"}
                 rest = {"seed": seed, "tracker": None, "validate_every": f"{2 * steps}steps"}
-                runs[f"{preset}-{index}-seed{seed}"] = with_values(PRESETS[preset](), both | rest | changes)
+                runs[f"{preset}-{slug(name)}-seed{seed}"] = with_values(PRESETS[preset](), both | rest | changes)
     line = (
         f"retain train PRESET --smt.budget {steps}steps --dmt.budget {steps}steps --validate-every {2 * steps}steps "
         "--seed SEED, and for each row what it names"
     )
     return Study("The recipe taken apart", line, runs, ablation_table, "validation")
+
+
+def slug(name: str) -> str:
+    """What a row is called in the names of its runs, so that figures stay with their row when rows come and go."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("'", "")).strip("-")
 
 
 def ablation_table(results: Mapping[str, Any]) -> str:
@@ -123,16 +129,16 @@ def ablation_table(results: Mapping[str, Any]) -> str:
     for preset, quality in ABLATED.items():
         head += [f"{preset}: {quality.replace('_', ' ')}", "its teacher", "relative drift"]
     rows = []
-    for index, (name, changes) in enumerate(WITHOUT.items()):
+    for name, changes in WITHOUT.items():
         row = [f"{name}: `{describe(changes)}`" if changes else name]
         for preset, quality in ABLATED.items():
-            found = [
-                r["validation"] for n, r in results.items() if n.startswith(f"{preset}-{index}-") and "validation" in r
-            ]
+            mine = f"{preset}-{slug(name)}-seed"
+            found = [r["validation"] for run, r in results.items() if run.startswith(mine) and "validation" in r]
             for key in (quality, f"teacher_{quality}", "relative_drift"):
                 row.append(spread([r[key] for r in found]))
         rows.append(row)
-    seeds = len(results) // (len(ABLATED) * len(WITHOUT))
+    shipped = slug(next(iter(WITHOUT)))
+    seeds = max(sum(run.startswith(f"{preset}-{shipped}-seed") for run in results) for preset in ABLATED)
     return (
         f"Each RNN alone, the whole validation split, mean ± standard deviation over {seeds} seed(s); equal steps, not "
         "equal seconds.\n\n" + table(head, rows)
