@@ -21,7 +21,7 @@ from retain.evaluate import evaluate
 from retain.grid import curve, run_all
 from retain.presets import PRESETS
 from retain.run import build, load_run
-from retain.tables import markdown, plot, ranked, spread
+from retain.tables import flattens, markdown, plot, ranked, spread
 
 # What each method is
 
@@ -194,6 +194,14 @@ def test_the_picture(finished, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1 and "matplotlib" in said and "pip install" in said
     assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "far"),
+    [([0.13, 0.9], False), ([0.5, 0.99], False), ([0.9, 0.99], True), ([0.95], True), ([0.1, 0.2], False), ([], False)],
+)
+def test_a_chance_far_below_all_curves_has_no_line(values, far):
+    assert flattens(0.125, values) is far
 
 
 def test_only_what_is_missing_is_run_again(finished, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,6 +191,11 @@ def new_figure(path: Path, width: float, height: float) -> Any:
     return figure
 
 
+def flattens(chance: float, values: Sequence[float]) -> bool:
+    """Whether chance lies so far below all curves that its line would press them flat (the table has it anyway)."""
+    return bool(values) and min(values) - chance > max(values) - min(values)
+
+
 def plot(results: Results, path: Path) -> bool:
     """Quality on validation against seconds, tokens and sequential steps, one line per method.
 
@@ -204,8 +209,6 @@ def plot(results: Results, path: Path) -> bool:
 
     metric, chance = results["metric"], results["chance"]
     values = [p[metric] for found in results["methods"].values() for r in found["runs"] for p in r["curve"]]
-    if chance is not None and values and min(values) - chance > max(values) - min(values):
-        chance = None  # far below all curves, its line would press them flat; the table has it
     axes = figure.subplots(1, len(COSTS), sharey=True)
     for axis, (cost, label) in zip(axes, COSTS.items(), strict=True):
         for number, (method, found) in enumerate(results["methods"].items()):
@@ -220,7 +223,7 @@ def plot(results: Results, path: Path) -> bool:
             axis.plot(x, y.mean(0), color=color, label=method, marker="o" if len(curves[0]) == 1 else None)
             if len(curves) > 1:
                 axis.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.15, linewidth=0)
-        if chance is not None:
+        if chance is not None and not flattens(chance, values):
             axis.axhline(chance, color="grey", linestyle=":", linewidth=1)
         axis.set_xlabel(label)
         if cost == "sequential_steps":
