@@ -94,6 +94,7 @@ def test_a_compiler_that_is_there_compiles(caplog):
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_step_draws_the_same(caplog, captured, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(devices, "fast_bf16", lambda device: False)  # rounding draws another token now and then
     rnn = models(cell="gated")[1].float().eval()
     prompt = torch.tensor([[1, 2], [3, 4]])
     fast = list(generate(rnn, prompt, 20, seed=1, step=fast_step(rnn)))

@@ -327,7 +327,7 @@ class RunConfig:
     bptt: BPTTConfig = field(default_factory=BPTTConfig)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto: bf16 where matrix products in it are fast (CUDA, a CPU with AMX), else fp32."""
+    """auto: bf16 where matrix products in it are fast (CUDA, a CPU with AMX or AVX512_BF16), else fp32."""
     compile: bool = False
     """torch.compile the objective's modules (needs a C++ compiler); falls back to eager with a note."""
     log_every: int = 20

@@ -23,10 +23,10 @@ log = logging.getLogger("retain")
 
 
 def fast_bf16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 are fast here: CUDA since Ampere, or a CPU with AMX."""
+    """Whether matrix products in bfloat16 are fast here: CUDA since Ampere, or a CPU with AMX or AVX512_BF16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def make_accelerator(config: RunConfig, out: Path) -> Accelerator:

@@ -169,7 +169,7 @@ PLAINLY = {
     "rotary": (
         lambda x, gain, turn: rotary(x, turn),
         lambda x, gain, turn: torch.view_as_real(
-            torch.complex(x[..., :3], x[..., 3:]) * torch.complex(*turn)
+            torch.complex(x[..., :3], x[..., 3:]) * torch.complex(turn[0][..., :3], turn[1][..., 3:])
         ).transpose(-1, -2).flatten(-2),
     ),
 }  # fmt: skip

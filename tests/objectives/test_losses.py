@@ -9,7 +9,7 @@ import naive
 from naive import VOCAB, assert_close
 from retain.config import IGNORE
 from retain.objectives import dynamics_loss, predictive_loss, uniformity_loss
-from retain.objectives.losses import distillation_loss
+from retain.objectives.losses import readout_losses
 
 
 def random_targets(*shape):
@@ -53,20 +53,27 @@ def test_predictive_loss_in_half_precision_is_summed_in_float32():
     assert_close(loss, math.log(VOCAB))
 
 
-def test_distillation_loss_equals_naive():
+def test_readout_losses_equal_naive():
     torch.manual_seed(0)
     logits, guide = torch.randn(2, 3, 4, VOCAB, dtype=torch.float64).requires_grad_()
     targets = random_targets(3, 4)
-    fast = distillation_loss(logits, guide, targets)
-    slow = naive.distillation_loss(logits.flatten(0, 1), guide.flatten(0, 1), targets.flatten())
-    assert_close(fast, slow)
-    assert_close(torch.autograd.grad(fast, logits, retain_graph=True)[0], torch.autograd.grad(slow, logits)[0])
-    assert torch.autograd.grad(fast, guide, allow_unused=True) == (None,), "the teacher does not learn from it"
-    assert distillation_loss(logits, guide, torch.full((3, 4), IGNORE)) == 0
+    predictive, distilled = readout_losses(logits, guide, targets)
+    for fast, slow in (
+        (predictive, naive.predictive_loss(logits.flatten(0, 1), targets.flatten())),
+        (distilled, naive.distillation_loss(logits.flatten(0, 1), guide.flatten(0, 1), targets.flatten())),
+    ):
+        assert_close(fast, slow)
+        assert_close(torch.autograd.grad(fast, logits, retain_graph=True)[0], torch.autograd.grad(slow, logits)[0])
+    unused = torch.autograd.grad(predictive + distilled, guide, allow_unused=True)
+    assert unused == (None,), "the teacher does not learn from it"
+    assert readout_losses(logits, guide, torch.full((3, 4), IGNORE)) == (0, 0)
     # A teacher that is sure is the target itself.
     y = torch.randint(VOCAB, (3, 4))
     sure = 1e4 * torch.nn.functional.one_hot(y, VOCAB)
-    assert_close(distillation_loss(logits, sure, y), predictive_loss(logits, y))
+    predictive, distilled = readout_losses(logits, sure, y)
+    assert_close(distilled, predictive)
+    assert_close(predictive, predictive_loss(logits, y))
+    assert {loss.dtype for loss in readout_losses(logits.bfloat16(), sure.bfloat16(), y)} == {torch.float32}
 
 
 def test_dynamics_loss_equals_naive():

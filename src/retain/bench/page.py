@@ -46,7 +46,7 @@ def processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    units = [unit for unit in ("avx2", "avx512f", "amx_bf16") if unit in fields.get("flags", "").split()]
+    units = [unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if unit in fields.get("flags", "").split()]
     return f"{fields.get('model name', platform.machine())} ({', '.join(units)})"
 
 

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-PLAIN_ATTENTION_KEYS = 256
-"""In bfloat16 on a CPU, up to this many keys, two batched products with a softmax beat the flash kernel."""
+PLAIN_ATTENTION_KEYS = 640
+"""In bfloat16 on a CPU, up to this many keys, attention is two batched products with a softmax. They beat the flash
+kernel beyond that, too (1,025 keys: 0.7 of its time), but hold memory that grows with the square of the length."""
 
 EPS = 1e-6
 """Added to a mean square before its root."""
@@ -32,9 +33,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Te
     """
     if k.shape[-2] == 1 and mask is None:
         return v.expand_as(q)
-    # As measured: float32 on a CPU with AVX2 is fastest with SDPA at every shape of SMT, bfloat16 with AMX is not
-    # (docs/log.md); on a GPU SDPA is its flash kernel. A rule, and no timing at run time: the same run must compute
-    # the same everywhere. `python -m retain.bench attention` measures it again.
+    # As measured: float32 on a CPU is fastest with SDPA at every shape of SMT, bfloat16 is not: plain, it takes a tenth
+    # to a third (docs/log.md); on a GPU SDPA is its flash kernel. A rule, and no timing at run time: the same run must
+    # compute the same everywhere. `python -m retain.bench attention` measures it again.
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or k.shape[-2] > PLAIN_ATTENTION_KEYS:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     return plain_attention(q, k, v, causal=causal, mask=mask)
@@ -44,15 +45,15 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, ma
     """`attention` as two batched products with a softmax between them."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(future, -math.inf)
-    elif mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf)
-    return at_least_float32(scores).softmax(-1).to(v.dtype) @ v
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        # Added, which takes half the time that filling does. A softmax of bfloat16 computes in float32 inside.
+        scores.add_(torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -math.inf))
+    return scores.softmax(-1) @ v
 
 
 class _Rotary(torch.autograd.Function):
-    """A rotation of every pair; its gradient is turned back. Written into place: autograd's own form takes twice."""
+    """A rotation of every pair; its gradient is turned back. In few passes: autograd's own form takes twice."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -67,15 +68,14 @@ class _Rotary(torch.autograd.Function):
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The pair (a, b) of dimensions i and i + C / 2 becomes (a cos - b sin, b cos + a sin)."""
     half = x.shape[-1] // 2
-    a, b, out = x[..., :half], x[..., half:], torch.empty_like(x)
-    torch.mul(a, cos, out=out[..., :half]).addcmul_(b, sin, value=-1)
-    torch.mul(b, cos, out=out[..., half:]).addcmul_(a, sin)
-    return out
+    # Whole rows: products of half a row at a time take three times as long in bfloat16.
+    return (x * cos).addcmul_(torch.cat([x[..., half:], x[..., :half]], -1), sin)
 
 
 Angles = tuple[Tensor, Tensor]
-"""Cosines and sines of rotary positions, each (S, 1, C / 2)."""
+"""Of rotary positions, each (S, 1, C): the cosine twice; minus the sine, and the sine."""
 
 
 def angles(positions: Tensor, size: int, dtype: torch.dtype) -> Angles:
@@ -84,7 +84,8 @@ def angles(positions: Tensor, size: int, dtype: torch.dtype) -> Angles:
     dtype = torch.promote_types(dtype, torch.float32)
     frequency = 10000.0 ** (-torch.arange(half, device=positions.device, dtype=dtype) / half)
     angle = positions[:, None, None].to(dtype) * frequency
-    return angle.cos(), angle.sin()
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
 def rotary(x: Tensor, turn: Angles) -> Tensor:
@@ -94,8 +95,7 @@ def rotary(x: Tensor, turn: Angles) -> Tensor:
         rotated: Tensor = _Rotary.apply(x, cos, sin)
         return rotated
     half = x.shape[-1] // 2
-    a, b = x[..., :half], x[..., half:]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    return x * cos + torch.cat([x[..., half:], x[..., :half]], -1) * sin
 
 
 def by_hand(x: Tensor) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from retain.config import DMTConfig
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
-from retain.objectives.losses import distillation_loss, dynamics_loss, predictive_loss
+from retain.objectives.losses import dynamics_loss, predictive_loss, readout_losses
 from retain.objectives.segments import rollout_from_teacher, unroll
 
 
@@ -73,13 +73,14 @@ class DMT(nn.Module):
         if self.trains_readout:
             read = torch.cat([memory[:, :1], predicted if c.predictive else predicted.detach()], 1)
             logits = self.rnn.readout(read)
-            losses["loss_readout"] = predictive_loss(logits, targets)
-            losses["loss"] = losses["loss"] + c.lambda_readout * losses["loss_readout"]
             if c.lambda_distill:
                 with torch.no_grad():
                     guide = trunk_logits if self.trunk_trained and trunk_logits is not None else teacher.decoder(memory)
-                losses["loss_distill"] = distillation_loss(logits, guide, targets)
+                losses["loss_readout"], losses["loss_distill"] = readout_losses(logits, guide, targets)
                 losses["loss"] = losses["loss"] + c.lambda_distill * losses["loss_distill"]
+            else:
+                losses["loss_readout"] = predictive_loss(logits, targets)
+            losses["loss"] = losses["loss"] + c.lambda_readout * losses["loss_readout"]
         with torch.no_grad():
             spread = memory[:, 1:].var(0, correction=0).mean()
             # A batch may hold one sequence several times, as small black and white images do.

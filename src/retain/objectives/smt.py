@@ -9,7 +9,7 @@ from retain.config import IGNORE, SMTConfig
 from retain.model.encoders import RegisterEncoder
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
-from retain.objectives.losses import distillation_loss, dynamics_loss, predictive_loss, uniformity_loss
+from retain.objectives.losses import dynamics_loss, predictive_loss, readout_losses, uniformity_loss
 from retain.objectives.segments import unroll
 
 
@@ -72,14 +72,15 @@ class SMT(nn.Module):
         if self.trains_readout:
             read = torch.cat([memory[:, :1].detach(), predicted], 1)
             logits, asked = self.rnn.readout(read), targets[:, first : first + count + 1]
-            losses["loss_readout"] = predictive_loss(logits, asked)
             if c.lambda_distill:
                 if c.lambda_trunk and trunk_logits is not None:
                     guide = trunk_logits[:, steps]
                 else:
                     with torch.no_grad():
                         guide = self.teacher.decoder(memory)
-                losses["loss_distill"] = distillation_loss(logits, guide, asked)
+                losses["loss_readout"], losses["loss_distill"] = readout_losses(logits, guide, asked)
+            else:
+                losses["loss_readout"] = predictive_loss(logits, asked)
         losses["loss_unif"] = uniformity_loss(memory)
         weights = {
             "loss_dec": c.lambda_dec,
