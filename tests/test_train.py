@@ -364,3 +364,8 @@ def test_a_full_disk_leaves_the_previous_checkpoint(never_stopped, tmp_path, mon
     assert load_files(kept)[1]["progress"]["step"] == int(kept.name[5:])
     run(config, out, resume=True)
     assert_same_run(out, whole)
+
+
+def test_runs_of_one_process_each_have_their_precision(tmp_path):
+    found = {p: train(tiny(budget="2steps", precision=p), tmp_path / p, progress_bar=False) for p in ("bf16", "fp32")}
+    assert {p: summary["precision"] for p, summary in found.items()} == {"bf16": "bf16", "fp32": "fp32"}

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 
 from retain.config import RunConfig
 from retain.config_json import flatten, to_dict
@@ -44,9 +45,14 @@ def make_accelerator(config: RunConfig, out: Path) -> Accelerator:
     bf16 = config.precision == "bf16" or (
         config.precision == "auto" and fast_bf16(torch.device("cuda" if cuda else "cpu"))
     )
+    precision = "bf16" if bf16 else "no"
+    if is_initialized() and AcceleratorState().mixed_precision != precision:
+        # Accelerate allows one precision per process. A new state lets another run have its own; the accelerators
+        # that there are keep theirs.
+        AcceleratorState._shared_state = {}
     accelerator = Accelerator(
         cpu=config.device == "cpu",
-        mixed_precision="bf16" if bf16 else "no",
+        mixed_precision=precision,
         log_with=tracker,
         project_dir=str(out),
     )
