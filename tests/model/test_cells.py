@@ -98,18 +98,46 @@ def test_residual_cells_start_as_a_copy_of_memory(kind):
     assert not torch.allclose(build_cell(MEMORY, config(kind, residual=False))(memory, inputs), memory)
 
 
-@pytest.mark.parametrize("kind", [name for name, cell in BUILT_IN.items() if hasattr(cell, "rollout")])
-def test_cells_fast_rollout_equals_its_steps(kind):
+FAST = [name for name, cell in BUILT_IN.items() if hasattr(cell, "rollout")]
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("kind", FAST)
+def test_cells_fast_rollout_equals_its_steps(kind, layers):
     torch.manual_seed(0)
-    cell = randomise(build_cell(MEMORY, config(kind))).double()
+    cell = randomise(build_cell(MEMORY, config(kind, layers=layers))).double()
     memory, inputs = torch.randn(3, 2, 4, dtype=torch.float64), torch.randn(3, 5, 4, dtype=torch.float64)
+    memory.requires_grad_(True)
+    inputs.requires_grad_(True)
     fast, slow = cell.rollout(memory, inputs), []
     for t in range(5):
         slow.append(cell(slow[-1] if slow else memory, inputs[:, t]))
     slow = torch.stack(slow, 1)
     assert_close(fast, slow)
+    with torch.no_grad():
+        assert_close(cell.rollout(memory, inputs), slow)
     weights = torch.randn_like(fast)
-    assert_close(gradients((fast * weights).sum(), cell), gradients((slow * weights).sum(), cell))
+    found = []
+    for loss in ((fast * weights).sum(), (slow * weights).sum()):
+        of_arguments = torch.autograd.grad(loss, (memory, inputs), retain_graph=True)
+        found.append(gradients(loss, cell) | dict(zip(("memory", "inputs"), of_arguments, strict=True)))
+    assert_close(*found)
+    assert all(grad.abs().sum() > 0 for grad in found[0].values())
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_fast_rollouts_in_bfloat16_are_those_of_float32_but_for_rounding(kind):
+    torch.manual_seed(0)
+    cell = randomise(build_cell(MEMORY, config(kind, layers=1)))
+    memory, inputs, weights = torch.randn(3, 2, 4), torch.randn(3, 5, 4), torch.randn(3, 5, 2, 4)
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            rolled = cell.rollout(memory, inputs)
+        found.append(gradients((rolled.float() * weights).sum(), cell) | {"memories": rolled.float()})
+    assert not torch.equal(found[0]["memories"], found[1]["memories"])
+    for name, exact in found[0].items():
+        assert (found[1][name] - exact).norm() < 0.05 * exact.norm(), name
 
 
 def test_own_cell_by_name_and_as_instance():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.config import CellConfig, MemoryConfig
+from retain.model.gated_rollout import gated_rollout
 from retain.model.layers import Norm, Transformer, squared_relu
 
 REACH = 4.0
@@ -75,6 +76,24 @@ class GatedCell(nn.Module):
             x = squared_relu(layer(x))
         candidate, gate = (self.out(x) + linear).chunk(2, -1)
         return torch.lerp(flat, candidate.to(flat.dtype), gate.to(flat.dtype).sigmoid()).view(memory.shape)
+
+    def rollout(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
+        """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D)."""
+        if self.layers:
+            memories = []
+            for x in inputs.unbind(1):
+                memory = self(memory, x, projected)
+                memories.append(memory)
+            return torch.stack(memories, 1)
+        device = memory.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.out.weight.dtype
+        bias = torch.cat(
+            [self.from_memory.bias[: self.split[0]], self.from_memory.bias[self.split[0] :] + self.out.bias]
+        )
+        read = (_project(self, inputs, projected) + bias).to(dtype).transpose(0, 1).contiguous()  # (T, B, H + 2 · S)
+        weights = self.from_memory.weight.to(dtype), self.out.weight.to(dtype)
+        rolled = gated_rollout(memory.flatten(1), read, self.norm.gain.to(memory.dtype), *weights)  # (T, B, S)
+        return rolled.transpose(0, 1).unflatten(-1, memory.shape[1:])
 
 
 class TransformerCell(nn.Module):

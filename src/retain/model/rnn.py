@@ -71,7 +71,9 @@ class RNN(nn.Module):
     def rollout(self, tokens: Tensor, memory: Tensor) -> Tensor:
         """Memories after each of the tokens (B, T), read one after another from memory (B, K, D): (B, T, K, D)."""
         if hasattr(self.cell, "rollout") and not self.normalise and tokens.shape[1]:
-            return at_least_float32(self.cell.rollout(memory, self.embed(tokens)))  # type: ignore[operator]
+            settings = {"projected": True} if isinstance(self.cell, PROJECTING) else {}
+            rolled = self.cell.rollout(at_least_float32(memory), self.inputs(tokens), **settings)  # type: ignore[operator]
+            return at_least_float32(rolled)
         if not tokens.shape[1]:
             return memory.new_zeros(len(tokens), 0, *memory.shape[1:])
         memories = []

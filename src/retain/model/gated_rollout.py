@@ -1,0 +1,92 @@
+"""The gated cell over a sequence, with its gradient written out.
+
+Step by step, autograd runs a dozen small operations for each of f's, and a product for the gradient of each weight at
+each token. Here what does not wait for the step before is done for all steps at once: biases and inputs beforehand, the
+gradients of the weights afterwards, one product each. Values and gradients are those of `GatedCell.forward`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from retain.model.layers import EPS
+
+
+def gated_rollout(memory: Tensor, inputs: Tensor, gain: Tensor, from_memory: Tensor, out: Tensor) -> Tensor:
+    """Memories after each input, (T, N, S), from memory (N, S).
+
+    inputs (T, N, H + 2 S): projected, all biases added, in the dtype of the products, as are the weights from_memory
+    (H + 2 S, S) and out (2 S, H). gain (S,) is that of the norm. Memory keeps its dtype.
+    """
+    needed = (memory, inputs, gain, from_memory, out)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in needed):
+        memories: Tensor = _GatedRollout.apply(*needed)
+        return memories
+    return _forward(*needed)
+
+
+def _forward(
+    memory: Tensor,
+    inputs: Tensor,
+    gain: Tensor,
+    from_memory: Tensor,
+    out: Tensor,
+    relus: Tensor | None = None,
+    both: Tensor | None = None,
+) -> Tensor:
+    """`relus` (T, N, H) and `both` (T, N, 2 S), candidate and gate before its sigmoid, are filled where given."""
+    width, size = out.shape[1], memory.shape[-1]
+    memories = memory.new_empty(len(inputs), *memory.shape)
+    from_memory, out = from_memory.t(), out.t()
+    for t, projected in enumerate(inputs):
+        normed = F.rms_norm(memory, gain.shape, gain, EPS).to(inputs.dtype)
+        hidden, linear = torch.addmm(projected, normed, from_memory).split((width, 2 * size), -1)
+        relu = torch.clamp_min(hidden, 0, out=None if relus is None else relus[t])
+        c_z = torch.addmm(linear, relu.square(), out, out=None if both is None else both[t])
+        candidate, gate = c_z.to(memory.dtype).chunk(2, -1)
+        memory = torch.lerp(memory, candidate, gate.sigmoid(), out=memories[t])
+    return memories
+
+
+class _GatedRollout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, memory: Tensor, inputs: Tensor, gain: Tensor, from_memory: Tensor, out: Tensor) -> Tensor:
+        relus = inputs.new_empty(*inputs.shape[:2], out.shape[1])
+        both = inputs.new_empty(*inputs.shape[:2], out.shape[0])
+        memories = _forward(memory, inputs, gain, from_memory, out, relus, both)
+        ctx.save_for_backward(memory, memories, gain, from_memory, out, relus, both)
+        return memories
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        memory, memories, gain, from_memory, out, relus, both = ctx.saved_tensors
+        size, width = memory.shape[-1], relus.shape[-1]
+        before = torch.cat([memory[None], memories[:-1]])  # (T, N, S)
+        scale = before.square().mean(-1, keepdim=True).add_(EPS).rsqrt_()
+        normed = before * scale
+        candidate, gate = both.to(memory.dtype).chunk(2, -1)
+        z = gate.sigmoid()
+        of_gate = (candidate - before).mul_(z).mul_(1 - z)  # what m_{t+1} changes by, per change of the gate
+        kept, twice = 1 - z, 2 * relus
+        of_inputs = both.new_empty(*both.shape[:2], width + 2 * size)  # gradient of hidden, candidate and gate
+        of_scaled = both.new_empty(normed.shape)  # of what the norm and its gain give
+        after = torch.zeros_like(memory)  # gradient that comes back from later steps
+        for t in range(len(grad) - 1, -1, -1):
+            after = after + grad[t]
+            here = of_inputs[t]
+            torch.mul(after, z[t], out=here[:, width : width + size])
+            torch.mul(after, of_gate[t], out=here[:, width + size :])
+            torch.mul(here[:, width:] @ out, twice[t], out=here[:, :width])
+            of_normed = torch.mm(here, from_memory, out=of_scaled[t]) * gain
+            along = (of_normed * normed[t]).mean(-1, keepdim=True)
+            after = of_normed.addcmul_(normed[t], along, value=-1).mul_(scale[t]).addcmul_(after, kept[t])
+        flat = of_inputs.flatten(0, 1)
+        of_from_memory = flat.t() @ (normed * gain).to(flat.dtype).flatten(0, 1)
+        of_out = flat[:, width:].t() @ relus.square().flatten(0, 1)
+        return after, of_inputs, (of_scaled * normed).sum((0, 1)), of_from_memory, of_out
