@@ -30,7 +30,7 @@ def test_a_dry_run_tells_sizes_and_writes_nothing(retain, sources, tmp_path, mon
         "rnn": sum(p.numel() for p in rnn.parameters()),
         "teacher": sum(p.numel() for p in teacher.parameters()),
     }
-    assert (found["phases"]["smt"]["steps"], found["phases"]["dmt"]["steps"]) == (3, 1)  # of 4, shared 7 to 3
+    assert (found["phases"]["smt"]["steps"], found["phases"]["dmt"]["steps"]) == (1, 3)  # of 4, shared 3 to 7
     for phase in found["phases"].values():
         assert phase["seconds"] == pytest.approx(phase["steps"] * phase["seconds_per_step"])
         assert phase["tokens_per_step"] == 2 * 64
