@@ -79,16 +79,22 @@ def generate(
     return _stream(rnn, step or rnn.step, prompt, length, temperature, top_k, top_p, seed)
 
 
-def fast_step(rnn: RNN) -> Step:
+BF16_PRODUCTS = 8_000_000
+"""Multiplications of a step (streams × weights) from which on bfloat16 weights are faster on a CPU: below it they are
+slower, up to three times (docs/log.md)."""
+
+
+def fast_step(rnn: RNN, batch: int = 1) -> Step:
     """`rnn.step` compiled, for long texts: the first step takes as long as compiling does, a minute or so.
 
-    With a copy of the weights in bfloat16 where products in it are fast; memory stays float32. Where nothing can be
-    compiled there is a note in the log, and the step runs as it is.
+    With a copy of the weights in bfloat16 where products in it are fast and, on a CPU, `batch` streams make them large
+    enough; memory stays float32. Where nothing can be compiled there is a note in the log, and the step runs as it is.
     """
     from retain.devices import can_compile, compiled, fast_bf16
 
     device = rnn.m_0.device
-    bf16 = fast_bf16(device)
+    weights = sum(p.numel() for part in (rnn.cell, rnn.readout) for p in part.parameters())
+    bf16 = fast_bf16(device) and (device.type != "cpu" or batch * weights >= BF16_PRODUCTS)
     step = (copy.deepcopy(rnn).eval().bfloat16() if bf16 else rnn).step
     step = compiled(step, "step") if can_compile(device) else step
 

@@ -123,7 +123,7 @@ def generate_64() -> Row:
 def _generate(batch: int, length: int = 32) -> Row:
     rnn = models(SMALL)[0].eval()
     prompt = torch.zeros(batch, 0, dtype=torch.long)
-    step = fast_step(rnn)
+    step = fast_step(rnn, batch)
     ours, loop = by_turns(
         lambda: list(generate(rnn, prompt, length, step=step)), naive.plain(lambda: naive.generate(rnn, batch, length))
     )

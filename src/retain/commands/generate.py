@@ -86,7 +86,7 @@ def generate_command(argv: list[str]) -> None:
         top_k=args.top_k,
         top_p=args.top_p,
         seed=args.seed,
-        step=fast_step(run.rnn) if args.compile else None,
+        step=fast_step(run.rnn, rows) if args.compile else None,
     )
     settings = dataclasses.asdict(args) | {"length": length}
     if image:
