@@ -83,9 +83,12 @@ def _task(
         memory=MemoryConfig(tokens=4, width=64, norm="batch"),
         teacher=TeacherConfig(width=64, layers=2, decoder_layers=2, future_len=future_len),
         cell=CellConfig(kind="gated", width=256),
+        # As with text: the teacher begins, then the RNN goes on from its own memories to the targets themselves.
         smt=SMTConfig(
+            share=3,
             batch_size=16,
             lr=2e-3,
+            schedule="constant",
             decodes_per_sequence=2,
             unroll=unroll,
             on_policy=0.5,
@@ -93,7 +96,7 @@ def _task(
             lambda_dyn=0.1,
             lambda_dyn_end=1.0,
         ),
-        dmt=DMTConfig(batch_size=16, lr=2e-3, unroll=unroll, horizon=8),
+        dmt=DMTConfig(share=7, batch_size=16, lr=2e-3, unroll=32, horizon_growth=0.0, lambda_dyn=0.1),
         bptt=BPTTConfig(lr=1e-3),
     )
 

@@ -2,8 +2,9 @@
 
 A cell is any `nn.Module` with `forward(memory, inputs) -> memory`: memory (N, K, D), inputs (N, D) the embedded
 token. Where memory is rms-normalised, the RNN normalises what the cell returns. A cell may also have
-`rollout(memory, inputs)`: the same over a sequence of inputs (N, T, D) → (N, T, K, D), only faster; and `depth`, how
-many layers one application is in the count of sequential steps (docs/compare.md), 1 where it is missing.
+`rollout(memory, inputs)`: the same over a sequence of inputs (N, T, D) → (N, T, K, D), only faster; `cuts`, whether its
+`rollout` takes a `cut` too (`RNN.rollout`), False where it is missing; and `depth`, how many layers one application is
+in the count of sequential steps (docs/compare.md), 1 where it is missing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.config import CellConfig, MemoryConfig
-from retain.model.gated_rollout import gated_rollout
+from retain.model.gated_rollout import Cut, gated_rollout
 from retain.model.layers import Norm, Transformer, squared_relu
 
 REACH = 4.0
@@ -77,8 +78,12 @@ class GatedCell(nn.Module):
         candidate, gate = (self.out(x) + linear).chunk(2, -1)
         return torch.lerp(flat, candidate.to(flat.dtype), gate.to(flat.dtype).sigmoid()).view(memory.shape)
 
-    def rollout(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
-        """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D)."""
+    @property
+    def cuts(self) -> bool:
+        return not self.layers
+
+    def rollout(self, memory: Tensor, inputs: Tensor, projected: bool = False, cut: Cut | None = None) -> Tensor:
+        """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D). Only one layer can be cut."""
         if self.layers:
             memories = []
             for x in inputs.unbind(1):
@@ -90,9 +95,11 @@ class GatedCell(nn.Module):
         bias = torch.cat(
             [self.from_memory.bias[: self.split[0]], self.from_memory.bias[self.split[0] :] + self.out.bias]
         )
-        read = (_project(self, inputs, projected) + bias).to(dtype).transpose(0, 1).contiguous()  # (T, B, H + 2 · S)
+        # In one dtype from here: a sum of two is several times slower.
+        read = _project(self, inputs, projected).to(dtype).transpose(0, 1) + bias.to(dtype)  # (T, B, H + 2 · S)
+        read = read.contiguous()
         weights = self.from_memory.weight.to(dtype), self.out.weight.to(dtype)
-        rolled = gated_rollout(memory.flatten(1), read, self.norm.gain.to(memory.dtype), *weights)  # (T, B, S)
+        rolled = gated_rollout(memory.flatten(1), read, self.norm.gain.to(memory.dtype), *weights, cut)  # (T, B, S)
         return rolled.transpose(0, 1).unflatten(-1, memory.shape[1:])
 
 

@@ -2,7 +2,8 @@
 
 Step by step, autograd runs a dozen small operations for each of f's, and a product for the gradient of each weight at
 each token. Here what does not wait for the step before is done for all steps at once: biases and inputs beforehand, the
-gradients of the weights afterwards, one product each. Values and gradients are those of `GatedCell.forward`.
+gradients of the weights afterwards, one product each. Values and gradients are those of `GatedCell.forward`. Where the
+gradient is cut every so many steps, it goes back through all the stretches between side by side.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from torch.autograd.function import once_differentiable
 from retain.model.layers import EPS
 
 
-def gated_rollout(memory: Tensor, inputs: Tensor, gain: Tensor, from_memory: Tensor, out: Tensor) -> Tensor:
+Cut = tuple[int, int]
+"""(first, every): the gradient stops before step `first` < `every`, and before each `every`-th after it."""
+
+
+def gated_rollout(
+    memory: Tensor, inputs: Tensor, gain: Tensor, from_memory: Tensor, out: Tensor, cut: Cut | None = None
+) -> Tensor:
     """Memories after each input, (T, N, S), from memory (N, S).
 
     inputs (T, N, H + 2 S): projected, all biases added, in the dtype of the products, as are the weights from_memory
@@ -25,9 +32,18 @@ def gated_rollout(memory: Tensor, inputs: Tensor, gain: Tensor, from_memory: Ten
     """
     needed = (memory, inputs, gain, from_memory, out)
     if torch.is_grad_enabled() and any(x.requires_grad for x in needed):
-        memories: Tensor = _GatedRollout.apply(*needed)
+        memories: Tensor = _GatedRollout.apply(*needed, cut or (0, len(inputs)))
         return memories
     return _forward(*needed)
+
+
+def ring(length: int, first: int, every: int, device: torch.device) -> Tensor:
+    """Steps 0 … length - 1 cut as `Cut` says, one stretch a row: (n, every). What lies before `first` ends the last row.
+
+    The steps are a ring, read once around from `first`; steps from `length` on fill it up and stand for nothing.
+    """
+    around = -(-length // every) * every
+    return ((first + torch.arange(around, device=device)) % around).view(-1, every)
 
 
 def _forward(
@@ -55,7 +71,10 @@ def _forward(
 
 class _GatedRollout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, memory: Tensor, inputs: Tensor, gain: Tensor, from_memory: Tensor, out: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, memory: Tensor, inputs: Tensor, gain: Tensor, from_memory: Tensor, out: Tensor, cut: Cut
+    ) -> Tensor:
+        ctx.cut = cut
         relus = inputs.new_empty(*inputs.shape[:2], out.shape[1])
         both = inputs.new_empty(*inputs.shape[:2], out.shape[0])
         memories = _forward(memory, inputs, gain, from_memory, out, relus, both)
@@ -64,10 +83,16 @@ class _GatedRollout(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         memory, memories, gain, from_memory, out, relus, both = ctx.saved_tensors
-        size, width = memory.shape[-1], relus.shape[-1]
+        (length, streams, size), width, (first, every) = grad.shape, relus.shape[-1], ctx.cut
         before = torch.cat([memory[None], memories[:-1]])  # (T, N, S)
+        cut = first > 0 or every < length
+        if cut:
+            where = ring(length, first, every, grad.device).t().flatten()  # stretches side by side: T is `every` now
+            rows = where.clamp_max(length - 1)
+            before, relus, both = (x[rows].view(every, -1, x.shape[-1]) for x in (before, relus, both))
+            grad = (grad[rows] * (where < length)[:, None, None]).view(before.shape)
         scale = before.square().mean(-1, keepdim=True).add_(EPS).rsqrt_()
         normed = before * scale
         candidate, gate = both.to(memory.dtype).chunk(2, -1)
@@ -76,7 +101,8 @@ class _GatedRollout(torch.autograd.Function):
         kept, twice = 1 - z, 2 * relus
         of_inputs = both.new_empty(*both.shape[:2], width + 2 * size)  # gradient of hidden, candidate and gate
         of_scaled = both.new_empty(normed.shape)  # of what the norm and its gain give
-        after = torch.zeros_like(memory)  # gradient that comes back from later steps
+        of_memory = None
+        after = torch.zeros_like(before[0])  # gradient that comes back from later steps
         for t in range(len(grad) - 1, -1, -1):
             after = after + grad[t]
             here = of_inputs[t]
@@ -86,7 +112,14 @@ class _GatedRollout(torch.autograd.Function):
             of_normed = torch.mm(here, from_memory, out=of_scaled[t]) * gain
             along = (of_normed * normed[t]).mean(-1, keepdim=True)
             after = of_normed.addcmul_(normed[t], along, value=-1).mul_(scale[t]).addcmul_(after, kept[t])
+            if first and t == every - first:  # the last stretch has come around to the first step
+                of_memory = after[-streams:].clone()
+                after[-streams:] = 0
         flat = of_inputs.flatten(0, 1)
         of_from_memory = flat.t() @ (normed * gain).to(flat.dtype).flatten(0, 1)
         of_out = flat[:, width:].t() @ relus.square().flatten(0, 1)
-        return after, of_inputs, (of_scaled * normed).sum((0, 1)), of_from_memory, of_out
+        if cut:
+            back = torch.empty_like(where).scatter_(0, where, torch.arange(len(where), device=grad.device))[:length]
+            of_inputs = of_inputs.view(len(where), streams, -1)[back]
+        of_memory = after[:streams] if of_memory is None else of_memory
+        return of_memory, of_inputs, (of_scaled * normed).sum((0, 1)), of_from_memory, of_out, None

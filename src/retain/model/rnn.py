@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from retain.config import CellConfig, MemoryConfig, TeacherConfig
 from retain.model.cells import PROJECTING, build_cell, check_cell
+from retain.model.gated_rollout import Cut
 from retain.model.layers import at_least_float32, rms
 from retain.model.teacher import Readout
 
@@ -68,10 +71,27 @@ class RNN(nn.Module):
         memory = self.update(memory, token)
         return at_least_float32(self.readout(memory)), memory
 
-    def rollout(self, tokens: Tensor, memory: Tensor) -> Tensor:
-        """Memories after each of the tokens (B, T), read one after another from memory (B, K, D): (B, T, K, D)."""
+    @property
+    def cuts(self) -> bool:
+        """Whether a `rollout` that is cut goes back through all its stretches side by side."""
+        return not self.normalise and bool(getattr(self.cell, "cuts", False))
+
+    def rollout(self, tokens: Tensor, memory: Tensor, cut: Cut | None = None) -> Tensor:
+        """Memories after each of the tokens (B, T), read one after another from memory (B, K, D): (B, T, K, D).
+
+        `cut` = (first, every): no gradient flows back past token `first` < `every`, nor past each `every`-th after it.
+        """
+        if cut is not None and not self.cuts:
+            first, every = cut
+            memories = []
+            for stretch in tokens.tensor_split(list(range(first or every, tokens.shape[1], every)), 1):
+                memories.append(self.rollout(stretch, memory))
+                memory = memories[-1][:, -1].detach()
+            return torch.cat(memories, 1)
         if hasattr(self.cell, "rollout") and not self.normalise and tokens.shape[1]:
-            settings = {"projected": True} if isinstance(self.cell, PROJECTING) else {}
+            settings: dict[str, Any] = {"projected": True} if isinstance(self.cell, PROJECTING) else {}
+            if cut is not None:
+                settings["cut"] = cut
             rolled = self.cell.rollout(at_least_float32(memory), self.inputs(tokens), **settings)  # type: ignore[operator]
             return at_least_float32(rolled)
         if not tokens.shape[1]:

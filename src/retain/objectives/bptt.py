@@ -26,10 +26,8 @@ class BPTT(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         tokens, targets = batch["tokens"], batch["targets"]
         memory = self.rnn.init_memory(len(tokens))
-        memories = [memory[:, None]]
-        for chunk in tokens.split(self.config.truncate or tokens.shape[1], 1):
-            memories.append(self.rnn.rollout(chunk, memories[-1][:, -1].detach() if len(memories) > 1 else memory))
-        loss = predictive_loss(self.rnn.readout(torch.cat(memories, 1)), targets)
+        memories = self.rnn.rollout(tokens, memory, (0, self.config.truncate) if self.config.truncate else None)
+        loss = predictive_loss(self.rnn.readout(torch.cat([memory[:, None], memories], 1)), targets)
         return {"loss": loss, "loss_readout": loss}
 
     def sequential_steps(self, length: int, progress: float = 0.0) -> int:

@@ -11,7 +11,7 @@ from retain.config import DMTConfig
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives.losses import dynamics_loss, predictive_loss, readout_losses
-from retain.objectives.segments import rollout_from_teacher, unroll
+from retain.objectives.segments import rollout_from_teacher, unroll, unroll_alone
 
 
 class DMT(nn.Module):
@@ -20,7 +20,8 @@ class DMT(nn.Module):
     m̂ comes from rolling the RNN out without a graph; then every step of the batch is trained in one parallel
     pass. That is the gradient of the detached loop: none flows through time. With `unroll` it flows through so many
     steps, in segments that are trained side by side. The rollout starts anew from the teacher's memory every
-    `horizon` steps; that grows until, in the end, it never does: the RNN alone, from m_0. The teacher is frozen.
+    `horizon` steps; that grows until, in the end, it never does: the RNN alone, from m_0. Then the rollout itself can
+    be what is trained, and there is no second pass. The teacher is frozen.
 
     `forward(batch)`: batch["tokens"] (B, T), batch["targets"] (B, T + 1), batch["progress"] (0 … 1, default 0) →
     dict of scalar losses; "loss" is to be minimised. `trunk_trained`: the teacher's trunk has had loss_trunk, so that
@@ -50,10 +51,16 @@ class DMT(nn.Module):
         done = min(1.0, progress / self.config.horizon_growth)
         return min(end, start * 2 ** math.floor(done * doublings + 1e-9))
 
+    def alone(self, horizon: int, length: int) -> bool:
+        """Whether the rollout can be what is trained: it never starts anew, and its gradient costs no more that way."""
+        c = self.config
+        return horizon == length and c.label_every == 1 and (c.unroll >= length or (c.unroll > 1 and self.rnn.cuts))
+
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         tokens, targets, c = batch["tokens"], batch["targets"], self.config
         teacher = self._teacher[0].eval()
         horizon = self.horizon(float(batch.get("progress", 0.0)), tokens.shape[1])
+        alone = self.alone(horizon, tokens.shape[1])
         with torch.no_grad():
             if c.label_every > 1:
                 # The labels that are wanted, and m at the start: for an encoder that pays for each.
@@ -66,8 +73,12 @@ class DMT(nn.Module):
                 trunk_logits = None if trunk_logits is None else trunk_logits[:, steps]
             else:
                 memory, trunk_logits = teacher.encode_with_trunk(tokens)  # (B, T + 1, K, D), (B, T + 1, V)
-                own = rollout_from_teacher(self.rnn, memory, tokens, horizon)
-        predicted = unroll(self.rnn, own, tokens, c.unroll)  # (B, T, K, D)
+                if not alone:
+                    own = rollout_from_teacher(self.rnn, memory, tokens, horizon)
+        if alone:
+            predicted = unroll_alone(self.rnn, memory[:, 0], tokens, c.unroll)  # (B, T, K, D)
+        else:
+            predicted = unroll(self.rnn, own, tokens, c.unroll)
         losses = {"loss_dyn": dynamics_loss(predicted, memory[:, 1:])}
         losses["loss"] = c.lambda_dyn * losses["loss_dyn"]
         if self.trains_readout:
@@ -82,7 +93,7 @@ class DMT(nn.Module):
                 losses["loss_readout"] = predictive_loss(logits, targets)
             losses["loss"] = losses["loss"] + c.lambda_readout * losses["loss_readout"]
         with torch.no_grad():
-            spread = memory[:, 1:].var(0, correction=0).mean()
+            spread = (memory[:, 1:] - memory[:, 1:].mean(0)).square().mean()  # much faster than .var(0)
             # A batch may hold one sequence several times, as small black and white images do.
             losses["relative_drift"] = losses["loss_dyn"] / spread.clamp_min(1e-8)
         losses["horizon"] = torch.tensor(float(horizon), device=tokens.device)
@@ -95,7 +106,8 @@ class DMT(nn.Module):
         readout = self.rnn.readout.depth if self.trains_readout else 0
         rollout = self.horizon(progress, length) * self.rnn.depth
         by_decoder = self.config.lambda_distill and not (self.trunk_trained and hasattr(teacher.encoder, "trunk"))
-        forward = teacher.depth + max(rollout + cell + readout, teacher.decoder.depth if by_decoder else 0)
+        again = 0 if self.alone(self.horizon(progress, length), length) else cell
+        forward = teacher.depth + max(rollout + again + readout, teacher.decoder.depth if by_decoder else 0)
         return forward + (cell + readout if self.config.predictive else max(cell, readout))
 
     def finish(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from retain.model.gated_rollout import ring
 from retain.model.rnn import RNN
 
 
@@ -26,10 +27,7 @@ def unroll(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int, own: int = 0, h
         return rnn.update(start, tokens)
     steps = min(steps, length)
     offset = int(torch.randint(steps, ())) if steps < length else 0
-    # The sequence as a ring, from `offset` once around, so that what lies before `offset` fills up the last segment.
-    ring = -(-length // steps) * steps  # what is beyond the end is thrown away
-    where = (offset + torch.arange(ring, device=tokens.device)) % ring
-    where = where.clamp_max(length - 1).view(-1, steps)  # (n, steps)
+    where = ring(length, offset, steps, tokens.device).clamp_max(length - 1)  # (n, steps)
     segments, start = tokens[:, where].flatten(0, 1), memory[:, where[:, 0]]
     if own and steps < length:
         at = where[int(offset == 0) :, 0]  # m_0 is the teacher's and f's
@@ -47,6 +45,15 @@ def unroll(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int, own: int = 0, h
         memories = rnn.rollout(segments, start.flatten(0, 1))
     memories = memories.unflatten(0, (len(tokens), len(where))).flatten(1, 2)  # (B, ring, K, D)
     return memories.roll(offset, 1)[:, :length]
+
+
+def unroll_alone(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int) -> Tensor:
+    """`unroll` of an RNN that is alone from `memory` (B, K, D) on, tokens (B, T): (B, T, K, D).
+
+    Every segment starts from where the one before it ended, so that one rollout is all there is to it.
+    """
+    length = tokens.shape[1]
+    return rnn.rollout(tokens, memory, (int(torch.randint(steps, ())), steps) if steps < length else None)
 
 
 @torch.no_grad()
