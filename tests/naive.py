@@ -45,7 +45,7 @@ def randomise(module, seed=0, std=0.3):
     return module
 
 
-def models(encoder="state", cell="mlp", norm="batch", *, context_len=None, future_len=3, residual=True, tokens=2):
+def models(encoder="state", cell="mlp", norm="batch", *, context_len=None, future_len=3, residual=True, tokens=2, layers=2):
     """A small teacher and RNN in float64, far from their initialisation."""
     torch.manual_seed(0)
     memory = MemoryConfig(tokens=tokens, width=4, norm=norm)
@@ -54,7 +54,7 @@ def models(encoder="state", cell="mlp", norm="batch", *, context_len=None, futur
     )
     teacher = randomise(Teacher(VOCAB, memory, teaching)).double()
     rnn = randomise(
-        RNN(VOCAB, memory, teaching, CellConfig(kind=cell, width=8, heads=2, layers=2, residual=residual)), 1
+        RNN(VOCAB, memory, teaching, CellConfig(kind=cell, width=8, heads=2, layers=layers, residual=residual)), 1
     ).double()
     if norm == "batch":
         teacher.norm.mean.normal_(std=0.1)

@@ -49,6 +49,10 @@ def counted(method, progress=0.0, **changes):
         # four steps of f with gradient, after three without; back through readout, four steps and encoder
         ("smt", {"smt__unroll": 4}, 1 + 3 + 4 + 1 + (1 + 4 + 1)),
         ("smt", {"phases": ("dmt",), "dmt__horizon": 4, "dmt__unroll": 5}, 1 + 4 + 5 + 1 + (1 + 5)),
+        # alone from m_0 and trained over the whole of it: the rollout itself is trained
+        ("smt", {"phases": ("dmt",), "dmt__horizon": 8, "dmt__unroll": 8}, 1 + 8 + 1 + (1 + 8)),
+        ("smt", {"phases": ("dmt",), "dmt__horizon": 8, "dmt__unroll": 5}, 1 + 8 + 5 + 1 + (1 + 5)),
+        ("smt", {"phases": ("dmt",), "dmt__horizon": 8, "dmt__unroll": 5, "cell__kind": "gated"}, 1 + 8 + 1 + (1 + 5)),
         ("smt", {"phases": ("dmt",), "dmt__horizon": 4}, 1 + 4 + 1 + 1 + (1 + 1)),
         ("smt", {"phases": ("dmt",), "dmt__predictive": False}, 1 + 1 + 1 + 1 + 1),
     ],

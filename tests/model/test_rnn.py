@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import naive
-from naive import VOCAB, assert_close, gradients, models
+from naive import VOCAB, assert_close, batch, gradients, models
 from retain.config import CELLS
 
 CASES = [(cell, norm) for cell in CELLS for norm in ("rms", "batch")]
@@ -89,6 +89,31 @@ def test_memory_can_be_saved_and_batched(rnn, tokens, tmp_path):
     order = torch.tensor([2, 0])
     assert_close(rnn(tokens[order, 4:], restored[order])[0], rnn(tokens)[0][order, 4:])
     assert torch.equal(memory, restored), "reading must not write into the caller's memory"
+
+
+@pytest.mark.parametrize("length, first, every", [(6, 0, 2), (6, 1, 2), (7, 0, 3), (7, 2, 3), (5, 3, 4), (5, 2, 9)])
+@pytest.mark.parametrize("cell, layers", [("gated", 1), ("gated", 2), ("mlp", 1)])
+def test_a_cut_rollout_is_stretches_one_after_another(cell, layers, length, first, every):
+    """What is cut goes back side by side where the cell can do that; the twin detaches between."""
+    rnn = models(cell=cell, layers=layers)[1]
+    assert rnn.cuts == (cell == "gated" and layers == 1)
+    tokens = batch(3, length)["tokens"]
+    start = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+    fast, slow, memory = rnn.rollout(tokens, start, (first, every)), [], start
+    for t in range(length):
+        if t and (t - first) % every == 0:
+            memory = memory.detach()
+        memory = rnn.update(memory, tokens[:, t])
+        slow.append(memory)
+    slow = torch.stack(slow, 1)
+    assert_close(fast, slow)
+    weights = torch.randn_like(fast)
+    found = []
+    for loss in ((fast * weights).sum(), (slow * weights).sum()):
+        of_start = torch.autograd.grad(loss, start, retain_graph=True)[0]
+        found.append(gradients(loss, rnn) | {"start": of_start})
+    assert_close(*found)
+    assert found[0]["start"].abs().sum() > 0
 
 
 @pytest.mark.parametrize("cell", ["mlp", "gated", "transformer"])

@@ -59,6 +59,22 @@ def test_unrolled_dmt_equals_the_loop_cut_every_so_many_steps(case, steps, monke
     assert_close(gradients(fast["loss"], objective), gradients(slow["loss"], objective))
 
 
+@pytest.mark.parametrize("steps", [2, 4, 6, 9])
+@pytest.mark.parametrize("cell, layers", [("gated", 1), ("mlp", 2)])
+def test_one_pass_equals_a_rollout_and_then_segments(cell, layers, steps, monkeypatch):
+    """The RNN alone from m_0: where its rollout is what is trained, and where it is not, nothing else changes."""
+    objective = DMT(*models(cell=cell, layers=layers), config(unroll=steps))
+    alone = objective.alone(6, 6)
+    assert alone == (cell == "gated" or steps >= 6)
+    found = []
+    for one_pass in (alone, False):
+        monkeypatch.setattr(objective, "alone", lambda *_, one_pass=one_pass: one_pass)
+        torch.manual_seed(3)
+        losses = objective(batch())
+        found.append(losses | gradients(losses["loss"], objective))
+    assert_close(*found)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 6])
 def test_the_gradient_flows_through_a_segment_and_no_further(steps):
     teacher, rnn = models()
