@@ -45,7 +45,9 @@ def randomise(module, seed=0, std=0.3):
     return module
 
 
-def models(encoder="state", cell="mlp", norm="batch", *, context_len=None, future_len=3, residual=True, tokens=2, layers=2):
+def models(
+    encoder="state", cell="mlp", norm="batch", *, context_len=None, future_len=3, residual=True, tokens=2, layers=2
+):
     """A small teacher and RNN in float64, far from their initialisation."""
     torch.manual_seed(0)
     memory = MemoryConfig(tokens=tokens, width=4, norm=norm)

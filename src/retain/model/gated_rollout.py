@@ -17,7 +17,6 @@ from torch.autograd.function import once_differentiable
 
 from retain.model.layers import EPS
 
-
 Cut = tuple[int, int]
 """(first, every): the gradient stops before step `first` < `every`, and before each `every`-th after it."""
 
@@ -38,7 +37,7 @@ def gated_rollout(
 
 
 def ring(length: int, first: int, every: int, device: torch.device) -> Tensor:
-    """Steps 0 … length - 1 cut as `Cut` says, one stretch a row: (n, every). What lies before `first` ends the last row.
+    """Steps 0 … length - 1 cut as `Cut` says, a stretch a row: (n, every). What lies before `first` ends the last row.
 
     The steps are a ring, read once around from `first`; steps from `length` on fill it up and stand for nothing.
     """
