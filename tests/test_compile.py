@@ -30,7 +30,7 @@ def captured(monkeypatch):
     Returns what was captured."""
     compile, names = torch.compile, []
 
-    def capture(function):
+    def capture(function, options=None):
         names.append(function.__qualname__)
         return compile(function, backend="aot_eager")
 
@@ -67,7 +67,7 @@ def test_what_fails_to_compile_runs_as_it_is_and_is_not_tried_again(caplog, monk
         tried.append(args)
         raise RuntimeError("no such luck\nand a long story")
 
-    monkeypatch.setattr(torch, "compile", lambda function: broken)
+    monkeypatch.setattr(torch, "compile", lambda function, options=None: broken)
     double = devices.compiled(lambda x: 2 * x, "cell")
     with caplog.at_level(logging.WARNING):
         assert [double(x) for x in (1, 2, 3)] == [2, 4, 6]
@@ -103,6 +103,33 @@ def test_a_compiled_step_draws_the_same(caplog, captured, monkeypatch):
     assert "compile:" not in caplog.text
 
 
+@needs_compiler
+@pytest.mark.filterwarnings("ignore")
+def test_a_step_compiled_for_a_cpu_is_the_step_of_its_weights_then(caplog, capfd, monkeypatch):
+    monkeypatch.setattr(devices, "fast_bf16", lambda device: False)
+    rnn = models(cell="transformer", layers=1)[1].float().eval()
+    token, memory = torch.tensor([3]), rnn.init_memory(1).detach().clone()
+    step = fast_step(rnn)
+    with torch.inference_mode():
+        exact, fast = rnn.step(token, memory), step(token, memory)
+        for p in rnn.parameters():
+            p.zero_()
+        later = step(token, memory)
+    torch._dynamo.reset()
+    assert_close(fast[0], exact[0])
+    assert_close(fast[1], exact[1])
+    assert torch.equal(later[1], fast[1])
+    assert "compile:" not in caplog.text and "AUTOTUNE" not in "".join(capfd.readouterr())
+
+
+def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch):
+    given = []
+    monkeypatch.setattr(torch, "compile", lambda function, options=None: given.append(options))
+    devices.compiled(abs, "abs", {"freezing": True, "of another year": 1})
+    devices.compiled(abs, "abs")
+    assert given == [{"freezing": True}, None]
+
+
 def test_weights_in_bfloat16_keep_the_memory_in_float32(monkeypatch):
     monkeypatch.setattr(devices, "fast_bf16", lambda device: True)
     monkeypatch.setattr(devices, "can_compile", lambda device: False)
@@ -119,4 +146,4 @@ def test_weights_in_bfloat16_keep_the_memory_in_float32(monkeypatch):
         assert_close(new, exact_new, 0.1)
         assert not torch.equal(new, exact_new)
         with torch.inference_mode():  # one stream of so small an RNN is faster as it is
-            assert torch.equal(fast_step(rnn)(token, memory)[1], exact_new)
+            assert_close(fast_step(rnn)(token, memory)[1], exact_new)

@@ -92,13 +92,31 @@ def compile_parts(rnn: RNN, teacher: Teacher) -> None:
             part.forward = compiled(part.forward, name)
 
 
-def compiled(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """`function` by torch.compile; at the first failure it stays as it is from then on, with a note in the log."""
-    import torch._functorch.config
+Options = dict[str, str | int | bool | Callable[..., Any]]
 
+STEP_ON_CPU: Options = {
+    "freezing": True,  # weights are constants, laid out as the products want them
+    "cpp_wrapper": True,
+    "max_autotune": True,
+    "max_autotune_gemm_backends": "CPP,ATEN",
+    "autotune_num_choices_displayed": 0,
+}
+"""How a step of few streams is compiled for a CPU. It is a hundred small calls, and what each costs beside its work is
+most of the time: small products take their own kernels, found by trying, and nothing goes through Python between."""
+
+
+def compiled(function: Callable[..., Any], name: str, options: Options | None = None) -> Callable[..., Any]:
+    """`function` by torch.compile; at the first failure it stays as it is from then on, with a note in the log.
+
+    `options` of the compiler, as far as this version of it knows them.
+    """
+    import torch._functorch.config
+    import torch._inductor.config
+
+    options = {key: value for key, value in (options or {}).items() if hasattr(torch._inductor.config, key)} or None
     # The backward pass is compiled with the forward: a failure must come here, not in the middle of a step.
     torch._functorch.config.force_non_lazy_backward_lowering = True
-    fast: Callable[..., Any] | None = torch.compile(function)
+    fast: Callable[..., Any] | None = torch.compile(function, options=options)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal fast

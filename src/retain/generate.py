@@ -87,16 +87,19 @@ slower, up to three times (docs/log.md)."""
 def fast_step(rnn: RNN, batch: int = 1) -> Step:
     """`rnn.step` compiled, for long texts: the first step takes as long as compiling does, a minute or so.
 
-    With a copy of the weights in bfloat16 where products in it are fast and, on a CPU, `batch` streams make them large
-    enough; memory stays float32. Where nothing can be compiled there is a note in the log, and the step runs as it is.
+    The weights are a copy of what they are now: in bfloat16 where products in it are fast and, on a CPU, `batch`
+    streams make them large enough; memory stays float32. Where nothing can be compiled there is a note in the log, and
+    the step runs as it is.
     """
-    from retain.devices import can_compile, compiled, fast_bf16
+    from retain.devices import STEP_ON_CPU, can_compile, compiled, fast_bf16
 
     device = rnn.m_0.device
     weights = sum(p.numel() for part in (rnn.cell, rnn.readout) for p in part.parameters())
     bf16 = fast_bf16(device) and (device.type != "cpu" or batch * weights >= BF16_PRODUCTS)
-    step = (copy.deepcopy(rnn).eval().bfloat16() if bf16 else rnn).step
-    step = compiled(step, "step") if can_compile(device) else step
+    frozen = copy.deepcopy(rnn).eval()
+    step = (frozen.bfloat16() if bf16 else frozen).step
+    if can_compile(device):
+        step = compiled(step, "step", STEP_ON_CPU if device.type == "cpu" else None)
 
     def run(token: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
