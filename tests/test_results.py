@@ -70,10 +70,8 @@ def test_the_lines_of_studies_are_what_is_run():
 
 
 def test_every_recipe_of_the_ablation_takes_as_many_steps():
-    from retain.budget import parse_budget
-
     for config in ablation().runs.values():
-        assert sum(parse_budget(getattr(config, phase).budget).amount for phase in config.phases) == 240
+        assert config.budget == "600steps" and sum(b.amount for b in config.budgets()) == 600
 
 
 def test_ablation_table_has_a_row_for_each_ingredient():
