@@ -113,8 +113,8 @@ def ablation(quick: bool = False) -> Study:
                 shared = {"budget": f"{steps}steps", "validate_every": f"{steps}steps", "seed": seed, "tracker": None}
                 runs[f"{preset}-{slug(name)}-seed{seed}"] = with_values(PRESETS[preset](), shared | changes)
     line = (
-        f"retain train PRESET --budget {steps}steps --validate-every {steps}steps --seed SEED, and for each row what it "
-        "names"
+        f"retain train PRESET --budget {steps}steps --validate-every {steps}steps --seed SEED, and for each row what "
+        "it names"
     )
     return Study("The recipe taken apart", line, runs, ablation_table, "validation")
 
