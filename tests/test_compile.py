@@ -6,11 +6,12 @@ import shutil
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from conftest import tiny
 from naive import VOCAB, assert_close, models
 from retain import devices
-from retain.generate import fast_step, generate
+from retain.generate import checked, fast_step, generate
 from retain.model.layers import Norm, squared_relu
 from retain.train import train
 
@@ -105,21 +106,45 @@ def test_a_compiled_step_draws_the_same(caplog, captured, monkeypatch):
 
 @needs_compiler
 @pytest.mark.filterwarnings("ignore")
-def test_a_step_compiled_for_a_cpu_is_the_step_of_its_weights_then(caplog, capfd, monkeypatch):
+@pytest.mark.parametrize("cell, tokens", [("transformer", 2), ("transformer", 1), ("gated", 2)])
+def test_a_step_compiled_for_a_cpu_is_the_step_of_its_weights_then(cell, tokens, caplog, capfd, monkeypatch):
     monkeypatch.setattr(devices, "fast_bf16", lambda device: False)
-    rnn = models(cell="transformer", layers=1)[1].float().eval()
-    token, memory = torch.tensor([3]), rnn.init_memory(1).detach().clone()
+    counters.clear()
+    rnn = models(cell=cell, layers=1, tokens=tokens)[1].float().eval()
+    token, memory = torch.tensor([3]), rnn.init_memory(1)
+    kept = memory.detach().clone()  # memory is m_0 itself, a parameter
     step = fast_step(rnn)
-    with torch.inference_mode():
+    with torch._inductor.config.patch(fx_graph_cache=False):
         exact, fast = rnn.step(token, memory), step(token, memory)
+    with torch.no_grad():
         for p in rnn.parameters():
             p.zero_()
-        later = step(token, memory)
+        later = step(token, kept)
+    step(fast[0].argmax(-1), fast[1])
     torch._dynamo.reset()
     assert_close(fast[0], exact[0])
     assert_close(fast[1], exact[1])
     assert torch.equal(later[1], fast[1])
+    assert counters["stats"]["unique_graphs"] == 1, "compiled once, whatever kind of tensor it is given"
+    assert counters["inductor"]["cpp_templated_kernel_counter"], "weights are constants, with kernels of their own"
     assert "compile:" not in caplog.text and "AUTOTUNE" not in "".join(capfd.readouterr())
+
+
+def test_kernels_that_are_wrong_are_not_taken(caplog):
+    used = []
+
+    def plus(amount, name):
+        return lambda token, memory: (used.append(name), (memory + amount, memory * amount))[1]
+
+    token, memory = torch.tensor([0]), torch.full((1, 2, 3), 100.0)
+    for amount, taken in ((1.0005, "fast"), (1.2, "otherwise"), (float("nan"), "otherwise")):
+        used.clear()
+        caplog.clear()
+        step = checked(plus(amount, "fast"), plus(1.0, "exact"), lambda: plus(1.0, "otherwise"), tolerance=1e-3)
+        for _ in range(3):
+            step(token, memory)
+        assert used == ["fast", "exact", taken, taken, taken]
+        assert caplog.text.count("wrong at this size") == (taken == "otherwise")
 
 
 def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch):

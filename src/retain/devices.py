@@ -8,6 +8,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +118,18 @@ def compiled(function: Callable[..., Any], name: str, options: Options | None = 
     # The backward pass is compiled with the forward: a failure must come here, not in the middle of a step.
     torch._functorch.config.force_non_lazy_backward_lowering = True
     fast: Callable[..., Any] | None = torch.compile(function, options=options)
+    # The first call compiles. Given to torch.compile alone, `freezing` comes too late: what is a constant is decided
+    # while the function is traced, by the settings of that moment.
+    settings: Any = torch._inductor.config.patch(options or {})
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal fast
+        nonlocal fast, settings
         if fast is None:
             return function(*args, **kwargs)
         try:
-            return fast(*args, **kwargs)
+            with settings:
+                settings = nullcontext()
+                return fast(*args, **kwargs)
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             log.warning("compile: the %s failed to compile (%s); going on without torch.compile", name, reason)

@@ -75,7 +75,8 @@ def _task(
 
     Symbols are few, so the teacher is narrow; but its decoder must find each of many things in one memory, which
     takes several memory tokens and a second layer (docs/log.md, "what memory must hold"). Where one answer hangs on
-    something far back, a teacher finds that out in short sequences first.
+    something far back, a teacher finds that out in short sequences first, and where f has to keep many such things,
+    it is trained over the whole sequence (`unroll`).
     """
     return RunConfig(
         preset=name,
@@ -96,7 +97,7 @@ def _task(
             lambda_dyn=0.1,
             lambda_dyn_end=1.0,
         ),
-        dmt=DMTConfig(share=7, batch_size=16, lr=2e-3, unroll=32, horizon_growth=0.0, lambda_dyn=0.1),
+        dmt=DMTConfig(share=7, batch_size=16, lr=2e-3, unroll=max(32, unroll), horizon_growth=0.0, lambda_dyn=0.1),
         bptt=BPTTConfig(lr=1e-3),
     )
 
@@ -118,7 +119,7 @@ def stack() -> RunConfig:
 
 def keys_values() -> RunConfig:
     """Memory task: 8 key strings with value strings, then one of the keys."""
-    return _task("keys_values", min_seq_len=8, future_len=64)
+    return _task("keys_values", min_seq_len=8, future_len=64, unroll=64)
 
 
 def modular() -> RunConfig:

@@ -147,6 +147,15 @@ class _RMSNorm(torch.autograd.Function):
         return torch.addcmul(grad * gain, normed, along).mul_(scale), product.reshape(-1, len(gain)).sum(0)
 
 
+def weights_are_constants() -> bool:
+    """Whether this may be being compiled for a CPU with weights as constants (`fast_step`).
+
+    Part of a weight must not be taken then: the compiler's own kernels multiply by the weight's beginning instead
+    (torch 2.13).
+    """
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
+
+
 class Norm(nn.Module):
     """RMSNorm over the last axis with a learned gain (Zhang & Sennrich 2019)."""
 
@@ -198,8 +207,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor, turn: Angles, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
         if x.shape[-2] == 1 and mask is None:
             # Alone, a token attends to itself: its value is all it reads.
-            value = self.qkv.weight.chunk(3)[2]
-            return self.mix(x, F.linear(self.norm_attention(x), value).unsqueeze(-3))
+            normed = self.norm_attention(x)
+            if weights_are_constants():
+                return self.mix(x, self.qkv(normed).chunk(3, -1)[2].unsqueeze(-3))
+            return self.mix(x, F.linear(normed, self.qkv.weight.chunk(3)[2]).unsqueeze(-3))
         q, k, v = self.queries_keys_values(x, turn)
         return self.mix(x, attention(q, k, v, causal=causal, mask=mask))
 
@@ -209,9 +220,13 @@ class Block(nn.Module):
         `mask` must be the same for all queries.
         """
         normed = self.norm_attention(x)
-        of_q, of_kv = self.qkv.weight.split((x.shape[-1], 2 * x.shape[-1]))
-        q = F.linear(normed[..., keep, :], of_q).unflatten(-1, (self.heads, -1))
-        k, v = F.linear(normed, of_kv).unflatten(-1, (2 * self.heads, -1)).chunk(2, -2)
+        if weights_are_constants():
+            q, k, v = self.qkv(normed).unflatten(-1, (3 * self.heads, -1)).chunk(3, -2)
+            q = q[..., keep, :, :]
+        else:
+            of_q, of_kv = self.qkv.weight.split((x.shape[-1], 2 * x.shape[-1]))
+            q = F.linear(normed[..., keep, :], of_q).unflatten(-1, (self.heads, -1))
+            k, v = F.linear(normed, of_kv).unflatten(-1, (2 * self.heads, -1)).chunk(2, -2)
         q, k = rotary(q, (turn[0][keep], turn[1][keep])), rotary(k, turn)
         first, end, _ = keep.indices(x.shape[-2])
         if causal and (first, end) != (x.shape[-2] - 1, x.shape[-2]):  # the last looks everywhere
