@@ -134,7 +134,11 @@ def test_kernels_that_are_wrong_are_not_taken(caplog):
     used = []
 
     def plus(amount, name):
-        return lambda token, memory: (used.append(name), (memory + amount, memory * amount))[1]
+        def step(token, memory):
+            used.append(name)
+            return memory + amount, memory * amount
+
+        return step
 
     token, memory = torch.tensor([0]), torch.full((1, 2, 3), 100.0)
     for amount, taken in ((1.0005, "fast"), (1.2, "otherwise"), (float("nan"), "otherwise")):
