@@ -12,9 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retain.config import IGNORE
+from retain.data import Data
 from retain.model.modes import evaluating
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
+
+
+def batch_for(data: Data) -> int:
+    """How many sequences are read at once: fewer where the logits of a large vocabulary fill the memory."""
+    return max(1, min(256, 2**26 // ((data.seq_len + 1) * data.vocab_size)))
 
 
 class _Score:
@@ -29,9 +35,9 @@ class _Score:
         """logits (B, T + 1, V), targets (B, T + 1)."""
         nats = F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")
         counted = targets != IGNORE
-        self.nats += nats.sum(0).double().cpu()
-        self.hits += ((logits.argmax(-1) == targets) & counted).sum(0).double().cpu()
-        self.count += counted.sum(0).double().cpu()
+        self.nats += nats.sum(0).cpu().double()
+        self.hits += ((logits.argmax(-1) == targets) & counted).sum(0).cpu().double()
+        self.count += counted.sum(0).cpu().double()
 
     def bits(self) -> float:
         return float(self.nats.sum() / self.count.sum().clamp_min(1)) / math.log(2)
@@ -80,9 +86,11 @@ def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
         if teacher is not None:
             labels = teacher.encode(tokens)
             theirs.add(teacher.decoder(labels), targets)
-            squared = squared + (memory - labels).double().square().mean((2, 3)).sum(0).cpu()  # (T + 1,)
-            total = total + labels.double().sum(0).cpu()  # (T + 1, K, D)
-            total_squares = total_squares + labels.double().square().sum(0).cpu()
+            # Added up in float64 on the CPU, for some devices have none.
+            apart, labels = (memory - labels).cpu().double(), labels.cpu().double()
+            squared = squared + apart.square().mean((2, 3)).sum(0)  # (T + 1,)
+            total = total + labels.sum(0)  # (T + 1, K, D)
+            total_squares = total_squares + labels.square().sum(0)
     if own is None:
         raise ValueError("evaluate: the split holds no sequence")
     result: dict[str, Any] = {

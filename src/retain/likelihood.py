@@ -15,7 +15,9 @@ from retain.model.modes import evaluating
 from retain.model.rnn import RNN
 
 CHUNK = 256
-"""Tokens read at once; what is kept between chunks is the memory alone."""
+"""Tokens read at once, at most; what is kept between chunks is the memory alone."""
+LOGITS = 2**26
+"""Numbers that the logits of a chunk are at most."""
 
 
 @torch.no_grad()
@@ -46,14 +48,15 @@ def _read(rnn: RNN, data: DocumentsData, split: Split, batch_size: int, limit: i
             tokens[row, : len(document)] = torch.from_numpy(document)
             real[row, : len(document)] = True
         tokens, real = tokens.to(device), real.to(device)
+        chunk = max(1, min(CHUNK, LOGITS // (len(documents) * rnn.vocab_size)))
         memory = rnn.init_memory(len(documents))
         before = rnn.readout(memory).float()[:, None]  # (B, 1, V): what m_0 says of the first token
-        for start in range(0, longest, CHUNK):
-            part = tokens[:, start : start + CHUNK]
+        for start in range(0, longest, chunk):
+            part = tokens[:, start : start + chunk]
             logits, memory = rnn(part, memory)
             said = torch.cat([before, logits[:, :-1]], 1).float()
             loss = F.cross_entropy(said.transpose(1, 2), part, reduction="none")
-            nats += float((loss * real[:, start : start + CHUNK]).sum())
+            nats += float((loss * real[:, start : start + chunk]).sum())
             before = logits[:, -1:]
         tokens_read += sum(map(len, documents))
     return {

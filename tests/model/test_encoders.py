@@ -131,3 +131,26 @@ def test_windows_of_a_known_width_hold_the_same(context_len, tokens, monkeypatch
             patch.setattr("torch.compiler.is_compiling", lambda: True)
             torch.testing.assert_close(teacher.encode(tokens, steps), near)
     assert teacher.empty_memory().isfinite().all()
+
+
+@pytest.mark.parametrize("context_len", [None, 3])
+def test_windows_read_a_few_at_a_time_hold_the_same(context_len, tokens, monkeypatch):
+    """Without a gradient not all steps are read at once: of a whole validation they would fill a GPU."""
+    teacher = models("window", context_len=context_len)[0].eval()
+    with torch.no_grad():
+        whole, widths = teacher.encode(tokens), []
+        embed = teacher.encoder.embed.forward
+        monkeypatch.setattr(teacher.encoder.embed, "forward", lambda x: widths.append(x.numel()) or embed(x))
+        monkeypatch.setattr("retain.model.encoders.AT_ONCE", 200)
+        torch.testing.assert_close(teacher.encode(tokens), whole)
+    assert len(widths) > 2 and max(widths) * teacher.encoder.embed.embedding_dim <= 200
+
+
+@pytest.mark.parametrize("kind", ["state", "register", "window"])
+def test_logits_that_are_not_wanted_leave_the_memory_as_it_is(kind, tokens):
+    teacher = models(kind)[0].eval()
+    memory, logits = teacher.encode_with_trunk(tokens)
+    assert (logits is None) == (kind == "window")
+    without, none = teacher.encode_with_trunk(tokens, logits=False)
+    assert none is None
+    torch.testing.assert_close(without, memory, rtol=0, atol=0)

@@ -179,9 +179,9 @@ def test_run_of_steps_is_consecutive_and_reaches_every_step():
     seen = set()
     encode = objective.teacher.encode_with_trunk
 
-    def spy(tokens, steps):
+    def spy(tokens, steps, logits):
         seen.add(tuple(steps.tolist()))
-        return encode(tokens, steps)
+        return encode(tokens, steps, logits)
 
     objective.teacher.encode_with_trunk = spy
     for _ in range(60):

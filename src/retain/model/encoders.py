@@ -1,7 +1,8 @@
 """Memory encoders E: tokens → what a memory should hold after each step (the paper, Sec. 3; method.md §3).
 
-All have `forward(tokens, steps) -> (memory, trunk_logits)`: tokens (B, T), steps (S,) the t wanted, memory
-(B, S, K, D) before normalisation, trunk_logits (B, T + 1, V) or None. The memory of step t depends on
+All have `forward(tokens, steps, logits) -> (memory, trunk_logits)`: tokens (B, T), steps (S,) the t wanted, memory
+(B, S, K, D) before normalisation, trunk_logits (B, T + 1, V), or None where there is no trunk or they are not wanted
+(`logits`). The memory of step t depends on
 tokens[:, :t] alone.
 """
 
@@ -19,6 +20,9 @@ LOCAL = 4
 
 GROUP = 16
 """Steps whose registers attend together: each then sees the others' keys too, masked, so it must stay small."""
+
+AT_ONCE = 2**26
+"""Numbers in the windows that a pass without gradient reads at once: all steps of a validation would fill a GPU."""
 
 
 class Trunk(nn.Module):
@@ -54,10 +58,10 @@ class StateEncoder(nn.Module):
         self.trunk = Trunk(vocab_size, config)
         self.to_memory = nn.Linear(config.width, memory.tokens * memory.width, bias=False)
 
-    def forward(self, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, tokens: Tensor, steps: Tensor, logits: bool = True) -> tuple[Tensor, Tensor | None]:
         states = self.trunk.transformer(self.trunk.inputs(tokens), causal=True)
         wanted = states if len(steps) == states.shape[1] else states[:, steps]
-        return self.to_memory(wanted).unflatten(-1, self.shape), self.trunk.head(states)
+        return self.to_memory(wanted).unflatten(-1, self.shape), self.trunk.head(states) if logits else None
 
 
 class RegisterEncoder(nn.Module):
@@ -73,7 +77,7 @@ class RegisterEncoder(nn.Module):
         self.norm = Norm(config.width)
         self.to_memory = nn.Linear(config.width, memory.width, bias=False)
 
-    def forward(self, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, tokens: Tensor, steps: Tensor, logits: bool = True) -> tuple[Tensor, Tensor | None]:
         x = self.trunk.inputs(tokens)  # (B, T + 1, W)
         transformer, per_step = self.trunk.transformer, len(self.registers)
         positions = torch.arange(x.shape[1], device=x.device)
@@ -82,6 +86,7 @@ class RegisterEncoder(nn.Module):
         turn, turn_own = transformer.angles(positions, x.dtype), transformer.angles(own, x.dtype)
         registers = self.registers.repeat(len(steps), 1).expand(x.shape[0], -1, -1)  # (B, S·K, W)
         groups = grouped(steps, per_step, x.shape[1])
+        *_, last = transformer.layers()
         for block in transformer.layers():
             q, k, v = block.queries_keys_values(x, turn)
             q_own, k_own, v_own = block.queries_keys_values(registers, turn_own)
@@ -95,9 +100,10 @@ class RegisterEncoder(nn.Module):
                 for group, end, mask in groups
             ]
             registers = block.mix(registers, torch.cat(read, 2))
-            x = block.mix(x, attention(q, k, v, causal=True))
+            if logits or block is not last:
+                x = block.mix(x, attention(q, k, v, causal=True))
         memory = self.to_memory(self.norm(registers)).unflatten(1, (len(steps), per_step))
-        return memory, self.trunk.head(transformer.norm(x))
+        return memory, self.trunk.head(transformer.norm(x)) if logits else None
 
 
 def grouped(steps: Tensor, per_step: int, length: int) -> list[tuple[slice, int, Tensor]]:
@@ -128,8 +134,14 @@ class WindowEncoder(nn.Module):
         self.to_memory = nn.Linear(config.width, memory.width, bias=False)
         nn.init.normal_(self.embed.weight, std=0.02)
 
-    def forward(self, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, tokens: Tensor, steps: Tensor, logits: bool = True) -> tuple[Tensor, Tensor | None]:
         batch, per_step = tokens.shape[0], len(self.registers)
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            reach = tokens.shape[1] if self.context_len is None else min(tokens.shape[1], self.context_len)
+            at_once = max(1, AT_ONCE // (batch * (reach + per_step) * self.registers.shape[1]))
+            if at_once < len(steps):
+                parts = [self(tokens, part, logits)[0] for part in steps.split(at_once)]
+                return torch.cat(parts, 1), None
         # Known in advance where a look at `steps` would wait for the device, or have every step compiled anew.
         known = tokens.device.type != "cpu" or torch.compiler.is_compiling()
         longest = tokens.shape[1] if known else int(steps.max())

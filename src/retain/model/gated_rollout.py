@@ -62,7 +62,8 @@ def _forward(
         normed = F.rms_norm(memory, gain.shape, gain, EPS).to(inputs.dtype)
         hidden, linear = torch.addmm(projected, normed, from_memory).split((width, 2 * size), -1)
         relu = torch.clamp_min(hidden, 0, out=None if relus is None else relus[t])
-        c_z = torch.addmm(linear, relu.square(), out, out=None if both is None else both[t])
+        # Not `.square()`: a power, which autocast on CUDA computes in float32.
+        c_z = torch.addmm(linear, relu * relu, out, out=None if both is None else both[t])
         candidate, gate = c_z.to(memory.dtype).chunk(2, -1)
         memory = torch.lerp(memory, candidate, gate.sigmoid(), out=memories[t])
     return memories
@@ -116,7 +117,7 @@ class _GatedRollout(torch.autograd.Function):
                 after[-streams:] = 0
         flat = of_inputs.flatten(0, 1)
         of_from_memory = flat.t() @ (normed * gain).to(flat.dtype).flatten(0, 1)
-        of_out = flat[:, width:].t() @ relus.square().flatten(0, 1)
+        of_out = flat[:, width:].t() @ (relus * relus).flatten(0, 1)
         if cut:
             back = torch.empty_like(where).scatter_(0, where, torch.arange(len(where), device=grad.device))[:length]
             of_inputs = of_inputs.view(len(where), streams, -1)[back]

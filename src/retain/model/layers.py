@@ -110,7 +110,7 @@ class _SquaredReLU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         y = x.relu()
         ctx.save_for_backward(y)
-        return y.square()
+        return y * y
 
     @staticmethod
     @once_differentiable
@@ -124,7 +124,9 @@ def squared_relu(x: Tensor) -> Tensor:
     if by_hand(x):
         squared: Tensor = _SquaredReLU.apply(x)
         return squared
-    return x.relu().square()
+    # Not `.square()`: a power, which autocast on CUDA computes in float32.
+    y = x.relu()
+    return y * y
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -204,9 +206,9 @@ class Block(nn.Module):
         x = x + self.project(heads.transpose(-2, -3).flatten(-2))
         return x + self.down(squared_relu(self.up(self.norm_mlp(x))))
 
-    def forward(self, x: Tensor, turn: Angles, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
-        if x.shape[-2] == 1 and mask is None:
-            # Alone, a token attends to itself: its value is all it reads.
+    def forward(self, x: Tensor, turn: Angles | None, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+        """x (..., S, W) → the same shape. With no `turn`, S = 1: alone, a token reads its own value and no more."""
+        if turn is None:
             normed = self.norm_attention(x)
             if weights_are_constants():
                 return self.mix(x, self.qkv(normed).chunk(3, -1)[2].unsqueeze(-3))
@@ -256,11 +258,13 @@ class Transformer(nn.Module):
         self, x: Tensor, *, keep: slice | None = None, causal: bool = False, mask: Tensor | None = None
     ) -> Tensor:
         """`keep`: return these positions alone, and compute no more of the last block than they need."""
-        turn = self.angles(torch.arange(x.shape[-2], device=x.device), x.dtype)
+        turn = None
+        if x.shape[-2] > 1 or mask is not None:
+            turn = self.angles(torch.arange(x.shape[-2], device=x.device), x.dtype)
         *before, last = self.layers()
         for block in before:
             x = block(x, turn, causal=causal, mask=mask)
-        if keep is None or x.shape[-2] == 1:
+        if keep is None or turn is None or x.shape[-2] == 1:
             x = last(x, turn, causal=causal, mask=mask)
         else:
             x = last.some(x, turn, keep, causal=causal, mask=mask)

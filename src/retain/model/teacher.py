@@ -59,13 +59,15 @@ class Teacher(nn.Module):
 
     def encode(self, tokens: Tensor, steps: Tensor | None = None) -> Tensor:
         """Memories m_t, (B, S, K, D) float32, at the `steps` (S,) wanted; None is all t = 0 … T. tokens (B, T)."""
-        return self.encode_with_trunk(tokens, steps)[0]
+        return self.encode_with_trunk(tokens, steps, logits=False)[0]
 
-    def encode_with_trunk(self, tokens: Tensor, steps: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """As `encode`, and the trunk's own logits of y_0 … y_T, (B, T + 1, V), where the encoder has a trunk."""
+    def encode_with_trunk(
+        self, tokens: Tensor, steps: Tensor | None = None, logits: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `encode`, and the trunk's own logits of y_0 … y_T, (B, T + 1, V), where there is a trunk and `logits`."""
         if steps is None:
             steps = torch.arange(tokens.shape[1] + 1, device=tokens.device)
-        memory, trunk_logits = self.encoder(tokens, steps)
+        memory, trunk_logits = self.encoder(tokens, steps, logits)
         return self.norm(memory), trunk_logits
 
     @torch.no_grad()

@@ -61,18 +61,21 @@ class DMT(nn.Module):
         teacher = self._teacher[0].eval()
         horizon = self.horizon(float(batch.get("progress", 0.0)), tokens.shape[1])
         alone = self.alone(horizon, tokens.shape[1])
+        guided = c.lambda_distill > 0 and self.trunk_trained
         with torch.no_grad():
             if c.label_every > 1:
                 # The labels that are wanted, and m at the start: for an encoder that pays for each.
                 start = int(torch.randint(tokens.shape[1] - horizon + 1, ()))
                 steps = start + torch.arange(0, horizon + 1, min(c.label_every, horizon), device=tokens.device)
-                memory, trunk_logits = teacher.encode_with_trunk(tokens, steps)  # (B, S + 1, K, D)
+                memory, trunk_logits = teacher.encode_with_trunk(tokens, steps, guided)  # (B, S + 1, K, D)
                 rolled = self.rnn.rollout(tokens[:, start : start + horizon], memory[:, 0])
                 own = torch.cat([memory[:, :1], rolled], 1)[:, steps[1:] - 1 - start]  # (B, S, K, D)
                 tokens, targets = tokens[:, steps[1:] - 1], targets[:, steps]
                 trunk_logits = None if trunk_logits is None else trunk_logits[:, steps]
             else:
-                memory, trunk_logits = teacher.encode_with_trunk(tokens)  # (B, T + 1, K, D), (B, T + 1, V)
+                memory, trunk_logits = teacher.encode_with_trunk(
+                    tokens, logits=guided
+                )  # (B, T + 1, K, D), (B, T + 1, V)
                 if not alone:
                     own = rollout_from_teacher(self.rnn, memory, tokens, horizon)
         if alone:
@@ -86,7 +89,7 @@ class DMT(nn.Module):
             logits = self.rnn.readout(read)
             if c.lambda_distill:
                 with torch.no_grad():
-                    guide = trunk_logits if self.trunk_trained and trunk_logits is not None else teacher.decoder(memory)
+                    guide = teacher.decoder(memory) if trunk_logits is None else trunk_logits
                 losses["loss_readout"], losses["loss_distill"] = readout_losses(logits, guide, targets)
                 losses["loss"] = losses["loss"] + c.lambda_distill * losses["loss_distill"]
             else:

@@ -62,7 +62,8 @@ def uniformity_loss(memory: Tensor, sample: int = 512) -> Tensor:
     """
     tokens = at_least_float32(memory).flatten(0, -2)
     if len(tokens) > sample:
-        tokens = tokens[torch.randint(len(tokens), (sample,), device=tokens.device)]
+        # Each once: one that is drawn twice would be its own neighbour.
+        tokens = tokens[torch.randperm(len(tokens), device=tokens.device)[:sample]]
     u = F.normalize(tokens, dim=-1)
     itself = torch.eye(len(u), dtype=torch.bool, device=u.device)
     # ‖a − b‖² = 2 − 2 a·b on the unit sphere: one product gives every pair, twice. To leave them all in place is

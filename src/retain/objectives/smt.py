@@ -55,14 +55,14 @@ class SMT(nn.Module):
         count = length if c.steps_per_sequence is None else min(c.steps_per_sequence, length)
         first = int(torch.randint(length - count + 1, ()))
         steps = torch.arange(first, first + count + 1, device=tokens.device)
-        memory, trunk_logits = self.teacher.encode_with_trunk(tokens, steps)  # (B, S + 1, K, D)
+        memory, trunk_logits = self.teacher.encode_with_trunk(tokens, steps, c.lambda_trunk > 0)  # (B, S + 1, K, D)
         losses = {}
         if c.lambda_dec:
             chosen = spread(count + 1, c.decodes_per_sequence, tokens.device)
             future, future_targets = futures(tokens, targets, steps[chosen], min(self.future_len, length))
             logits = self.teacher.decoder(memory[:, chosen], future if self.future_len else None)
             losses["loss_dec"] = predictive_loss(logits, future_targets if self.future_len else future_targets[..., 0])
-        if c.lambda_trunk and trunk_logits is not None:
+        if trunk_logits is not None:
             losses["loss_trunk"] = predictive_loss(trunk_logits, targets)
         inputs = tokens[:, first : first + count]
         labels = memory.detach() if c.detach_labels else memory
@@ -73,7 +73,7 @@ class SMT(nn.Module):
             read = torch.cat([memory[:, :1].detach(), predicted], 1)
             logits, asked = self.rnn.readout(read), targets[:, first : first + count + 1]
             if c.lambda_distill:
-                if c.lambda_trunk and trunk_logits is not None:
+                if trunk_logits is not None:
                     guide = trunk_logits[:, steps]
                 else:
                     with torch.no_grad():
