@@ -50,7 +50,7 @@ def models(
 ):
     """A small teacher and RNN in float64, far from their initialisation."""
     torch.manual_seed(0)
-    memory = MemoryConfig(tokens=tokens, width=4, norm=norm)
+    memory = MemoryConfig(tokens=3 if cell == "delta" else tokens, width=4, norm=norm)
     teaching = TeacherConfig(
         encoder=encoder, width=8, heads=2, layers=2, decoder_layers=2, future_len=future_len, context_len=context_len
     )

@@ -59,6 +59,7 @@ def pristine(tmp_path_factory, text_run, digits_run, retrieval_run):
     save_config(tiny(), root / "tiny.json")
     (root / "empty.txt").touch()
     (root / "short.txt").write_text("a few words")
+    (root / "good.txt").write_text("a good many words. " * 100)
     (root / "binary.txt").write_bytes(bytes(range(256)) * 20)
     (root / "latin.txt").write_bytes("déjà vu ".encode("latin-1") * 200)
     (root / "folder").mkdir()
@@ -132,8 +133,10 @@ BAD = [
     ("train digits --out new --data.seq-len 64", ["data.seq_len", "64", "63"]),
     (f"{NEW} --data.seq-len 3", ["data.seq_len", "3", "at least 4"]),
     (f"{NEW} --data.symbols 1", ["data.symbols", "1", "at least 2"]),
+    (f"{NEW} --data good.txt --data.symbols 5", ["data.symbols", "5", "memory tasks, not text", "leave it out"]),
+    ("train digits --out new --data.reset", ["data.reset", "documents, images", "not digits"]),
     (f"{NEW} --data.name mnist", ["data.name", "'mnist'", "digits"]),
-    (f"{NEW} --data.name digits --data.vocab-size 9 --data.seq-len 63", ["data.vocab_size", "9", "17"]),
+    ("train digits --out new --data.vocab-size 9", ["data.vocab_size", "9", "17"]),
     (f"{NEW} --teacher.width 18", ["teacher.width", "18", "4"]),
     (f"{NEW} --cell.kind transformer --cell.width 18", ["cell.width", "18", "4"]),
     (f"{NEW} --cell.kind lstm --memory.tokens 1 --memory.width 9", ["memory", "1 x 9", "even", "lstm"]),
@@ -154,6 +157,7 @@ BAD = [
     (f"{NEW} --budget=-5s", ["budget", "'-5s'", "positive"]),
     (f"{NEW} --dmt.budget nan", ["budget", "'nan'", "240s"]),
     (f"{NEW} --validate-every 0steps", ["validate_every", "'0steps'"]),
+    (f"{NEW} --budget 9steps --smt.budget 2steps --dmt.budget 2steps", ["budget", "9steps", "leave one"]),
     (f"{NEW} --checkpoint-every often", ["checkpoint_every", "'often'"]),
     # a user's own cell
     (f"{NEW} --cell.kind rnn", ["cell.kind", "'rnn'", "gru", "module:Class"]),
@@ -186,7 +190,8 @@ BAD = [
     ("eval run --batch-size -3", ["batch_size", "-3", "at least 1"]),
     ("eval text_run --data nowhere.txt", ["data.path", "nowhere.txt", "does not exist"]),
     ("eval text_run --data short.txt", ["data.seq_len", "shorter"]),
-    ("eval run --data short.txt", ["data.path", "short.txt", "retrieval"]),
+    ("eval run --data good.txt", ["data", "256 tokens", "the run's 9"]),
+    ("eval run --data tokens.npy", ["data", "30 tokens", "the run's 9"]),
     ("generate run --device cuda", ["device", "cuda", "--device cpu"]),
     ("generate digits_run --prompt 99", ["prompt", "'99'", "0 … 16"]),
     ("generate digits_run --prompt x", ["prompt", "'x'", "0 … 16"]),
@@ -319,10 +324,11 @@ def test_a_full_disk_at_the_result_is_one_line(command, retain, place, monkeypat
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "result.json")
 
-    monkeypatch.setattr("pathlib.Path.write_text", full)
-    code, _, complaint = retain(*command.split())
+    monkeypatch.setattr(checkpoint, "replace_file", full)
+    code, said, complaint = retain(*command.split())
     assert code == 2
     assert complaint.count("\n") == 1 and "No space left on device" in complaint
+    assert said  # what was found out is not lost with the file
 
 
 def test_a_full_disk_while_checkpointing_is_one_line_and_the_run_goes_on_later(retain, place, monkeypatch):

@@ -163,7 +163,7 @@ def test_weights_in_bfloat16_keep_the_memory_in_float32(monkeypatch):
     monkeypatch.setattr(devices, "fast_bf16", lambda device: True)
     monkeypatch.setattr(devices, "can_compile", lambda device: False)
     monkeypatch.setattr("retain.generate.BF16_PRODUCTS", 10_000)
-    for cell in ("gated", "transformer", "gru", "lstm"):
+    for cell in ("gated", "delta", "transformer", "gru", "lstm"):
         rnn = models(cell=cell)[1].float().eval()
         token, memory = torch.arange(VOCAB), rnn.init_memory(VOCAB)
         with torch.inference_mode():

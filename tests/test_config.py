@@ -8,7 +8,7 @@ import pytest
 
 from conftest import tiny
 from retain.budget import Budget, parse_budget
-from retain.config import RunConfig, SMTConfig
+from retain.config import DataConfig, RunConfig, SMTConfig
 from retain.config_json import from_dict, load_config, save_config, to_dict
 from retain.data import load_data
 from retain.presets import PRESETS
@@ -28,8 +28,7 @@ def test_a_config_with_nothing_at_its_default_survives_json(tmp_path):
     """A field that from_dict drops would come back at its default."""
     config = tiny(
         phases=("bptt", "smt", "dmt"),
-        data__split=(0.5, 0.25, 0.25),
-        data__vocab_size=9,
+        data=DataConfig(name="npy", path="tokens.npy", seq_len=8, split=(0.5, 0.25, 0.25), vocab_size=9),
         smt__steps_per_sequence=3,
         smt__lambda_dyn_end=2.0,
         smt__budget="3steps",
@@ -90,6 +89,28 @@ def test_every_preset_builds(name, tmp_path):
         ({"data": {"split": [0.5, 0.4, 0.4]}}, ["data.split", "0.4", "sum to 1"]),
         ({"data": {"split": [0.5, math.nan, 0.5]}}, ["data.split", "nan"]),
         ({"data": {"seq_len": 0}}, ["seq_len", "0", "positive"]),
+        ({"data": {"split": [0.8, 0.1, 0.1]}}, ["data.split", "0.8", "text", "not retrieval"]),
+        (
+            {"data": {"name": "digits", "symbols": None, "label_noise": 0.3}},
+            ["data.label_noise", "0.3", "memory tasks"],
+        ),
+        ({"data": {"name": "digits", "symbols": 4}}, ["data.symbols", "4", "memory tasks", "not digits"]),
+        ({"data": {"events": True}}, ["data.events", "True", "images", "not retrieval"]),
+        ({"data": {"reset": True}}, ["data.reset", "True", "documents, images", "not retrieval"]),
+        ({"phases": ["dmt"]}, ["phases", "dmt", "put smt before it"]),
+        ({"phases": ["dmt", "smt"]}, ["phases", "dmt", "put smt before it"]),
+        (
+            {"teacher": {"encoder": "window"}, "smt": {"lambda_dec": 0.0, "lambda_distill": 1.0}},
+            ["smt.lambda_distill", "predicts nothing", "smt.lambda_dec"],
+        ),
+        (
+            {"smt": {"lambda_dec": 0.0, "lambda_trunk": 0.0}, "dmt": {"lambda_distill": 1.0}},
+            ["dmt.lambda_distill", "predicts nothing", "smt.lambda_dec"],
+        ),
+        (
+            {"phases": ["smt"], "smt": {"lambda_dec": 0.0, "lambda_readout": 0.0}},
+            ["smt.lambda_readout", "readout", "smt.lambda_dec"],
+        ),
         ({"memory": {"norm": "layer"}}, ["config.memory.norm", "'layer'", "rms"]),
         ({"memory": {"tokens": 0}}, ["tokens", "0", "positive"]),
         ({"memory": {"tokens": 2, "width": 1, "norm": "rms"}}, ["memory.width", "1"]),
@@ -99,6 +120,9 @@ def test_every_preset_builds(name, tmp_path):
         ({"teacher": {"future_len": -1}}, ["future_len", "-1", "negative"]),
         ({"cell": {"kind": "rnn"}}, ["cell.kind", "'rnn'", "gru", "module:Class"]),
         ({"cell": {"kind": "transformer", "width": 20, "heads": 4}}, ["cell.width", "20", "8"]),
+        ({"cell": {"kind": "delta"}, "memory": {"tokens": 2, "width": 16}}, ["memory", "2 x 16", "delta", "3"]),
+        ({"cell": {"kind": "delta"}, "memory": {"tokens": 4, "width": 64, "norm": "rms"}, "seed": -1}, ["seed"]),
+        ({"cell": {"kind": "delta"}, "memory": {"tokens": 4, "width": 25}}, ["memory", "4 x 25", "square of an even"]),
         ({"cell": {"kind": "lstm"}, "memory": {"tokens": 1, "width": 9}}, ["memory", "1 x 9", "lstm"]),
         ({"smt": {"lr": "fast"}}, ["config.smt.lr", "'fast'", "float"]),
         ({"smt": {"lr": -0.1}}, ["lr", "-0.1", "positive"]),
@@ -237,3 +261,12 @@ def test_the_learning_rate_of_dmt_is_its_own():
 def test_configs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         tiny().seed = 3
+
+
+def test_dmt_without_its_teacher_needs_none():
+    assert tiny(phases=("dmt",), dmt__lambda_dyn=0.0).phases == ("dmt",)
+
+
+@pytest.mark.parametrize("seconds", [10.0, 1234567.0, 1080000.0, 30.25])
+def test_any_number_of_seconds_is_written_as_it_is_read(seconds):
+    assert parse_budget(str(Budget(seconds, "s"))) == Budget(seconds, "s")

@@ -15,15 +15,15 @@ from retain.train import train
 
 
 def counted(method, progress=0.0, **changes):
-    """Sequential steps of one optimizer step of a method's first phase, T = 8."""
-    config = method_config(tiny(**changes), method)
+    """Sequential steps of one optimizer step of a method's first phase, or of DMT, T = 8."""
+    config = method_config(tiny(**changes), "smt" if method == "dmt" else method)
     rnn, teacher = build(config, 9)
     kinds = {
         "smt": lambda: SMT(teacher, rnn, config.smt, config.teacher.future_len),
         "dmt": lambda: DMT(teacher, rnn, config.dmt, trunk_trained=True),
         "bptt": lambda: BPTT(rnn, config.bptt),
     }
-    return kinds[config.phases[0]]().sequential_steps(8, progress)
+    return kinds[method if method == "dmt" else config.phases[0]]().sequential_steps(8, progress)
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,13 @@ def counted(method, progress=0.0, **changes):
         ),
         # four steps of f with gradient, after three without; back through readout, four steps and encoder
         ("smt", {"smt__unroll": 4}, 1 + 3 + 4 + 1 + (1 + 4 + 1)),
-        ("smt", {"phases": ("dmt",), "dmt__horizon": 4, "dmt__unroll": 5}, 1 + 4 + 5 + 1 + (1 + 5)),
+        ("dmt", {"dmt__horizon": 4, "dmt__unroll": 5}, 1 + 4 + 5 + 1 + (1 + 5)),
         # alone from m_0 and trained over the whole of it: the rollout itself is trained
-        ("smt", {"phases": ("dmt",), "dmt__horizon": 8, "dmt__unroll": 8}, 1 + 8 + 1 + (1 + 8)),
-        ("smt", {"phases": ("dmt",), "dmt__horizon": 8, "dmt__unroll": 5}, 1 + 8 + 5 + 1 + (1 + 5)),
-        ("smt", {"phases": ("dmt",), "dmt__horizon": 8, "dmt__unroll": 5, "cell__kind": "gated"}, 1 + 8 + 1 + (1 + 5)),
-        ("smt", {"phases": ("dmt",), "dmt__horizon": 4}, 1 + 4 + 1 + 1 + (1 + 1)),
-        ("smt", {"phases": ("dmt",), "dmt__predictive": False}, 1 + 1 + 1 + 1 + 1),
+        ("dmt", {"dmt__horizon": 8, "dmt__unroll": 8}, 1 + 8 + 1 + (1 + 8)),
+        ("dmt", {"dmt__horizon": 8, "dmt__unroll": 5}, 1 + 8 + 5 + 1 + (1 + 5)),
+        ("dmt", {"dmt__horizon": 8, "dmt__unroll": 5, "cell__kind": "gated"}, 1 + 8 + 1 + (1 + 5)),
+        ("dmt", {"dmt__horizon": 4}, 1 + 4 + 1 + 1 + (1 + 1)),
+        ("dmt", {"dmt__predictive": False}, 1 + 1 + 1 + 1 + 1),
     ],
 )
 def test_sequential_steps_by_hand(method, changes, by_hand):
@@ -62,7 +62,7 @@ def test_sequential_steps_by_hand(method, changes, by_hand):
 
 
 def test_sequential_steps_of_dmt_grow_with_its_horizon():
-    shallow, whole = (counted("smt", p, phases=("dmt",)) for p in (0.0, 1.0))
+    shallow, whole = (counted("dmt", p) for p in (0.0, 1.0))
     assert (shallow, whole) == (1 + 1 + 1 + 1 + 2, 1 + 8 + 1 + 1 + 2)
 
 

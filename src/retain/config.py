@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from retain.budget import Budget, parse_budget
 
-CELLS = ("transformer", "mlp", "gated", "gru", "lstm", "elman")
+CELLS = ("transformer", "mlp", "gated", "delta", "gru", "lstm", "elman")
 PHASES = ("smt", "dmt", "bptt")
 TASK_DATA = (
     *("retrieval", "copy", "stack", "keys_values", "modular"),
@@ -22,6 +22,15 @@ EMBEDDED_DATA = ("stdlib", "digits", *TASK_DATA)
 TASK_FIELDS = ("symbols", "copy_len", "reverse", "depth", "pairs", "string_len")
 """What a DataConfig sets for memory tasks: None is the task's own."""
 FILE_DATA = ("text", "npy", "documents", "images")
+DATASETS = ("documents", "images")
+READ_BY = {
+    **dict.fromkeys((*TASK_FIELDS, "min_seq_len", "label_noise"), TASK_DATA),
+    "split": FILE_DATA,
+    "tokenizer": ("documents",),
+    **dict.fromkeys(("column", "revision", "reset", "stream"), DATASETS),
+    **dict.fromkeys(("image_size", "levels", "threshold", "invert", "events"), ("images",)),
+}
+"""Fields of a DataConfig that some data alone reads. For other data they must stay as they are."""
 IGNORE = -100
 """The target where there is none: it never counts in a loss or a score."""
 
@@ -86,9 +95,9 @@ class CellConfig:
     """The one-step update m_{t+1} = f(m_t, x_t)."""
 
     kind: str = "mlp"
-    """transformer, mlp, gated, gru, lstm, elman, or your own as module:Class."""
+    """transformer, mlp, gated, delta, gru, lstm, elman, or your own as module:Class."""
     width: int = 512
-    """Hidden width of the mlp, gated and transformer; gru, lstm and elman have the memory's own size."""
+    """Hidden width of the mlp, gated, delta and transformer; gru, lstm and elman have the memory's own size."""
     heads: int = 4
     layers: int = 1
     residual: bool = True
@@ -168,16 +177,18 @@ class DataConfig:
             raise ValueError(f"data.levels: {self.levels} must lie in 2 … 256")
         if self.threshold is not None and not 1 <= self.threshold <= 255:
             raise ValueError(f"data.threshold: {self.threshold} must lie in 1 … 255")
-        if self.min_seq_len is not None and self.name not in TASK_DATA:
-            raise ValueError(f"data.min_seq_len: {self.min_seq_len} is for memory tasks, not {self.name}; leave it out")
-        if self.revision is not None and not str(self.path).startswith("hf:"):
-            raise ValueError(f"data.revision: {self.revision!r} is for a dataset of the hub, hf:NAME; leave it out")
-        if self.tokenizer is not None and self.name != "documents":
-            raise ValueError(f"data.tokenizer: {self.tokenizer!r} is for documents, not {self.name}; leave it out")
-        if self.stream and self.name not in ("documents", "images"):
-            raise ValueError(f"data.stream: {self.name} is not streamed; leave it out")
         if len(self.split) != 3 or min(self.split) <= 0 or not abs(sum(self.split) - 1) < 1e-6:
             raise ValueError(f"data.split: {self.split} must be three positive fractions that sum to 1")
+        for name, value in self.unread(self.name).items():
+            readers = "memory tasks" if READ_BY[name] is TASK_DATA else ", ".join(READ_BY[name])
+            raise ValueError(f"data.{name}: {value!r} is for {readers}, not {self.name}; leave it out")
+        if self.revision is not None and not str(self.path).startswith("hf:"):
+            raise ValueError(f"data.revision: {self.revision!r} is for a dataset of the hub, hf:NAME; leave it out")
+
+    def unread(self, data: str) -> dict[str, Any]:
+        """The fields that are set here and that data of this name does not read, with their values."""
+        set_here = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return {name: value for name, value in set_here.items() if data not in READ_BY.get(name, (data,))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,8 +267,6 @@ class SMTConfig(PhaseConfig):
             )
         if not 0 <= self.on_policy <= 1:
             raise ValueError(f"on_policy: {self.on_policy} must lie in 0 … 1")
-        if self.lambda_distill and not self.lambda_dec and not self.lambda_trunk:
-            raise ValueError("lambda_distill: the teacher predicts nothing without lambda_dec or lambda_trunk")
         if self.lambda_dyn_end is not None and self.lambda_dyn <= 0:
             raise ValueError(f"lambda_dyn: {self.lambda_dyn} must be positive to grow to lambda_dyn_end")
 
@@ -348,11 +357,18 @@ class RunConfig:
         for phase in self.phases:
             if phase not in PHASES:
                 raise ValueError(f"phases: {phase!r} is none of {', '.join(PHASES)}")
+        self._check_teacher()
         for name in ("budget", "checkpoint_every", "validate_every"):
             parse_budget(getattr(self, name), name)
         if self.cell.kind == "lstm" and self.memory.tokens * self.memory.width % 2:
             raise ValueError(
                 f"memory: {self.memory.tokens} x {self.memory.width} must be even, the lstm keeps h and c in it"
+            )
+        side = math.isqrt(self.memory.width)
+        if self.cell.kind == "delta" and (self.memory.tokens < 3 or side % 2 or side**2 != self.memory.width):
+            raise ValueError(
+                f"memory: {self.memory.tokens} x {self.memory.width}: the delta cell needs 3 memory tokens or more and "
+                "a width that is the square of an even number; give e.g. memory.tokens 4 and memory.width 256"
             )
         if self.memory.norm == "rms" and self.memory.width == 1:
             raise ValueError("memory.width: 1 leaves nothing after rms normalisation; use norm batch or a wider memory")
@@ -365,6 +381,22 @@ class RunConfig:
             if value is not None and value > (own.seq_len or length):
                 whose = f"{phase}.seq_len {own.seq_len}" if own.seq_len else f"data.seq_len {length}"
                 raise ValueError(f"{phase}.{steps}: {value} is longer than {whose}")
+
+    def _check_teacher(self) -> None:
+        """Refuse to learn from what nothing has trained."""
+        smt, dmt = self.smt, self.dmt
+        follows = "dmt" in self.phases and (dmt.lambda_dyn > 0 or dmt.lambda_distill > 0)
+        if follows and "smt" not in self.phases[: self.phases.index("dmt")]:
+            raise ValueError("phases: dmt follows the teacher that smt trains; put smt before it")
+        if "smt" not in self.phases:
+            return
+        predicts = smt.lambda_dec > 0 or (smt.lambda_trunk > 0 and self.teacher.encoder != "window")
+        distilled = {"smt": smt.lambda_distill, "dmt": dmt.lambda_distill if "dmt" in self.phases else 0.0}
+        for phase, weight in distilled.items():
+            if weight and not predicts:
+                raise ValueError(f"{phase}.lambda_distill: the teacher predicts nothing; give smt.lambda_dec above 0")
+        if self.phases == ("smt",) and not smt.lambda_dec and not smt.lambda_readout and not smt.lambda_distill:
+            raise ValueError("smt.lambda_readout: nothing trains the readout; give it or smt.lambda_dec above 0")
 
     def budgets(self) -> tuple[Budget, ...]:
         """The budget of each phase: its own, or its share of the run's."""

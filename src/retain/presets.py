@@ -184,6 +184,7 @@ def _paper(preset: str, data: DataConfig) -> RunConfig:
     shared: dict[str, Any] = {"clip": 1.0, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.95}
     return RunConfig(
         preset=preset,
+        budget="151500steps",  # 150,000 of SMT, 1,500 of DMT
         data=data,
         memory=MemoryConfig(tokens=16, width=256, norm="rms"),
         teacher=TeacherConfig(
@@ -192,7 +193,7 @@ def _paper(preset: str, data: DataConfig) -> RunConfig:
         cell=CellConfig(kind="transformer", width=256, heads=8, layers=8),
         smt=SMTConfig(
             **shared,
-            budget="150000steps",
+            share=100,
             batch_size=128,
             seq_len=320,
             lr=3e-4,
@@ -208,7 +209,7 @@ def _paper(preset: str, data: DataConfig) -> RunConfig:
         ),
         dmt=DMTConfig(
             **shared,
-            budget="1500steps",
+            share=1,
             batch_size=32,
             seq_len=576,
             lr=3e-5,

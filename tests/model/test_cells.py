@@ -14,6 +14,10 @@ MEMORY = MemoryConfig(tokens=2, width=4, norm="rms")
 READOUT = TeacherConfig(encoder="state", width=8, heads=2, layers=1, decoder_layers=1, future_len=2)
 
 
+def memory_of(kind, norm="rms"):
+    return MemoryConfig(tokens=3 if kind == "delta" else 2, width=4, norm=norm)
+
+
 def config(kind="mlp", residual=True, layers=2):
     return CellConfig(kind=kind, width=8, heads=2, layers=layers, residual=residual)
 
@@ -63,9 +67,9 @@ def not_a_module(memory, config):
 @pytest.mark.parametrize("norm", ["rms", "batch"])
 def test_cells_keep_shape_and_float32(kind, residual, norm):
     torch.manual_seed(0)
-    memory = MemoryConfig(tokens=2, width=4, norm=norm)
+    memory = memory_of(kind, norm)
     rnn = randomise(RNN(VOCAB, memory, READOUT, config(kind, residual)))
-    before = torch.randn(3, 5, 2, 4)
+    before = torch.randn(3, 5, memory.tokens, 4)
     tokens = torch.randint(VOCAB, (3, 5))
     for precise in (True, False):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not precise):
@@ -74,14 +78,14 @@ def test_cells_keep_shape_and_float32(kind, residual, norm):
         assert after.shape == before.shape == rolled.shape
         assert after.dtype == rolled.dtype == torch.float32
     if norm == "rms":
-        assert_close(after.square().mean(-1), torch.ones(3, 5, 2), 1e-3)
+        assert_close(after.square().mean(-1), torch.ones(3, 5, memory.tokens), 1e-3)
 
 
 @pytest.mark.parametrize("kind", CELLS)
 def test_cells_read_all_of_memory_and_the_token(kind):
     torch.manual_seed(0)
-    cell = randomise(build_cell(MEMORY, config(kind))).double()
-    memory = torch.randn(1, 2, 4, dtype=torch.float64, requires_grad=True)
+    cell = randomise(build_cell(memory_of(kind), config(kind))).double()
+    memory = torch.randn(1, memory_of(kind).tokens, 4, dtype=torch.float64, requires_grad=True)
     inputs = torch.randn(1, 4, dtype=torch.float64, requires_grad=True)
     out = cell(memory, inputs)
     for piece in out.flatten()[[0, -1]]:
@@ -105,8 +109,9 @@ FAST = [name for name, cell in BUILT_IN.items() if hasattr(cell, "rollout")]
 @pytest.mark.parametrize("kind", FAST)
 def test_cells_fast_rollout_equals_its_steps(kind, layers):
     torch.manual_seed(0)
-    cell = randomise(build_cell(MEMORY, config(kind, layers=layers))).double()
-    memory, inputs = torch.randn(3, 2, 4, dtype=torch.float64), torch.randn(3, 5, 4, dtype=torch.float64)
+    cell = randomise(build_cell(memory_of(kind), config(kind, layers=layers))).double()
+    memory = torch.randn(3, memory_of(kind).tokens, 4, dtype=torch.float64)
+    inputs = torch.randn(3, 5, 4, dtype=torch.float64)
     memory.requires_grad_(True)
     inputs.requires_grad_(True)
     fast, slow = cell.rollout(memory, inputs), []
@@ -128,8 +133,8 @@ def test_cells_fast_rollout_equals_its_steps(kind, layers):
 @pytest.mark.parametrize("kind", FAST)
 def test_fast_rollouts_in_bfloat16_are_those_of_float32_but_for_rounding(kind):
     torch.manual_seed(0)
-    cell = randomise(build_cell(MEMORY, config(kind, layers=1)))
-    memory, inputs, weights = torch.randn(3, 2, 4), torch.randn(3, 5, 4), torch.randn(3, 5, 2, 4)
+    cell, tokens = randomise(build_cell(memory_of(kind), config(kind, layers=1))), memory_of(kind).tokens
+    memory, inputs, weights = torch.randn(3, tokens, 4), torch.randn(3, 5, 4), torch.randn(3, 5, tokens, 4)
     found = []
     for enabled in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
@@ -137,7 +142,8 @@ def test_fast_rollouts_in_bfloat16_are_those_of_float32_but_for_rounding(kind):
         found.append(gradients((rolled.float() * weights).sum(), cell) | {"memories": rolled.float()})
     assert not torch.equal(found[0]["memories"], found[1]["memories"])
     for name, exact in found[0].items():
-        assert (found[1][name] - exact).norm() < 0.05 * exact.norm(), name
+        # An address of two numbers is a direction: where they are small, their rounding turns it.
+        assert (found[1][name] - exact).norm() < (0.2 if kind == "delta" else 0.05) * exact.norm(), name
 
 
 def test_own_cell_by_name_and_as_instance():
@@ -212,3 +218,73 @@ def test_gated_cell_starts_by_keeping_most_of_memory():
     memory, inputs = torch.randn(64, 2, 4), torch.zeros(64, 4)
     after = build_cell(MEMORY, config("gated"))(memory, inputs)
     assert (after * memory).mean() > 0.5 * memory.square().mean()
+
+
+class OwnMLP(BUILT_IN["mlp"]):
+    """Made of a shipped cell, but with the signature that users are told of."""
+
+    def forward(self, memory, inputs):
+        return super().forward(memory, inputs).tanh()
+
+
+class OwnGated(BUILT_IN["gated"]):
+    def forward(self, memory, inputs, projected=False):
+        return super().forward(memory, inputs, projected).tanh()
+
+
+@pytest.mark.parametrize("kind", [OwnMLP, OwnGated])
+def test_a_cell_made_of_a_shipped_one_is_trained_as_it_steps(kind):
+    """A rollout that it inherits is that of another function."""
+    memory = MemoryConfig(tokens=2, width=4, norm="batch")
+    rnn = RNN(VOCAB, memory, READOUT, config(layers=1), cell=kind(memory, config(layers=1)))
+    randomise(rnn)
+    tokens, m = torch.randint(VOCAB, (3, 7)), torch.randn(3, 2, 4)
+    rolled, stepped = rnn.rollout(tokens, m), []
+    for token in tokens.unbind(1):
+        m = rnn.step(token, m)[1]
+        stepped.append(m)
+    assert_close(rolled, torch.stack(stepped, 1))
+    assert rolled.abs().max() <= 1
+    assert not rnn.cuts
+
+
+def test_delta_cell_is_its_formula():
+    torch.manual_seed(0)
+    memory_config, hidden, n = MemoryConfig(tokens=4, width=16, norm="batch"), 8, 4  # two stores of 4 x 4
+    cell = randomise(build_cell(memory_config, config("delta"))).double()
+    memory, inputs = torch.randn(3, 4, 16, dtype=torch.float64), torch.randn(3, 16, dtype=torch.float64)
+    rows = []
+    for m, x in zip(memory, inputs, strict=True):
+        last = torch.cat([cell.from_input.weight @ x, m[1]])  # the input as 4 numbers, then the four before it
+        normed = m[0] / (m[0].square().mean() + 1e-6).sqrt() * cell.norm.gain
+        mixed = cell.from_memory.weight @ normed + cell.from_memory.bias + cell.from_last.weight @ last
+        gated, ask, where, value, rate = mixed.split((hidden + 32, 2 * n, 2 * n, 2 * n, 2))
+        reads, stores = [], []
+        for i in range(2):
+            store = m[2 + i].view(n, n)
+            at, to = (a.view(2, n)[i] / a.view(2, n)[i].norm() for a in (ask, where))
+            reads.append(store.t() @ at)
+            new = torch.sigmoid(rate[i]) * (value.view(2, n)[i] - store.t() @ to)
+            stores.append((store + torch.outer(to, new)).flatten())
+        gated = gated + cell.from_store.weight @ torch.cat(reads)
+        both = cell.out.weight @ gated[:hidden].clamp_min(0) ** 2 + cell.out.bias + gated[hidden:]
+        gate = torch.sigmoid(both[16:])
+        rows.append(torch.stack([(1 - gate) * m[0] + gate * both[:16], last[:16], *stores]))
+    assert_close(cell(memory, inputs), torch.stack(rows))
+
+
+def test_what_a_delta_cell_has_written_it_reads_where_it_was_written():
+    """Two things at addresses apart; one of them is written anew, the other stays."""
+    cell = build_cell(MemoryConfig(tokens=3, width=16, norm="batch"), config("delta"))
+    store, (left, right) = torch.zeros(1, 1, 4, 4), torch.eye(4)[:2]
+    first, second, third = torch.randn(3, 4)
+    with torch.no_grad():
+        for part in (cell.from_memory, cell.from_store):
+            part.weight.zero_()
+        cell.from_memory.bias.zero_()
+        for where, value in ((left, first), (right, second), (left, third)):
+            gated = torch.zeros(cell.split[0])
+            said = torch.cat([gated, left, 3 * where, value, torch.tensor([100.0])])  # of any length, at rate 1
+            _, store = cell.step(torch.zeros(1, 16), store, said[None])
+    assert_close(store[0, 0, 0], third)
+    assert_close(store[0, 0, 1], second)

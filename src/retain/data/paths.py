@@ -64,6 +64,8 @@ def with_path(data: DataConfig, path: str, text_column: str | None, image_column
         changes["vocab_size"] = None
     if not path.startswith("hf:"):
         changes["revision"] = None
+    # What the preset says of its own data, as of a task's sizes, says nothing of other data.
+    changes = {f.name: f.default for f in dataclasses.fields(data) if f.name in data.unread(name)} | changes
     if name == "images":
         changes["seq_len"] = data.seq_len if data.name == "images" else data.image_size**2 - 1
     return dataclasses.replace(data, **changes)

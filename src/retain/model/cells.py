@@ -10,11 +10,13 @@ in the count of sequential steps (docs/compare.md), 1 where it is missing.
 from __future__ import annotations
 
 import importlib
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from retain.config import CellConfig, MemoryConfig
+from retain.model.delta_cell import DeltaCell
 from retain.model.gated_rollout import Cut, gated_rollout
 from retain.model.layers import Norm, Transformer, squared_relu
 
@@ -129,7 +131,7 @@ def _project(cell: MLPCell | GatedCell | TransformerCell, inputs: Tensor, projec
     return inputs if projected else cell.from_input(inputs)
 
 
-PROJECTING = (MLPCell, GatedCell, TransformerCell)
+PROJECTING = (MLPCell, GatedCell, DeltaCell, TransformerCell)
 """Cells that read an input through their `from_input` alone; with `projected` they take it as already projected."""
 
 
@@ -145,7 +147,11 @@ class GRUCell(nn.Module):
 
     def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:
         """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D)."""
-        states = self.cell(inputs, (memory.flatten(1) / REACH)[None])[0]
+        dtype = next(self.cell.parameters()).dtype
+        state = (memory.flatten(1) / REACH)[None]
+        # On CUDA autocast would run it in float16, in which gradients vanish.
+        with torch.autocast("cuda", enabled=False) if memory.is_cuda else nullcontext():
+            states = self.cell(inputs.to(dtype), state.to(dtype))[0]
         return (states * REACH).unflatten(-1, memory.shape[-2:])
 
 
@@ -189,10 +195,18 @@ CELLS: dict[str, type[nn.Module]] = {
     "transformer": TransformerCell,
     "mlp": MLPCell,
     "gated": GatedCell,
+    "delta": DeltaCell,
     "gru": GRUCell,
     "lstm": LSTMCell,
     "elman": ElmanCell,
 }
+
+
+def rolls(cell: nn.Module) -> bool:
+    """Whether the cell's `rollout` is that of its `forward`: one that a subclass inherits past its own is not."""
+    defines = [[name for name in ("forward", "rollout") if name in vars(kind)] for kind in type(cell).__mro__]
+    nearest = next((names for names in defines if names), [])
+    return "rollout" in nearest
 
 
 def build_cell(memory: MemoryConfig, config: CellConfig) -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.config import CellConfig, MemoryConfig, TeacherConfig
-from retain.model.cells import PROJECTING, build_cell, check_cell
+from retain.model.cells import PROJECTING, build_cell, check_cell, rolls
 from retain.model.gated_rollout import Cut
 from retain.model.layers import at_least_float32, rms
 from retain.model.teacher import Readout
@@ -38,6 +38,11 @@ class RNN(nn.Module):
         self.m_0 = nn.Parameter(torch.randn(memory.tokens, memory.width))
 
     @property
+    def projects(self) -> bool:
+        """Whether the cell takes its input as already projected; a user's, made of ours, need not."""
+        return type(self.cell) in PROJECTING
+
+    @property
     def depth(self) -> int:
         """Layers of one application of f, as sequential steps are counted."""
         return int(getattr(self.cell, "depth", 1))
@@ -48,12 +53,16 @@ class RNN(nn.Module):
 
     def inputs(self, tokens: Tensor) -> Tensor:
         """Tokens (...) as the cell takes them, (..., D): embedded, and projected where the cell is PROJECTING."""
-        if not isinstance(self.cell, PROJECTING):
+        if not self.projects:
             return self.embed(tokens)
+        project: Any = self.cell.from_input
         if tokens.numel() < self.vocab_size:
-            return self.cell.from_input(self.embed(tokens))
-        # A product for every token that there is costs less than one for every token that is read.
-        return nn.functional.embedding(tokens, self.cell.from_input(self.embed.weight))
+            projected: Tensor = project(self.embed(tokens))
+            return projected
+        # A product for every token that there is costs less than one for every token that is read. The gradients of a
+        # token's many places are added up in float32: in bfloat16 a large sum does not grow any more.
+        table = project(self.embed.weight)
+        return nn.functional.embedding(tokens, at_least_float32(table)).to(table.dtype)
 
     def update(self, memory: Tensor, tokens: Tensor) -> Tensor:
         """f: memory (..., K, D) and tokens (...) → the next memory, float32. All positions are independent."""
@@ -62,7 +71,7 @@ class RNN(nn.Module):
     def advance(self, memory: Tensor, inputs: Tensor) -> Tensor:
         """`update` with inputs as `inputs` gives them, flattened."""
         memory = at_least_float32(memory)
-        settings = {"projected": True} if isinstance(self.cell, PROJECTING) else {}
+        settings = {"projected": True} if self.projects else {}
         new = self.cell(memory.flatten(0, -3), inputs, **settings).to(memory.dtype)
         return (rms(new) if self.normalise else new).view(memory.shape)
 
@@ -74,7 +83,7 @@ class RNN(nn.Module):
     @property
     def cuts(self) -> bool:
         """Whether a `rollout` that is cut goes back through all its stretches side by side."""
-        return not self.normalise and bool(getattr(self.cell, "cuts", False))
+        return not self.normalise and rolls(self.cell) and bool(getattr(self.cell, "cuts", False))
 
     def rollout(self, tokens: Tensor, memory: Tensor, cut: Cut | None = None) -> Tensor:
         """Memories after each of the tokens (B, T), read one after another from memory (B, K, D): (B, T, K, D).
@@ -88,8 +97,8 @@ class RNN(nn.Module):
                 memories.append(self.rollout(stretch, memory))
                 memory = memories[-1][:, -1].detach()
             return torch.cat(memories, 1)
-        if hasattr(self.cell, "rollout") and not self.normalise and tokens.shape[1]:
-            settings: dict[str, Any] = {"projected": True} if isinstance(self.cell, PROJECTING) else {}
+        if rolls(self.cell) and not self.normalise and tokens.shape[1]:
+            settings: dict[str, Any] = {"projected": True} if self.projects else {}
             if cut is not None:
                 settings["cut"] = cut
             rolled = self.cell.rollout(at_least_float32(memory), self.inputs(tokens), **settings)  # type: ignore[operator]

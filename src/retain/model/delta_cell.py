@@ -1,0 +1,89 @@
+"""A cell that recalls: a register and an associative memory that is written by the delta rule.
+
+What gated cells lack is a place for each thing that they read: to bind a value to a key is a product of the two.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retain.config import CellConfig, MemoryConfig
+from retain.model.layers import Norm, squared_relu
+
+LAST = 4
+"""Inputs that memory token 1 holds; a key and its value are mostly neighbours."""
+
+
+class DeltaCell(nn.Module):
+    """Memory token 0 is a gated register, token 1 the last LAST inputs, every other a store of n × n numbers, D = n².
+
+    Register and last inputs give, for each store, an address to read at and one to write at, a value v and a rate β, by
+    one linear map. With addresses a of length 1 the store S (n × n) reads as r = Sᵀa, and is written by the delta rule,
+    S + β a (v - Sᵀa)ᵀ: what stood at that address makes way for what is new (Schlag et al. 2021). The register is then
+    updated as in a `GatedCell`, from what was read, too.
+
+    About n things fit into each store: as many as there are addresses at right angles.
+    """
+
+    def __init__(self, memory: MemoryConfig, config: CellConfig):
+        super().__init__()
+        size, stores, side = memory.width, memory.tokens - 2, math.isqrt(memory.width)
+        self.side, self.stores = side, stores
+        gated, places = config.width + 2 * size, stores * side
+        self.hidden, self.split = (config.width, 2 * size), (gated, places, places, places, stores)
+        self.norm = Norm(size)
+        self.from_input = nn.Linear(size, size // LAST, bias=False)
+        self.from_memory = nn.Linear(size, sum(self.split))
+        self.from_last = nn.Linear(size + size // LAST, sum(self.split), bias=False)
+        self.from_store = nn.Linear(places, gated, bias=False)
+        self.out = nn.Linear(config.width, 2 * size)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        with torch.no_grad():
+            self.out.bias[size:] = -1.0  # starts by keeping most of the register
+
+    def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
+        """memory (N, K, D), inputs (N, D), or (N, D / LAST) where `projected` → the next memory."""
+        x = (inputs if projected else self.from_input(inputs)).to(memory.dtype)
+        last = torch.cat([x, memory[:, 1]], -1)  # the newest first
+        register, store = self.step(memory[:, 0], self.stored(memory), self.from_last(last))
+        return torch.cat([register[:, None], last[:, None, : memory.shape[-1]], store.flatten(-2)], 1)
+
+    def stored(self, memory: Tensor) -> Tensor:
+        return memory[:, 2:].unflatten(-1, (self.side, self.side))  # (N, stores, address, value)
+
+    def step(self, register: Tensor, store: Tensor, from_last: Tensor) -> tuple[Tensor, Tensor]:
+        """register (N, D), store (N, stores, n, n), from_last (N, …) → both after one input."""
+        mixed, ask, where, value, rate = (self.from_memory(self.norm(register)) + from_last).split(self.split, -1)
+        # In the memory's own precision, and not as products: what is kept for long must not be rounded at each step.
+        shape = (self.stores, self.side)
+        ask, where, value = (x.to(store.dtype).unflatten(-1, shape) for x in (ask, where, value))
+        ask, where = F.normalize(ask, dim=-1)[..., None], F.normalize(where, dim=-1)[..., None]
+        read = (ask * store).sum(-2)  # (N, stores, n)
+        x, linear = (mixed + self.from_store(read.flatten(-2))).split(self.hidden, -1)
+        candidate, gate = (self.out(squared_relu(x)) + linear).to(register.dtype).chunk(2, -1)
+        register = torch.lerp(register, candidate, gate.sigmoid())
+        new = rate.to(store.dtype).sigmoid()[..., None] * (value - (where * store).sum(-2))
+        return register, torch.addcmul(store, where, new[..., None, :])
+
+    def rollout(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
+        """Memories after each input: memory (B, K, D), inputs (B, T, D or D / LAST) → (B, T, K, D).
+
+        What the last inputs say waits for no step: one product for all of them.
+        """
+        x = (inputs if projected else self.from_input(inputs)).to(memory.dtype)
+        before = memory[:, 1].unflatten(-1, (LAST, -1)).flip(1)  # the oldest first
+        windows = torch.cat([before, x], 1).unfold(1, LAST + 1, 1).flip(-1)  # (B, T, D / LAST, LAST + 1), newest first
+        last = windows.transpose(-1, -2).flatten(-2)  # (B, T, D + D / LAST)
+        register, store = memory[:, 0], self.stored(memory)
+        registers, stores = [], []
+        for from_last in self.from_last(last).unbind(1):
+            register, store = self.step(register, store, from_last)
+            registers.append(register)
+            stores.append(store)
+        held = torch.stack(stores, 1).flatten(-2)  # (B, T, stores, D)
+        return torch.cat([torch.stack(registers, 1)[:, :, None], last[:, :, None, : memory.shape[-1]], held], 2)
