@@ -1,9 +1,11 @@
 """The training loop: resuming is exact, nothing is lost to crashes and full disks."""
 
+import dataclasses
 import errno
 import json
 import math
 import os
+import shutil
 import signal
 from unittest.mock import patch
 
@@ -16,6 +18,8 @@ from retain import checkpoint
 from retain.checkpoint import CheckpointError, best_checkpoint, latest_checkpoint, load_export, load_files
 from retain.data import load_data
 from retain.data.prefetch import Prefetch
+from retain.devices import make_accelerator
+from retain.model.cells import build_cell
 from retain.train import Interrupted, TrainingError, learning_rate, train
 
 PHASES = ("smt", "dmt", "bptt")
@@ -369,3 +373,36 @@ def test_a_full_disk_leaves_the_previous_checkpoint(never_stopped, tmp_path, mon
 def test_runs_of_one_process_each_have_their_precision(tmp_path):
     found = {p: train(tiny(budget="2steps", precision=p), tmp_path / p, progress_bar=False) for p in ("bf16", "fp32")}
     assert {p: summary["precision"] for p, summary in found.items()} == {"bf16": "bf16", "fp32": "fp32"}
+
+
+def test_a_run_goes_on_with_its_own_data_alone(never_stopped, tmp_path):
+    config, whole = never_stopped()
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    other = Changed(config)
+    other.info = other.inner.info | {"sha256": "another"}
+    with pytest.raises(ValueError, match="resume: the data has changed: its sha256 was .* and is 'another' now"):
+        train(config, out, resume=True, data=other, progress_bar=False)
+    del other.info["sha256"]  # what an older version did not note says nothing
+    train(config, out, resume=True, data=other, progress_bar=False)
+    assert_same_run(out, whole)
+
+
+def test_a_run_goes_on_with_its_own_cell_alone(never_stopped, tmp_path):
+    config, whole = never_stopped()
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    shutil.rmtree(latest_checkpoint(out))  # there are steps left to do
+    cell = build_cell(config.memory, dataclasses.replace(config.cell, width=24))
+    with pytest.raises(ValueError, match="the weights in .* do not fit its config.json"):
+        train(config, out, resume=True, cell=cell, progress_bar=False)
+
+
+def test_a_second_run_may_have_another_device(tmp_path, monkeypatch):
+    """Accelerate keeps one state per process; what is asked of the second run must not be answered by the first's."""
+    made = make_accelerator(tiny(device="cpu"), tmp_path)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with monkeypatch.context() as patch:
+        patch.setattr("accelerate.state.is_mps_available", lambda *a, **k: True)
+        assert make_accelerator(tiny(device="auto"), tmp_path).device.type == "mps"
+    assert made.device.type == "cpu" and make_accelerator(tiny(device="cpu"), tmp_path).device.type == "cpu"

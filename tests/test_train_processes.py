@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import torch
 from conftest import tiny
 from retain.checkpoint import latest_checkpoint, load_files
 from retain.config_json import save_config
+from retain.devices import make_accelerator
 from retain.train import train
 from test_train import LOSSES, PHASES, Changed, assert_same_run, lines, run
 
@@ -113,6 +115,21 @@ train(load_config(Path(sys.argv[1])), sys.argv[2], progress_bar=False)
 """
 
 
+def two_workers(config, out):
+    """`train` in two processes that are one run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workers = []
+    for rank in range(2):
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+        places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        command = [sys.executable, "-c", WORKER, str(config), str(out)]
+        env = {**os.environ, **{key: str(value) for key, value in places.items()}}
+        workers.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env))
+    return workers
+
+
 class Ranks(Changed):
     """In one process, the batches of ranks 0 and 1 as one."""
 
@@ -129,20 +146,13 @@ def test_two_processes_equal_one_with_both_their_batches(tmp_path, norm):
     def config(size, encoder="state"):
         sizes = {f"{phase}__batch_size": size for phase in PHASES}
         return tiny(
-            phases=PHASES, budget="12steps", memory__norm=norm, smt__lambda_unif=0.0, smt__on_policy=0.0, **sizes
-        )
+            # On a machine without a GPU, auto is the CPU: processes must know of each other there, too.
+            phases=PHASES, budget="12steps", memory__norm=norm, smt__lambda_unif=0.0, smt__on_policy=0.0, device="auto",
+            **sizes,
+        )  # fmt: skip
 
     save_config(config(4), tmp_path / "two.json")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    workers = []
-    for rank in range(2):
-        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-        places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-        command = [sys.executable, "-c", WORKER, str(tmp_path / "two.json"), str(tmp_path / "two")]
-        env = {**os.environ, **{key: str(value) for key, value in places.items()}}
-        workers.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env))
+    workers = two_workers(tmp_path / "two.json", tmp_path / "two")
     train(config(8), tmp_path / "one", data=Ranks(config(8)), progress_bar=False)
     for worker in workers:
         said, _ = worker.communicate(timeout=200)
@@ -154,3 +164,23 @@ def test_two_processes_equal_one_with_both_their_batches(tmp_path, norm):
         for name in {"gradient_norm", *LOSSES[a["phase"]]} - {"loss_unif", "relative_drift"}:
             assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-5), (a["step"], name)
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+def test_two_processes_refuse_a_folder_together(tmp_path):
+    """The main process alone looks, before it makes what the other would take for another run's."""
+    save_config(tiny(device="auto"), tmp_path / "tiny.json")
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "other").touch()
+    for worker in two_workers(tmp_path / "tiny.json", out):
+        said, _ = worker.communicate(timeout=200)
+        assert worker.returncode == 1 and "ValueError: out: " in said and "already exists" in said, said
+    assert [p.name for p in out.iterdir()] == ["other"]
+
+
+def test_processes_that_were_started_but_do_not_join_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("retain.devices.Accelerator", lambda **settings: SimpleNamespace(num_processes=1))
+    with pytest.raises(ValueError, match="device: cpu does not join the 2 processes"):
+        make_accelerator(tiny(), tmp_path)

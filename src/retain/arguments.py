@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from retain.run import Run
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -62,21 +60,16 @@ def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
     return value, rest
 
 
+def refuse(argv: list[str], command: str, options: Sequence[str]) -> None:
+    """Say of options of `retain train` that `command` decides them itself; to take and ignore them would mislead."""
+    for word in argv:
+        if (name := word.partition("=")[0].replace("_", "-")) in (*options, "--resume", "--dry-run"):
+            raise Usage(f"{name}: retain {command} does not take it; leave it out (see retain {command} --help)")
+
+
 def whole(values: dict[str, str | None], name: str, default: int | None) -> int | None:
     """The option `name` as a whole number, at least 1."""
     text = values[name]
     if text is not None and (not text.isascii() or not text.isdigit() or int(text) < 1):
         raise Usage(f"{name}: {text!r} must be a whole number, at least 1")
     return default if text is None else int(text)
-
-
-def open_run(path: Path, *, teacher: bool, device: str) -> Run:
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: cuda was asked for, but PyTorch sees no CUDA device here; use --device cpu")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device: mps was asked for, but it is not available here; use --device cpu")
-    from retain.run import load_run
-
-    return load_run(path, teacher=teacher, device=device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, is_initialized
+from accelerate.state import AcceleratorState, PartialState
 
 from retain.config import RunConfig
 from retain.config_json import flatten, to_dict
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
+from retain.run import check_device
 
 log = logging.getLogger("retain")
 
@@ -32,34 +35,35 @@ def fast_bf16(device: torch.device) -> bool:
 
 
 def make_accelerator(config: RunConfig, out: Path) -> Accelerator:
-    """Accelerate's view of devices, precision, processes and trackers. Raises ValueError for what is not there."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: cuda was asked for, but PyTorch sees no CUDA device here; use --device cpu")
-    if config.device == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device: mps was asked for, but it is not available here; use --device cpu")
+    """Accelerate's view of devices, precision and processes. Raises ValueError for what is not there."""
+    check_device(config.device)
     tracker = config.tracker
     if tracker == "auto":
         tracker = "tensorboard" if importlib.util.find_spec("tensorboard") else None
     elif tracker is not None and importlib.util.find_spec(tracker) is None:
         raise ValueError(f"tracker: {tracker} is not installed; pip install {tracker}, or --tracker None")
-    cuda = torch.cuda.is_available() and config.device != "cpu"
+    cuda = torch.cuda.is_available() and config.device in ("auto", "cuda")
+    # Where there is no accelerator, processes are only told of each other if it is the CPU that is asked for.
+    cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     bf16 = config.precision == "bf16" or (
         config.precision == "auto" and fast_bf16(torch.device("cuda" if cuda else "cpu"))
     )
     precision = "bf16" if bf16 else "no"
-    if is_initialized() and AcceleratorState().mixed_precision != precision:
-        # Accelerate allows one precision per process. A new state lets another run have its own; the accelerators
-        # that there are keep theirs.
-        AcceleratorState._shared_state = {}
-    accelerator = Accelerator(
-        cpu=config.device == "cpu",
-        mixed_precision=precision,
-        log_with=tracker,
-        project_dir=str(out),
-    )
-    if tracker is not None:
-        accelerator.init_trackers("trackers", config={k: str(v) for k, v in flatten(to_dict(config)).items()})
+    if not dist.is_initialized():
+        # Accelerate allows one device and one precision per process. A new state lets another run have its own; the
+        # accelerators that there are keep theirs.
+        AcceleratorState._shared_state, PartialState._shared_state = {}, {}
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, log_with=tracker, project_dir=str(out))
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and accelerator.num_processes != started:
+        raise ValueError(f"device: {config.device} does not join the {started} processes that were started; use cpu")
     return accelerator
+
+
+def start_trackers(accelerator: Accelerator, config: RunConfig) -> None:
+    """They write into the run folder."""
+    if accelerator.log_with:
+        accelerator.init_trackers("trackers", config={k: str(v) for k, v in flatten(to_dict(config)).items()})
 
 
 def keep_pages() -> None:
@@ -116,7 +120,8 @@ def compiled(function: Callable[..., Any], name: str, options: Options | None = 
 
     options = {key: value for key, value in (options or {}).items() if hasattr(torch._inductor.config, key)} or None
     # The backward pass is compiled with the forward: a failure must come here, not in the middle of a step.
-    torch._functorch.config.force_non_lazy_backward_lowering = True
+    if hasattr(torch._functorch.config, "force_non_lazy_backward_lowering"):
+        torch._functorch.config.force_non_lazy_backward_lowering = True
     fast: Callable[..., Any] | None = torch.compile(function, options=options)
     # The first call compiles. Given to torch.compile alone, `freezing` comes too late: what is a constant is decided
     # while the function is traced, by the settings of that moment.

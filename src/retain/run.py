@@ -16,6 +16,14 @@ from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 
 
+def check_device(name: str) -> None:
+    """Raises ValueError for a device that is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda was asked for, but PyTorch sees no CUDA device here; use --device cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device: mps was asked for, but it is not available here; use --device cpu")
+
+
 def build(config: RunConfig, vocab_size: int, cell: nn.Module | None = None) -> tuple[RNN, Teacher]:
     """The RNN and the teacher of a run, freshly initialised; `cell` replaces the one the config names."""
     rnn = RNN(vocab_size, config.memory, config.teacher, config.cell, cell)
@@ -72,8 +80,9 @@ def load_run(
     """The trained run at `path`, in evaluation mode; while training is not over, its best checkpoint so far.
 
     `phase` (0, 1, …) loads the model as that phase left it instead of the best one.
-    Raises ValueError where there is no run, CheckpointError for damaged weights.
+    Raises ValueError where there is no run or no such device, CheckpointError for damaged weights.
     """
+    check_device(str(device))
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"run: {path} is not a folder; give the folder that `retain train` wrote")
@@ -86,9 +95,9 @@ def load_run(
     else:
         tensors, state = load_files(phase_folder(path, config, phase), names, device)
     rnn, guide = build(config, state["vocab_size"], cell)
-    _fill(rnn, tensors["model"], path)
+    fill(rnn, tensors["model"], path)
     if teacher:
-        _fill(guide, tensors["teacher"], path)
+        fill(guide, tensors["teacher"], path)
     return Run(path, config, state, rnn.to(device).eval(), guide.to(device).eval() if teacher else None)
 
 
@@ -102,7 +111,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", cell: nn.Modul
     return load_run(path, device=device, cell=cell).rnn
 
 
-def _fill(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+def fill(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Load its weights. Raises ValueError where they are of another shape or name."""
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:

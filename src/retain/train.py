@@ -10,13 +10,14 @@ import platform
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, broadcast_object_list
 from torch import nn
 from tqdm import tqdm
 
@@ -27,22 +28,23 @@ from retain.checkpoint import (
     export,
     latest_checkpoint,
     load_files,
+    replace_file,
     save_checkpoint,
     save_files,
 )
 from retain.config import PhaseConfig, RunConfig
-from retain.config_json import save_config
+from retain.config_json import flatten, save_config
 from retain.data import Data, load_data
 from retain.data.prefetch import Prefetch
-from retain.devices import compile_parts, keep_pages, make_accelerator
-from retain.evaluate import evaluate
+from retain.devices import compile_parts, keep_pages, make_accelerator, start_trackers
+from retain.evaluate import batch_for, evaluate
 from retain.metrics import append_line, truncate_after
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives import BPTT, DMT, SMT
 from retain.optimizer_state import load_optimizer, optimizer_tensors
 from retain.progress import Clock, Every, Progress, stop_signals
-from retain.run import began, build, phase_folder, prepare_folder
+from retain.run import began, build, fill, phase_folder, prepare_folder
 
 log = logging.getLogger("retain")
 
@@ -91,21 +93,24 @@ def train(
     CheckpointError where the disk refuses, Interrupted on Ctrl-C or SIGTERM after a checkpoint.
     """
     out = Path(out)
-    prepare_folder(config, out, resume)
+    accelerator = make_accelerator(config, out)
+    together(accelerator, lambda: prepare_folder(config, out, resume))
     data = load_data(config.data) if data is None else data
     torch.manual_seed(config.seed)
     rnn, teacher = build(config, data.vocab_size, cell)
-    accelerator = make_accelerator(config, out)
     if accelerator.device.type == "cpu":
         keep_pages()
     main = accelerator.is_main_process
-    if main and not resume:
+    if resume:
+        same_data(out, data)
+    elif main:
         out.mkdir(parents=True, exist_ok=True)
         save_config(config, out / "config.json")
-        (out / "data.json").write_text(json.dumps(data.info, indent=2) + "\n")
+        replace_file(out / "data.json", json.dumps(data.info, indent=2).encode() + b"\n")
         if tokenizer := getattr(data, "tokenizer", None):
             (out / "tokenizer.json").write_text(tokenizer)
     accelerator.wait_for_everyone()
+    start_trackers(accelerator, config)
     rnn.to(accelerator.device)
     teacher.to(accelerator.device)
     loop = Loop(config, out, accelerator, data, rnn, teacher, progress_bar and main)
@@ -115,6 +120,34 @@ def train(
     finally:
         loop.batches.close()
         accelerator.end_training()
+
+
+def together(accelerator: Accelerator, check: Callable[[], None]) -> None:
+    """`check` in the main process, before it changes what the others would look at; all raise its ValueError."""
+    problem: list[str | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            check()
+        except ValueError as error:
+            problem = [str(error)]
+    broadcast_object_list(problem)
+    if problem[0] is not None:
+        raise ValueError(problem[0])
+
+
+def same_data(out: Path, data: Data) -> None:
+    """Refuse to go on with other data than the run began with. Raises ValueError naming what differs."""
+    try:
+        before = flatten(json.loads((out / "data.json").read_text()))
+    except (OSError, ValueError):
+        return  # as damaged as it is, it says nothing
+    now = flatten(json.loads(json.dumps(data.info)))
+    for key in before.keys() & now.keys():
+        if before[key] != now[key]:
+            raise ValueError(
+                f"resume: the data has changed: its {key} was {before[key]!r} and is {now[key]!r} now; "
+                "bring it back, or train into a new --out"
+            )
 
 
 class Loop:
@@ -179,8 +212,8 @@ class Loop:
         )
         if saved is not None:
             tensors, state = saved
-            self.rnn.load_state_dict(tensors["model"])
-            self.teacher.load_state_dict(tensors["teacher"])
+            fill(self.rnn, tensors["model"], self.out)
+            fill(self.teacher, tensors["teacher"], self.out)
             load_optimizer(optimizer, named, tensors["optimizer"], state["optimizer"])
         wrapped, prepared = self.accelerator.prepare(objective, optimizer)
         every = {
@@ -322,9 +355,8 @@ class Loop:
             start = time.perf_counter()
             guide = None if isinstance(objective, BPTT) and "smt" not in self.config.phases else self.teacher
             with self.accelerator.autocast():
-                result = evaluate(
-                    self.rnn, guide, self.data.windows("validation", 256, self.config.validation_sequences)
-                )
+                limit = self.config.validation_sequences
+                result = evaluate(self.rnn, guide, self.data.windows("validation", batch_for(self.data), limit))
             objective.train()
             value = result["bits_per_token"]
             keep = ("bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift")

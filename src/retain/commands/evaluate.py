@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from retain.arguments import Usage, open_run, take_run
+from retain.arguments import Usage, take_run
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Eval:
     """Print all figures as JSON."""
     limit: int | None = None
     """At most this many sequences, spread over the split; None is all of it."""
-    batch_size: int = 256
+    batch_size: int | None = None
+    """Sequences read at once; None is 256, or fewer where the vocabulary is large."""
     data: str | None = None
     """Another file to score on than the one trained on, of the same vocabulary."""
     device: Literal["cpu", "cuda", "mps"] = "cpu"
@@ -31,17 +33,25 @@ def eval_command(argv: list[str]) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise Usage(f"{name}: {value} must be at least 1")
-    run = open_run(path, teacher=True, device=args.device)
+    from retain.run import load_run
+
+    run = load_run(path, teacher=True, device=args.device)
+    from retain.checkpoint import replace_file
     from retain.data import load_data
-    from retain.data.paths import absolute
-    from retain.evaluate import evaluate
+    from retain.data.paths import with_path
+    from retain.evaluate import batch_for, evaluate
 
     data_config = run.config.data
     if args.data is not None:
-        data_config = dataclasses.replace(data_config, path=absolute(args.data))
-    data = load_data(data_config)
-    if data.vocab_size != run.state["vocab_size"]:
-        raise ValueError(f"data: its vocabulary has {data.vocab_size} tokens, the run's {run.state['vocab_size']}")
+        data_config = with_path(data_config, args.data, None, None)
+        data_config = dataclasses.replace(data_config, vocab_size=None)
+    data, known = load_data(data_config), run.state["vocab_size"]
+    # An array says no more of its vocabulary than which tokens are in it.
+    if data.vocab_size != known and not (data_config.name == "npy" and data.vocab_size < known):
+        raise ValueError(
+            f"data: its vocabulary has {data.vocab_size} tokens, the run's {known}; give data of the run's"
+        )
+    batch_size = args.batch_size or batch_for(data)
     # A run of BPTT alone never trained its teacher.
     guide = run.teacher if "smt" in run.config.phases else None
     result = {
@@ -52,7 +62,7 @@ def eval_command(argv: list[str]) -> None:
         "parameters": sum(p.numel() for p in run.rnn.parameters()),
         "training_seconds": run.state["progress"]["seconds"],
         "training_tokens": run.state["progress"]["tokens"],
-        **evaluate(run.rnn, guide, data.windows(args.split, args.batch_size, args.limit)),
+        **evaluate(run.rnn, guide, data.windows(args.split, batch_size, args.limit)),
         "chance": data.chance,
         "data": data.info,
         "versions": run.state["versions"],
@@ -69,13 +79,13 @@ def eval_command(argv: list[str]) -> None:
         from retain.likelihood import document_likelihood
 
         result["whole_documents"] = document_likelihood(
-            run.rnn, data, args.split, batch_size=args.batch_size, limit=args.limit
+            run.rnn, data, args.split, batch_size=batch_size, limit=args.limit
         )
-    (path / f"eval-{args.split}.json").write_text(json.dumps(result, indent=2) + "\n")
-    if args.json:
-        print(json.dumps(result, indent=2))
-        return
-    print(report(result, data.answers))
+    print(json.dumps(result, indent=2) if args.json else report(result, data.answers))
+    # Of other data, or of a part, it must not pass for the run's own score.
+    part = f"-limit{args.limit}" if args.limit else ""
+    other = f"-{Path(args.data).stem}" if args.data else ""
+    replace_file(path / f"eval-{args.split}{part}{other}.json", json.dumps(result, indent=2).encode() + b"\n")
 
 
 def report(result: dict[str, Any], answers: bool) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from retain.arguments import Usage, open_run, take_run
+from retain.arguments import Usage, take_run
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ def generate_command(argv: list[str]) -> None:
         raise Usage(f"count: {args.count} must be at least 1")
     if args.out is not None and not args.out.lower().endswith(".png"):
         raise Usage(f"out: {args.out} must be a .png")
-    run = open_run(path, teacher=False, device=args.device)
+    from retain.run import load_run
+
+    run = load_run(path, teacher=False, device=args.device)
     if args.complete is not None or args.images:
         from retain.complete import complete_images
 
@@ -57,12 +59,19 @@ def generate_command(argv: list[str]) -> None:
     import torch
 
     from retain.data import decode, encode
-    from retain.generate import check_sampling, fast_step, generate, read_tokenizer, save_image_grid, token_writer
+    from retain.generate import (
+        check_sampling,
+        fast_step,
+        generate,
+        read_prompt,
+        read_tokenizer,
+        save_image_grid,
+        token_writer,
+    )
 
     kind, shape, vocab_size = run.state["kind"], run.state["image_shape"], run.state["vocab_size"]
     tokenizer = read_tokenizer(path)
-    prompt = tokenizer.encode(args.prompt, add_special_tokens=False).ids if tokenizer else None
-    prompt = encode(args.prompt, kind, vocab_size) if prompt is None else prompt
+    prompt = read_prompt(tokenizer, args.prompt) if tokenizer else encode(args.prompt, kind, vocab_size)
     image = kind == "image" and shape is not None
     if args.out is not None and not image:
         raise Usage(f"out: {args.out} is for images, and this run is of {kind}; leave it out")
@@ -115,7 +124,9 @@ def generate_command(argv: list[str]) -> None:
 
 
 def write_samples(path: Path, settings: dict[str, Any], samples: dict[str, Any]) -> None:
-    (path / "samples.json").write_text(json.dumps({"settings": settings, **samples}) + "\n")
+    from retain.checkpoint import replace_file
+
+    replace_file(path / "samples.json", json.dumps({"settings": settings, **samples}).encode() + b"\n")
 
 
 def text_writer() -> Callable[[int], None]:

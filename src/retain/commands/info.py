@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from retain.arguments import open_run, take_run
+from retain.arguments import take_run
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,16 @@ class Info:
 
 def info_command(argv: list[str]) -> None:
     path, args = take_run(argv, "info", Info)
-    run = open_run(path, teacher=False, device="cpu")
     from retain.config_json import to_dict
+    from retain.run import load_run
 
-    results = {f.stem: json.loads(f.read_text()) for f in sorted(path.glob("eval-*.json"))}
+    run = load_run(path)
+    results = {}
+    for file in sorted(path.glob("eval-*.json")):
+        try:
+            results[file.stem] = json.loads(file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{file}: is damaged ({error}); delete it, or run retain eval again") from None
     state = {k: v for k, v in run.state.items() if k != "optimizer"}
     info = {
         "run": str(path),

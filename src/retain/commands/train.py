@@ -70,7 +70,21 @@ def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
         raise Usage("--text-column, --image-column: these are columns of a dataset; name it with --data")
     elif preset in NEED_DATA and not resume and not any(a.startswith("--data.path") for a in argv):
         raise Usage(f"data: the {preset} preset needs {NEED_DATA[preset]}; give --data PATH")
-    return parse(RunConfig, argv, f"retain train {preset or 'PRESET'}", base), folder, resume, quiet
+    config = parse(RunConfig, argv, f"retain train {preset or 'PRESET'}", base)
+    from retain.data.paths import absolute
+
+    if not resume:
+        # A run is scored and resumed from other folders, too.
+        named = {name: getattr(config.data, name) for name in ("path", "tokenizer")}
+        whole = {name: absolute(path) for name, path in named.items() if path is not None}
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, **whole))
+    if _sets(argv, "--budget") and all(getattr(config, phase).budget for phase in config.phases):
+        raise Usage(f"budget: {config.budget} is shared by no phase, each has its own; leave one or the other out")
+    return config, folder, resume, quiet
+
+
+def _sets(argv: list[str], option: str) -> bool:
+    return any(word.partition("=")[0] == option for word in argv)
 
 
 def train_command(argv: list[str]) -> None:
@@ -84,10 +98,8 @@ def train_command(argv: list[str]) -> None:
         found = dry_run(config)
         print(json.dumps(found, indent=2) if as_json else report_lines(found))
         return
-    from retain.run import prepare_folder
     from retain.train import train
 
-    prepare_folder(config, out, resume)
     summary = train(config, out, resume=resume, progress_bar=not quiet)
     if summary:
         print(
