@@ -96,7 +96,11 @@ def test_train_eval_generate_info(retain, tmp_path):
     code, said, _ = retain("eval", out, "--split", "validation", "--limit", "3")
     assert code == 0
     assert f"{out} on validation: 3 sequences, 27 targets" in said
-    assert json.loads((out / "eval-validation.json").read_text())["tokens"] == 27
+    assert json.loads((out / "eval-validation-limit3.json").read_text())["tokens"] == 27
+    (tmp_path / "book.txt").write_text("another text. " * 100)
+    assert retain("eval", out, "--data", tmp_path / "book.txt")[0] == 0
+    assert json.loads((out / "eval-test-book.json").read_text())["data"]["path"] == str(tmp_path / "book.txt")
+    assert json.loads((out / "eval-test.json").read_text()) == result
 
     code, said, complaints = retain("generate", out, "--prompt", "ab", "--length", "20", "--seed", "3")
     assert (code, complaints) == (0, "")

@@ -279,6 +279,11 @@ WRONG = [
     ("{new} --nonsense 3", ["nonsense"]),
     ("{old} --budget 7steps", ["out", "another comparison", "budget", "6steps", "7steps", "another --out"]),
     ("{old} --lrs 1", ["another comparison", "lrs"]),
+    *(
+        (f"{{new}} {option} 3", [option, "retain compare does not take it"])
+        for option in ("--seed", "--validate-every", "--tracker", "--smt.budget", "--bptt.budget")
+    ),
+    ("{new} --quiet", ["--quiet", "retain compare does not take it"]),
     ("{old} --data.symbols 5", ["another comparison", "data.symbols", "4", "5"]),
     ("compare --config tiny.json --out run", ["out", "run", "holds no comparison"]),
 ]

@@ -59,3 +59,8 @@ def test_a_budget_in_sequential_steps_has_a_number_of_steps(retain, sources):
     assert code == 0, complaint
     # 64 steps of a cell of one layer and a readout of one, there and back.
     assert json.loads(said)["phases"]["bptt"]["steps"] == round(20_000 / (64 + 1 + 1 + 64))
+
+
+def test_sequences_without_end_are_not_counted(retain):
+    found = json.loads(retain("train", "retrieval", "--dry-run", "--json", "--smt.batch-size", "2")[1])
+    assert found["sequences"] == {"train": None, "validation": 2048, "test": 2048}

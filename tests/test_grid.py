@@ -11,7 +11,7 @@ import pytest
 
 from conftest import tiny
 from retain.config_json import save_config
-from retain.grid import read_result, run_all, train_one
+from retain.grid import curve, read_result, run_all, train_one
 
 
 def grid_process(config, out, tmp_path):
@@ -86,3 +86,17 @@ def test_peak_memory_is_of_the_process_alone():
     code = "from retain.grid import peak_memory; print(peak_memory('cpu'))"
     found = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert 5e6 < found < len(held) / 2
+
+
+def test_files_beside_a_comparison_do_not_replace_pythons(tmp_path, monkeypatch):
+    (tmp_path / "random.py").write_text("raise RuntimeError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    found = run_all({"one": tiny(phases=("bptt",), budget="2steps")}, tmp_path / "out")
+    assert found["one"]["steps"] == 2 and len(found["one"]["data"]["sha256"]) == 64
+
+
+def test_a_validation_that_was_not_finite_is_no_point_of_the_curve(tmp_path):
+    good = {"step": 1, "seconds": 1.0, "tokens": 8, "sequential_steps": 3, "validation_bits_per_token": 2.5}
+    lines = [good, good | {"step": 2, "validation_bits_per_token": "nan"}, {"step": 3, "loss": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [point["step"] for point in curve(tmp_path / "metrics.jsonl")] == [1]

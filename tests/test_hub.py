@@ -18,9 +18,11 @@ from PIL import Image
 from conftest import tiny
 from fakehub import hub
 from hubdata import PARTS, SMALL, real, stories, tokenizer
+from retain import likelihood
 from retain.config import DataConfig
 from retain.config_json import load_config, save_config
 from retain.data import load_data
+from retain.generate import read_prompt
 from retain.presets import PRESETS
 from retain.run import build
 
@@ -49,6 +51,7 @@ def test_the_papers_settings(preset):
     """method.md, section 6."""
     c = PRESETS[preset]()
     assert [str(b) for b in c.budgets()] == ["150000steps", "1500steps"]
+    assert [str(b) for b in dataclasses.replace(c, budget="202steps").budgets()] == ["200steps", "2steps"]
     assert (c.smt.batch_size, c.smt.seq_len, c.dmt.batch_size, c.dmt.seq_len) == (128, 320, 32, 576)
     assert (c.teacher.context_len, c.teacher.future_len, c.dmt.horizon, c.dmt.horizon_end) == (256, 64, 256, 256)
     assert (c.smt.lr, c.smt.schedule, c.smt.warmup, c.dmt.lr, c.dmt.schedule) == (
@@ -93,7 +96,6 @@ def test_stories_from_a_folder_to_a_sample(retain, sources, tmp_path):
 
 def test_the_likelihood_of_whole_documents_is_that_of_one_pass(sources):
     """Chunks, batches and padding change nothing: each document is read from m_0 to its end symbol."""
-    from retain import likelihood
 
     data = load_data(DataConfig(name="documents", path=str(sources / "stories"), seq_len=20, reset=True))
     rnn, _ = build(tiny(), data.vocab_size)
@@ -173,10 +175,11 @@ def test_built_in_digits_are_completed_too(retain, digits_run, tmp_path):
     assert (tmp_path / "a.png").exists()
 
 
-def test_subwords_to_a_sample(retain, sources, tmp_path):
+def test_subwords_to_a_sample(retain, sources, tmp_path, monkeypatch):
     path = tokenizer(tmp_path / "tokenizer.json", ["Once there was the cat no. It slept."])
     out = tmp_path / "run"
-    options = [*SMALL, "--data.tokenizer", path, "--data.seq-len", "16"]
+    monkeypatch.chdir(tmp_path)
+    options = [*SMALL, "--data.tokenizer", "tokenizer.json", "--data.seq-len", "16"]
     code, _, complaint = retain("train", "tinystories", "--data", sources / "stories", "--out", out, *options)
     assert code == 0, complaint
     code, said, complaint = retain("eval", out, "--split", "validation", "--json")
@@ -188,11 +191,28 @@ def test_subwords_to_a_sample(retain, sources, tmp_path):
     assert result["bits_per_byte"] == pytest.approx(bits)
     assert bits < result["bits_per_token"]
     assert f"bits per byte     {bits:.3f}" in retain("eval", out, "--split", "validation")[1]
+    assert load_config(out / "config.json").data.tokenizer == str(path)
     path.unlink()  # the run keeps its own
     code, said, complaint = retain("generate", out, "--prompt", "Once ü", "--length", "5")
     assert (code, complaint) == (0, "")
     assert said.startswith("Once ü")
     assert json.loads((out / "samples.json").read_text())["settings"]["prompt"] == "Once ü"
+    (out / "tokenizer.json").write_text('{"version": ')
+    code, said, complaint = retain("generate", out, "--prompt", "Once", "--length", "5")
+    assert (code, said) == (2, "") and complaint.count("\n") == 1 and "tokenizer.json: is damaged" in complaint
+
+
+@pytest.mark.parametrize("kind", ["BPE", "WordLevel"])
+def test_a_prompt_outside_a_tokenizers_vocabulary_is_refused(kind):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {"a": 0, "b": 1, "ab": 2}
+    made = Tokenizer(models.BPE(words, [("a", "b")]) if kind == "BPE" else models.WordLevel(words, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert read_prompt(made, "ab a") == [2, 0]
+    assert read_prompt(made, "") == []
+    with pytest.raises(ValueError, match="prompt: .*日.* is not in the tokenizer's vocabulary"):
+        read_prompt(made, "ab 日")
 
 
 FORMATS = ["a.parquet", "a.jsonl", "a.json", "a.csv", "a.tsv", "a.arrow", "folder", "saved"]
@@ -355,3 +375,15 @@ def test_a_phase_may_read_a_part_of_each_sequence(tmp_path):
 
     out = train_tiny(tmp_path / "run", smt__seq_len=4, budget="2steps")
     assert json.loads((out / "summary.json").read_text())["tokens"] == 4 * 4 + 4 * 8
+
+
+def test_a_large_vocabulary_is_read_in_smaller_pieces(sources, monkeypatch):
+    config = dataclasses.replace(PRESETS["tinystories"]().data, path=str(sources / "stories"), reset=True)
+    data = load_data(config)
+    rnn, _ = build(PRESETS["tinystories"](), data.vocab_size)
+    whole = likelihood.document_likelihood(rnn, data, "validation", limit=5)
+    lengths, read = [], type(rnn).forward
+    monkeypatch.setattr(type(rnn), "forward", lambda self, t, m: lengths.append(t.shape[1]) or read(self, t, m))
+    monkeypatch.setattr(likelihood, "LOGITS", 5 * 256 * 7)
+    again = likelihood.document_likelihood(rnn, data, "validation", limit=5)
+    assert max(lengths) == 7 and again == pytest.approx(whole)

@@ -1,6 +1,7 @@
 """Prepared arrays hold what the source holds; they survive kills, two processes and damage; memory stays small."""
 
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from hubdata import mnist, real, stories, tokenizer
 from retain.config import IGNORE, DataConfig
@@ -279,3 +281,27 @@ def test_events_say_all_that_the_pixels_say(tmp_path, levels, threshold):
         assert len(tokens) == (1 if threshold else 2) * np.count_nonzero(image) + 1
         assert np.array_equal(from_events(tokens, events_config), image)
         assert np.array_equal(to_events(image, events_config), tokens)
+
+
+def test_a_tokenizer_in_the_home_folder_prepares_its_own(tmp_path, monkeypatch):
+    """Without it in the key, its tokens would be read as bytes by the next run that has none."""
+    source = stories(tmp_path / "s")
+    tokenizer(tmp_path / "tok.json", [TEXT.format(i, "train", i % 10) for i in range(50)])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    subwords = load_data(documents(source, tokenizer="~/tok.json"))
+    plain = load_data(documents(source))
+    assert subwords.info["prepared"] != plain.info["prepared"]
+    assert (subwords.kind, plain.kind, plain.vocab_size) == ("tokens", "text", 256)
+
+
+@pytest.mark.parametrize("row", [{"bytes": None, "path": None}, {"bytes": b"", "path": ""}, b"", None])
+def test_an_empty_image_is_passed_over(tmp_path, row):
+    rows = [row]
+    for i in range(60):
+        written = io.BytesIO()
+        Image.fromarray(np.full((4, 4), 4 * i, np.uint8)).save(written, "PNG")
+        whole = written.getvalue()
+        rows.append(whole if isinstance(row, bytes) else {"bytes": whole, "path": "a.png"})
+    pq.write_table(pa.table({"image": rows}), tmp_path / "a.parquet")
+    config = DataConfig(name="images", path=str(tmp_path / "a.parquet"), column="image", image_size=4, seq_len=15)
+    assert sum(load_data(config).count(split) for split in SPLITS) == 60

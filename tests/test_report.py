@@ -409,6 +409,7 @@ def test_a_run_whose_text_is_gone(text_run, tmp_path, retain):
         (["report", "/nowhere"], "run: /nowhere is not a folder"),
         (["report", "RUN", "/tmp"], "run: /tmp holds no config.json"),
         (["report", "RUN", "--out", "page.pdf"], "out: page.pdf must be an .html"),
+        (["report", "RUN", "--out", "RUN/config.html"], "config.json goes with config.html"),
         (["report", "RUN", "--nonsense"], "--nonsense"),
         (["plot", "RUN"], "retain plot: name a run folder and a plot"),
         (["plot", "RUN", "nonsense"], "name: 'nonsense' is not a plot of"),
@@ -422,7 +423,9 @@ def test_mistakes(retain, retrieval_run, bptt_run, arguments, message):
     if "sequential_steps" in arguments and "sequential_steps" in (retrieval_run / "metrics.jsonl").read_text():
         pytest.skip("this run logs them")
     folders = {"RUN": retrieval_run, "BPTT": bptt_run}
-    code, said, complaints = retain(*(folders.get(a, a) for a in arguments))
+    before = (retrieval_run / "config.json").read_bytes()
+    code, said, complaints = retain(*(folders.get(a, a.replace("RUN/", f"{retrieval_run}/")) for a in arguments))
+    assert (retrieval_run / "config.json").read_bytes() == before
     assert (code, said) == (2, "") and len(complaints.splitlines()) == 1
     assert message in complaints
 

@@ -112,15 +112,14 @@ def small(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     line = "retrieval --methods bptt --seeds 1 --budget 3steps --lrs 1 --jobs 1 --threads 1 --data.seq-len 8"
     line += " --cell.width 8 --teacher.width 16 --memory.width 16 --out runs/results/retrieval"
-    monkeypatch.setattr(results, "comparisons", lambda quick: {"Tasks": {"retrieval": line, "other": "nothing --x 1"}})
+    monkeypatch.setattr(results, "comparisons", lambda quick: {"Tasks": {"other": line + "-2", "retrieval": line}})
     return f"retain compare {line}"
 
 
 def test_what_is_kept_is_not_run_again(small, tmp_path, monkeypatch, capsys):
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/results.md").write_text(f"# Figures\n\nWords before.\n\n{BEGIN}\nstale\n{END}\n\nWords after.\n")
-    main(["retrieval", "other"])
-    assert "other: there is no preset" in capsys.readouterr().err
+    main(["retrieval"])
     text = (tmp_path / "docs/results.md").read_text()
     assert text.startswith("# Figures\n\nWords before.\n") and text.endswith(f"{END}\n\nWords after.\n")
     assert "stale" not in text and f"`{small}`" in text and "| bptt |" in text and text.count("Not run yet.") == 3
@@ -146,14 +145,19 @@ def test_figures_of_an_earlier_command_stay_under_it_and_are_run_again(small, tm
     assert STALE not in (tmp_path / "docs/results.md").read_text()
 
 
-def test_what_a_preset_no_longer_says_is_shown_as_such_and_run_again(small, tmp_path, monkeypatch):
+def test_what_a_preset_no_longer_says_is_shown_as_such_and_run_again(small, tmp_path, monkeypatch, capsys):
     main(["retrieval"])
     before = PRESETS["retrieval"]
     monkeypatch.setitem(PRESETS, "retrieval", lambda: dataclasses.replace(before(), log_every=7))
     main(["--tables"])
     assert STALE in (tmp_path / "docs/results.md").read_text()
-    with pytest.raises(ValueError, match="another"):  # the run folder is of the old preset, and nothing of it is lost
-        main(["retrieval"])
+    with pytest.raises(SystemExit) as stop:  # the run folder is of the old preset, and nothing of it is lost
+        main(["retrieval", "other"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.endswith("retain: not done: retrieval (see above)\n")
+    assert "retrieval: out: runs/results/retrieval holds another comparison" in said
+    assert "delete runs/results/retrieval\n" in said
+    assert (tmp_path / "docs/results/other.json").exists(), "what comes after it is done all the same"
     shutil.rmtree(tmp_path / "runs")
     main(["retrieval"])
     assert STALE not in (tmp_path / "docs/results.md").read_text()
@@ -172,7 +176,7 @@ def test_unknown_names_are_refused(small, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["retrieval", "chess"])
     assert stop.value.code == 2
-    assert "names: chess not among retrieval, other, ablation, credit" in capsys.readouterr().err
+    assert "names: chess not among other, retrieval, ablation, credit" in capsys.readouterr().err
 
 
 def test_a_page_without_marks_gets_them(tmp_path):

@@ -19,7 +19,7 @@ class Budget:
     unit: Literal["s", "steps", "tokens", "sequential"]
 
     def __str__(self) -> str:
-        return f"{self.amount:g}{self.unit}" if self.unit == "s" else f"{round(self.amount)}{self.unit}"
+        return f"{self.amount:.10g}{self.unit}" if self.unit == "s" else f"{round(self.amount)}{self.unit}"
 
     def share(self, fraction: float) -> Budget:
         """This fraction of the budget; whole steps and tokens, at least one."""

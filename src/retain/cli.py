@@ -5,10 +5,12 @@ Heavy imports wait until a command needs them, so that --help answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
 import textwrap
+from collections.abc import Iterator
 
 from retain import __version__
 from retain.arguments import Usage
@@ -57,13 +59,20 @@ def main(argv: list[str] | None = None) -> None:
     if argv[0] in ("-V", "--version"):
         print(f"retain {__version__}")
         return
-    try:
+    with one_line_errors():
         if argv[0] not in commands:
             raise Usage(f"command: {argv[0]!r} is none of {', '.join(commands)}")
         # A user's own cell, module:Class, is looked for where the command is run, too.
         sys.path.append(os.getcwd())
         module, _, function = commands[argv[0]].partition(":")
         getattr(importlib.import_module(module), function)(argv[1:])
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What the user can mend, a failed run and Ctrl-C end the process with one line on stderr; a defect in full."""
+    try:
+        yield
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

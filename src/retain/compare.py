@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from retain.arguments import Usage, take_option, whole
+from retain.arguments import Usage, refuse, take_option, whole
 from retain.budget import parse_budget
 from retain.config import BPTTConfig, CellConfig, MemoryConfig, RunConfig
 from retain.config_json import to_dict
@@ -20,6 +20,7 @@ TRUNCATE = 4
 """tbptt: the gradient flows back through a quarter of the sequence, unless the preset says how far."""
 WITHIN = 0.1
 """How far the deployed RNN's parameters may be from those of the SMT run's."""
+PHASE_BUDGETS = ("--smt.budget", "--dmt.budget", "--bptt.budget")
 VALIDATIONS = 10
 """Points of the curve of quality against cost."""
 
@@ -189,7 +190,8 @@ def compare(comparison: Comparison, out: str | Path, *, jobs: int = 1, quiet: bo
     claim(comparison, out)
     say = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))
     options: dict[str, Any] = {"jobs": jobs, "threads": comparison.threads, "say": say}
-    separate = comparison.sweep_budget not in (None, comparison.config.budget)
+    whole_budget = parse_budget(comparison.config.budget)
+    separate = comparison.sweep_budget is not None and parse_budget(comparison.sweep_budget) != whole_budget
     trials: dict[str, RunConfig] = {}
     if len(comparison.lrs) > 1:
         for method, config in configs.items():
@@ -259,10 +261,13 @@ def comparison_of(argv: list[str]) -> tuple[Comparison, Path, int]:
         text = values[name]
         return None if text is None else tuple(part.strip() for part in text.split(","))
 
+    refuse(argv, "compare", ("--seed", "--validate-every", "--tracker", "--quiet", *PHASE_BUDGETS))
     budget, argv = take_option(argv, "--budget")
     config = train_config(argv)[0]
     if budget is not None:
         config = dataclasses.replace(config, budget=str(parse_budget(budget)))
+    elif all(getattr(config, phase).budget for phase in config.phases):
+        raise Usage("budget: the run's phases have budgets of their own; give --budget B, one for every method")
     lengths = listed("lengths") or ()
     for text in lengths:
         if not text.isascii() or not text.isdigit():

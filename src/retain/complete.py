@@ -20,7 +20,7 @@ HIDDEN = -1
 """A pixel that is not given."""
 
 
-def true_images(config: RunConfig, shape: tuple[int, int], count: int | None, files: list[str]) -> Tensor:
+def true_images(config: RunConfig, count: int | None, files: list[str]) -> Tensor:
     """What is to be completed, (B, H·W) levels: `count` images of the test split evenly spaced, or these files.
 
     Raises ValueError for files that are no images, or where the run's data says not how files become pixels.
@@ -33,8 +33,8 @@ def true_images(config: RunConfig, shape: tuple[int, int], count: int | None, fi
 
     data = load_data(config.data)
     if config.data.events:
-        if not config.data.reset:
-            raise ValueError("complete: events carried over have no images of their own; give --images FILE")
+        if not config.data.reset or config.data.stream:
+            raise ValueError("complete: events carried over or streamed are no whole images; give --images FILE")
         index = np.arange(min(count or 1, data.documents("test")))  # type: ignore[attr-defined]
         drawn = [from_events(data.document("test", int(i)), config.data) for i in index]  # type: ignore[attr-defined]
         return torch.from_numpy(np.stack(drawn).reshape(len(drawn), -1)).long()
@@ -85,7 +85,7 @@ def complete_images(run: Run, path: Path, args: Any) -> dict[str, Any]:
     else:
         raise ValueError(f"complete: this run is of {data.name}, not of images; give a --prompt instead")
     check_sampling(0, args.temperature, args.top_k, args.top_p)
-    truth = true_images(run.config, shape, args.complete, list(args.images))
+    truth = true_images(run.config, args.complete, list(args.images))
     sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
     given, completed = complete(run.rnn, truth, shape, run.config, **sampling)
     target = Path(args.out) if args.out else path / "completed.png"

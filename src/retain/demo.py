@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from retain.cli import one_line_errors
 from retain.config import CellConfig, RunConfig
 from retain.presets import PRESETS
 
@@ -29,7 +31,7 @@ def methods(config: RunConfig) -> dict[str, RunConfig]:
 
 def main() -> None:
     from retain.data import load_data
-    from retain.evaluate import evaluate
+    from retain.evaluate import batch_for, evaluate
     from retain.generate import generate
     from retain.run import load_run
     from retain.train import train
@@ -53,7 +55,7 @@ def main() -> None:
         summary = train(run, folder)
         trained = load_run(folder, teacher=True)
         guide = trained.teacher if "smt" in run.phases else None
-        result = evaluate(trained.rnn, guide, data.windows("test", 256))
+        result = evaluate(trained.rnn, guide, data.windows("test", batch_for(data)))
         (folder / "eval-test.json").write_text(json.dumps(result, indent=2) + "\n")
         rows.append(
             {
@@ -63,6 +65,7 @@ def main() -> None:
                 "parameters": summary["parameters"],
                 **{k: result[k] for k in ("bits_per_token", "teacher_bits_per_token", "drift", "relative_drift")},
                 "run": str(folder),
+                "data": data.info,
             }
         )
     (OUT / "demo.json").write_text(json.dumps(rows, indent=2) + "\n")
@@ -73,9 +76,11 @@ def main() -> None:
     sampled = [int(t[0]) for t in generate(rnn, prompt, 400, temperature=0.7, seed=1)]
     print(f"\nThe RNN of SMT → DMT, alone, continues 'def ':\n\ndef {data.decode(sampled)}\n")
     print(table(rows))
+    beside = Path(sys.executable).with_name("retain")  # not on the PATH where its environment is not active
+    command = "retain" if shutil.which("retain") or not beside.exists() else os.path.relpath(beside)
     print(
         f"\nHeld-out text, every byte of it, each RNN from empty memory. {time.perf_counter() - start:.0f} s in all. "
-        f"Run folders: {OUT}/\nTry: retain generate {rows[0]['run']} --prompt 'import ' --temperature 0.7"
+        f"Run folders: {OUT}/\nTry: {command} generate {rows[0]['run']} --prompt 'import ' --temperature 0.7"
     )
 
 
@@ -115,4 +120,5 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -64,6 +64,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
         accelerator.free_memory()
     count = {"rnn": rnn, "teacher": teacher}
     parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in count.items()}
+    endless = data.info.get("streamed") or data.info.get("sequences", {}).get("train", 0) is None
     # Weights, their gradients and the two moments of AdamW, all in float32.
     optimised = max(phase["trained_parameters"] for phase in phases.values())
     weights = 4 * sum(parameters.values()) + 12 * optimised
@@ -72,7 +73,8 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
         "device": str(accelerator.device),
         "precision": accelerator.mixed_precision if accelerator.mixed_precision != "no" else "fp32",
         "data": data.info,
-        "sequences": {split: data.count(split) if hasattr(data, "count") else None for split in SPLITS},
+        # Training data that is generated or streamed has no end.
+        "sequences": {split: None if split == "train" and endless else data.count(split) for split in SPLITS},
         "vocab_size": data.vocab_size,
         "seq_len": data.seq_len,
         "memory": [config.memory.tokens, config.memory.width],

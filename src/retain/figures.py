@@ -12,6 +12,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from retain.cli import one_line_errors
 from retain.results import STALE, current, fingerprint, keep, kept, write
 from retain.sweep import run_sweep, runs_of, sweep_of
 
@@ -102,11 +103,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if unknown := set(args.names) - set(FIGURES):
         parser.error(f"names: {', '.join(sorted(unknown))} not among {', '.join(FIGURES)}")
-    for name in [] if args.page else args.names or list(FIGURES):
-        run(name, KEPT)
+    with one_line_errors():
+        for name in [] if args.page else args.names or list(FIGURES):
+            run(name, KEPT)
+            write(page(KEPT), PAGE, MARKS)
         write(page(KEPT), PAGE, MARKS)
-    write(page(KEPT), PAGE, MARKS)
-    print(f"written: {PAGE}")
+        print(f"written: {PAGE}")
 
 
 if __name__ == "__main__":

@@ -195,7 +195,23 @@ def read_tokenizer(path: Path) -> Any:
         from tokenizers import Tokenizer
     except ImportError:
         raise ValueError("tokenizer: this run needs tokenizers; run pip install 'retain[hub]'") from None
-    return Tokenizer.from_file(str(path / "tokenizer.json"))
+    try:
+        return Tokenizer.from_file(str(path / "tokenizer.json"))
+    except Exception as error:  # the library raises no other
+        raise ValueError(f"{path / 'tokenizer.json'}: is damaged ({error}); copy the one of --data.tokenizer") from None
+
+
+def read_prompt(tokenizer: Any, text: str) -> list[int]:
+    """A prompt as subwords. Raises ValueError for a character that the vocabulary lacks."""
+    try:
+        encoded = tokenizer.encode(text, add_special_tokens=False)
+    except Exception as error:  # the library raises no other
+        raise ValueError(f"prompt: {text!r} is not in the tokenizer's vocabulary ({error})") from None
+    known = {place for start, end in encoded.offsets for place in range(start, end)}
+    for place, character in enumerate(text):
+        if place not in known and not character.isspace():  # which some tokenizers leave out
+            raise ValueError(f"prompt: {character!r} is not in the tokenizer's vocabulary")
+    return list(encoded.ids)
 
 
 def token_writer(tokenizer: Any) -> Callable[[int], None]:

@@ -109,7 +109,8 @@ def _start(
         env["OMP_NUM_THREADS"] = str(threads)
     complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe would fill up; _finish closes it
     process = subprocess.Popen(
-        [sys.executable, "-c", "from retain.grid import work; work()"],
+        # The folder it is run in comes last, as in cli.py: a user's random.py must not replace Python's.
+        [sys.executable, "-c", "import sys; sys.path.append(sys.path.pop(0)); from retain.grid import work; work()"],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=complaints, text=True, env=env,
         start_new_session=True,  # Ctrl-C reaches this process alone, which then stops them
     )  # fmt: skip
@@ -224,7 +225,7 @@ def train_one(config: RunConfig, folder: Path) -> Result:
     else:
         keep = (
             "steps", "seconds", "tokens", "sequential_steps", "best_step", "validation_bits_per_token", "parameters",
-            "teacher_parameters", "device", "precision", "threads", "versions",
+            "teacher_parameters", "device", "precision", "threads", "versions", "data",
         )  # fmt: skip
         result |= {key: summary[key] for key in keep} | {"peak_memory_bytes": peak_memory(summary["device"])}
     result["curve"] = curve(folder / "metrics.jsonl")
@@ -235,7 +236,7 @@ def train_one(config: RunConfig, folder: Path) -> Result:
 def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int], device: str = "cpu") -> Result:
     """The trained RNN on a whole split, next to its teacher; then at other lengths of the sequence."""
     from retain.data import load_data
-    from retain.evaluate import evaluate
+    from retain.evaluate import batch_for, evaluate
     from retain.run import load_run
 
     run = load_run(folder, teacher=True, device=device)
@@ -245,7 +246,7 @@ def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int],
         "tokens",
     )  # fmt: skip
     data = load_data(config.data)
-    whole = evaluate(run.rnn, guide, data.windows(split, 256))
+    whole = evaluate(run.rnn, guide, data.windows(split, batch_for(data)))
     result: Result = {
         "answers": data.answers,
         "chance": data.chance if data.answers else None,
@@ -255,16 +256,19 @@ def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int],
         result["lengths"] = {}
     for length in lengths:
         other = load_data(dataclasses.replace(config.data, seq_len=length))
-        batch = max(1, min(256, 2**14 // length))
+        batch = min(batch_for(other), max(1, 2**14 // length))
         scores = evaluate(run.rnn, guide, other.windows(split, batch, LENGTH_SEQUENCES))
         result["lengths"][str(length)] = {key: scores[key] for key in keep}
     return result
 
 
 def curve(metrics: Path, points: int = CURVE) -> list[dict[str, float]]:
-    """The validations of a run, thinned to at most about `points`, the last always among them."""
+    """The validations of a run, thinned to at most about `points`, the last always among them.
+
+    One that was not finite, a string in metrics.jsonl, is no point of a curve.
+    """
     lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
-    lines = [line for line in lines if "validation_bits_per_token" in line]
+    lines = [line for line in lines if isinstance(line.get("validation_bits_per_token"), float)]
     every = -(-len(lines) // points) or 1
     keep = (
         "step", "seconds", "tokens", "sequential_steps", "validation_bits_per_token", "validation_accuracy",

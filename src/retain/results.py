@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from retain.arguments import Usage
+from retain.cli import one_line_errors
 from retain.compare import compare, comparison_of
 from retain.config import RunConfig
 from retain.config_json import to_dict
@@ -44,7 +46,7 @@ def comparisons(quick: bool) -> dict[str, dict[str, str]]:
         size = "--seeds 1 --budget 40s --lrs 1" if quick else f"--seeds {seeds} --budget {seconds}s"
         if not quick:
             size += f" --sweep-budget {seconds // 3}s"
-        if name in BEYOND and preset in PRESETS:
+        if name in BEYOND:
             length = PRESETS[preset]().data.seq_len
             more += f" --lengths {','.join(str(length * times) for times in (1, 2, 4, 8))}"
         return f"{preset} --methods {methods} {size} {SIDE_BY_SIDE}{more} --out {runs / name}"
@@ -149,7 +151,7 @@ def page(quick: bool, folder: Path) -> str:
         text += f"\n## {section}\n"
         for name, arguments in lines.items():
             words = shlex.split(arguments)
-            settings = fingerprint([comparison_of(words)[0].config]) if words[0] in PRESETS else ""
+            settings = fingerprint([comparison_of(words)[0].config])
             text += f"\n### {name}\n\n" + part(name, f"retain compare {arguments}", settings, folder, markdown)
     for name, make in STUDIES.items():
         study = make(quick)
@@ -181,17 +183,25 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"names: {', '.join(sorted(unknown))} not among {', '.join([*lines, *STUDIES])}")
     folder, target = (QUICK / "kept", QUICK / "results.md") if args.quick else (KEPT, PAGE)
     wanted = args.names or [*lines, *STUDIES]
-    for name in [] if args.tables else wanted:
-        if name in STUDIES:
-            run_study(name, STUDIES[name](args.quick), (QUICK if args.quick else RUNS) / name, folder)
-        elif lines[name].split()[0] not in PRESETS:
-            print(f"{name}: there is no preset of this name yet", file=sys.stderr)
-            continue
-        else:
-            run_comparison(name, lines[name], folder)
+    failed = []
+    with one_line_errors():
+        for name in [] if args.tables else wanted:
+            runs = (QUICK if args.quick else RUNS) / name
+            try:
+                if name in STUDIES:
+                    run_study(name, STUDIES[name](args.quick), runs, folder)
+                else:
+                    run_comparison(name, lines[name], folder)
+            except ValueError as error:
+                # The others need not wait for it.
+                failed.append(name)
+                print(f"{name}: {error}; to run it anew from its beginning, delete {runs}", file=sys.stderr, flush=True)
+                continue
+            write(page(args.quick, folder), target)
         write(page(args.quick, folder), target)
-    write(page(args.quick, folder), target)
-    print(f"written: {target}")
+        print(f"written: {target}")
+        if failed:
+            raise Usage(f"not done: {', '.join(failed)} (see above)")
 
 
 if __name__ == "__main__":

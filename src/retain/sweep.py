@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from retain.arguments import Usage, take_option, whole
+from retain.arguments import Usage, refuse, take_option, whole
 from retain.budget import Budget
 from retain.config import RunConfig
 from retain.config_json import checked, from_dict, to_dict
@@ -235,6 +235,7 @@ def sweep_of(argv: list[str]) -> tuple[Sweep, Path, int]:
     for word in argv:
         if word.startswith("--") and (name := word[2:].partition("=")[0].replace("-", "_")) in vary:
             raise Usage(f"vary: {name} is varied and set by {word.partition('=')[0]}, too; leave one of them out")
+    refuse(argv, "sweep", ("--seed", "--tracker", "--quiet"))
     config = train_config(argv)[0]
     if "validate_every" not in vary and not any(a.replace("_", "-").startswith("--validate-every") for a in argv):
         config = often(config)

@@ -23,7 +23,8 @@ def summarise(sweep: Sweep, found: dict[str, dict[str, Any]]) -> Results:
     """All figures of a sweep as JSON: `points`, one per combination, each with its `values` and `runs` by seed."""
     from retain.sweep import run_name
 
-    points = []
+    points: list[dict[str, Any]] = []
+    source = None
     for values in sweep.combinations():
         runs = [found[run_name(values, seed)] | {"seed": seed} for seed in range(sweep.seeds)]
         memory = runs[0]["config"]["memory"]
@@ -34,6 +35,8 @@ def summarise(sweep: Sweep, found: dict[str, dict[str, Any]]) -> Results:
                 "runs": [{k: v for k, v in run.items() if k not in ("config", "versions")} for run in runs],
             }
         )
+        for run in points[-1]["runs"]:
+            source = run.pop("data", None) or source
     scored = [run for point in points for run in point["runs"] if "validation" in run]
     phases = sweep.config.phases
     results: Results = {
@@ -44,6 +47,7 @@ def summarise(sweep: Sweep, found: dict[str, dict[str, Any]]) -> Results:
         "threads": sweep.threads,
         "vary": {name: list(values) for name, values in sweep.vary.items()},
         "split": "validation",
+        "source": source,
         "metric": "accuracy" if scored and scored[0]["answers"] else "bits_per_token",
         "chance": scored[0]["chance"] if scored else None,
         "versions": next((run["versions"] for run in found.values() if "versions" in run), None),
@@ -176,7 +180,7 @@ def compression_table(found: Results) -> str:
     text += "on validation, and what had been spent by then. Read each row as: from … on, this memory is enough.\n\n"
     rows = []
     for entry in found["by_level"]:
-        by_size = {size: {} for cost in COSTS for _, size in entry[cost]}  # type: dict[int, dict[str, float]]
+        by_size: dict[int, dict[str, float]] = {}
         for cost in ("step", *COSTS):
             for spent, size in entry[cost]:
                 by_size.setdefault(size, {})[cost] = spent
@@ -278,9 +282,10 @@ def plot_compression(results: Results, path: Path) -> bool:
             y = [size for _, size in entry[cost]]
             # Levels that share a stair are told apart by a hair's breadth.
             y = [size * 1.02 ** (number - 1.5) for size in y]
-            axes.step([*x, end], [*y, y[-1]], where="post", color=PALETTE[number], linewidth=1.6,
+            colour = PALETTE[number % len(PALETTE)]
+            axes.step([*x, end], [*y, y[-1]], where="post", color=colour, linewidth=1.6,
                       label=f"≤ {entry['level']:g} bits/token")  # fmt: skip
-            axes.plot(x, y, "o", color=PALETTE[number], markersize=4)
+            axes.plot(x, y, "o", color=colour, markersize=4)
         starts = [entry[cost][0][0] for entry in results["compression"]["by_level"] if entry[cost]]
         if starts and end > 8 * min(starts):
             axes.set_xscale("log")

@@ -39,9 +39,12 @@ def summarise(
                 lr: {key: r.get(key) for key in ("validation_bits_per_token", "seconds", "failed") if key in r}
                 for lr, r in sweep[method].items()
             },
-            "runs": [{k: v for k, v in r.items() if k != "config"} | {"seed": s} for s, r in enumerate(results)],
+            "runs": [
+                {k: v for k, v in r.items() if k not in ("config", "data")} | {"seed": s} for s, r in enumerate(results)
+            ],
         }
     known = next((r for results in runs.values() for r in results if "test" in r), {})
+    source = next((r["data"] for results in runs.values() for r in results if "data" in r), None)
     return {
         "preset": config.preset,
         "budget": config.budget,
@@ -51,6 +54,7 @@ def summarise(
         "lengths": list(comparison.lengths),
         "threads": comparison.threads,
         "data": dataclasses.asdict(config.data),
+        "source": source,
         "metric": "accuracy" if known.get("answers") else "bits_per_token",
         "chance": known.get("chance"),
         "methods": methods,

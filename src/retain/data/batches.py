@@ -207,7 +207,9 @@ class RowsData(Data):
         return len(self.index[split])
 
     def sequences(self, split: Split, index: Ints) -> Batch:
-        return to_batch(np.asarray(self.rows[self.index[split][index]], dtype=np.int64))
+        batch = to_batch(np.asarray(self.rows[self.index[split][index]], dtype=np.int64))
+        release(self.rows)
+        return batch
 
 
 def cuts(count: int, fractions: tuple[float, float, float]) -> list[int]:

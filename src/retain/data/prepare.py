@@ -46,8 +46,8 @@ def settings_of(config: DataConfig) -> dict[str, Any]:
     if config.name == "images":
         names += ["image_size", "levels", "threshold", "invert", "events"]
     settings = {name: getattr(config, name) for name in names}
-    if config.tokenizer is not None and Path(config.tokenizer).is_file():
-        settings["tokenizer"] = file_digest(Path(config.tokenizer))
+    if config.tokenizer is not None:
+        settings["tokenizer"] = file_digest(Path(config.tokenizer).expanduser())
     return settings
 
 

@@ -113,7 +113,8 @@ def _images(config: DataConfig) -> Codec:
         return rows.to_pylist()
 
     def pixels(row: Any) -> Any:
-        return None if row is None else pixels_of(stored_image(row, config.path or ""), config)
+        empty = row is None or not (row.get("bytes") or row.get("path"))
+        return None if empty else pixels_of(stored_image(row, config.path or ""), config)
 
     if not config.events:
         return Codec(

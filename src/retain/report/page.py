@@ -32,6 +32,9 @@ def write_report(paths: list[Path], out: Path) -> dict[str, Any]:
 
     Raises ValueError for a folder that is no run; whatever a run lacks is told on the page.
     """
+    numbers = out.with_suffix(".json")
+    if numbers.exists() and not _is_report(numbers):
+        raise ValueError(f"out: {numbers} goes with {out.name}, but is there and no report; name another --out")
     runs = [gather(path) for path in paths]
     names = [run["name"] for run in runs]
     for run, path in zip(runs, paths, strict=True):
@@ -40,9 +43,16 @@ def write_report(paths: list[Path], out: Path) -> dict[str, Any]:
     report = describe(runs)
     page = render(report)
     out.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(out.with_suffix(".json"), (json.dumps(report, allow_nan=False) + "\n").encode())
+    replace_file(numbers, (json.dumps(report, allow_nan=False) + "\n").encode())
     replace_file(out, page.encode())
     return report
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        return "verdicts" in json.loads(path.read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def describe(runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import base64
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def continuations(run: Run, data: Data, count: int = 2, temperature: float = 0.7
     """How RNN, teacher and data go on after the beginnings of some validation sequences."""
     length = min(LENGTH, 4 * data.seq_len)
     prompt_len = min(PROMPT, data.seq_len // 2)
-    whole = torch.cat([b["targets"] for b in data.windows(SPLIT, 64)][:8])
+    whole = torch.cat([b["targets"] for b in islice(data.windows(SPLIT, 64), 8)])
     # Windows of a stream follow each other: several of them in a row are one longer piece of it.
     joined = 1 + (prompt_len + length) // whole.shape[1]
     starts = torch.linspace(0, max(0, len(whole) - joined), count).long().tolist()

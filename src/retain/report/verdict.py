@@ -29,6 +29,8 @@ def verdict(run: dict[str, Any]) -> str:
 
 
 def _quality(final: dict[str, Any], answers: bool, chance: float | None) -> str:
+    if final["bits_per_token"] is None:
+        return "the RNN's bits per token are not finite"
     if answers:
         own, theirs = final["accuracy"], final["teacher_accuracy"]
         text = f"the RNN answers {own:.1%} right"
