@@ -91,10 +91,9 @@ def test_every_preset_builds(name, tmp_path):
         ({"data": {"seq_len": 0}}, ["seq_len", "0", "positive"]),
         ({"data": {"split": [0.8, 0.1, 0.1]}}, ["data.split", "0.8", "text", "not retrieval"]),
         (
-            {"data": {"name": "digits", "symbols": None, "label_noise": 0.3}},
+            {"data": {"name": "digits", "label_noise": 0.3}},
             ["data.label_noise", "0.3", "memory tasks"],
         ),
-        ({"data": {"name": "digits", "symbols": 4}}, ["data.symbols", "4", "memory tasks", "not digits"]),
         ({"data": {"events": True}}, ["data.events", "True", "images", "not retrieval"]),
         ({"data": {"reset": True}}, ["data.reset", "True", "documents, images", "not retrieval"]),
         ({"phases": ["dmt"]}, ["phases", "dmt", "put smt before it"]),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -179,11 +180,17 @@ class DataConfig:
             raise ValueError(f"data.threshold: {self.threshold} must lie in 1 … 255")
         if len(self.split) != 3 or min(self.split) <= 0 or not abs(sum(self.split) - 1) < 1e-6:
             raise ValueError(f"data.split: {self.split} must be three positive fractions that sum to 1")
-        for name, value in self.unread(self.name).items():
-            readers = "memory tasks" if READ_BY[name] is TASK_DATA else ", ".join(READ_BY[name])
-            raise ValueError(f"data.{name}: {value!r} is for {readers}, not {self.name}; leave it out")
+        # Sizes of tasks stand in older run folders whatever the data is; the command line asks of them, too.
+        self.check_read([name for name in READ_BY if name not in TASK_FIELDS])
         if self.revision is not None and not str(self.path).startswith("hf:"):
             raise ValueError(f"data.revision: {self.revision!r} is for a dataset of the hub, hf:NAME; leave it out")
+
+    def check_read(self, names: Iterable[str] = READ_BY) -> None:
+        """Raises ValueError where one of these fields is set and this data does not read it."""
+        for name, value in self.unread(self.name).items():
+            if name in names:
+                readers = "memory tasks" if READ_BY[name] is TASK_DATA else ", ".join(READ_BY[name])
+                raise ValueError(f"data.{name}: {value!r} is for {readers}, not {self.name}; leave it out")
 
     def unread(self, data: str) -> dict[str, Any]:
         """The fields that are set here and that data of this name does not read, with their values."""

@@ -74,6 +74,7 @@ def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
     from retain.data.paths import absolute
 
     if not resume:
+        config.data.check_read()
         # A run is scored and resumed from other folders, too.
         named = {name: getattr(config.data, name) for name in ("path", "tokenizer")}
         whole = {name: absolute(path) for name, path in named.items() if path is not None}

@@ -15,7 +15,7 @@ from retain.config import CellConfig, MemoryConfig
 from retain.model.layers import Norm, squared_relu
 
 LAST = 4
-"""Inputs that memory token 1 holds; a key and its value are mostly neighbours."""
+"""Inputs that memory token 1 holds; a key and its value are mostly neighbours, and more of them take longer to learn."""
 
 
 class DeltaCell(nn.Module):
@@ -38,7 +38,7 @@ class DeltaCell(nn.Module):
         self.norm = Norm(size)
         self.from_input = nn.Linear(size, size // LAST, bias=False)
         self.from_memory = nn.Linear(size, sum(self.split))
-        self.from_last = nn.Linear(size + size // LAST, sum(self.split), bias=False)
+        self.from_last = nn.Linear(size, sum(self.split), bias=False)
         self.from_store = nn.Linear(places, gated, bias=False)
         self.out = nn.Linear(config.width, 2 * size)
         nn.init.zeros_(self.out.weight)
@@ -49,9 +49,9 @@ class DeltaCell(nn.Module):
     def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
         """memory (N, K, D), inputs (N, D), or (N, D / LAST) where `projected` → the next memory."""
         x = (inputs if projected else self.from_input(inputs)).to(memory.dtype)
-        last = torch.cat([x, memory[:, 1]], -1)  # the newest first
+        last = torch.cat([x, memory[:, 1, : -x.shape[-1]]], -1)  # the newest first; the oldest makes way
         register, store = self.step(memory[:, 0], self.stored(memory), self.from_last(last))
-        return torch.cat([register[:, None], last[:, None, : memory.shape[-1]], store.flatten(-2)], 1)
+        return torch.cat([register[:, None], last[:, None], store.flatten(-2)], 1)
 
     def stored(self, memory: Tensor) -> Tensor:
         return memory[:, 2:].unflatten(-1, (self.side, self.side))  # (N, stores, address, value)
@@ -76,9 +76,9 @@ class DeltaCell(nn.Module):
         What the last inputs say waits for no step: one product for all of them.
         """
         x = (inputs if projected else self.from_input(inputs)).to(memory.dtype)
-        before = memory[:, 1].unflatten(-1, (LAST, -1)).flip(1)  # the oldest first
-        windows = torch.cat([before, x], 1).unfold(1, LAST + 1, 1).flip(-1)  # (B, T, D / LAST, LAST + 1), newest first
-        last = windows.transpose(-1, -2).flatten(-2)  # (B, T, D + D / LAST)
+        before = memory[:, 1].unflatten(-1, (LAST, -1)).flip(1)[:, 1:]  # the oldest first
+        windows = torch.cat([before, x], 1).unfold(1, LAST, 1).flip(-1)  # (B, T, D / LAST, LAST), the newest first
+        last = windows.transpose(-1, -2).flatten(-2)  # (B, T, D)
         register, store = memory[:, 0], self.stored(memory)
         registers, stores = [], []
         for from_last in self.from_last(last).unbind(1):
@@ -86,4 +86,4 @@ class DeltaCell(nn.Module):
             registers.append(register)
             stores.append(store)
         held = torch.stack(stores, 1).flatten(-2)  # (B, T, stores, D)
-        return torch.cat([torch.stack(registers, 1)[:, :, None], last[:, :, None, : memory.shape[-1]], held], 2)
+        return torch.cat([torch.stack(registers, 1)[:, :, None], last[:, :, None], held], 2)
