@@ -15,7 +15,7 @@ from retain.config import CellConfig, MemoryConfig
 from retain.model.layers import Norm, squared_relu
 
 LAST = 4
-"""Inputs that memory token 1 holds; a key and its value are mostly neighbours, and more of them take longer to learn."""
+"""Inputs that memory token 1 holds. A key and its value are mostly neighbours, and more are learnt more slowly."""
 
 
 class DeltaCell(nn.Module):
