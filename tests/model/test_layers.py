@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import naive
 from naive import assert_close
+from retain.config import CellConfig, MemoryConfig
+from retain.model.cells import build_cell
 from retain.model.layers import (
     PLAIN_ATTENTION_KEYS,
     MemoryNorm,
@@ -200,3 +203,36 @@ def test_gradients_written_by_hand_are_autograds(name):
         strict=True,
     ):
         assert_close(a, b)
+
+
+class Powers(TorchDispatchMode):
+    """Whether anything is raised to a power in bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        power = function.overloadpacket is torch.ops.aten.pow
+        if power and getattr(args[0], "dtype", None) == torch.bfloat16:
+            self.found.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_nothing_is_raised_to_a_power_between_products():
+    """Autocast on CUDA computes powers, and so squares, in float32; a product with `out=` then meets two dtypes."""
+    with Powers() as powers:
+        torch.ones(2, dtype=torch.bfloat16).square()
+    assert powers.found, "this is how a square is seen"
+    cell = build_cell(MemoryConfig(tokens=1, width=8), CellConfig(kind="gated", width=8))
+    block = Transformer(8, 2, 2)
+    memory, inputs = torch.randn(2, 1, 8, requires_grad=True), torch.randn(2, 5, 8)
+    with Powers() as powers, torch.autocast("cpu", torch.bfloat16):
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                cell(memory, inputs[:, 0])
+                rolled = cell.rollout(memory, inputs)
+                mixed = block(inputs)
+                if grad:
+                    (rolled.sum() + mixed.sum()).backward()
+    assert not powers.found
