@@ -34,7 +34,7 @@ class DeltaCell(nn.Module):
         size, stores, side = memory.width, memory.tokens - 2, math.isqrt(memory.width)
         self.side, self.stores = side, stores
         gated, places = config.width + 2 * size, stores * side
-        self.hidden, self.split = (config.width, 2 * size), (gated, places, places, places, stores)
+        self.hidden, self.split = (config.width, 2 * size), (gated, 2 * places, places, stores)
         self.norm = Norm(size)
         self.from_input = nn.Linear(size, size // LAST, bias=False)
         self.from_memory = nn.Linear(size, sum(self.split))
@@ -58,17 +58,17 @@ class DeltaCell(nn.Module):
 
     def step(self, register: Tensor, store: Tensor, from_last: Tensor) -> tuple[Tensor, Tensor]:
         """register (N, D), store (N, stores, n, n), from_last (N, …) → both after one input."""
-        mixed, ask, where, value, rate = (self.from_memory(self.norm(register)) + from_last).split(self.split, -1)
+        mixed, addresses, value, rate = (self.from_memory(self.norm(register)) + from_last).split(self.split, -1)
         # In the memory's own precision, and not as products: what is kept for long must not be rounded at each step.
         shape = (self.stores, self.side)
-        ask, where, value = (x.to(store.dtype).unflatten(-1, shape) for x in (ask, where, value))
-        ask, where = F.normalize(ask, dim=-1)[..., None], F.normalize(where, dim=-1)[..., None]
-        read = (ask * store).sum(-2)  # (N, stores, n)
+        value = value.to(store.dtype).unflatten(-1, shape)
+        addresses = F.normalize(addresses.to(store.dtype).unflatten(-1, (2, *shape)), dim=-1)[..., None]
+        read, old = (addresses * store[:, None]).sum(-2).unbind(1)  # each (N, stores, n)
         x, linear = (mixed + self.from_store(read.flatten(-2))).split(self.hidden, -1)
         candidate, gate = (self.out(squared_relu(x)) + linear).to(register.dtype).chunk(2, -1)
         register = torch.lerp(register, candidate, gate.sigmoid())
-        new = rate.to(store.dtype).sigmoid()[..., None] * (value - (where * store).sum(-2))
-        return register, torch.addcmul(store, where, new[..., None, :])
+        new = rate.to(store.dtype).sigmoid()[..., None] * (value - old)
+        return register, torch.addcmul(store, addresses[:, 1], new[..., None, :])
 
     def rollout(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
         """Memories after each input: memory (B, K, D), inputs (B, T, D or D / LAST) → (B, T, K, D).
