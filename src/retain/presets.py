@@ -120,8 +120,8 @@ def stack() -> RunConfig:
 def keys_values() -> RunConfig:
     """Memory task: 8 key strings with value strings, then one of the keys."""
     task = _task("keys_values", min_seq_len=8, future_len=64, unroll=64)
-    # To bind a value to its key is a product of the two, which the delta cell has and the gated one would have to learn.
-    # It learns more slowly, from larger batches, and where it stores things is little like the teacher's memory.
+    # To bind a value to its key is a product of the two, which the delta cell has and a gated one would have to learn.
+    # It wants a lower rate and larger batches, and where it stores things is little like the teacher's memory.
     return dataclasses.replace(
         task,
         memory=MemoryConfig(tokens=4, width=256, norm="batch"),
