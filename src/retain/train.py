@@ -142,7 +142,7 @@ def same_data(out: Path, data: Data) -> None:
     except (OSError, ValueError):
         return  # as damaged as it is, it says nothing
     now = flatten(json.loads(json.dumps(data.info)))
-    for key in before.keys() & now.keys():
+    for key in sorted(before.keys() & now.keys()):
         if before[key] != now[key]:
             raise ValueError(
                 f"resume: the data has changed: its {key} was {before[key]!r} and is {now[key]!r} now; "
