@@ -17,10 +17,13 @@ from retain.model.modes import evaluating
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 
+LOGITS = 2**26
+"""Numbers that the logits of what is read at once are at most."""
+
 
 def batch_for(data: Data) -> int:
     """How many sequences are read at once: fewer where the logits of a large vocabulary fill the memory."""
-    return max(1, min(256, 2**26 // ((data.seq_len + 1) * data.vocab_size)))
+    return max(1, min(256, LOGITS // ((data.seq_len + 1) * data.vocab_size)))
 
 
 class _Score:
@@ -70,7 +73,8 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
 def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tensor]]) -> dict[str, Any]:
     device = rnn.m_0.device
     own: _Score | None = None
-    squared = total = total_squares = torch.zeros(())
+    squared = total = total_squares = torch.zeros((), dtype=torch.float64)
+    precise = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     sequences, seconds, read = 0, 0.0, 0
     for batch in batches:
         tokens, targets = batch["tokens"].to(device), batch["targets"].to(device)
@@ -86,11 +90,10 @@ def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
         if teacher is not None:
             labels = teacher.encode(tokens)
             theirs.add(teacher.decoder(labels), targets)
-            # Added up in float64 on the CPU, for some devices have none.
-            apart, labels = (memory - labels).cpu().double(), labels.cpu().double()
-            squared = squared + apart.square().mean((2, 3)).sum(0)  # (T + 1,)
-            total = total + labels.sum(0)  # (T + 1, K, D)
-            total_squares = total_squares + labels.square().sum(0)
+            apart, labels = (memory - labels).to(precise), labels.to(precise)
+            squared = squared + apart.square().mean((2, 3)).sum(0).cpu()  # (T + 1,)
+            total = total + labels.sum(0).cpu()  # (T + 1, K, D)
+            total_squares = total_squares + labels.square().sum(0).cpu()
     if own is None:
         raise ValueError("evaluate: the split holds no sequence")
     result: dict[str, Any] = {

@@ -11,13 +11,12 @@ import torch.nn.functional as F
 
 from retain.data.batches import Split, evenly_spaced
 from retain.data.documents import DocumentsData
+from retain.evaluate import LOGITS
 from retain.model.modes import evaluating
 from retain.model.rnn import RNN
 
 CHUNK = 256
 """Tokens read at once, at most; what is kept between chunks is the memory alone."""
-LOGITS = 2**26
-"""Numbers that the logits of a chunk are at most."""
 
 
 @torch.no_grad()

@@ -136,7 +136,11 @@ def test_cells_fast_rollout_equals_its_steps(kind, layers):
 @pytest.mark.parametrize("kind", FAST)
 def test_fast_rollouts_in_bfloat16_are_those_of_float32_but_for_rounding(kind):
     torch.manual_seed(0)
-    cell, tokens = randomise(build_cell(memory_of(kind), config(kind, layers=1))), memory_of(kind).tokens
+    cell, tokens = build_cell(memory_of(kind), config(kind, layers=1)), memory_of(kind).tokens
+    if kind == "delta":  # as it starts: addresses between large weights are differences, which rounding turns
+        nn.init.normal_(cell.out.weight, std=0.05)
+    else:
+        randomise(cell)
     memory, inputs, weights = torch.randn(3, tokens, 4), torch.randn(3, 5, 4), torch.randn(3, 5, tokens, 4)
     found = []
     for enabled in (False, True):
@@ -145,8 +149,7 @@ def test_fast_rollouts_in_bfloat16_are_those_of_float32_but_for_rounding(kind):
         found.append(gradients((rolled.float() * weights).sum(), cell) | {"memories": rolled.float()})
     assert not torch.equal(found[0]["memories"], found[1]["memories"])
     for name, exact in found[0].items():
-        # An address of two numbers is a direction: where they are small, their rounding turns it.
-        assert (found[1][name] - exact).norm() < (0.2 if kind == "delta" else 0.05) * exact.norm(), name
+        assert (found[1][name] - exact).norm() < 0.05 * exact.norm(), name
 
 
 def test_own_cell_by_name_and_as_instance():

@@ -73,9 +73,8 @@ class DMT(nn.Module):
                 tokens, targets = tokens[:, steps[1:] - 1], targets[:, steps]
                 trunk_logits = None if trunk_logits is None else trunk_logits[:, steps]
             else:
-                memory, trunk_logits = teacher.encode_with_trunk(
-                    tokens, logits=guided
-                )  # (B, T + 1, K, D), (B, T + 1, V)
+                # (B, T + 1, K, D), (B, T + 1, V)
+                memory, trunk_logits = teacher.encode_with_trunk(tokens, logits=guided)
                 if not alone:
                     own = rollout_from_teacher(self.rnn, memory, tokens, horizon)
         if alone:
