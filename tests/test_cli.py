@@ -69,7 +69,7 @@ def test_no_arguments_show_the_help_and_version_the_version(retain):
     assert retain("--version")[:2] == (0, f"retain {package.__version__}\n")
 
 
-def test_train_eval_generate_info(retain, tmp_path):
+def test_train_eval_generate_info(retain, tmp_path, monkeypatch):
     (tmp_path / "small.txt").write_text("a small text, é. " * 100)
     out, file = tmp_path / "run", tmp_path / "tiny.json"
     save_config(tiny(), file)
@@ -109,6 +109,11 @@ def test_train_eval_generate_info(retain, tmp_path):
     assert len(samples["tokens"]) == 20
     assert (samples["settings"]["seed"], samples["settings"]["prompt"]) == (3, "ab")
     assert samples["text"] == bytes(samples["tokens"]).decode(errors="replace")
+    with monkeypatch.context() as patch:
+        patch.setattr("retain.commands.generate.KEPT", 8)
+        assert retain("generate", out, "--prompt", "ab", "--length", "20", "--seed", "3")[1] == said
+    end = json.loads((out / "samples.json").read_text())
+    assert (end["count"], end["tokens"]) == (20, samples["tokens"][-8:]), "memory does not grow with the length"
 
     code, said, complaints = retain("info", out, "--json")
     assert (code, complaints) == (0, "")

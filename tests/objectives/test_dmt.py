@@ -7,6 +7,7 @@ import naive
 from naive import VOCAB, assert_close, batch, gradients, models
 from retain.config import CELLS, IGNORE, DMTConfig
 from retain.objectives import DMT, rollout_from_teacher, unroll
+from retain.objectives.segments import unroll_alone
 
 CASES = [(cell, norm) for cell in CELLS for norm in ("rms", "batch")]
 
@@ -35,23 +36,28 @@ def test_dmt_equals_the_detached_loop(case, predictive):
     assert_close(gradients(fast["loss"], objective), gradients(slow["loss"], objective))
 
 
-def segments_from(steps, seed=5):
-    """Where segments of so many steps begin under this seed, and `unroll` under it."""
-    torch.manual_seed(seed)
-    offset = int(torch.randint(steps, ()))
+@pytest.fixture
+def begin(monkeypatch):
+    """`begin(steps)` tells where segments of so many steps begin, in all that DMT unrolls from then on."""
 
-    def seeded(*args):
+    def seed(steps, seed=5):
+        for function in (unroll, unroll_alone):
+
+            def seeded(*args, function=function):
+                torch.manual_seed(seed)
+                return function(*args)
+
+            monkeypatch.setattr(f"retain.objectives.dmt.{function.__name__}", seeded)
         torch.manual_seed(seed)
-        return unroll(*args)
+        return int(torch.randint(steps, ()))
 
-    return offset, seeded
+    return seed
 
 
 @pytest.mark.parametrize("steps", [2, 4, 6, 9])
 @pytest.mark.parametrize("case", CASES, ids="-".join)
-def test_unrolled_dmt_equals_the_loop_cut_every_so_many_steps(case, steps, monkeypatch):
-    offset, seeded = segments_from(steps)
-    monkeypatch.setattr("retain.objectives.dmt.unroll", seeded)
+def test_unrolled_dmt_equals_the_loop_cut_every_so_many_steps(case, steps, begin):
+    offset = begin(steps)
     objective = DMT(*(both := models(cell=case[0], norm=case[1])), config(unroll=steps))
     fast = objective(batch())
     slow = naive.dmt(*both, objective.config, batch(), offset=offset if steps < 6 else 0)
@@ -60,12 +66,12 @@ def test_unrolled_dmt_equals_the_loop_cut_every_so_many_steps(case, steps, monke
 
 
 @pytest.mark.parametrize("steps", [2, 4, 6, 9])
-@pytest.mark.parametrize("cell, layers", [("gated", 1), ("mlp", 2)])
+@pytest.mark.parametrize("cell, layers", [("gated", 1), ("delta", 1), ("mlp", 2)])
 def test_one_pass_equals_a_rollout_and_then_segments(cell, layers, steps, monkeypatch):
     """The RNN alone from m_0: where its rollout is what is trained, and where it is not, nothing else changes."""
     objective = DMT(*models(cell=cell, layers=layers), config(unroll=steps))
     alone = objective.alone(6, 6)
-    assert alone == (cell == "gated" or steps >= 6)
+    assert alone == (cell != "mlp" or steps >= 6)
     found = []
     for one_pass in (alone, False):
         monkeypatch.setattr(objective, "alone", lambda *_, one_pass=one_pass: one_pass)

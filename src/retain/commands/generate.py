@@ -6,12 +6,16 @@ import codecs
 import dataclasses
 import json
 import sys
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from retain.arguments import Usage, take_run
+
+KEPT = 100_000
+"""Tokens that samples.json has: the last of a longer text, so that memory does not grow with the length."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,8 @@ def generate_command(argv: list[str]) -> None:
         write_samples(path, settings, {"images": tokens.tolist(), "png": str(target)})
         print(f"{rows} images in {target}")
         return
-    sampled: list[int] = []
+    sampled: deque[int] = deque(maxlen=KEPT)
+    count = 0
     write: Callable[[int], None] = lambda token: print(decode([token], kind), end=" ", flush=True)  # noqa: E731
     if tokenizer:
         write = token_writer(tokenizer)
@@ -117,10 +122,12 @@ def generate_command(argv: list[str]) -> None:
         if int(token[0]) == run.state.get("end"):
             break
         sampled.append(int(token[0]))
+        count += 1
         write(sampled[-1])
     print()
-    text = tokenizer.decode(sampled) if tokenizer else decode(sampled, kind)
-    write_samples(path, settings, {"tokens": sampled, "text": text})
+    kept = list(sampled)
+    text = tokenizer.decode(kept) if tokenizer else decode(kept, kind)
+    write_samples(path, settings, {"count": count, "tokens": kept, "text": text})
 
 
 def write_samples(path: Path, settings: dict[str, Any], samples: dict[str, Any]) -> None:

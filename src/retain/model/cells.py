@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from retain.config import CellConfig, MemoryConfig
 from retain.model.delta_cell import DeltaCell
-from retain.model.gated_rollout import Cut, gated_rollout
-from retain.model.layers import Norm, Transformer, squared_relu
+from retain.model.gated_rollout import gated_rollout
+from retain.model.layers import Norm, Transformer, product_dtype, squared_relu
+from retain.model.stretches import Cut
 
 REACH = 4.0
 """Gated cells keep each value within ±1; normalised memory lies within about ±4, so they work on memory / 4."""
@@ -92,8 +93,7 @@ class GatedCell(nn.Module):
                 memory = self(memory, x, projected)
                 memories.append(memory)
             return torch.stack(memories, 1)
-        device = memory.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.out.weight.dtype
+        dtype = product_dtype(self.out.weight)
         bias = torch.cat(
             [self.from_memory.bias[: self.split[0]], self.from_memory.bias[self.split[0] :] + self.out.bias]
         )

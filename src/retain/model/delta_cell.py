@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retain.config import CellConfig, MemoryConfig
-from retain.model.layers import Norm, squared_relu
+from retain.model.delta_rollout import delta_rollout
+from retain.model.layers import Norm, product_dtype, squared_relu
+from retain.model.stretches import Cut
 
 LAST = 4
 """Inputs that memory token 1 holds. A key and its value are mostly neighbours, and more are learnt more slowly."""
@@ -28,6 +30,8 @@ class DeltaCell(nn.Module):
 
     About n things fit into each store: as many as there are addresses at right angles.
     """
+
+    cuts = True
 
     def __init__(self, memory: MemoryConfig, config: CellConfig):
         super().__init__()
@@ -70,7 +74,7 @@ class DeltaCell(nn.Module):
         new = rate.to(store.dtype).sigmoid()[..., None] * (value - old)
         return register, torch.addcmul(store, addresses[:, 1], new[..., None, :])
 
-    def rollout(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
+    def rollout(self, memory: Tensor, inputs: Tensor, projected: bool = False, cut: Cut | None = None) -> Tensor:
         """Memories after each input: memory (B, K, D), inputs (B, T, D or D / LAST) → (B, T, K, D).
 
         What the last inputs say waits for no step: one product for all of them.
@@ -79,11 +83,26 @@ class DeltaCell(nn.Module):
         before = memory[:, 1].unflatten(-1, (LAST, -1)).flip(1)[:, 1:]  # the oldest first
         windows = torch.cat([before, x], 1).unfold(1, LAST, 1).flip(-1)  # (B, T, D / LAST, LAST), the newest first
         last = windows.transpose(-1, -2).flatten(-2)  # (B, T, D)
-        register, store = memory[:, 0], self.stored(memory)
-        registers, stores = [], []
-        for from_last in self.from_last(last).unbind(1):
-            register, store = self.step(register, store, from_last)
-            registers.append(register)
-            stores.append(store)
-        held = torch.stack(stores, 1).flatten(-2)  # (B, T, stores, D)
-        return torch.cat([torch.stack(registers, 1)[:, :, None], last[:, :, None], held], 2)
+        if cut is not None:
+            first, every = cut
+            steps = torch.arange(inputs.shape[1], device=memory.device)
+            since = torch.where(steps < (first or every), LAST, (steps - first) % every)  # steps since the cut
+            beyond = torch.arange(LAST, device=memory.device) > since[:, None]  # (T, LAST): read before it
+            last = torch.where(beyond.repeat_interleave(x.shape[-1], 1), last.detach(), last)
+        dtype = product_dtype(self.out.weight)
+        bias = self.from_memory.bias + F.pad(
+            self.out.bias, (self.hidden[0], len(self.from_memory.bias) - self.split[0])
+        )
+        said = self.from_last(last).to(dtype).transpose(0, 1) + bias.to(dtype)  # (T, B, …)
+        registers, stores = delta_rollout(
+            memory[:, 0],
+            self.stored(memory),
+            said.contiguous(),
+            self.norm.gain.to(memory.dtype),
+            self.from_memory.weight.to(dtype),
+            self.from_store.weight.to(dtype),
+            self.out.weight.to(dtype),
+            cut,
+        )
+        held = stores.transpose(0, 1).flatten(-2)  # (B, T, stores, D)
+        return torch.cat([registers.transpose(0, 1)[:, :, None], last[:, :, None], held], 2)

@@ -16,9 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from retain.model.layers import EPS
-
-Cut = tuple[int, int]
-"""(first, every): the gradient stops before step `first` < `every`, and before each `every`-th after it."""
+from retain.model.stretches import Cut, Stretches
 
 
 def gated_rollout(
@@ -34,15 +32,6 @@ def gated_rollout(
         memories: Tensor = _GatedRollout.apply(*needed, cut or (0, len(inputs)))
         return memories
     return _forward(*needed)
-
-
-def ring(length: int, first: int, every: int, device: torch.device) -> Tensor:
-    """Steps 0 … length - 1 cut as `Cut` says, a stretch a row: (n, every). What lies before `first` ends the last row.
-
-    The steps are a ring, read once around from `first`; steps from `length` on fill it up and stand for nothing.
-    """
-    around = -(-length // every) * every
-    return ((first + torch.arange(around, device=device)) % around).view(-1, every)
 
 
 def _forward(
@@ -85,14 +74,10 @@ class _GatedRollout(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         memory, memories, gain, from_memory, out, relus, both = ctx.saved_tensors
-        (length, streams, size), width, (first, every) = grad.shape, relus.shape[-1], ctx.cut
-        before = torch.cat([memory[None], memories[:-1]])  # (T, N, S)
-        cut = first > 0 or every < length
-        if cut:
-            where = ring(length, first, every, grad.device).t().flatten()  # stretches side by side: T is `every` now
-            rows = where.clamp_max(length - 1)
-            before, relus, both = (x[rows].view(every, -1, x.shape[-1]) for x in (before, relus, both))
-            grad = (grad[rows] * (where < length)[:, None, None]).view(before.shape)
+        streams, size, width = grad.shape[1], grad.shape[2], relus.shape[-1]
+        laid = Stretches(len(grad), streams, ctx.cut, grad.device)
+        grad, before = laid.lay_gradient(grad), laid.lay(torch.cat([memory[None], memories[:-1]]))
+        relus, both = laid.lay(relus), laid.lay(both)
         scale = before.square().mean(-1, keepdim=True).add_(EPS).rsqrt_()
         normed = before * scale
         candidate, gate = both.to(memory.dtype).chunk(2, -1)
@@ -112,14 +97,11 @@ class _GatedRollout(torch.autograd.Function):
             of_normed = torch.mm(here, from_memory, out=of_scaled[t]) * gain
             along = (of_normed * normed[t]).mean(-1, keepdim=True)
             after = of_normed.addcmul_(normed[t], along, value=-1).mul_(scale[t]).addcmul_(after, kept[t])
-            if first and t == every - first:  # the last stretch has come around to the first step
+            if t == laid.comes_around:
                 of_memory = after[-streams:].clone()
                 after[-streams:] = 0
         flat = of_inputs.flatten(0, 1)
         of_from_memory = flat.t() @ (normed * gain).to(flat.dtype).flatten(0, 1)
         of_out = flat[:, width:].t() @ (relus * relus).flatten(0, 1)
-        if cut:
-            back = torch.empty_like(where).scatter_(0, where, torch.arange(len(where), device=grad.device))[:length]
-            of_inputs = of_inputs.view(len(where), streams, -1)[back]
         of_memory = after[:streams] if of_memory is None else of_memory
-        return of_memory, of_inputs, (of_scaled * normed).sum((0, 1)), of_from_memory, of_out, None
+        return of_memory, laid.back(of_inputs), (of_scaled * normed).sum((0, 1)), of_from_memory, of_out, None

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from retain.config import CellConfig, MemoryConfig, TeacherConfig
 from retain.model.cells import PROJECTING, build_cell, check_cell, rolls
-from retain.model.gated_rollout import Cut
 from retain.model.layers import at_least_float32, rms
+from retain.model.stretches import Cut
 from retain.model.teacher import Readout
 
 

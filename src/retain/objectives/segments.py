@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from retain.model.gated_rollout import ring
 from retain.model.rnn import RNN
+from retain.model.stretches import ring
 
 
 def unroll(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int, own: int = 0, horizon: int = 1) -> Tensor:
