@@ -242,8 +242,8 @@ def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int],
     run = load_run(folder, teacher=True, device=device)
     guide = run.teacher if "smt" in config.phases else None
     keep = (
-        "bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift", "sequences",
-        "tokens",
+        "bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift",
+        "relative_drift_last", "sequences", "tokens",
     )  # fmt: skip
     data = load_data(config.data)
     whole = evaluate(run.rnn, guide, data.windows(split, batch_for(data)))

@@ -10,10 +10,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retain.compare import factor
+
 if TYPE_CHECKING:
     from retain.compare import Comparison
 
 COSTS = {"seconds": "seconds", "tokens": "tokens", "sequential_steps": "sequential steps"}
+DRIFT = "relative_drift_last"
 Results = dict[str, Any]
 
 
@@ -76,7 +79,8 @@ def markdown(results: Results) -> str:
     said = f"{results['preset'] or 'custom'}, {results['budget']} a run, {results['seeds']} seed(s)"
     if results["threads"]:
         said += f", {results['threads']} thread(s) a run"
-    text = f"{said}; test split, each RNN alone from m_0; mean ± standard deviation over seeds, the best in bold.\n\n"
+    over = "mean ± standard deviation over seeds" if results["seeds"] > 1 else "one seed is no claim"
+    text = f"{said}; test split, each RNN alone from m_0; {over}, the best in bold.\n\n"
     text += main_table(results, accuracy)
     if len(results["lrs"]) > 1:
         text += "\n" + sweep_table(results)
@@ -90,6 +94,9 @@ def main_table(results: Results, accuracy: bool) -> str:
     head += ["sequential steps", "parameters", "peak memory, MiB"]
     if not accuracy:
         head.remove("chance")
+    drifts = any(r.get("test", {}).get(DRIFT) is not None for m in results["methods"].values() for r in m["runs"])
+    if drifts:
+        head.insert(head.index("its teacher") + 1, "relative drift, last position")
     rows, best = [], None
     for method, found in ranked(results):
         good = [r for r in found["runs"] if "test" in r]
@@ -97,7 +104,7 @@ def main_table(results: Results, accuracy: bool) -> str:
         name = method if not failed else f"{method} ({failed} of {len(found['runs'])} runs diverged)"
 
         def test(key: str, form: str = ".3f", good: list[dict[str, Any]] = good) -> str:
-            return spread([r["test"][key] for r in good], form)
+            return spread([r["test"].get(key) for r in good], form)
 
         def mean(key: str, form: str, scale: float = 1, good: list[dict[str, Any]] = good) -> str:
             return spread([r[key] / scale for r in good], form, deviation=False)
@@ -112,6 +119,7 @@ def main_table(results: Results, accuracy: bool) -> str:
         row += [
             test("bits_per_token") if accuracy else bold,
             test(f"teacher_{results['metric']}"),
+            *([test(DRIFT, ".2f")] if drifts else []),
             ", ".join(f"{phase} {lr:.2g}" for phase, lr in found["lr"].items()),
             mean("seconds", ",.0f"),
             mean("tokens", ",.0f"),
@@ -120,7 +128,13 @@ def main_table(results: Results, accuracy: bool) -> str:
             mean("peak_memory_bytes", ",.0f", 2**20),
         ]
         rows.append(row)
-    return table(head, rows)
+    why = [
+        f"{method}, seed {r['seed']}: {r['failed']}\n"
+        for method, m in ranked(results)
+        for r in m["runs"]
+        if "failed" in r
+    ]
+    return table(head, rows) + ("\n" + "".join(why) if why else "")
 
 
 def sweep_table(results: Results) -> str:
@@ -135,7 +149,12 @@ def sweep_table(results: Results) -> str:
             cell = "diverged" if value is None else f"{value:.3f}"
             row.append(f"**{cell}**" if lr == found["lr_factor"] else cell)
         rows.append(row)
-    return text + table(["method", *(f"× {lr}" for lr in results["lrs"])], rows)
+    text += table(["method", *(f"× {lr}" for lr in results["lrs"])], rows)
+    ends = {min(results["lrs"], key=factor), max(results["lrs"], key=factor)}
+    edge = [method for method, found in results["methods"].items() if found["lr_factor"] in ends]
+    if edge and len(results["lrs"]) > 2:
+        text += f"\nBest at the edge of what was tried, so that a rate beyond may be better: {', '.join(edge)}.\n"
+    return text
 
 
 def length_table(results: Results, accuracy: bool) -> str:
@@ -209,7 +228,7 @@ def plot(results: Results, path: Path) -> bool:
     if figure is None:
         return False
     import numpy as np
-    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, ScalarFormatter
 
     metric, chance = results["metric"], results["chance"]
     values = [p[metric] for found in results["methods"].values() for r in found["runs"] for p in r["curve"]]
@@ -234,7 +253,7 @@ def plot(results: Results, path: Path) -> bool:
             axis.set_xscale("log")
             axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.xaxis.set_minor_locator(NullLocator())
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_major_formatter(EngFormatter(sep="") if axis.get_xlim()[1] > 1e3 else ScalarFormatter())
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy, validation" if metric == "accuracy" else "bits per token, validation")
     axes[-1].legend(fontsize="small")

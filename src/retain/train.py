@@ -22,7 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from retain import __version__
-from retain.budget import parse_budget
+from retain.budget import Budget, parse_budget
 from retain.checkpoint import (
     best_checkpoint,
     export,
@@ -197,8 +197,17 @@ class Loop:
             self.run_phase(index, saved if index == first else None, stop)
         return self.finish()
 
+    def budget_of(self, index: int) -> Budget:
+        """The budget of a phase. Where all share one, what those before it took beyond theirs is not given twice."""
+        budget, p = self.budgets[index], self.progress
+        if any(getattr(self.config, name).budget for name in self.config.phases):
+            return budget
+        beyond = p.total(budget.unit) - p.spent(budget.unit) - sum(b.amount for b in self.budgets[:index])
+        least = 1e-3 if budget.unit == "s" else 1
+        return dataclasses.replace(budget, amount=max(least, budget.amount - max(0, beyond)))
+
     def run_phase(self, index: int, saved: Any, stop: threading.Event) -> None:
-        name, budget, p = self.config.phases[index], self.budgets[index], self.progress
+        name, budget, p = self.config.phases[index], self.budget_of(index), self.progress
         config: PhaseConfig = getattr(self.config, name)
         objective = objective_of(name, self.config, self.rnn, self.teacher)
         objective.zero_grad()  # a user's cell may bring gradients of its own
@@ -261,6 +270,7 @@ class Loop:
                 folder = phase_folder(self.out, self.config, index)
                 tensors = {"model": self.rnn.state_dict(), "teacher": self.teacher.state_dict()}
                 save_files(folder, tensors, self.state(), previous=[latest_checkpoint(self.out)])
+            clock.tick()
         finally:
             bar.close()
             self.accelerator.free_memory()
