@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 from conftest import tiny
-from retain import checkpoint
+from retain import checkpoint, demo
+from retain.arguments import Usage
 from retain.config_json import save_config
+from retain.lock import alone
 
 CELLS = """
 import torch
@@ -38,6 +41,16 @@ class Shape(Base):
 class Nothing(Base):
     def forward(self, memory, inputs):
         pass
+
+
+class Detached(Base):
+    def forward(self, memory, inputs):
+        return (memory + self.linear(inputs)[:, None]).detach()
+
+
+class InPlace(Base):
+    def forward(self, memory, inputs):
+        return memory.add_(self.linear(inputs)[:, None])
 
 
 class Unbuildable(nn.Module):
@@ -101,6 +114,10 @@ BAD = [
     ("train imagenet", ["preset", "'imagenet'", "digits"]),
     ("train retrieval --config tiny.json", ["config", "retrieval", "tiny.json", "not both"]),
     ("train retrieval --out", ["--out", "value"]),
+    ("train retrieval --out one --out two", ["--out", "given twice", "one", "two"]),
+    ("train --seed 1 retrieval", ["name a preset first", "retrieval"]),
+    ("train --preset retrieval", ["preset", "name it first"]),
+    (f"{RESUME} --config tiny.json", ["config", "its own", "tiny.json"]),
     ("train retrieval extra", ["extra", "--help"]),
     ("train --config nowhere.json", ["nowhere.json", "no such"]),
     ("train --config broken.json", ["broken.json", "JSON"]),
@@ -145,11 +162,13 @@ BAD = [
     (f"{NEW} --phases smt dnt", ["phases", "dnt", "bptt"]),
     (f"{NEW} --smt.steps-per-sequence 9", ["smt.steps_per_sequence", "9", "data.seq_len 8"]),
     (f"{NEW} --smt.learning-rate 1", ["--smt.learning-rate", "--help"]),
-    (f"{NEW} --smt.lr fast", ["smt.lr", "fast", "FLOAT"]),
+    (f"{NEW} --smt.lr fast", ["smt.lr", "fast", "float"]),
     (f"{NEW} --smt.lr nan", ["lr", "nan", "positive"]),
     (f"{NEW} --seed -1", ["seed", "-1", "negative"]),
+    (f"{NEW} --seed 99999999999999999999999", ["seed", "99999999999999999999999", "below"]),
+    ("generate run --seed 99999999999999999999999", ["seed", "99999999999999999999999", "below"]),
     (f"{NEW} --device cuda", ["device", "cuda", "--device cpu"]),
-    (f"{NEW} --tracker nosuchtracker", ["tracker", "nosuchtracker", "--tracker None"]),
+    (f"{NEW} --tracker nosuchtracker", ["tracker", "nosuchtracker", "trackio"]),
     # budgets
     (f"{NEW} --budget 5", ["budget", "'5'", "240s"]),
     (f"{NEW} --budget 10minutes", ["budget", "'10minutes'", "240s"]),
@@ -168,6 +187,8 @@ BAD = [
     (f"{NEW} --cell.kind badcells:Signature", ["cell", "badcells:Signature", "forward(memory", "(2, 8)"]),
     (f"{NEW} --cell.kind badcells:Shape", ["cell", "badcells:Shape", "(2, 1, 8)", "(2, 2, 8)"]),
     (f"{NEW} --cell.kind badcells:Nothing", ["cell", "badcells:Nothing", "NoneType", "(2, 2, 8)"]),
+    (f"{NEW} --cell.kind badcells:Detached", ["cell", "badcells:Detached", "without a gradient", "detach"]),
+    (f"{NEW} --cell.kind badcells:InPlace", ["cell", "badcells:InPlace", "in-place"]),
     # run folders
     ("train --config tiny.json --out run", ["out", "run", "already exists", "--resume"]),
     ("train --config tiny.json --out tiny.json", ["out", "tiny.json", "another folder"]),
@@ -198,11 +219,11 @@ BAD = [
     ("generate run --prompt 3,4", ["prompt", "'3,4'", "0 … 8"]),
     ("generate digits_run --length 3", ["length", "3", "64 pixels"]),
     ("generate digits_run --count 0", ["count", "0", "at least 1"]),
-    ("generate digits_run --count 2 --out folder/none/a.png", ["folder/none/a.png", "No such file"]),
+    ("generate digits_run --count 2 --out tiny.json/a.png", ["tiny.json", "exists"]),
     ("generate digits_run --count 2 --out a.nonsense", ["out", "a.nonsense", ".png"]),
     ("generate run --temperature -1", ["temperature", "-1", "0"]),
     ("generate run --temperature nan", ["temperature", "nan"]),
-    ("generate run --temperature hot", ["temperature", "hot", "FLOAT"]),
+    ("generate run --temperature hot", ["temperature", "hot", "float"]),
     ("generate run --top-p 0", ["top_p", "0", "0 … 1"]),
     ("generate run --top-p 1.5", ["top_p", "1.5", "0 … 1"]),
     ("generate run --top-k 0", ["top_k", "0", "at least 1"]),
@@ -230,6 +251,41 @@ def test_bad_input_gets_one_clear_line_and_changes_nothing(line, fragments, reta
     for made in [name for name in after if "__pycache__" in name]:
         del after[made]
     assert after == before
+
+
+def test_two_processes_do_not_train_one_run(retain, place, monkeypatch):
+    monkeypatch.setattr("retain.lock.PATIENCE", 0.1)
+    with alone(place / "run"):
+        before = content(place)
+        check(retain(*RESUME.split()), ["out", "another process is at work in run"])
+        assert content(place) == before
+    with alone(place / "new"):
+        check(retain(*NEW.split()), ["out", "another process is at work in new"])
+
+
+def test_sizes_beyond_the_memory_are_one_line(retain, place):
+    check(retain(*f"{NEW} --memory.width 100000000000".split()), ["memory", "not enough", "memory.width"])
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_mistakes_read_the_same_whatever_the_terminal_can_show(encoding, place):
+    line = "train --config tiny.json --out new --smt.lr -1"
+    code = "import sys; from retain.cli import main; main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line.split()],
+        env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "retain: smt.lr: -1.0 must be positive and finite (see retain train PRESET --help)\n"
+
+
+def test_a_demo_deletes_no_other_run(monkeypatch, tmp_path):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setattr("retain.demo.OUT", tmp_path)
+    monkeypatch.setattr("sys.argv", ["demo", "1"])
+    with pytest.raises(Usage, match="holds mine, which is not of an earlier demo"):
+        demo.main()
+    assert (tmp_path / "mine").exists()
 
 
 def truncate(path):

@@ -283,6 +283,9 @@ WRONG = [
         (f"{{new}} {option} 3", [option, "retain compare does not take it"])
         for option in ("--seed", "--validate-every", "--tracker", "--smt.budget", "--bptt.budget")
     ),
+    ("{new} --methods smt --phases smt bptt", ["phases", "smt+bptt", "--phases smt dmt"]),
+    ("{new} --bptt.truncate 4", ["--bptt.truncate", "tbptt"]),
+    ("{new} --methods smt --methods gru", ["--methods", "given twice", "smt", "gru"]),
     ("{new} --quiet", ["--quiet", "retain compare does not take it"]),
     ("{old} --data.symbols 5", ["another comparison", "data.symbols", "4", "5"]),
     ("compare --config tiny.json --out run", ["out", "run", "holds no comparison"]),

@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 from conftest import tiny
 from retain.budget import Budget, parse_budget
-from retain.config import DataConfig, RunConfig, SMTConfig
+from retain.config import DataConfig, DMTConfig, MemoryConfig, RunConfig, SMTConfig, TeacherConfig
 from retain.config_json import from_dict, load_config, save_config, to_dict
 from retain.data import load_data
 from retain.presets import PRESETS
@@ -154,6 +155,28 @@ def test_what_is_wrong_is_named(change, fragments):
     for fragment in fragments:
         assert fragment in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: SMTConfig(schedule="linear"), "schedule: 'linear' should be constant or cosine"),
+        (lambda: TeacherConfig(encoder="lstm"), "encoder: 'lstm' should be state or register or window"),
+        (lambda: MemoryConfig(width=16.0), "width: 16.0 should be int"),
+        (lambda: DataConfig(name="text", path=Path("a.txt")), r"path: .*Path\('a.txt'\) should be str"),
+        (lambda: tiny(budget=240), "budget: 240 should be str"),
+        (lambda: tiny(phases="smt"), "phases: 'smt' should be"),
+        (lambda: tiny(device="tpu"), "device: 'tpu' should be auto or cpu"),
+        (lambda: tiny(log_every=1.5), "log_every: 1.5 should be int"),
+        (lambda: tiny(smt=DMTConfig()), "smt: .* should be a SMTConfig"),
+        (lambda: tiny(tracker="comet"), "tracker: 'comet' is none of auto, tensorboard, wandb, trackio"),
+        (lambda: tiny(seed=2**63), "seed: .* below"),
+    ],
+)
+def test_configs_made_in_python_are_checked_when_built(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+    assert SMTConfig(lr=1).lr == 1  # a whole number is a number
 
 
 @pytest.mark.parametrize("values", [[], "text", None, 3])

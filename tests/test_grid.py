@@ -38,11 +38,12 @@ def wait_for(condition, seconds=60):
 
 
 @pytest.mark.slow
-def test_a_killed_grid_leaves_no_one_training_and_goes_on_where_it_was(tmp_path):
+def test_a_killed_grid_leaves_no_one_training_and_goes_on_where_it_was(tmp_path, monkeypatch):
     config = tiny(phases=("bptt",), budget="250steps", checkpoint_every="20steps")
     out, metrics = tmp_path / "out", tmp_path / "out/one/metrics.jsonl"
     process = grid_process(config, out, tmp_path)
     wait_for(lambda: len(steps_of(metrics)) > 45)
+    monkeypatch.setattr("retain.lock.PATIENCE", 0.1)
     with pytest.raises(ValueError, match="another process is at work"):
         run_all({"one": config}, out)
     os.kill(process.pid, signal.SIGKILL)

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+from itertools import pairwise
 from unittest.mock import patch
 
 import pytest
@@ -16,13 +17,16 @@ from torch import nn
 from conftest import tiny
 from retain import checkpoint
 from retain.checkpoint import CheckpointError, best_checkpoint, latest_checkpoint, load_export, load_files
+from retain.config_json import load_config
 from retain.data import load_data
 from retain.data.prefetch import Prefetch
 from retain.devices import make_accelerator
 from retain.model.cells import build_cell
+from retain.run import load
 from retain.train import Interrupted, TrainingError, learning_rate, train
 
 PHASES = ("smt", "dmt", "bptt")
+KEYS = {"tokens": "tokens", "sequential": "sequential_steps"}
 CLOCKS = ("seconds", "tokens_per_second", "validation_seconds", "data_wait")
 LOSSES = {
     "smt": {"loss", "loss_dec", "loss_trunk", "loss_dyn", "loss_readout", "loss_unif"},
@@ -396,6 +400,61 @@ def test_a_run_goes_on_with_its_own_cell_alone(never_stopped, tmp_path):
     cell = build_cell(config.memory, dataclasses.replace(config.cell, width=24))
     with pytest.raises(ValueError, match="the weights in .* do not fit its config.json"):
         train(config, out, resume=True, cell=cell, progress_bar=False)
+
+
+def test_a_run_with_a_cell_given_in_python_says_so_when_it_is_loaded(tmp_path):
+    config = tiny(budget="2steps", phases=("bptt",))
+    cell = build_cell(config.memory, dataclasses.replace(config.cell, width=24))
+    train(config, tmp_path / "run", cell=cell, progress_bar=False)
+    with pytest.raises(ValueError, match=r"trained with a cell of your own, \w+; give it, as in load\(RUN, cell=…\)"):
+        load(tmp_path / "run")
+    again = build_cell(config.memory, dataclasses.replace(config.cell, width=24))
+    rnn = load(tmp_path / "run", cell=again)
+    assert torch.equal(rnn.cell.out.weight, cell.out.weight)
+
+
+def test_a_loaded_rnn_streams_without_a_graph(never_stopped):
+    rnn = load(never_stopped()[1])
+    memory = rnn.init_memory(2)
+    memory.add_(1)  # the caller's own
+    assert not torch.equal(memory[0], rnn.m_0) and torch.equal(rnn.init_memory(2)[0], rnn.m_0)
+    logits, after = rnn.step(torch.tensor([1, 2]), memory)
+    assert not logits.requires_grad and not after.requires_grad
+    assert after.numpy().shape == memory.shape
+
+
+def test_a_run_goes_on_where_its_data_has_moved_to(tmp_path):
+    (tmp_path / "a.txt").write_text("some text to learn. " * 100)
+    data = dataclasses.replace(tiny().data, name="text", path=str(tmp_path / "a.txt"), symbols=None)
+    config = tiny(data=data, budget="4steps", log_every=1)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "run", at=stop_after(2))
+    (tmp_path / "a.txt").rename(tmp_path / "b.txt")
+    moved = dataclasses.replace(config, data=dataclasses.replace(data, path=str(tmp_path / "b.txt")), log_every=2)
+    assert train(moved, tmp_path / "run", resume=True, progress_bar=False)["steps"] == 4
+    assert load_config(tmp_path / "run/config.json").data.path == str(tmp_path / "b.txt")
+    (tmp_path / "b.txt").write_text("another text to be. " * 100)
+    with pytest.raises(ValueError, match="resume: the data has changed: its sha256"):
+        train(moved, tmp_path / "run", resume=True, progress_bar=False)
+
+
+@pytest.mark.parametrize("unit", ["tokens", "sequential"])
+def test_what_a_phase_takes_beyond_its_share_is_not_given_twice(tmp_path, unit):
+    """Phases end between steps; all of them together take the budget and less than a step more."""
+    config = tiny(budget=f"1000{unit}", phases=("smt", "dmt", "bptt"), log_every=1)
+    summary = train(config, tmp_path / "run", progress_bar=False)
+    taken = [0.0] + [line[key] for line in lines(tmp_path / "run") if (key := KEYS[unit]) in line]
+    last_step = max(b - a for a, b in pairwise(taken))
+    assert 1000 <= summary[KEYS[unit]] < 1000 + last_step
+
+
+def test_what_ends_a_phase_counts(tmp_path, monkeypatch):
+    clock = iter(range(1_000_000))
+    monkeypatch.setattr("retain.progress.time.perf_counter", lambda: float(next(clock)))
+    summary = train(tiny(budget="20s", validate_every="20s"), tmp_path / "run", progress_bar=False)
+    read = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    phases = [line["seconds"] for line in read if "validation_bits_per_token" in line]
+    assert summary["seconds"] > phases[-1], "the last validation and what is saved after it, too"
 
 
 def test_a_second_run_may_have_another_device(tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, number):
     assert printed == ""
     assert len(complaints.splitlines()) == 1
     stopped = max(line["step"] for line in lines(out))
-    assert f"stopped at step {stopped} and saved; go on with: --out {out} --resume" in complaints
+    assert f"stopped at step {stopped} and saved; go on with: retain train --out {out} --resume" in complaints
     assert latest_checkpoint(out).name == f"step-{stopped:08d}"
     if number == signal.SIGTERM:
         run(config, out, resume=True)

@@ -27,9 +27,12 @@ def parse(cls: Any, argv: list[str], prog: str, default: Any = None, description
     except SystemExit as stop:
         if not stop.code:
             raise
-    lines = [line.strip("│╭╮╰╯─ \t") for line in stderr.getvalue().splitlines()[1:]]
-    message = " ".join(lines[: lines.index("")] if "" in lines else lines)
+    # A box with a title, of |, + and - where the terminal has no better; rules in it part the message from advice.
+    lines = [line.strip("│╭╮╰╯─| \t") for line in stderr.getvalue().splitlines()[1:]]
+    parts = " ".join("\n" if re.fullmatch(r"[-+]*", line) else line for line in lines).split("\n")
+    message = next((part for part in map(str.strip, parts) if part), "")
     # 'Error parsing smt: lr: -1 …' names the field as smt.lr, 'Error parsing cell: cell.kind: …' has it already.
+    message = re.sub(r"^Error parsing [A-Z]\w*: (?=\w+: )", "", message)
     message = re.sub(r"^Error parsing (\w+): (?=\w+: )", r"\1.", message)
     message = re.sub(r"^Error parsing [\w.-]+: (?=[\w.]+: )", "", message)
     raise Usage(f"{message} (see {prog} --help)")
@@ -51,12 +54,16 @@ def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
         if argv[i] == name:
             if i + 1 == len(argv) or argv[i + 1].startswith("--"):
                 raise Usage(f"{name} needs a value")
-            value, i = argv[i + 1], i + 1
+            found, i = argv[i + 1], i + 1
         elif argv[i].startswith(name + "="):
-            value = argv[i].partition("=")[2]
+            found = argv[i].partition("=")[2]
         else:
             rest.append(argv[i])
-        i += 1
+            i += 1
+            continue
+        if value is not None:
+            raise Usage(f"{name}: given twice, {value} and {found}; give one")
+        value, i = found, i + 1
     return value, rest
 
 

@@ -248,8 +248,18 @@ def replace_file(path: Path, data: bytes) -> None:
         _write_file(temporary, data)
         os.replace(temporary, path)
         _sync_folder(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # not the temporary name
     finally:
         _tidy(path.parent, path.name)
+
+
+def keep_printed(path: Path, text: str) -> None:
+    """Write what was printed into its run folder. Raises ValueError where that cannot be."""
+    try:
+        replace_file(path, text.encode() + b"\n")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written, {error.strerror}; what was printed is not kept") from error
 
 
 def _write_file(path: Path, data: bytes) -> None:

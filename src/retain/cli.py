@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -42,6 +44,7 @@ presets:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; exits 0, 2 for a user's mistake, 1 for a failed run, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
+    print_anything()
     commands: dict[str, str] = {
         "train": "retain.commands.train:train_command",
         "eval": "retain.commands.evaluate:eval_command",
@@ -68,6 +71,13 @@ def main(argv: list[str] | None = None) -> None:
         getattr(importlib.import_module(module), function)(argv[1:])
 
 
+def print_anything() -> None:
+    """What the terminal's encoding lacks is printed as a question mark, and stops nothing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """What the user can mend, a failed run and Ctrl-C end the process with one line on stderr; a defect in full."""
@@ -84,12 +94,20 @@ def one_line_errors() -> Iterator[None]:
             raise
         if isinstance(error, OSError) and error.strerror:
             fail(f"{error.filename or 'disk'}: {error.strerror}", code)
-        fail(str(error), code)
+        fail(str(error) if not out_of_memory(error) else f"{NO_MEMORY} ({str(error).splitlines()[0]})", code)
+
+
+NO_MEMORY = "memory: there is not enough for these sizes; give a smaller batch_size, memory.width or data.seq_len"
+
+
+def out_of_memory(error: Exception) -> bool:
+    """By its words, for PyTorch on a CPU has no type for it."""
+    return isinstance(error, MemoryError) or re.search(r"can't allocate memory|out of memory", str(error)) is not None
 
 
 def exit_code(error: Exception) -> int | None:
     """2 for what the user can mend, 1 for a failed run, 130 for Ctrl-C; None for a defect, to be shown in full."""
-    if isinstance(error, (Usage, ValueError, OSError)):
+    if isinstance(error, (Usage, ValueError, OSError)) or out_of_memory(error):
         return 2
     name = type(error).__name__
     # Compared by name: to import these here would cost the start-up of every command.

@@ -76,6 +76,11 @@ class Comparison:
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}: {','.join(map(str, values))} names one twice")
+        if "bptt" in self.config.phases and {"smt", "smt+bptt"} & set(self.methods):
+            raise ValueError(
+                f"phases: {' '.join(self.config.phases)}: smt trains no BPTT here, which smt+bptt shows; "
+                "give --phases smt dmt"
+            )
         if self.seeds < 1:
             raise ValueError(f"seeds: {self.seeds} must be at least 1")
         if self.threads is not None and self.threads < 1:
@@ -262,6 +267,8 @@ def comparison_of(argv: list[str]) -> tuple[Comparison, Path, int]:
         return None if text is None else tuple(part.strip() for part in text.split(","))
 
     refuse(argv, "compare", ("--seed", "--validate-every", "--tracker", "--quiet", *PHASE_BUDGETS))
+    if "tbptt" not in (listed("methods") or ()):
+        refuse(argv, "compare without tbptt", ("--bptt.truncate",))
     budget, argv = take_option(argv, "--budget")
     config = train_config(argv)[0]
     if budget is not None:

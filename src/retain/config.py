@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import math
 import re
+import typing
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from retain.budget import Budget, parse_budget
 
 CELLS = ("transformer", "mlp", "gated", "delta", "gru", "lstm", "elman")
 PHASES = ("smt", "dmt", "bptt")
+TRACKERS = ("auto", "tensorboard", "wandb", "trackio")
+SEEDS = 2**63
 TASK_DATA = (
     *("retrieval", "copy", "stack", "keys_values", "modular"),
     *("parity", "s3", "s5", "dyck", "mqar", "selective_copy"),
@@ -34,6 +37,37 @@ READ_BY = {
 """Fields of a DataConfig that some data alone reads. For other data they must stay as they are."""
 IGNORE = -100
 """The target where there is none: it never counts in a loss or a score."""
+
+
+def checked(value: Any, hint: Any, name: str) -> Any:
+    """`value` if it fits the type `hint`, lists as tuples, whole numbers as floats."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value in args:
+            return value
+    elif origin is tuple:
+        if isinstance(value, (list, tuple)):
+            return tuple(checked(v, args[0], name) for v in value)
+    elif args:  # an optional field: X | None
+        if value is None:
+            return None
+        return checked(value, args[0], name)
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    wanted = " or ".join(map(str, args)) if origin is Literal else getattr(hint, "__name__", str(hint))
+    raise ValueError(f"{name}: {value!r} should be {wanted}")
+
+
+def _typed(config: Any) -> None:
+    """Raises ValueError where a field has another type than it says, which Python itself would never ask."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if not is_dataclass(hint):
+            checked(value, hint, name)
+        elif not isinstance(value, typing.cast(type, hint)):
+            raise ValueError(f"{name}: {value!r} should be a {typing.cast(type, hint).__name__}")
 
 
 def _positive(config: Any, *names: str) -> None:
@@ -62,6 +96,7 @@ class MemoryConfig:
     """rms: unit RMS over D (the paper). batch: unit variance per dimension, by batch statistics."""
 
     def __post_init__(self) -> None:
+        _typed(self)
         _positive(self, "tokens", "width")
 
 
@@ -83,6 +118,7 @@ class TeacherConfig:
     """C, how far back the window encoder looks; None is all the way."""
 
     def __post_init__(self) -> None:
+        _typed(self)
         _positive(self, "width", "heads", "layers", "decoder_layers", "context_len")
         _not_negative(self, "future_len")
         if self.width % (2 * self.heads):
@@ -105,6 +141,7 @@ class CellConfig:
     """mlp and transformer: m + f(m, x) instead of f(m, x)."""
 
     def __post_init__(self) -> None:
+        _typed(self)
         _positive(self, "width", "heads", "layers")
         if self.kind not in CELLS and not re.fullmatch(r"[\w.]+:\w+", self.kind):
             raise ValueError(f"cell.kind: {self.kind!r} is none of {', '.join(CELLS)}, nor module:Class")
@@ -166,6 +203,7 @@ class DataConfig:
     """images: only pixels that are not 0, as events: the position, then the value where there are several."""
 
     def __post_init__(self) -> None:
+        _typed(self)
         _positive(self, "seq_len", "min_seq_len", "vocab_size", "image_size")
         _positive(self, "symbols", "copy_len", "depth", "pairs", "string_len")
         if not 0 <= self.label_noise < 1:
@@ -223,6 +261,7 @@ class PhaseConfig:
     """Gradients are scaled down to this norm."""
 
     def __post_init__(self) -> None:
+        _typed(self)
         _positive(self, "share", "batch_size", "seq_len", "accumulate", "lr", "clip")
         _not_negative(self, "warmup", "weight_decay", "beta1", "beta2")
         if self.warmup >= 1 or self.beta1 >= 1 or self.beta2 >= 1:
@@ -357,8 +396,12 @@ class RunConfig:
     """Also log to: auto (tensorboard if installed), tensorboard, wandb, trackio, or None."""
 
     def __post_init__(self) -> None:
+        _typed(self)
         _positive(self, "log_every", "validation_sequences")
-        _not_negative(self, "seed")
+        if not 0 <= self.seed < SEEDS:
+            raise ValueError(f"seed: {self.seed} must not be negative, and lie below {SEEDS}")
+        if self.tracker is not None and self.tracker not in TRACKERS:
+            raise ValueError(f"tracker: {self.tracker!r} is none of {', '.join(TRACKERS)}, None")
         if not self.phases:
             raise ValueError(f"phases: empty; name some of {', '.join(PHASES)}")
         for phase in self.phases:

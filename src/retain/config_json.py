@@ -6,9 +6,9 @@ import dataclasses
 import json
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from retain.config import RunConfig
+from retain.config import RunConfig, checked
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -42,29 +42,10 @@ def from_dict(cls: Any, values: Any, name: str = "config") -> Any:
     return cls(**built)
 
 
-def checked(value: Any, hint: Any, name: str) -> Any:
-    """`value` if it fits the type `hint`, lists as tuples, whole numbers as floats."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value in args:
-            return value
-    elif origin is tuple:
-        if isinstance(value, (list, tuple)):
-            return tuple(checked(v, args[0], name) for v in value)
-    elif args:  # an optional field: X | None
-        if value is None:
-            return None
-        return checked(value, args[0], name)
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    wanted = " or ".join(map(str, args)) if origin is Literal else getattr(hint, "__name__", str(hint))
-    raise ValueError(f"{name}: {value!r} should be {wanted}")
-
-
 def save_config(config: RunConfig, path: Path) -> None:
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    from retain.checkpoint import replace_file
+
+    replace_file(path, json.dumps(to_dict(config), indent=2).encode() + b"\n")
 
 
 def load_config(path: Path) -> RunConfig:

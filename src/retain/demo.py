@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from retain.cli import one_line_errors
+from retain.arguments import Usage
+from retain.cli import one_line_errors, print_anything
 from retain.config import CellConfig, RunConfig
 from retain.presets import PRESETS
 
@@ -36,6 +37,7 @@ def main() -> None:
     from retain.run import load_run
     from retain.train import train
 
+    print_anything()
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
     config = dataclasses.replace(PRESETS["stdlib"](), budget=f"{seconds:g}s")
     data = load_data(config.data)
@@ -45,13 +47,18 @@ def main() -> None:
         f"({sum(files.values())} files, {sum(data.info['bytes'].values()) / 1e6:.1f} MB), "
         f"{seconds:.0f} s for each of three methods."
     )
+    runs = methods(config)
+    folders = {name: OUT / name.replace(" → ", "-").replace(", ", "-").replace(" ", "-").lower() for name in runs}
     if OUT.exists():
+        ours = {"demo.json", *(folder.name for folder in folders.values())}
+        if other := sorted(f.name for f in OUT.iterdir() if f.name not in ours):
+            raise Usage(f"{OUT}: holds {other[0]}, which is not of an earlier demo; move it elsewhere first")
         shutil.rmtree(OUT)
     rows: list[dict[str, Any]] = []
     start = time.perf_counter()
-    for name, run in methods(config).items():
+    for name, run in runs.items():
         print(f"\n{name}", file=sys.stderr)
-        folder = OUT / name.replace(" → ", "-").replace(", ", "-").replace(" ", "-").lower()
+        folder = folders[name]
         summary = train(run, folder)
         trained = load_run(folder, teacher=True)
         guide = trained.teacher if "smt" in run.phases else None

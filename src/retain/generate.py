@@ -49,7 +49,9 @@ def sample(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits.float() / temperature
+    # From 0 down: a temperature next to 0 makes no infinity of them.
+    logits = logits.float()
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, 1e-30)
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
@@ -184,6 +186,7 @@ def save_image_grid(tokens: Tensor, shape: tuple[int, int], levels: int, path: s
     for i, image in enumerate(images):
         top, left = gap + i // columns * cell_height, gap + i % columns * cell_width
         grid[top : top + height * zoom, left : left + width * zoom] = image
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(grid).save(path)
 
 

@@ -14,13 +14,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from retain.config import RunConfig
 from retain.config_json import flatten, from_dict, to_dict
+from retain.lock import alone
 from retain.progress import stop_signals
 
 if TYPE_CHECKING:
@@ -60,8 +60,7 @@ def run_all(
     processes: dict[str, tuple[subprocess.Popen[str], IO[str]]] = {}
     if not waiting:
         return {name: read_result(out / name, config) or {} for name, config in runs.items()}
-    out.mkdir(parents=True, exist_ok=True)
-    with _alone(out), stop_signals() as stop:
+    with alone(out), stop_signals() as stop:
         try:
             while (waiting or processes) and not stop.is_set():
                 while waiting and len(processes) < jobs:
@@ -80,7 +79,7 @@ def run_all(
     if stopped:
         from retain.train import Interrupted
 
-        raise Interrupted(f"stopped and saved; the same command goes on with {out}")
+        raise Interrupted("stopped and saved; the same command goes on")
     return {name: read_result(out / name, config) or {} for name, config in runs.items()}
 
 
@@ -160,22 +159,6 @@ def claim(out: Path, file: str, spec: dict[str, Any], what: str, free: Sequence[
     replace_file(path, json.dumps(now, indent=2).encode() + b"\n")
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Two processes must not train the same runs. Raises ValueError where another one is at it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with open(out / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"out: another process is at work in {out}; wait for it, or name another --out") from None
-        yield
-
-
 # In the process of one run
 
 
@@ -239,6 +222,8 @@ def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int],
     from retain.evaluate import batch_for, evaluate
     from retain.run import load_run
 
+    if not (folder / "manifest.json").exists() or not (folder / "model.safetensors").exists():
+        raise ValueError(f"its weights were deleted before it was scored; delete {folder} to run it anew")
     run = load_run(folder, teacher=True, device=device)
     guide = run.teacher if "smt" in config.phases else None
     keep = (

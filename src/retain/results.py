@@ -1,8 +1,8 @@
 """`make results`: the comparisons this project stands by, run anew where they are not done, and their tables written.
 
 Each is one `retain compare` line. Its figures are kept as docs/results/NAME.json: what stands there is not run again,
-and the tables of docs/results.md can be made from the repository alone. About five and a half hours on two cores; stop
-it whenever you like, it goes on where it was. `make results-quick` gives the same tables from one seed and short
+and the tables of docs/results.md can be made from the repository alone. Six to seven hours on two cores; stop it
+whenever you like, it goes on where it was. `make results-quick` gives the same tables from one seed and short
 budgets, under runs/results-quick, within half an hour.
 """
 

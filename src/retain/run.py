@@ -12,8 +12,12 @@ from torch import nn
 from retain.checkpoint import load_files, load_model
 from retain.config import RunConfig
 from retain.config_json import flatten, load_config, to_dict
+from retain.lock import LOCK
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
+
+MAY_CHANGE = {"device", "tracker", "log_every", "data.path"}
+"""Fields that a resumed run may have anew: where it runs, who is told, and where its data has moved to."""
 
 
 def check_device(name: str) -> None:
@@ -53,13 +57,13 @@ def prepare_folder(config: RunConfig, out: Path, resume: bool) -> None:
         if not saved.exists():
             raise ValueError(f"resume: {out} holds no run; leave out --resume to start one")
         before, now = flatten(to_dict(load_config(saved))), flatten(to_dict(config))
-        for key in now:
+        for key in sorted(now.keys() - MAY_CHANGE):
             if before.get(key) != now[key]:
                 raise ValueError(
                     f"resume: {key} was {before.get(key)!r} in {out} and is {now[key]!r} now; "
                     f"resume without it, or train into a new --out"
                 )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(f.name != LOCK for f in out.iterdir())):
         raise ValueError(f"out: {out} already exists; add --resume to go on with it, or name another folder")
 
 
@@ -94,6 +98,8 @@ def load_run(
         tensors, state = load_model(path, names, device)
     else:
         tensors, state = load_files(phase_folder(path, config, phase), names, device)
+    if cell is None and (own := state.get("own_cell")):
+        raise ValueError(f"run: {path} was trained with a cell of your own, {own}; give it, as in load(RUN, cell=…)")
     rnn, guide = build(config, state["vocab_size"], cell)
     fill(rnn, tensors["model"], path)
     if teacher:
@@ -104,11 +110,12 @@ def load_run(
 def load(path: str | Path, *, device: str | torch.device = "cpu", cell: nn.Module | None = None) -> RNN:
     """The RNN of a run folder, ready to read.
 
-    `memory = rnn.init_memory(batch)`, then `logits, memory = rnn.step(token, memory)` for every token.
+    `memory = rnn.init_memory(batch)`, then `logits, memory = rnn.step(token, memory)` for every token. Nothing in it
+    requires a gradient, so that a stream holds on to nothing; `rnn.requires_grad_()` to train it further.
     `cell` is the user's own cell where the run was trained with one that its config cannot name.
     Raises ValueError where there is no run, CheckpointError for damaged weights.
     """
-    return load_run(path, device=device, cell=cell).rnn
+    return load_run(path, device=device, cell=cell).rnn.requires_grad_(False)
 
 
 def fill(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:

@@ -29,14 +29,16 @@ def tasks_command(argv: list[str]) -> None:
     for task in described:
         size = f"vocabulary {task['vocab_size']}, chance {task['chance']:.3f}"
         print(f"{task['name']}: {task['summary']} ({size})")
-        print(f"  harder by  {', '.join(f'data.{name}' for name in task['harder_by'])}")
+        knobs = ", ".join(f"data.{name} ({task['size'][name]})" for name in task["harder_by"])
+        print(f"  harder by  {knobs}")
         reads, answers = task["sample"]["reads"], task["sample"]["answers"]
         widths = [max(len(r), len(a or "")) for r, a in zip(reads, answers, strict=True)]
         for label, row in (("reads", reads), ("answers", answers)):
             line = " ".join((word or "·").ljust(width) for word, width in zip(row, widths, strict=True))
             print(f"  {label:<9}  {line.rstrip()}")
         print()
-    print(f"data.label_noise makes any of them harder. Train on one: retain train {described[0]['name']}")
+    print("In brackets: what it is unless you say otherwise. data.label_noise makes any of them harder.")
+    print(f"Train on one: retain train {described[0]['name']}. What each knob means: retain tasks --json")
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -57,6 +59,7 @@ def describe(name: str) -> dict[str, Any]:
         "seq_len": task.seq_len,
         "chance": task.chance,
         "harder_by": dict(task.knobs),
+        "size": {name: getattr(task, name) for name in task.knobs},
         "sample": {
             "size": dict(task.example),
             "tokens": tokens,

@@ -7,11 +7,12 @@ import json
 import logging
 import math
 import platform
+import shlex
 import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from retain.data import Data, load_data
 from retain.data.prefetch import Prefetch
 from retain.devices import compile_parts, keep_pages, make_accelerator, start_trackers
 from retain.evaluate import batch_for, evaluate
+from retain.lock import alone
 from retain.metrics import append_line, truncate_after
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
@@ -103,23 +105,30 @@ def train(
     main = accelerator.is_main_process
     if resume:
         same_data(out, data)
-    elif main:
-        out.mkdir(parents=True, exist_ok=True)
-        save_config(config, out / "config.json")
-        replace_file(out / "data.json", json.dumps(data.info, indent=2).encode() + b"\n")
-        if tokenizer := getattr(data, "tokenizer", None):
-            (out / "tokenizer.json").write_text(tokenizer)
-    accelerator.wait_for_everyone()
-    start_trackers(accelerator, config)
-    rnn.to(accelerator.device)
-    teacher.to(accelerator.device)
-    loop = Loop(config, out, accelerator, data, rnn, teacher, progress_bar and main)
-    try:
-        with stop_signals() as stop:
-            return loop.run(resume, stop)
-    finally:
-        loop.batches.close()
-        accelerator.end_training()
+    with ExitStack() as held:
+
+        def hold() -> None:
+            held.enter_context(alone(out))
+            prepare_folder(config, out, resume)  # another run may have come in between
+
+        together(accelerator, hold)
+        if main:
+            save_config(config, out / "config.json")
+        if main and not resume:
+            replace_file(out / "data.json", json.dumps(data.info, indent=2).encode() + b"\n")
+            if tokenizer := getattr(data, "tokenizer", None):
+                (out / "tokenizer.json").write_text(tokenizer)
+        accelerator.wait_for_everyone()
+        start_trackers(accelerator, config)
+        rnn.to(accelerator.device)
+        teacher.to(accelerator.device)
+        loop = Loop(config, out, accelerator, data, rnn, teacher, cell is not None, progress_bar and main)
+        try:
+            with stop_signals() as stop:
+                return loop.run(resume, stop)
+        finally:
+            loop.batches.close()
+            accelerator.end_training()
 
 
 def together(accelerator: Accelerator, check: Callable[[], None]) -> None:
@@ -142,7 +151,10 @@ def same_data(out: Path, data: Data) -> None:
     except (OSError, ValueError):
         return  # as damaged as it is, it says nothing
     now = flatten(json.loads(json.dumps(data.info)))
-    for key in sorted(before.keys() & now.keys()):
+    both = before.keys() & now.keys()
+    if any(key.startswith("sha256") for key in both):
+        both -= {"path", "prepared"}  # it may have moved
+    for key in sorted(both):
         if before[key] != now[key]:
             raise ValueError(
                 f"resume: the data has changed: its {key} was {before[key]!r} and is {now[key]!r} now; "
@@ -161,10 +173,12 @@ class Loop:
         data: Data,
         rnn: RNN,
         teacher: Teacher,
+        own_cell: bool,
         bar: bool,
     ):
         self.config, self.out, self.accelerator, self.data = config, out, accelerator, data
         self.rnn, self.teacher, self.bar = rnn, teacher, bar
+        self.own_cell = type(rnn.cell).__qualname__ if own_cell else None
         self.main = accelerator.is_main_process
         self.progress = Progress()
         self.saved_at: int | None = None
@@ -244,7 +258,8 @@ class Loop:
                     done, halt = broadcast(torch.tensor([done, float(halt)], device=self.accelerator.device)).tolist()
                 if halt:
                     self.checkpoint(objective, prepared, named)
-                    raise Interrupted(f"stopped at step {p.step} and saved; go on with: --out {self.out} --resume")
+                    again = f"retain train --out {shlex.quote(str(self.out))} --resume"
+                    raise Interrupted(f"stopped at step {p.step} and saved; go on with: {again}")
                 if done >= 1:
                     break
                 logged = p.step % self.config.log_every == 0
@@ -336,7 +351,7 @@ class Loop:
         try:
             good = f"the last good checkpoint is {latest_checkpoint(self.out)}"
         except (RuntimeError, OSError):
-            good = "there is no checkpoint yet"
+            good = f"there is no checkpoint yet, so delete {self.out}"
         phase = self.config.phases[self.progress.phase]
         raise TrainingError(
             f"{name} became {value} at step {self.progress.step} in phase {phase}; {good}; try a lower {phase}.lr"
@@ -403,6 +418,7 @@ class Loop:
             "kind": data.kind,
             "image_shape": list(data.image_shape) if data.image_shape else None,
             "end": getattr(data, "end", None),
+            "own_cell": self.own_cell,
             "data": data.info,
             "progress": dataclasses.asdict(self.progress),
             "versions": {"retain": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -433,7 +449,7 @@ class Loop:
                 "teacher_parameters": sum(q.numel() for q in self.teacher.parameters()),
                 **self.state(),
             }
-            (self.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+            replace_file(self.out / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
         self.accelerator.wait_for_everyone()
         return summary
 

@@ -23,7 +23,7 @@ class Eval:
     batch_size: int | None = None
     """Sequences read at once; None is 256, or fewer where the vocabulary is large."""
     data: str | None = None
-    """Another file to score on than the one trained on, of the same vocabulary."""
+    """Another file to score on than the one trained on, of the same vocabulary; the --split of it (data.split)."""
     device: Literal["cpu", "cuda", "mps"] = "cpu"
 
 
@@ -36,7 +36,7 @@ def eval_command(argv: list[str]) -> None:
     from retain.run import load_run
 
     run = load_run(path, teacher=True, device=args.device)
-    from retain.checkpoint import replace_file
+    from retain.checkpoint import keep_printed
     from retain.data import load_data
     from retain.data.paths import with_path
     from retain.evaluate import batch_for, evaluate
@@ -50,6 +50,10 @@ def eval_command(argv: list[str]) -> None:
     if data.vocab_size != known and not (data_config.name == "npy" and data.vocab_size < known):
         raise ValueError(
             f"data: its vocabulary has {data.vocab_size} tokens, the run's {known}; give data of the run's"
+        )
+    if data.kind != run.state["kind"]:
+        raise ValueError(
+            f"data: {args.data} is of {data.kind}, the run's of {run.state['kind']}; give data of the run's"
         )
     batch_size = args.batch_size or batch_for(data)
     # A run of BPTT alone never trained its teacher.
@@ -85,7 +89,7 @@ def eval_command(argv: list[str]) -> None:
     # Of other data, or of a part, it must not pass for the run's own score.
     part = f"-limit{args.limit}" if args.limit else ""
     other = f"-{Path(args.data).stem}" if args.data else ""
-    replace_file(path / f"eval-{args.split}{part}{other}.json", json.dumps(result, indent=2).encode() + b"\n")
+    keep_printed(path / f"eval-{args.split}{part}{other}.json", json.dumps(result, indent=2))
 
 
 def report(result: dict[str, Any], answers: bool) -> str:

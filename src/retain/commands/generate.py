@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retain.arguments import Usage, take_run
+from retain.config import SEEDS
 
 KEPT = 100_000
 """Tokens that samples.json has: the last of a longer text, so that memory does not grow with the length."""
@@ -88,6 +89,8 @@ def generate_command(argv: list[str]) -> None:
             raise Usage(f"prompt: {len(prompt)} pixels are more than an image has, {size}")
         length = size - len(prompt)
     length = 500 if length is None else length
+    if not 0 <= args.seed < SEEDS:
+        raise Usage(f"seed: {args.seed} must not be negative, and lie below {SEEDS}")
     check_sampling(length, args.temperature, args.top_k, args.top_p)
     rows = args.count if image else 1
     start = torch.tensor([prompt] * rows, dtype=torch.long).view(rows, len(prompt))
@@ -131,9 +134,9 @@ def generate_command(argv: list[str]) -> None:
 
 
 def write_samples(path: Path, settings: dict[str, Any], samples: dict[str, Any]) -> None:
-    from retain.checkpoint import replace_file
+    from retain.checkpoint import keep_printed
 
-    replace_file(path / "samples.json", json.dumps({"settings": settings, **samples}).encode() + b"\n")
+    keep_printed(path / "samples.json", json.dumps({"settings": settings, **samples}))
 
 
 def text_writer() -> Callable[[int], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 
 from retain.arguments import take_run
@@ -26,9 +27,13 @@ def info_command(argv: list[str]) -> None:
     for file in sorted(path.glob("eval-*.json")):
         try:
             results[file.stem] = json.loads(file.read_text())
-        except ValueError as error:
+            results[file.stem]["bits_per_token"], results[file.stem]["accuracy"]
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file}: is damaged ({error}); delete it, or run retain eval again") from None
     state = {k: v for k, v in run.state.items() if k != "optimizer"}
+    validated = math.isfinite(state["progress"]["best_value"])
+    if not validated:
+        state["progress"] = state["progress"] | {"best_value": None}  # JSON has no infinity
     info = {
         "run": str(path),
         "finished": (path / "summary.json").exists(),
@@ -50,7 +55,7 @@ def info_command(argv: list[str]) -> None:
         f"  memory    {c.memory.tokens} x {c.memory.width}, {c.memory.norm} normalised",
         f"  teacher   {c.teacher.encoder} encoder, width {c.teacher.width}, {c.teacher.layers} layers",
         f"  model     step {p['step']}, after {p['seconds']:.0f} s and {p['tokens']:,} tokens; "
-        f"validation {p['best_value']:.3f} bits/token",
+        + (f"validation {p['best_value']:.3f} bits/token" if validated else "not validated yet"),
         f"  made by   {made}, {state['precision']} on {state['device']}",
     ]
     print("\n".join(lines))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from shlex import quote
 
 from retain.arguments import Usage, parse, take_option
 from retain.config import RunConfig
@@ -45,7 +46,11 @@ def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
         raise Usage(f"preset: {preset!r} is none of {', '.join(PRESETS)}")
     if preset is not None and file is not None:
         raise Usage(f"config: give a preset or --config, not both ({preset} and {file})")
+    if _sets(argv, "--preset"):
+        raise Usage(f"preset: name it first and without a dash, one of {', '.join(PRESETS)}")
     folder = Path(out or f"runs/{preset}") if out or preset else None
+    if resume and file is not None:
+        raise Usage(f"config: a run goes on with its own; leave out --config {file} or --resume")
     if resume:
         if folder is None:
             raise Usage("resume: name the run folder with --out")
@@ -55,12 +60,12 @@ def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
         if preset is not None and base.preset != preset:
             raise Usage(f"resume: {folder} is a run of {base.preset}, not of {preset}; leave the preset out")
     elif file is not None:
-        base = load_config(Path(file))
+        base = load_config(Path(file) / "config.json" if Path(file).is_dir() else Path(file))
         folder = folder or Path(f"runs/{base.preset or 'custom'}")
     elif preset is not None:
         base = PRESETS[preset]()
     else:
-        raise Usage(f"retain train: name a preset ({', '.join(PRESETS)}) or give --config FILE")
+        raise Usage(f"retain train: name a preset first ({', '.join(PRESETS)}) or give --config FILE")
     assert folder is not None
     if data is not None:
         from retain.data.paths import with_path
@@ -75,6 +80,7 @@ def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
 
     if not resume:
         config.data.check_read()
+    if not resume or _sets(argv, "--data.path") or data is not None:
         # A run is scored and resumed from other folders, too.
         named = {name: getattr(config.data, name) for name in ("path", "tokenizer")}
         whole = {name: absolute(path) for name, path in named.items() if path is not None}
@@ -106,5 +112,5 @@ def train_command(argv: list[str]) -> None:
         print(
             f"{out}: {summary['steps']} steps, {summary['tokens']:,} tokens, {summary['seconds']:.0f} s; "
             f"best RNN at step {summary['best_step']}, {summary['validation_bits_per_token']:.3f} bits/token on "
-            f"validation\nnext: retain eval {out}, retain generate {out}"
+            f"validation\nnext: retain eval {quote(str(out))}, retain generate {quote(str(out))}"
         )

@@ -219,7 +219,7 @@ def build_cell(memory: MemoryConfig, config: CellConfig) -> nn.Module:
     module, _, name = config.kind.partition(":")
     try:
         cell = getattr(importlib.import_module(module), name)(memory, config)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"cell.kind: cannot build {config.kind} as Class(memory_config, cell_config): {_line(error)}"
         ) from error
@@ -230,10 +230,11 @@ def check_cell(cell: nn.Module, memory: MemoryConfig, name: str) -> nn.Module:
     """Call the cell once on two memories. Raises ValueError if it is no module, fails or returns no memory."""
     if not isinstance(cell, nn.Module):
         raise ValueError(f"cell: {name} is a {type(cell).__name__}, not an nn.Module")
-    example = torch.zeros(2, memory.tokens, memory.width)
+    example = torch.linspace(-1, 1, 2 * memory.tokens * memory.width).view(2, memory.tokens, memory.width)
+    read = example.clone().requires_grad_()
     try:
-        with torch.no_grad():
-            out = cell(example, torch.zeros(2, memory.width))
+        with torch.enable_grad():  # a cell that changes the memory it is given fails here
+            out = cell(read, torch.zeros(2, memory.width))
     except Exception as error:
         raise ValueError(
             f"cell: {name} must take forward(memory {tuple(example.shape)}, inputs (2, {memory.width})): {_line(error)}"
@@ -241,8 +242,10 @@ def check_cell(cell: nn.Module, memory: MemoryConfig, name: str) -> nn.Module:
     if not isinstance(out, Tensor) or out.shape != example.shape or not out.is_floating_point():
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(f"cell: {name} returned {got}, not a memory of shape {tuple(example.shape)}")
+    if not out.requires_grad:
+        raise ValueError(f"cell: {name} returned a memory without a gradient; leave out no_grad and detach")
     return cell
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -48,8 +48,8 @@ class RNN(nn.Module):
         return int(getattr(self.cell, "depth", 1))
 
     def init_memory(self, batch: int) -> Tensor:
-        """The memory before any token, (B, K, D)."""
-        return self.m_0.expand(batch, -1, -1)
+        """The memory before any token, (B, K, D): a copy, the caller's own."""
+        return self.m_0.repeat(batch, 1, 1)
 
     def inputs(self, tokens: Tensor) -> Tensor:
         """Tokens (...) as the cell takes them, (..., D): embedded, and projected where the cell is PROJECTING."""
