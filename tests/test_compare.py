@@ -158,6 +158,8 @@ def test_the_table_says_mean_and_deviation(finished):
         assert row["bits/token"] == f"{sum(bits) / 2:.3f} ± {abs(bits[0] - bits[1]) / 2**0.5:.3f}"
         assert row["chance"] == "0.250"
         assert (row["its teacher"] == "–") == (method == "gru")
+        drift = [r["test"]["relative_drift_last"] for r in runs]
+        assert row["relative drift, last position"].split(" ")[0] == ("–" if None in drift else f"{sum(drift) / 2:.2f}")
         assert row["tokens"] == f"{6 * 4 * 8}"
         assert row["parameters"].replace(",", "") == str(runs[0]["parameters"])
         assert row["sequential steps"] == f"{statistics.mean(r['sequential_steps'] for r in runs):,.0f}"
@@ -180,6 +182,29 @@ def test_methods_that_the_table_cannot_tell_apart_are_all_the_best(finished):
     results["methods"]["gru"]["runs"][0]["test"]["accuracy"] = 0.99
     bold = [row["accuracy"].startswith("**") for row in rows(markdown(results), "method | accuracy").values()]
     assert bold == [True, False]
+
+
+@pytest.mark.parametrize(("chosen", "edge"), [("1/3", True), ("1", False), ("3", True)])
+def test_a_best_rate_at_the_edge_of_what_was_tried_is_named(finished, chosen, edge):
+    results = copy.deepcopy(finished[1])
+    assert "edge" not in markdown(results), "of two rates each is at the edge"
+    results["lrs"] = ["1", "1/3", "3"]
+    for name, method in results["methods"].items():
+        method["sweep"] = {lr: {"validation_bits_per_token": 1.0} for lr in results["lrs"]}
+        method["lr_factor"] = chosen if name == "gru" else "1"
+    assert ("a rate beyond may be better: gru.\n" in markdown(results)) == edge
+
+
+def test_weights_that_are_gone_before_they_were_scored_are_told_of(finished, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out)
+    run = next((out / "runs").glob("smt-*-seed1"))
+    result = json.loads((run / "result.json").read_text())
+    del result["test"]
+    (run / "result.json").write_text(json.dumps(result))
+    (run / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=rf"weights were deleted before it was scored; delete .*{run.name} to run it"):
+        compare(SMALL, out)
 
 
 def test_the_picture(finished, tmp_path, monkeypatch, capsys):
@@ -231,6 +256,7 @@ def test_a_diverged_run_is_told_and_not_hidden(finished):
     gru["sweep"]["1e6"] = {"failed": "loss became nan"}
     text = markdown(results)
     assert "gru (1 of 2 runs diverged)" in text
+    assert "\ngru, seed 1: loss became nan\n" in text
     assert rows(text, "method | × 1")["gru"]["× 1e6"] == "diverged"
     gru["runs"][0] = {"seed": 0, "failed": "loss became nan", "curve": []}
     gru["parameters"] = None

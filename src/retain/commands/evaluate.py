@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,8 @@ def eval_command(argv: list[str]) -> None:
     from retain.run import load_run
 
     run = load_run(path, teacher=True, device=args.device)
+    from tqdm import tqdm
+
     from retain.checkpoint import keep_printed
     from retain.data import load_data
     from retain.data.paths import with_path
@@ -56,6 +59,8 @@ def eval_command(argv: list[str]) -> None:
             f"data: {args.data} is of {data.kind}, the run's of {run.state['kind']}; give data of the run's"
         )
     batch_size = args.batch_size or batch_for(data)
+    batches = data.windows(args.split, batch_size, args.limit)
+    seen = tqdm(batches, desc=args.split, unit="batch", leave=False, disable=not sys.stderr.isatty())
     # A run of BPTT alone never trained its teacher.
     guide = run.teacher if "smt" in run.config.phases else None
     result = {
@@ -66,7 +71,7 @@ def eval_command(argv: list[str]) -> None:
         "parameters": sum(p.numel() for p in run.rnn.parameters()),
         "training_seconds": run.state["progress"]["seconds"],
         "training_tokens": run.state["progress"]["tokens"],
-        **evaluate(run.rnn, guide, data.windows(args.split, batch_size, args.limit)),
+        **evaluate(run.rnn, guide, seen),
         "chance": data.chance,
         "data": data.info,
         "versions": run.state["versions"],
