@@ -67,15 +67,17 @@ def credit(quick: bool = False) -> Study:
                     "teacher.future_len": 1,
                     # Every memory is decoded: with one token of future only the last two have a target.
                     "smt.decodes_per_sequence": None,
-                    # One step of f, so that whatever credit there is comes through the teacher's memories.
+                    # One step of f, always from the teacher's memory, so that whatever credit there is comes through
+                    # the teacher's memories; where f starts from its own no gradient reaches them.
                     "smt.unroll": 1,
+                    "smt.on_policy": 0.0,
                     "smt.detach_labels": detach,
                 },
             )
     line = (
         f"retain train retrieval --phases smt --budget {steps}steps --validate-every {steps // 40}steps "
         "--data.seq-len T --data.min-seq-len None --teacher.future-len 1 --smt.decodes-per-sequence None "
-        "--smt.unroll 1 (detached: --smt.detach-labels)"
+        "--smt.unroll 1 --smt.on-policy 0 (detached: --smt.detach-labels)"
     )
     return Study("Credit through bootstrapping", line, runs, credit_table)
 
