@@ -94,7 +94,9 @@ def one_line_errors() -> Iterator[None]:
             raise
         if isinstance(error, OSError) and error.strerror:
             fail(f"{error.filename or 'disk'}: {error.strerror}", code)
-        fail(str(error) if not out_of_memory(error) else f"{NO_MEMORY} ({str(error).splitlines()[0]})", code)
+        if out_of_memory(error):
+            fail(f"{NO_MEMORY} ({str(error).splitlines()[0]})", code)
+        fail(str(error), code)
 
 
 NO_MEMORY = "memory: there is not enough for these sizes; give a smaller batch_size, memory.width or data.seq_len"

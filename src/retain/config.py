@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 import re
-import typing
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from retain.budget import Budget, parse_budget
+from retain.checks import not_negative, positive, typed
 
 CELLS = ("transformer", "mlp", "gated", "delta", "gru", "lstm", "elman")
 PHASES = ("smt", "dmt", "bptt")
@@ -39,51 +39,6 @@ IGNORE = -100
 """The target where there is none: it never counts in a loss or a score."""
 
 
-def checked(value: Any, hint: Any, name: str) -> Any:
-    """`value` if it fits the type `hint`, lists as tuples, whole numbers as floats."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value in args:
-            return value
-    elif origin is tuple:
-        if isinstance(value, (list, tuple)):
-            return tuple(checked(v, args[0], name) for v in value)
-    elif args:  # an optional field: X | None
-        if value is None:
-            return None
-        return checked(value, args[0], name)
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    wanted = " or ".join(map(str, args)) if origin is Literal else getattr(hint, "__name__", str(hint))
-    raise ValueError(f"{name}: {value!r} should be {wanted}")
-
-
-def _typed(config: Any) -> None:
-    """Raises ValueError where a field has another type than it says, which Python itself would never ask."""
-    for name, hint in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if not is_dataclass(hint):
-            checked(value, hint, name)
-        elif not isinstance(value, typing.cast(type, hint)):
-            raise ValueError(f"{name}: {value!r} should be a {typing.cast(type, hint).__name__}")
-
-
-def _positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name}: {value} must be positive and finite")
-
-
-def _not_negative(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not 0 <= value < math.inf:
-            raise ValueError(f"{name}: {value} must not be negative, and be finite")
-
-
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
     """The memory, shared by teacher and RNN: K memory tokens of width D."""
@@ -96,8 +51,8 @@ class MemoryConfig:
     """rms: unit RMS over D (the paper). batch: unit variance per dimension, by batch statistics."""
 
     def __post_init__(self) -> None:
-        _typed(self)
-        _positive(self, "tokens", "width")
+        typed(self)
+        positive(self, "tokens", "width")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +73,9 @@ class TeacherConfig:
     """C, how far back the window encoder looks; None is all the way."""
 
     def __post_init__(self) -> None:
-        _typed(self)
-        _positive(self, "width", "heads", "layers", "decoder_layers", "context_len")
-        _not_negative(self, "future_len")
+        typed(self)
+        positive(self, "width", "heads", "layers", "decoder_layers", "context_len")
+        not_negative(self, "future_len")
         if self.width % (2 * self.heads):
             raise ValueError(f"teacher.width: {self.width} must be a multiple of 2 x heads = {2 * self.heads}")
         if self.context_len is not None and self.encoder != "window":
@@ -141,8 +96,8 @@ class CellConfig:
     """mlp and transformer: m + f(m, x) instead of f(m, x)."""
 
     def __post_init__(self) -> None:
-        _typed(self)
-        _positive(self, "width", "heads", "layers")
+        typed(self)
+        positive(self, "width", "heads", "layers")
         if self.kind not in CELLS and not re.fullmatch(r"[\w.]+:\w+", self.kind):
             raise ValueError(f"cell.kind: {self.kind!r} is none of {', '.join(CELLS)}, nor module:Class")
         if self.kind == "transformer" and self.width % (2 * self.heads):
@@ -203,9 +158,9 @@ class DataConfig:
     """images: only pixels that are not 0, as events: the position, then the value where there are several."""
 
     def __post_init__(self) -> None:
-        _typed(self)
-        _positive(self, "seq_len", "min_seq_len", "vocab_size", "image_size")
-        _positive(self, "symbols", "copy_len", "depth", "pairs", "string_len")
+        typed(self)
+        positive(self, "seq_len", "min_seq_len", "vocab_size", "image_size")
+        positive(self, "symbols", "copy_len", "depth", "pairs", "string_len")
         if not 0 <= self.label_noise < 1:
             raise ValueError(f"data.label_noise: {self.label_noise} must lie in 0 … 1, below 1")
         if self.name not in (*EMBEDDED_DATA, *FILE_DATA):
@@ -261,9 +216,9 @@ class PhaseConfig:
     """Gradients are scaled down to this norm."""
 
     def __post_init__(self) -> None:
-        _typed(self)
-        _positive(self, "share", "batch_size", "seq_len", "accumulate", "lr", "clip")
-        _not_negative(self, "warmup", "weight_decay", "beta1", "beta2")
+        typed(self)
+        positive(self, "share", "batch_size", "seq_len", "accumulate", "lr", "clip")
+        not_negative(self, "warmup", "weight_decay", "beta1", "beta2")
         if self.warmup >= 1 or self.beta1 >= 1 or self.beta2 >= 1:
             raise ValueError(f"warmup, beta1, beta2: {self.warmup}, {self.beta1}, {self.beta2} must be below 1")
         if self.budget is not None:
@@ -304,9 +259,9 @@ class SMTConfig(PhaseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "steps_per_sequence", "decodes_per_sequence", "unroll", "sweeps", "horizon", "lambda_dyn_end")
-        _not_negative(self, "lambda_dec", "lambda_dyn", "lambda_unif", "lambda_trunk", "lambda_readout")
-        _not_negative(self, "lambda_distill")
+        positive(self, "steps_per_sequence", "decodes_per_sequence", "unroll", "sweeps", "horizon", "lambda_dyn_end")
+        not_negative(self, "lambda_dec", "lambda_dyn", "lambda_unif", "lambda_trunk", "lambda_readout")
+        not_negative(self, "lambda_distill")
         if self.unroll > 1 and self.sweeps > 1:
             raise ValueError(
                 f"unroll: {self.unroll} with sweeps {self.sweeps}: both go on from f's own memories; use one"
@@ -342,10 +297,10 @@ class DMTConfig(PhaseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "horizon", "horizon_end", "unroll", "label_every")
+        positive(self, "horizon", "horizon_end", "unroll", "label_every")
         if self.unroll > 1 and self.label_every > 1:
             raise ValueError(f"unroll: {self.unroll} needs the label of every step, not of every {self.label_every}th")
-        _not_negative(self, "lambda_dyn", "lambda_readout", "lambda_distill")
+        not_negative(self, "lambda_dyn", "lambda_readout", "lambda_distill")
         if not 0 <= self.horizon_growth <= 1:
             raise ValueError(f"horizon_growth: {self.horizon_growth} must lie in 0 … 1")
 
@@ -359,7 +314,7 @@ class BPTTConfig(PhaseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "truncate")
+        positive(self, "truncate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -396,8 +351,8 @@ class RunConfig:
     """Also log to: auto (tensorboard if installed), tensorboard, wandb, trackio, or None."""
 
     def __post_init__(self) -> None:
-        _typed(self)
-        _positive(self, "log_every", "validation_sequences")
+        typed(self)
+        positive(self, "log_every", "validation_sequences")
         if not 0 <= self.seed < SEEDS:
             raise ValueError(f"seed: {self.seed} must not be negative, and lie below {SEEDS}")
         if self.tracker is not None and self.tracker not in TRACKERS:

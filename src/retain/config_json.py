@@ -8,7 +8,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from retain.config import RunConfig, checked
+from retain.checks import checked
+from retain.config import RunConfig
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from retain.checkpoint import load_files, load_model
 from retain.config import RunConfig
 from retain.config_json import flatten, load_config, to_dict
+from retain.data.batches import Data
 from retain.lock import LOCK
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
@@ -65,6 +67,24 @@ def prepare_folder(config: RunConfig, out: Path, resume: bool) -> None:
                 )
     elif out.exists() and (not out.is_dir() or any(f.name != LOCK for f in out.iterdir())):
         raise ValueError(f"out: {out} already exists; add --resume to go on with it, or name another folder")
+
+
+def same_data(out: Path, data: Data) -> None:
+    """Refuse to go on with other data than the run began with. Raises ValueError naming what differs."""
+    try:
+        before = flatten(json.loads((out / "data.json").read_text()))
+    except (OSError, ValueError):
+        return  # as damaged as it is, it says nothing
+    now = flatten(json.loads(json.dumps(data.info)))
+    both = before.keys() & now.keys()
+    if any(key.startswith("sha256") for key in both):
+        both -= {"path", "prepared"}  # it may have moved
+    for key in sorted(both):
+        if before[key] != now[key]:
+            raise ValueError(
+                f"resume: the data has changed: its {key} was {before[key]!r} and is {now[key]!r} now; "
+                "bring it back, or train into a new --out"
+            )
 
 
 def began(out: Path) -> bool:

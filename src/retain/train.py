@@ -34,7 +34,7 @@ from retain.checkpoint import (
     save_files,
 )
 from retain.config import PhaseConfig, RunConfig
-from retain.config_json import flatten, save_config
+from retain.config_json import save_config
 from retain.data import Data, load_data
 from retain.data.prefetch import Prefetch
 from retain.devices import compile_parts, keep_pages, make_accelerator, start_trackers
@@ -46,7 +46,7 @@ from retain.model.teacher import Teacher
 from retain.objectives import BPTT, DMT, SMT
 from retain.optimizer_state import load_optimizer, optimizer_tensors
 from retain.progress import Clock, Every, Progress, stop_signals
-from retain.run import began, build, fill, phase_folder, prepare_folder
+from retain.run import began, build, fill, phase_folder, prepare_folder, same_data
 
 log = logging.getLogger("retain")
 
@@ -142,24 +142,6 @@ def together(accelerator: Accelerator, check: Callable[[], None]) -> None:
     broadcast_object_list(problem)
     if problem[0] is not None:
         raise ValueError(problem[0])
-
-
-def same_data(out: Path, data: Data) -> None:
-    """Refuse to go on with other data than the run began with. Raises ValueError naming what differs."""
-    try:
-        before = flatten(json.loads((out / "data.json").read_text()))
-    except (OSError, ValueError):
-        return  # as damaged as it is, it says nothing
-    now = flatten(json.loads(json.dumps(data.info)))
-    both = before.keys() & now.keys()
-    if any(key.startswith("sha256") for key in both):
-        both -= {"path", "prepared"}  # it may have moved
-    for key in sorted(both):
-        if before[key] != now[key]:
-            raise ValueError(
-                f"resume: the data has changed: its {key} was {before[key]!r} and is {now[key]!r} now; "
-                "bring it back, or train into a new --out"
-            )
 
 
 class Loop:

@@ -23,11 +23,11 @@ def info_command(argv: list[str]) -> None:
     from retain.run import load_run
 
     run = load_run(path)
-    results = {}
+    results, scores = {}, {}
     for file in sorted(path.glob("eval-*.json")):
         try:
-            results[file.stem] = json.loads(file.read_text())
-            results[file.stem]["bits_per_token"], results[file.stem]["accuracy"]
+            results[file.stem] = found = json.loads(file.read_text())
+            scores[file.stem] = found["bits_per_token"], found["accuracy"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file}: is damaged ({error}); delete it, or run retain eval again") from None
     state = {k: v for k, v in run.state.items() if k != "optimizer"}
@@ -59,5 +59,5 @@ def info_command(argv: list[str]) -> None:
         f"  made by   {made}, {state['precision']} on {state['device']}",
     ]
     print("\n".join(lines))
-    for name, result in results.items():
-        print(f"  {name}   {result['bits_per_token']:.3f} bits/token, accuracy {result['accuracy']:.3f}")
+    for name, (bits, accuracy) in scores.items():
+        print(f"  {name}   {bits:.3f} bits/token, accuracy {accuracy:.3f}")
