@@ -133,6 +133,7 @@ def test_every_preset_builds(name, tmp_path):
         ({"smt": {"horizon": 0}}, ["horizon", "0", "positive"]),
         ({"smt": {"unroll": 0}}, ["unroll", "0", "positive"]),
         ({"smt": {"unroll": 4, "sweeps": 2}}, ["unroll", "4", "sweeps 2", "use one"]),
+        ({"smt": {"pieces": 4, "sweeps": 2}}, ["pieces", "4", "sweeps 2", "use one"]),
         ({"dmt": {"unroll": 4, "label_every": 16}}, ["unroll", "4", "16"]),
         ({"smt": {"beta2": 1.0}}, ["beta2", "1.0", "below 1"]),
         ({"smt": {"batch_size": 0}}, ["batch_size", "0", "positive"]),

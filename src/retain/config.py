@@ -236,6 +236,9 @@ class SMTConfig(PhaseConfig):
     unroll: int = 1
     """f is trained over so many steps at a stretch, with gradient through them, in segments of the sequence that
     start where one step would and run side by side. 1, one step, is the paper's."""
+    pieces: int = 1
+    """f is trained on so many pieces of the sequence one after another, each with a backward pass of its own: of one
+    piece alone activations are held. The gradient is the same; stretches of f (unroll) end where a piece does."""
     sweeps: int = 1
     """1 trains f on the teacher's memories; j > 1 also on f's own, up to j - 1 steps away from them."""
     on_policy: float = 0.0
@@ -259,12 +262,17 @@ class SMTConfig(PhaseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "steps_per_sequence", "decodes_per_sequence", "unroll", "sweeps", "horizon", "lambda_dyn_end")
+        positive(self, "steps_per_sequence", "decodes_per_sequence", "unroll", "pieces", "sweeps", "horizon")
+        positive(self, "lambda_dyn_end")
         not_negative(self, "lambda_dec", "lambda_dyn", "lambda_unif", "lambda_trunk", "lambda_readout")
         not_negative(self, "lambda_distill")
         if self.unroll > 1 and self.sweeps > 1:
             raise ValueError(
                 f"unroll: {self.unroll} with sweeps {self.sweeps}: both go on from f's own memories; use one"
+            )
+        if self.pieces > 1 and self.sweeps > 1:
+            raise ValueError(
+                f"pieces: {self.pieces} with sweeps {self.sweeps}: sweeps run through the whole sequence; use one"
             )
         if not 0 <= self.on_policy <= 1:
             raise ValueError(f"on_policy: {self.on_policy} must lie in 0 … 1")

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retain.config import IGNORE
 from retain.data import Data
 from retain.model.modes import evaluating
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
+from retain.objectives.losses import where_asked
 
 LOGITS = 2**26
 """Numbers that the logits of what is read at once are at most."""
@@ -34,13 +34,12 @@ class _Score:
         self.hits = torch.zeros(positions, dtype=torch.float64)
         self.count = torch.zeros(positions, dtype=torch.float64)
 
-    def add(self, logits: Tensor, targets: Tensor) -> None:
-        """logits (B, T + 1, V), targets (B, T + 1)."""
-        nats = F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")
-        counted = targets != IGNORE
-        self.nats += nats.sum(0).cpu().double()
-        self.hits += ((logits.argmax(-1) == targets) & counted).sum(0).cpu().double()
-        self.count += counted.sum(0).cpu().double()
+    def add(self, logits: Tensor, answers: Tensor, positions: Tensor) -> None:
+        """logits (N, V), answers (N,), and at which of the positions (N,) each is asked."""
+        positions = positions.cpu()
+        self.nats.index_add_(0, positions, F.cross_entropy(logits.float(), answers, reduction="none").cpu().double())
+        self.hits.index_add_(0, positions, (logits.argmax(-1) == answers).cpu().double())
+        self.count.index_add_(0, positions, torch.ones(len(positions), dtype=torch.float64))
 
     def bits(self) -> float:
         return float(self.nats.sum() / self.count.sum().clamp_min(1)) / math.log(2)
@@ -64,7 +63,7 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
     mean squared difference of the RNN's memory from the teacher's over t = 1 … T, `relative_drift` the same over
     the variance of the teacher's memory across sequences, both also at the last position and by position
     (t = 0 … T; null where it is undefined). `tokens` counts targets, `seconds` and `tokens_per_second` the RNN's
-    own reading. Teacher and drift are null without a teacher.
+    own reading, with an answer where one is asked for. Teacher and drift are null without a teacher.
     """
     with evaluating(rnn, teacher):
         return _compare(rnn, teacher, batches)
@@ -80,16 +79,18 @@ def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
         tokens, targets = batch["tokens"].to(device), batch["targets"].to(device)
         if own is None:
             own, theirs = _Score(targets.shape[1]), _Score(targets.shape[1])
+            positions = torch.arange(targets.shape[1], device=device)
         start = time.perf_counter()
         m_0 = rnn.init_memory(len(tokens))
         memory = torch.cat([m_0[:, None], rnn.rollout(tokens, m_0)], 1)  # (B, T + 1, K, D)
-        own.add(rnn.readout(memory), targets)
+        answers, asked, at = where_asked(targets, memory, positions.expand_as(targets))
+        own.add(rnn.readout(asked), answers, at)
         seconds += time.perf_counter() - start
         read += tokens.numel()
         sequences += len(tokens)
         if teacher is not None:
             labels = teacher.encode(tokens)
-            theirs.add(teacher.decoder(labels), targets)
+            theirs.add(teacher.decoder(where_asked(targets, labels)[1]), answers, at)
             apart, labels = (memory - labels).to(precise), labels.to(precise)
             squared = squared + apart.square().mean((2, 3)).sum(0).cpu()  # (T + 1,)
             total = total + labels.sum(0).cpu()  # (T + 1, K, D)

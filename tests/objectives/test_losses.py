@@ -7,9 +7,9 @@ import torch
 
 import naive
 from naive import VOCAB, assert_close
-from retain.config import IGNORE
-from retain.objectives import dynamics_loss, predictive_loss, uniformity_loss
-from retain.objectives.losses import readout_losses
+from retain.config import IGNORE, BPTTConfig, DMTConfig, SMTConfig
+from retain.objectives import BPTT, DMT, SMT, dynamics_loss, predictive_loss, uniformity_loss
+from retain.objectives.losses import readout_losses, where_asked
 
 
 def random_targets(*shape):
@@ -125,3 +125,33 @@ def test_uniformity_of_a_sample_is_that_of_all():
     apart = torch.zeros(2, 1, 3).index_fill(2, torch.tensor([0]), 1.0)
     apart[1] = -apart[1]
     assert_close(torch.stack([uniformity_loss(apart, sample=2) for _ in range(20)]), torch.full((20,), -8.0))
+
+
+@pytest.mark.parametrize("ignored", [[], [0, 4, 5, 11], list(range(12))])
+def test_where_asked_is_a_loop_over_targets(ignored):
+    memory, targets = torch.randn(3, 4, 2, 5), torch.randint(1, 9, (3, 4))
+    targets.view(-1)[ignored] = IGNORE
+    answers, asked, doubled = where_asked(targets, memory, 2 * memory)
+    places = [(b, t) for b in range(3) for t in range(4) if targets[b, t] != IGNORE]
+    assert answers.tolist() == [targets[b, t] for b, t in places]
+    assert_close(asked, torch.stack([memory[b, t] for b, t in places]) if places else memory.new_zeros(0, 2, 5))
+    assert_close(doubled, 2 * asked)
+
+
+@pytest.mark.parametrize("cell", ["gated", "transformer"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda teacher, rnn: SMT(teacher, rnn, SMTConfig(), 3),
+        lambda teacher, rnn: SMT(teacher, rnn, SMTConfig(lambda_distill=1.0, lambda_trunk=0.0, pieces=3), 3),
+        lambda teacher, rnn: DMT(teacher, rnn, DMTConfig(lambda_distill=1.0, unroll=3)),
+        lambda teacher, rnn: BPTT(rnn, BPTTConfig()),
+    ],
+)
+def test_where_nothing_is_asked_every_parameter_still_has_a_gradient(make, cell):
+    """As processes need that wait for each other's."""
+    objective = make(*naive.models(cell=cell, layers=1))
+    losses = objective({"tokens": torch.randint(7, (2, 6)), "targets": torch.full((2, 7), IGNORE)})
+    losses["loss"].backward()
+    assert losses["loss_readout"] == 0 and losses["loss"].isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters() if p.requires_grad)

@@ -239,6 +239,75 @@ def test_spread_of_all_is_all(wanted):
     assert spread(7, wanted, torch.device("cpu")).tolist() == list(range(7))
 
 
+@pytest.mark.parametrize("pieces", [2, 3, 6, 50])
+@pytest.mark.parametrize("changes", [{}, {"lambda_distill": 0.4}, {"detach_labels": True}, {"lambda_readout": 0.0}])
+def test_in_pieces_equals_at_once(pieces, changes):
+    data, found = batch(), []
+    for count in (1, pieces):
+        objective = SMT(*models(), smt_config(**changes, pieces=count), 3)
+        losses = objective(data)
+        found.append((losses, gradients(losses["loss"] * 2, objective)))
+    for whole, in_pieces in zip(*found, strict=True):
+        assert_close(in_pieces, whole)
+    if not changes:
+        slow = naive.smt(objective.teacher, objective.rnn, "state", objective.config, data, 3)
+        assert_close(losses, slow)
+        assert_close(gradients(losses["loss"] * 2, objective), gradients(slow["loss"] * 2, objective))
+
+
+def test_in_pieces_stretches_end_where_a_piece_does(monkeypatch):
+    seen = []
+
+    def watched(rnn, memory, tokens, *settings):
+        seen.append((memory.shape[1], tokens.shape[1], *settings))
+        return unroll(rnn, memory, tokens, *settings)
+
+    monkeypatch.setattr("retain.objectives.smt.unroll", watched)
+    objective = SMT(*models(), smt_config(unroll=2, on_policy=0.5, pieces=3), 3)
+    assert objective(batch(length=8))["loss"].isfinite()
+    assert seen == [(3, 3, 2, 1, 4), (2, 2, 2, 1, 4), (3, 3, 2, 1, 4)]
+
+
+@pytest.mark.parametrize("cell", ["gated", "delta", "transformer"])
+def test_in_pieces_equals_at_once_under_autocast(cell):
+    data, found = batch(4, 32), []
+    for count in (1, 4):
+        objective = SMT(*(m.float() for m in models(cell=cell, layers=1)), smt_config(pieces=count), 3)
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = objective(data)["loss"]
+        loss.backward()
+        found.append(torch.cat([p.grad.flatten() for p in objective.parameters() if p.requires_grad]))
+    assert (found[1] - found[0]).norm() < 0.01 * found[0].norm()
+
+
+class Held:
+    """A saved tensor, and how many bytes of such there are."""
+
+    now = most = 0
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+        Held.now += tensor.nbytes
+        Held.most = max(Held.most, Held.now)
+
+    def __del__(self):
+        Held.now -= self.tensor.nbytes
+
+
+def test_in_pieces_holds_the_activations_of_one():
+    most = []
+    for count in (1, 8):
+        objective = SMT(*models(cell="transformer", layers=6), smt_config(decodes_per_sequence=1, pieces=count), 3)
+        data = batch(4, 64)
+        Held.now = Held.most = 0
+        with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+            objective(data)["loss"].backward()
+        assert Held.now == 0
+        most.append(Held.most)
+    assert most[1] < 0.5 * most[0]
+
+
 def saved_bytes(objective, length):
     """Bytes that autograd keeps for the backward pass of one step, parameters apart."""
     own = {p.untyped_storage().data_ptr() for p in objective.parameters()}

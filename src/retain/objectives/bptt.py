@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from retain.config import BPTTConfig
 from retain.model.rnn import RNN
-from retain.objectives.losses import predictive_loss
+from retain.objectives.losses import predictive_loss, where_asked
 
 
 class BPTT(nn.Module):
@@ -27,7 +27,8 @@ class BPTT(nn.Module):
         tokens, targets = batch["tokens"], batch["targets"]
         memory = self.rnn.init_memory(len(tokens))
         memories = self.rnn.rollout(tokens, memory, (0, self.config.truncate) if self.config.truncate else None)
-        loss = predictive_loss(self.rnn.readout(torch.cat([memory[:, None], memories], 1)), targets)
+        answers, asked = where_asked(targets, torch.cat([memory[:, None], memories], 1))
+        loss = predictive_loss(self.rnn.readout(asked), answers)
         return {"loss": loss, "loss_readout": loss}
 
     def sequential_steps(self, length: int, progress: float = 0.0) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from retain.config import DMTConfig
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
-from retain.objectives.losses import dynamics_loss, predictive_loss, readout_losses
+from retain.objectives.losses import answer_losses, dynamics_loss
 from retain.objectives.segments import rollout_from_teacher, unroll, unroll_alone
 
 
@@ -85,15 +85,13 @@ class DMT(nn.Module):
         losses["loss"] = c.lambda_dyn * losses["loss_dyn"]
         if self.trains_readout:
             read = torch.cat([memory[:, :1], predicted if c.predictive else predicted.detach()], 1)
-            logits = self.rnn.readout(read)
-            if c.lambda_distill:
-                with torch.no_grad():
-                    guide = teacher.decoder(memory) if trunk_logits is None else trunk_logits
-                losses["loss_readout"], losses["loss_distill"] = readout_losses(logits, guide, targets)
-                losses["loss"] = losses["loss"] + c.lambda_distill * losses["loss_distill"]
-            else:
-                losses["loss_readout"] = predictive_loss(logits, targets)
+            guide, decoder = (memory, teacher.decoder) if trunk_logits is None else (trunk_logits, None)
+            losses |= answer_losses(
+                self.rnn.readout, read, targets, guide=guide if c.lambda_distill else None, decoder=decoder
+            )
             losses["loss"] = losses["loss"] + c.lambda_readout * losses["loss_readout"]
+            if c.lambda_distill:
+                losses["loss"] = losses["loss"] + c.lambda_distill * losses["loss_distill"]
         with torch.no_grad():
             spread = (memory[:, 1:] - memory[:, 1:].mean(0)).square().mean()  # much faster than .var(0)
             # A batch may hold one sequence several times, as small black and white images do.

@@ -10,31 +10,44 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retain.config import IGNORE
+from retain.model.teacher import Readout
 from retain.model.layers import at_least_float32
 
 
-def predictive_loss(logits: Tensor, targets: Tensor) -> Tensor:
+def where_asked(targets: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """The targets that count, (B, T) → (N,), and what stands at their places in the others, (B, T, ...) → (N, ...).
+
+    A readout can cost more than f, and most memories of a memory task are asked nothing.
+    """
+    flat = [part.flatten(0, 1) for part in (targets, *others)]
+    counted = (flat[0] != IGNORE).nonzero()[:, 0]
+    return tuple(flat if len(counted) == len(flat[0]) else [part.index_select(0, counted) for part in flat])
+
+
+def predictive_loss(logits: Tensor, targets: Tensor, count: Tensor | None = None) -> Tensor:
     """Mean cross-entropy in nats (Eq. 2). logits (..., V), targets (...) where IGNORE never counts.
 
     Zero where no target counts. Under `torch.distributed` the mean over processes of what is returned is the
-    mean over all their targets.
+    mean over all their targets. `count` (from `counted_targets`): of how many targets it is a part of the mean.
     """
     total = F.cross_entropy(
         at_least_float32(logits).flatten(0, -2), targets.flatten(), ignore_index=IGNORE, reduction="sum"
     )
-    return total / _count_over_processes(targets != IGNORE)
+    return total / (counted_targets(targets) if count is None else count)
 
 
-def _count_over_processes(counted: Tensor) -> Tensor:
+def counted_targets(targets: Tensor) -> Tensor:
     """How many targets count, the mean over processes; never below a tiny number, so that nothing over it is 0."""
-    count = counted.sum().float()
+    count = (targets != IGNORE).sum().float()
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(count)
         count = count / dist.get_world_size()
     return count.clamp_min(1e-9)
 
 
-def readout_losses(logits: Tensor, teacher_logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def readout_losses(
+    logits: Tensor, teacher_logits: Tensor, targets: Tensor, count: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """`predictive_loss` of the logits, and their mean cross-entropy in nats against the teacher's probabilities
     (Hinton et al. 2015), where a target counts.
 
@@ -46,8 +59,33 @@ def readout_losses(logits: Tensor, teacher_logits: Tensor, targets: Tensor) -> t
     counted = (targets != IGNORE).to(log_probabilities.dtype)
     predictive = F.nll_loss(log_probabilities, targets, ignore_index=IGNORE, reduction="sum")
     distilled = -((probabilities * log_probabilities).sum(-1) * counted).sum()
-    count = _count_over_processes(counted)
+    count = counted_targets(targets) if count is None else count
     return predictive / count, distilled / count
+
+
+def answer_losses(
+    readout: Readout,
+    memory: Tensor,
+    targets: Tensor,
+    *,
+    guide: Tensor | None = None,
+    decoder: Readout | None = None,
+    count: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """What the readout makes of memory (B, T, K, D), where the targets (B, T) count: "loss_readout".
+
+    With `guide`, the teacher's logits (B, T, V), or its memory (B, T, K, D) where a `decoder` is to tell them, also
+    "loss_distill". `count` as in `predictive_loss`.
+    """
+    if guide is None:
+        answers, asked = where_asked(targets, memory)
+        return {"loss_readout": predictive_loss(readout(asked), answers, count)}
+    answers, asked, guide = where_asked(targets, memory, guide)
+    if decoder is not None:
+        with torch.no_grad():
+            guide = decoder(guide)
+    predictive, distilled = readout_losses(readout(asked), guide, answers, count)
+    return {"loss_readout": predictive, "loss_distill": distilled}
 
 
 def dynamics_loss(predicted: Tensor, memory: Tensor) -> Tensor:

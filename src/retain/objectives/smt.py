@@ -9,7 +9,14 @@ from retain.config import IGNORE, SMTConfig
 from retain.model.encoders import RegisterEncoder
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
-from retain.objectives.losses import dynamics_loss, predictive_loss, readout_losses, uniformity_loss
+from retain.objectives.losses import (
+    answer_losses,
+    counted_targets,
+    dynamics_loss,
+    predictive_loss,
+    uniformity_loss,
+)
+from retain.objectives.pieces import in_pieces
 from retain.objectives.segments import unroll
 
 
@@ -64,24 +71,29 @@ class SMT(nn.Module):
             losses["loss_dec"] = predictive_loss(logits, future_targets if self.future_len else future_targets[..., 0])
         if trunk_logits is not None:
             losses["loss_trunk"] = predictive_loss(trunk_logits, targets)
-        inputs = tokens[:, first : first + count]
         labels = memory.detach() if c.detach_labels else memory
-        own = round(c.on_policy * len(tokens))
-        predicted = unroll(self.rnn, labels[:, :-1], inputs, c.unroll, own, c.horizon)  # (B, S, K, D)
-        losses["loss_dyn"] = self.sweep(labels, inputs, predicted)
-        if self.trains_readout:
-            read = torch.cat([memory[:, :1].detach(), predicted], 1)
-            logits, asked = self.rnn.readout(read), targets[:, first : first + count + 1]
-            if c.lambda_distill:
-                if trunk_logits is not None:
-                    guide = trunk_logits[:, steps]
-                else:
-                    with torch.no_grad():
-                        guide = self.teacher.decoder(memory)
-                losses["loss_readout"], losses["loss_distill"] = readout_losses(logits, guide, asked)
-            else:
-                losses["loss_readout"] = predictive_loss(logits, asked)
-        losses["loss_unif"] = uniformity_loss(memory)
+        inputs, asked = tokens[:, first : first + count], targets[:, first : first + count + 1]
+        own, answers = round(c.on_policy * len(tokens)), counted_targets(asked)
+        guide, decoder = (memory, self.teacher.decoder) if trunk_logits is None else (trunk_logits[:, steps], None)
+
+        def follow(labels: Tensor, a: int, b: int) -> dict[str, Tensor]:
+            """f and its readout at steps a … b - 1, as a part of the mean over all; labels (B, b - a + 1, K, D)."""
+            read = inputs[:, a:b]
+            predicted = unroll(self.rnn, labels[:, :-1], read, c.unroll, own, c.horizon)  # (B, b - a, K, D)
+            found = {"loss_dyn": self.sweep(labels, read, predicted) * ((b - a) / count)}
+            if self.trains_readout:
+                first = int(a == 0)  # a later piece's first memory is the last that the one before was asked for
+                at = slice(a + 1 - first, b + 1)
+                found |= answer_losses(
+                    self.rnn.readout,
+                    torch.cat([labels[:, :first].detach(), predicted], 1),
+                    asked[:, at],
+                    guide=guide[:, at] if c.lambda_distill else None,
+                    decoder=decoder,
+                    count=answers,
+                )
+            return found
+
         weights = {
             "loss_dec": c.lambda_dec,
             "loss_trunk": c.lambda_trunk,
@@ -90,8 +102,16 @@ class SMT(nn.Module):
             "loss_distill": c.lambda_distill,
             "loss_unif": c.lambda_unif,
         }
-        losses["loss"] = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
-        return losses
+        of_f, in_parts = [], {}
+        if c.pieces == 1:
+            losses |= follow(labels, 0, count)
+        else:
+            trained = [p for p in self.rnn.parameters() if p.requires_grad]
+            total, in_parts = in_pieces(follow, weights, labels, trained, c.pieces)
+            of_f = [total]
+        losses["loss_unif"] = uniformity_loss(memory)
+        loss = torch.stack([weights[name] * loss for name, loss in losses.items()] + of_f).sum()
+        return losses | in_parts | {"loss": loss}
 
     def sweep(self, memory: Tensor, inputs: Tensor, predicted: Tensor) -> Tensor:
         """loss_dyn over the sweeps: f on the teacher's memories (B, S + 1, K, D), then on its own.

@@ -1,0 +1,65 @@
+"""Losses of a long sequence, one piece of it after another, so that only one piece's activations are ever held.
+
+The transitions that SMT trains are independent of each other once the labels are there, so their graphs need not be
+there at the same time. Backpropagation through time has no such choice: it can only compute things again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Losses = Callable[[Tensor, int, int], dict[str, Tensor]]
+
+
+def in_pieces(
+    losses: Losses, weights: dict[str, float], memory: Tensor, parameters: list[Tensor], pieces: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum, with gradient, and the sum of each loss, without, over `pieces` of the sequence.
+
+    memory (B, S + 1, K, D) at the ends of S steps. losses(memory[:, a : b + 1], a, b) gives the scalars of steps a …
+    b - 1, which add up over the pieces; of what they depend on, gradients are for `memory` and `parameters`. They are
+    computed at once, in the forward pass, piece by piece, and nothing is computed twice.
+    """
+    steps = memory.shape[1] - 1
+    cuts = torch.linspace(0, steps, min(pieces, steps) + 1).round().int().tolist()
+    found: dict[str, Tensor] = {}
+
+    def weighted(piece: Tensor, a: int, b: int) -> Tensor:
+        of_piece = losses(piece, a, b)
+        for name, loss in of_piece.items():
+            found[name] = found.get(name, 0) + loss.detach()
+        return torch.stack([weights[name] * loss for name, loss in of_piece.items()]).sum()
+
+    total: Tensor = _Pieces.apply(weighted, cuts, memory, *parameters)
+    return total, found
+
+
+class _Pieces(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Callable[..., Tensor], cuts: list[int], memory: Tensor, *parameters: Tensor) -> Tensor:
+        gradients = [torch.zeros_like(t) if t.requires_grad else None for t in (memory, *parameters)]
+        total = torch.zeros((), device=memory.device)
+        for a, b in pairwise(cuts):
+            with torch.enable_grad():
+                piece = memory[:, a : b + 1].detach().requires_grad_(memory.requires_grad)
+                of_piece = loss(piece, a, b)
+            total = total + of_piece.detach()
+            into = [None if gradients[0] is None else gradients[0][:, a : b + 1], *gradients[1:]]
+            wanted = [(t, g) for t, g in zip((piece, *parameters), into, strict=True) if g is not None]
+            # As where a backward pass stands: outside of autocast.
+            with torch.autocast(memory.device.type, enabled=False):
+                ours = torch.autograd.grad(of_piece, [t for t, _ in wanted], allow_unused=True)
+            for (_, gradient), one in zip(wanted, ours, strict=True):
+                if one is not None:
+                    gradient += one
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *of_total: Tensor) -> Any:
+        return None, None, *(None if g is None else of_total[0] * g for g in ctx.saved_tensors)
