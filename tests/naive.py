@@ -36,6 +36,29 @@ def gradients(loss, module):
     return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(named.items(), found, strict=True)}
 
 
+class Held:
+    """A tensor saved for the backward pass, and how many bytes of such there are, and were at most."""
+
+    now = most = 0
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+        Held.now += tensor.nbytes
+        Held.most = max(Held.most, Held.now)
+
+    def __del__(self):
+        Held.now -= self.tensor.nbytes
+
+
+def most_held(loss):
+    """The most bytes that are saved at one time for the backward pass of what `loss()` returns."""
+    Held.now = Held.most = 0
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+        loss().backward()
+    assert Held.now == 0
+    return Held.most
+
+
 def randomise(module, seed=0, std=0.3):
     """Noise on every parameter: at initialisation many are zero and would hide a fault."""
     noise = torch.Generator().manual_seed(seed)

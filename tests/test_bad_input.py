@@ -53,6 +53,11 @@ class InPlace(Base):
         return memory.add_(self.linear(inputs)[:, None])
 
 
+class Mixing(Base):
+    def forward(self, memory, inputs):
+        return nn.functional.batch_norm(memory, None, None, training=True) + self.linear(inputs)[:, None]
+
+
 class Unbuildable(nn.Module):
     def __init__(self):
         super().__init__()
@@ -184,11 +189,12 @@ BAD = [
     (f"{NEW} --cell.kind badcells:Missing", ["cell.kind", "badcells:Missing", "Missing"]),
     (f"{NEW} --cell.kind badcells:Unbuildable", ["cell.kind", "badcells:Unbuildable", "memory_config"]),
     (f"{NEW} --cell.kind badcells:function", ["cell", "badcells:function", "Tensor", "nn.Module"]),
-    (f"{NEW} --cell.kind badcells:Signature", ["cell", "badcells:Signature", "forward(memory", "(2, 8)"]),
-    (f"{NEW} --cell.kind badcells:Shape", ["cell", "badcells:Shape", "(2, 1, 8)", "(2, 2, 8)"]),
-    (f"{NEW} --cell.kind badcells:Nothing", ["cell", "badcells:Nothing", "NoneType", "(2, 2, 8)"]),
+    (f"{NEW} --cell.kind badcells:Signature", ["cell", "badcells:Signature", "forward(memory", "(3, 8)"]),
+    (f"{NEW} --cell.kind badcells:Shape", ["cell", "badcells:Shape", "(3, 1, 8)", "(3, 2, 8)"]),
+    (f"{NEW} --cell.kind badcells:Nothing", ["cell", "badcells:Nothing", "NoneType", "(3, 2, 8)"]),
     (f"{NEW} --cell.kind badcells:Detached", ["cell", "badcells:Detached", "without a gradient", "detach"]),
     (f"{NEW} --cell.kind badcells:InPlace", ["cell", "badcells:InPlace", "in-place"]),
+    (f"{NEW} --cell.kind badcells:Mixing", ["cell", "badcells:Mixing", "each other's memory", "BatchNorm"]),
     # run folders
     ("train --config tiny.json --out run", ["out", "run", "already exists", "--resume"]),
     ("train --config tiny.json --out tiny.json", ["out", "tiny.json", "another folder"]),

@@ -99,7 +99,10 @@ def one_line_errors() -> Iterator[None]:
         fail(str(error), code)
 
 
-NO_MEMORY = "memory: there is not enough for these sizes; give a smaller batch_size, memory.width or data.seq_len"
+NO_MEMORY = (
+    "memory: there is not enough for these sizes; give a smaller batch_size, memory.width or data.seq_len, "
+    "or let SMT hold less: --smt.pieces 8 --teacher.recompute"
+)
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -69,6 +69,9 @@ class TeacherConfig:
     """Layers of the decoder, and of the RNN's readout."""
     future_len: int = 16
     """F, how many tokens the decoder is shown after m_t."""
+    recompute: bool = False
+    """The encoder's activations are not held but computed again in the backward pass, a layer at a time (gradient
+    checkpointing)."""
     context_len: int | None = None
     """C, how far back the window encoder looks; None is all the way."""
 

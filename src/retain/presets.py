@@ -86,7 +86,7 @@ def _task(
         cell=CellConfig(kind="gated", width=256),
         # As with text: the teacher begins, then the RNN goes on from its own memories to the targets themselves.
         smt=SMTConfig(
-            share=3,
+            share=2,
             batch_size=16,
             lr=2e-3,
             schedule="constant",
@@ -97,7 +97,7 @@ def _task(
             lambda_dyn=0.1,
             lambda_dyn_end=1.0,
         ),
-        dmt=DMTConfig(share=7, batch_size=16, lr=2e-3, unroll=max(32, unroll), horizon_growth=0.0, lambda_dyn=0.1),
+        dmt=DMTConfig(share=8, batch_size=16, lr=2e-3, unroll=seq_len, horizon_growth=0.0, lambda_dyn=0.02),
         bptt=BPTTConfig(lr=1e-3),
     )
 
@@ -127,7 +127,7 @@ def keys_values() -> RunConfig:
         memory=MemoryConfig(tokens=4, width=256, norm="batch"),
         cell=CellConfig(kind="delta", width=128),
         smt=dataclasses.replace(task.smt, batch_size=32, lr=1e-3, lambda_dyn=0.03, lambda_dyn_end=None),
-        dmt=dataclasses.replace(task.dmt, batch_size=32, lr=1e-3, lambda_dyn=0.02),
+        dmt=dataclasses.replace(task.dmt, batch_size=32, lr=1e-3),
     )
 
 

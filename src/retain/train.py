@@ -96,16 +96,17 @@ def train(
     """
     out = Path(out)
     accelerator = make_accelerator(config, out)
-    together(accelerator, lambda: prepare_folder(config, out, resume))
-    data = load_data(config.data) if data is None else data
-    torch.manual_seed(config.seed)
-    rnn, teacher = build(config, data.vocab_size, cell)
-    if accelerator.device.type == "cpu":
-        keep_pages()
-    main = accelerator.is_main_process
-    if resume:
-        same_data(out, data)
     with ExitStack() as held:
+        held.callback(accelerator.end_training)  # whatever happens: processes must not die while they are connected
+        together(accelerator, lambda: prepare_folder(config, out, resume))
+        data = load_data(config.data) if data is None else data
+        torch.manual_seed(config.seed)
+        rnn, teacher = build(config, data.vocab_size, cell)
+        if accelerator.device.type == "cpu":
+            keep_pages()
+        main = accelerator.is_main_process
+        if resume:
+            same_data(out, data)
 
         def hold() -> None:
             held.enter_context(alone(out))
@@ -128,7 +129,6 @@ def train(
                 return loop.run(resume, stop)
         finally:
             loop.batches.close()
-            accelerator.end_training()
 
 
 def together(accelerator: Accelerator, check: Callable[[], None]) -> None:

@@ -169,9 +169,9 @@ WRONG = {
     f"{__name__}:Missing": "cannot build .*:Missing.*has no attribute 'Missing'",
     f"{__name__}:WrongInit": r"cannot build .*:WrongInit as Class\(memory_config, cell_config\).*positional argument",
     f"{__name__}:not_a_module": "not_a_module is a function, not an nn.Module",
-    f"{__name__}:WrongForward": r":WrongForward must take forward\(memory \(2, 2, 4\), inputs \(2, 4\)\).*positional",
-    f"{__name__}:WrongShape": r":WrongShape returned \(2, 8\), not a memory of shape \(2, 2, 4\)",
-    f"{__name__}:WrongType": r":WrongType returned tuple, not a memory of shape \(2, 2, 4\)",
+    f"{__name__}:WrongForward": r":WrongForward must take forward\(memory \(3, 2, 4\), inputs \(3, 4\)\).*positional",
+    f"{__name__}:WrongShape": r":WrongShape returned \(3, 8\), not a memory of shape \(3, 2, 4\)",
+    f"{__name__}:WrongType": r":WrongType returned tuple, not a memory of shape \(3, 2, 4\)",
     f"{__name__}:Whole": ":Whole returned .*not a memory",
 }
 
@@ -186,7 +186,7 @@ def test_wrong_cells_by_name_are_refused(kind):
 @pytest.mark.parametrize(
     "cell, message",
     [
-        (WrongShape(MEMORY, None), r"cell: WrongShape returned \(2, 8\)"),
+        (WrongShape(MEMORY, None), r"cell: WrongShape returned \(3, 8\)"),
         (WrongForward(MEMORY, None), "cell: WrongForward must take forward"),
         (lambda memory, inputs: memory, "cell: function is a function, not an nn.Module"),
     ],

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import naive
-from naive import VOCAB, assert_close, gradients, models
+from naive import VOCAB, assert_close, gradients, models, most_held
 from retain.model.encoders import LOCAL
+from retain.model.layers import Transformer
 from retain.objectives.smt import futures
 
 KINDS = [("state", None), ("register", None), ("window", None), ("window", 3)]
@@ -154,3 +155,23 @@ def test_logits_that_are_not_wanted_leave_the_memory_as_it_is(kind, tokens):
     without, none = teacher.encode_with_trunk(tokens, logits=False)
     assert none is None
     torch.testing.assert_close(without, memory, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("wanted", [[0, 3, 5], range(LENGTH + 1)], ids=len)
+def test_layers_computed_again_are_the_same_and_not_held(kind, tokens, wanted):
+    found, most = [], []
+    for recompute in (False, True):
+        encoder = models(kind[0], context_len=kind[1])[0].encoder
+        for module in encoder.modules():
+            if isinstance(module, Transformer):
+                module.recompute = recompute
+
+        def loss(encoder=encoder):
+            memory, logits = encoder(tokens, torch.tensor(list(wanted)))
+            return memory.square().sum() + (0 if logits is None else logits.square().sum())
+
+        found.append((loss(), gradients(loss(), encoder)))
+        most.append(most_held(loss))
+    for held, again in zip(*found, strict=True):
+        assert_close(again, held)
+    assert most[1] < 0.75 * most[0]  # two layers

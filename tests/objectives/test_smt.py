@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import naive
-from naive import VOCAB, assert_close, batch, gradients, models, smt_config
+from naive import VOCAB, assert_close, batch, gradients, models, most_held, smt_config
 from retain.config import CELLS, IGNORE
 from retain.objectives import SMT, unroll
 from retain.objectives.smt import futures, spread
@@ -281,30 +281,11 @@ def test_in_pieces_equals_at_once_under_autocast(cell):
     assert (found[1] - found[0]).norm() < 0.01 * found[0].norm()
 
 
-class Held:
-    """A saved tensor, and how many bytes of such there are."""
-
-    now = most = 0
-
-    def __init__(self, tensor):
-        self.tensor = tensor
-        Held.now += tensor.nbytes
-        Held.most = max(Held.most, Held.now)
-
-    def __del__(self):
-        Held.now -= self.tensor.nbytes
-
-
 def test_in_pieces_holds_the_activations_of_one():
     most = []
     for count in (1, 8):
         objective = SMT(*models(cell="transformer", layers=6), smt_config(decodes_per_sequence=1, pieces=count), 3)
-        data = batch(4, 64)
-        Held.now = Held.most = 0
-        with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
-            objective(data)["loss"].backward()
-        assert Held.now == 0
-        most.append(Held.most)
+        most.append(most_held(lambda objective=objective: objective(batch(4, 64))["loss"]))
     assert most[1] < 0.5 * most[0]
 
 

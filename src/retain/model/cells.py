@@ -227,23 +227,29 @@ def build_cell(memory: MemoryConfig, config: CellConfig) -> nn.Module:
 
 
 def check_cell(cell: nn.Module, memory: MemoryConfig, name: str) -> nn.Module:
-    """Call the cell once on two memories. Raises ValueError if it is no module, fails or returns no memory."""
+    """Call the cell once on three memories.
+
+    Raises ValueError if it is no module, fails, returns no memory, or mixes them.
+    """
     if not isinstance(cell, nn.Module):
         raise ValueError(f"cell: {name} is a {type(cell).__name__}, not an nn.Module")
-    example = torch.linspace(-1, 1, 2 * memory.tokens * memory.width).view(2, memory.tokens, memory.width)
+    example = torch.linspace(-1, 1, 3 * memory.tokens * memory.width).view(3, memory.tokens, memory.width)
     read = example.clone().requires_grad_()
     try:
         with torch.enable_grad():  # a cell that changes the memory it is given fails here
-            out = cell(read, torch.zeros(2, memory.width))
+            out = cell(read, torch.zeros(3, memory.width))
     except Exception as error:
         raise ValueError(
-            f"cell: {name} must take forward(memory {tuple(example.shape)}, inputs (2, {memory.width})): {_line(error)}"
+            f"cell: {name} must take forward(memory {tuple(example.shape)}, inputs (3, {memory.width})): {_line(error)}"
         ) from error
     if not isinstance(out, Tensor) or out.shape != example.shape or not out.is_floating_point():
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(f"cell: {name} returned {got}, not a memory of shape {tuple(example.shape)}")
     if not out.requires_grad:
         raise ValueError(f"cell: {name} returned a memory without a gradient; leave out no_grad and detach")
+    (of_memory,) = torch.autograd.grad((out[0] * example[0]).sum(), read, allow_unused=True)
+    if of_memory is not None and of_memory[1:].any():
+        raise ValueError(f"cell: {name} lets sequences of a batch read each other's memory; leave out BatchNorm")
     return cell
 
 

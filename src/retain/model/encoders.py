@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.config import MemoryConfig, TeacherConfig
-from retain.model.layers import Norm, Transformer, attention
+from retain.model.layers import Block, Norm, Transformer, attention
 
 LOCAL = 4
 """Tokens whose embeddings a trunk position sums: the newest few, so that no layer is spent on fetching them."""
@@ -36,7 +36,7 @@ class Trunk(nn.Module):
         self.vocab_size = vocab_size
         self.embed = nn.Embedding(LOCAL * vocab_size, config.width)
         self.start = nn.Parameter(torch.randn(config.width) * 0.02)
-        self.transformer = Transformer(config.width, config.heads, config.layers)
+        self.transformer = Transformer(config.width, config.heads, config.layers, config.recompute)
         self.head = nn.Linear(config.width, vocab_size)
         nn.init.normal_(self.embed.weight, std=0.02)
 
@@ -87,7 +87,8 @@ class RegisterEncoder(nn.Module):
         registers = self.registers.repeat(len(steps), 1).expand(x.shape[0], -1, -1)  # (B, S·K, W)
         groups = grouped(steps, per_step, x.shape[1])
         *_, last = transformer.layers()
-        for block in transformer.layers():
+
+        def layer(block: Block, x: Tensor, registers: Tensor) -> tuple[Tensor, Tensor]:
             q, k, v = block.queries_keys_values(x, turn)
             q_own, k_own, v_own = block.queries_keys_values(registers, turn_own)
             read = [
@@ -102,6 +103,10 @@ class RegisterEncoder(nn.Module):
             registers = block.mix(registers, torch.cat(read, 2))
             if logits or block is not last:
                 x = block.mix(x, attention(q, k, v, causal=True))
+            return x, registers
+
+        for block in transformer.layers():
+            x, registers = transformer.through(layer, block, x, registers)
         memory = self.to_memory(self.norm(registers)).unflatten(1, (len(steps), per_step))
         return memory, self.trunk.head(transformer.norm(x)) if logits else None
 
@@ -130,7 +135,7 @@ class WindowEncoder(nn.Module):
         self.context_len = config.context_len
         self.embed = nn.Embedding(vocab_size, config.width)
         self.registers = nn.Parameter(torch.randn(memory.tokens, config.width) * 0.02)
-        self.transformer = Transformer(config.width, config.heads, config.layers)
+        self.transformer = Transformer(config.width, config.heads, config.layers, config.recompute)
         self.to_memory = nn.Linear(config.width, memory.width, bias=False)
         nn.init.normal_(self.embed.weight, std=0.02)
 

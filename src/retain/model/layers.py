@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 PLAIN_ATTENTION_KEYS = 640
 """In bfloat16 on a CPU, up to this many keys, attention is two batched products with a softmax. They beat the flash
@@ -247,8 +248,9 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A stack of blocks and a final norm: (..., S, W) → (..., S, W)."""
 
-    def __init__(self, width: int, heads: int, layers: int):
+    def __init__(self, width: int, heads: int, layers: int, recompute: bool = False):
         super().__init__()
+        self.recompute = recompute
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = Norm(width)
 
@@ -260,6 +262,12 @@ class Transformer(nn.Module):
         block = next(self.layers())
         return angles(positions, block.qkv.in_features // block.heads, dtype)
 
+    def through(self, layer: Callable[..., Any], *args: Any, **settings: Any) -> Any:
+        """What the layer makes of them; with `recompute` its activations are computed again when they are needed."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False, **settings)
+        return layer(*args, **settings)
+
     def forward(
         self, x: Tensor, *, keep: slice | None = None, causal: bool = False, mask: Tensor | None = None
     ) -> Tensor:
@@ -269,12 +277,13 @@ class Transformer(nn.Module):
             turn = self.angles(torch.arange(x.shape[-2], device=x.device), x.dtype)
         *before, last = self.layers()
         for block in before:
-            x = block(x, turn, causal=causal, mask=mask)
+            x = self.through(block, x, turn, causal=causal, mask=mask)
         if keep is None or turn is None or x.shape[-2] == 1:
-            x = last(x, turn, causal=causal, mask=mask)
+            x = self.through(last, x, turn, causal=causal, mask=mask)
         else:
-            x = last.some(x, turn, keep, causal=causal, mask=mask)
-        return self.norm(x)
+            x = self.through(last.some, x, turn, keep, causal=causal, mask=mask)
+        normed: Tensor = self.norm(x)
+        return normed
 
 
 class MemoryNorm(nn.Module):

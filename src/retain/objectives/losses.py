@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retain.config import IGNORE
-from retain.model.teacher import Readout
 from retain.model.layers import at_least_float32
+from retain.model.teacher import Readout
 
 
 def where_asked(targets: Tensor, *others: Tensor) -> tuple[Tensor, ...]:

@@ -6,7 +6,7 @@ there at the same time. Backpropagation through time has no such choice: it can 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +17,7 @@ Losses = Callable[[Tensor, int, int], dict[str, Tensor]]
 
 
 def in_pieces(
-    losses: Losses, weights: dict[str, float], memory: Tensor, parameters: list[Tensor], pieces: int
+    losses: Losses, weights: dict[str, float], memory: Tensor, parameters: Sequence[Tensor], pieces: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum, with gradient, and the sum of each loss, without, over `pieces` of the sequence.
 

@@ -102,7 +102,8 @@ class SMT(nn.Module):
             "loss_distill": c.lambda_distill,
             "loss_unif": c.lambda_unif,
         }
-        of_f, in_parts = [], {}
+        of_f: list[Tensor] = []
+        in_parts: dict[str, Tensor] = {}
         if c.pieces == 1:
             losses |= follow(labels, 0, count)
         else:
