@@ -27,7 +27,7 @@ figures: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m retain.bench
 
-test: $(VENV)/.installed lint browser
+test: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
@@ -35,13 +35,14 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Chromium for the tests of the report page; without it they are skipped, unless RETAIN_REQUIRE_BROWSER is set.
+# Chromium for the tests of the report page: as root on Debian it is installed. Without it they are skipped, unless
+# RETAIN_REQUIRE_BROWSER is set.
 browser:
 	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get; then \
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; \
 	else false; fi >/dev/null || \
-		echo "no Chromium: the tests of the report page are skipped; as root on Debian: make browser"
+		echo "no Chromium: the tests of the report page are skipped"
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

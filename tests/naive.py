@@ -69,13 +69,29 @@ def randomise(module, seed=0, std=0.3):
 
 
 def models(
-    encoder="state", cell="mlp", norm="batch", *, context_len=None, future_len=3, residual=True, tokens=2, layers=2
+    encoder="state",
+    cell="mlp",
+    norm="batch",
+    *,
+    context_len=None,
+    future_len=3,
+    residual=True,
+    tokens=2,
+    layers=2,
+    recompute=False,
 ):
     """A small teacher and RNN in float64, far from their initialisation."""
     torch.manual_seed(0)
     memory = MemoryConfig(tokens=3 if cell == "delta" else tokens, width=4, norm=norm)
     teaching = TeacherConfig(
-        encoder=encoder, width=8, heads=2, layers=2, decoder_layers=2, future_len=future_len, context_len=context_len
+        encoder=encoder,
+        width=8,
+        heads=2,
+        layers=2,
+        decoder_layers=2,
+        future_len=future_len,
+        context_len=context_len,
+        recompute=recompute,
     )
     teacher = randomise(Teacher(VOCAB, memory, teaching)).double()
     rnn = randomise(

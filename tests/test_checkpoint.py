@@ -21,7 +21,6 @@ from retain.checkpoint import (
     best_checkpoint,
     export,
     latest_checkpoint,
-    load_export,
     load_files,
     load_model,
     save_checkpoint,
@@ -171,7 +170,7 @@ KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from retain.checkpoint import export, latest_checkpoint, load_export, load_files, save_checkpoint
+from retain.checkpoint import export, latest_checkpoint, load_files, save_checkpoint
 run, mode = Path(sys.argv[1]), sys.argv[2]
 def tensors(step): return {"model": {"w": torch.full((20_000,), float(step))}}
 def check(at_least):
@@ -256,7 +255,7 @@ def test_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch, call):
             attempt()
         monkeypatch.undo()
         assert sorted(tmp_path.rglob("*")) == before
-        for tensors, state in (load_files(latest_checkpoint(tmp_path)), load_export(tmp_path)):
+        for tensors, state in (load_files(latest_checkpoint(tmp_path)), load_files(tmp_path)):
             assert state == {"step": 1} and torch.equal(tensors["model"]["w"], some(1)["model"]["w"])
 
 

@@ -96,6 +96,8 @@ def test_train_eval_generate_info(retain, tmp_path, monkeypatch):
     code, said, _ = retain("eval", out, "--split", "validation", "--limit", "3")
     assert code == 0
     assert f"{out} on validation: 3 sequences, 27 targets" in said
+    bits = json.loads((out / "eval-validation-limit3.json").read_text())["bits_by_position"]
+    assert f"  by position     {bits[0]:.3f} at t = 0, {bits[4]:.3f} at t = 4, {bits[8]:.3f} at t = 8 (" in said
     assert json.loads((out / "eval-validation-limit3.json").read_text())["tokens"] == 27
     (tmp_path / "book.txt").write_text("another text. " * 100)
     assert retain("eval", out, "--data", tmp_path / "book.txt")[0] == 0

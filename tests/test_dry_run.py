@@ -64,3 +64,14 @@ def test_a_budget_in_sequential_steps_has_a_number_of_steps(retain, sources):
 def test_sequences_without_end_are_not_counted(retain):
     found = json.loads(retain("train", "retrieval", "--dry-run", "--json", "--smt.batch-size", "2")[1])
     assert found["sequences"] == {"train": None, "validation": 2048, "test": 2048}
+
+
+def test_activations_of_a_dry_run_are_those_held_at_once(retain):
+    def held(*options):
+        line = ["train", "stack", "--smt.unroll", "1", "--smt.on-policy", "0", "--smt.decodes-per-sequence", "1"]
+        line += ["--smt.batch-size", "1", "--dmt.batch-size", "1", "--data.seq-len", "512", *options]
+        code, said, complaint = retain(*line, "--phases", "smt", "--dry-run", "--json")
+        assert code == 0, complaint
+        return json.loads(said)["phases"]["smt"]["activation_bytes"]
+
+    assert held("--smt.pieces", "8") < 0.7 * held()

@@ -13,6 +13,7 @@ from retain.config_json import from_dict, to_dict
 from retain.presets import PRESETS
 from retain.results import BEGIN, END, STALE, comparisons, fingerprint, given, main, write
 from retain.studies import ABLATED, WITHOUT, ablation, ablation_table, credit, credit_table, slug
+from retain.tables import solved_table
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -168,6 +169,11 @@ def test_an_option_that_is_off_makes_no_figures_old():
     known = to_dict(config)
     known["data"]["of_tomorrow"] = None
     assert given(known) == given(to_dict(config)) and "of_tomorrow" not in given(known)["data"]
+    del known["smt"]["pieces"], known["teacher"]["recompute"]  # as when figures were kept that still count
+    assert given(known) == given(to_dict(config))
+    for part, option, value in (("smt", "pieces", 4), ("teacher", "recompute", True)):
+        known[part][option] = value
+        assert given(known) != given(to_dict(config))
     changed = dataclasses.replace(config, data=dataclasses.replace(config.data, min_seq_len=4))
     assert len({fingerprint([config]), fingerprint([changed]), fingerprint([config, changed])}) == 3
 
@@ -184,3 +190,26 @@ def test_a_page_without_marks_gets_them(tmp_path):
     write("one\n", tmp_path / "page.md")
     write("two\n", tmp_path / "page.md")
     assert (tmp_path / "page.md").read_text() == f"# Mine\n\n{BEGIN}\ntwo\n{END}\n"
+
+
+def test_lengths_in_one_table_tell_when_each_was_solved():
+    def found(length, **methods):
+        runs = {
+            name: [
+                {"test": {"accuracy": score}, "curve": [{"seconds": s, "accuracy": a} for s, a in curve]}
+                for score, curve in of_seeds
+            ]
+            for name, of_seeds in methods.items()
+        }
+        seeds = len(next(iter(runs.values())))
+        return {"seeds": seeds, "data": {"seq_len": length}, "methods": {name: {"runs": r} for name, r in runs.items()}}
+
+    long = found(128, smt=[(0.5, [(30, 0.2), (60, 0.5)])], gru=[(1.0, [(30, 0.99)])])
+    short = found(
+        64, smt=[(1.0, [(10, 1.0)]), (0.98, [(10, 0.5), (30, 0.99), (50, 0.9)])], lstm=[], gru=[(1.0, [])] * 2
+    )
+    short["methods"]["gru"]["runs"].append({"failed": "diverged"})
+    lines = [[c.strip() for c in line.strip("|").split("|")] for line in solved_table([long, short]).splitlines()[2:]]
+    assert lines[0] == ["T", "smt", "gru"]
+    assert lines[2] == ["64 (2 seeds)", "0.990 ± 0.014, 20", "1.000 ± 0.000, –"]
+    assert lines[3] == ["128 (1 seed)", "0.500, –", "1.000, 30"]

@@ -1,6 +1,8 @@
 """Sequential steps: counted as by hand, as autograd and the cell do them, and added up by the loop."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +12,9 @@ from retain.budget import parse_budget
 from retain.compare import method_config
 from retain.config import BPTTConfig, DMTConfig
 from retain.objectives import BPTT, DMT, SMT
+from retain.presets import PRESETS
 from retain.run import build
-from retain.train import train
+from retain.train import objective_of, train
 
 
 def counted(method, progress=0.0, **changes):
@@ -48,9 +51,14 @@ def counted(method, progress=0.0, **changes):
         ),
         # four steps of f with gradient, after three without; back through readout, four steps and encoder
         ("smt", {"smt__unroll": 4}, 1 + 3 + 4 + 1 + (1 + 4 + 1)),
+        ("smt", {"smt__unroll": 4, "smt__pieces": 2}, 1 + 4 + 1 + (1 + 4 + 1)),
+        ("smt", {"teacher__layers": 2, "teacher__recompute": True}, 2 + 3 + 1 + 1 + (1 + 1 + 2 + 2)),
+        ("smt", {"smt__unroll": None}, 1 + 8 + 1 + (1 + 8 + 1)),
         ("dmt", {"dmt__horizon": 4, "dmt__unroll": 5}, 1 + 4 + 5 + 1 + (1 + 5)),
         # alone from m_0 and trained over the whole of it: the rollout itself is trained
         ("dmt", {"dmt__horizon": 8, "dmt__unroll": 8}, 1 + 8 + 1 + (1 + 8)),
+        ("dmt", {"dmt__horizon": 8, "dmt__unroll": None}, 1 + 8 + 1 + (1 + 8)),
+        ("dmt", {"dmt__horizon": 4, "dmt__unroll": None}, 1 + 4 + 8 + 1 + (1 + 8)),
         ("dmt", {"dmt__horizon": 8, "dmt__unroll": 5}, 1 + 8 + 5 + 1 + (1 + 5)),
         ("dmt", {"dmt__horizon": 8, "dmt__unroll": 5, "cell__kind": "gated"}, 1 + 8 + 1 + (1 + 5)),
         ("dmt", {"dmt__horizon": 4}, 1 + 4 + 1 + 1 + (1 + 1)),
@@ -59,6 +67,17 @@ def counted(method, progress=0.0, **changes):
 )
 def test_sequential_steps_by_hand(method, changes, by_hand):
     assert counted(method, **changes) == by_hand
+
+
+def test_the_documents_count_the_retrieval_preset_as_it_is():
+    config = PRESETS["retrieval"]()
+    rnn, teacher = build(config, 26)
+    names = ("bptt", "smt", "dmt")
+    count = {name: objective_of(name, config, rnn, teacher).sequential_steps(64, 1.0) for name in names}
+    said = f"T = 64: BPTT {count['bptt']} a step, SMT {count['smt']} (U = 16), DMT {count['dmt']} (H = 64, U = 32)"
+    page = " ".join(Path("docs/compare.md").read_text().split())
+    paper = DMT(teacher, rnn, dataclasses.replace(config.dmt, unroll=1), True).sequential_steps(64, 1.0)
+    assert f"{said}, and with the paper's `--dmt.unroll 1` {paper}." in page
 
 
 def test_sequential_steps_of_dmt_grow_with_its_horizon():

@@ -16,7 +16,7 @@ from torch import nn
 
 from conftest import tiny
 from retain import checkpoint
-from retain.checkpoint import CheckpointError, best_checkpoint, latest_checkpoint, load_export, load_files
+from retain.checkpoint import CheckpointError, best_checkpoint, latest_checkpoint, load_files
 from retain.config_json import load_config
 from retain.data import load_data
 from retain.data.prefetch import Prefetch
@@ -241,14 +241,18 @@ def test_accumulating_two_micro_batches_equals_one_of_twice_the_size(tmp_path):
 def test_metrics_have_every_loss_and_figure(never_stopped):
     _, out = never_stopped()
     read = [json.loads(line, parse_constant=pytest.fail) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    common = {"step", "phase", "seconds", "tokens", "sequential_steps", "tokens_per_second"}
+    common = {"step", "phase", "seconds", "tokens", "sequential_steps"}
     training = [line for line in read if "loss" in line]
     validation = [line for line in read if "loss" not in line]
     assert [line["step"] for line in training] == list(range(1, 13))
     for line in training:
-        assert line.keys() == common | {"lr", "gradient_norm", "data_wait"} | LOSSES[line["phase"]]
+        speed = {"tokens_per_second", "data_wait"}
+        assert line.keys() == common | {"lr", "gradient_norm"} | speed | LOSSES[line["phase"]]
         assert line["tokens"] == 32 * line["step"]
         assert line["gradient_norm"] > 0
+    for before, line in pairwise(training):
+        took = line["seconds"] - before["seconds"]
+        assert line["tokens_per_second"] == pytest.approx(32 / took, rel=0.001 / took + 0.01), "since the line before"
     assert [line["phase"] for line in training] == ["smt"] * 4 + ["dmt"] * 4 + ["bptt"] * 4
     assert [line["seconds"] for line in read] == sorted(line["seconds"] for line in read)
     assert {line["step"] for line in validation} == {4, 5, 8, 10, 12}
@@ -280,12 +284,12 @@ def test_the_exported_model_is_the_best_validated(tmp_path):
     assert scores[30] < scores[36]
     assert summary["best_step"] == 30
     assert summary["validation_bits_per_token"] == scores[30]
-    exported, best = load_export(out)[0], load_files(out / "checkpoints" / "step-00000030")[0]
+    exported, best = load_files(out)[0], load_files(out / "checkpoints" / "step-00000030")[0]
     last = load_files(out / "checkpoints" / "step-00000036")[0]
     assert all(torch.equal(v, best["model"][k]) for k, v in exported["model"].items())
     assert all(torch.equal(v, best["teacher"][k]) for k, v in exported["teacher"].items())
     assert any(not torch.equal(v, last["model"][k]) for k, v in exported["model"].items())
-    assert load_export(out)[1]["progress"]["step"] == 30
+    assert load_files(out)[1]["progress"]["step"] == 30
 
 
 @pytest.mark.parametrize("every", ["1steps", "4steps", "12steps", "1000steps"])
@@ -299,7 +303,7 @@ def test_the_best_is_known_where_a_checkpoint_came_just_before_the_validation(tm
     summary = run(tiny(budget="12steps", checkpoint_every=every, validate_every="5steps"), out)
     assert summary["best_step"] == 12
     assert best_checkpoint(out).name == "step-00000012"
-    assert load_export(out)[1]["progress"]["step"] == 12
+    assert load_files(out)[1]["progress"]["step"] == 12
 
 
 class Poisoned(nn.Module):

@@ -17,7 +17,7 @@ import torch
 from conftest import tiny
 from retain.checkpoint import latest_checkpoint, load_files
 from retain.config_json import save_config
-from retain.devices import make_accelerator
+from retain.devices import make_accelerator, start_trackers
 from retain.train import train
 from test_train import LOSSES, PHASES, Changed, assert_same_run, lines, run
 
@@ -143,15 +143,16 @@ class Ranks(Changed):
 def test_two_processes_equal_one_with_both_their_batches(tmp_path, norm):
     """Uniformity is left out, a loss over pairs within a process; so is on_policy, which takes a part of a batch."""
 
-    def config(size, encoder="state"):
+    def config(size, **changes):
         sizes = {f"{phase}__batch_size": size for phase in PHASES}
         return tiny(
             # On a machine without a GPU, auto is the CPU: processes must know of each other there, too.
             phases=PHASES, budget="12steps", memory__norm=norm, smt__lambda_unif=0.0, smt__on_policy=0.0, device="auto",
-            **sizes,
+            **sizes, **changes,
         )  # fmt: skip
 
-    save_config(config(4), tmp_path / "two.json")
+    # Pieces and what is computed again change nothing either.
+    save_config(config(4, smt__pieces=2, teacher__recompute=True), tmp_path / "two.json")
     workers = two_workers(tmp_path / "two.json", tmp_path / "two")
     train(config(8), tmp_path / "one", data=Ranks(config(8)), progress_bar=False)
     for worker in workers:
@@ -177,6 +178,16 @@ def test_two_processes_refuse_a_folder_together(tmp_path):
         said, _ = worker.communicate(timeout=200)
         assert worker.returncode == 1 and "ValueError: out: " in said and "already exists" in said, said
     assert [p.name for p in out.iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize("tracker, project", [("tensorboard", "trackers"), ("wandb", "retain"), ("trackio", "retain")])
+def test_trackers_know_project_and_run_by_name(tracker, project, tmp_path):
+    told = []
+    fake = SimpleNamespace(log_with=[tracker], init_trackers=lambda *args, **settings: told.append((*args, settings)))
+    start_trackers(fake, tiny(), tmp_path / "mine")
+    ((name, settings),) = told
+    assert name == project and settings["config"]["seed"] == str(tiny().seed)
+    assert settings["init_kwargs"].get(tracker, {}) == ({} if tracker == "tensorboard" else {"name": "mine"})
 
 
 def test_processes_that_were_started_but_do_not_join_are_refused(tmp_path, monkeypatch):

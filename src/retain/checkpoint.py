@@ -154,7 +154,7 @@ def export(run: str | Path, tensors: StateDicts, state: dict[str, Any]) -> None:
     """Write the deployed model: RUN/NAME.safetensors for each name, RUN/state.json, and RUN/manifest.json last.
 
     Each file is replaced atomically, after all of them are safely on disk, so a full disk leaves the export that was
-    there. Killed between two replacements, the manifest does not match and `load_export` says so.
+    there. Killed between two replacements, the manifest does not match and `load_files` says so.
     Raises CheckpointError as `save_files` does.
     """
     run = Path(run)
@@ -175,11 +175,6 @@ def export(run: str | Path, tensors: StateDicts, state: dict[str, Any]) -> None:
             _tidy(run, name)
 
 
-def load_export(run: str | Path, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> Loaded:
-    """Read the deployed model that `export` wrote, verified. Raises CheckpointError as `load_files` does."""
-    return load_files(run, names, device)
-
-
 def load_model(run: str | Path, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> Loaded:
     """Read the run's model: its export, or where training never finished one, its best checkpoint.
 
@@ -190,7 +185,7 @@ def load_model(run: str | Path, names: Iterable[str] | None = None, device: str 
     names = None if names is None else list(names)
     if (run / "manifest.json").exists():
         try:
-            return load_export(run, names, device)
+            return load_files(run, names, device)
         except CheckpointError as error:
             usable = next((f for _, f in _steps(run) if _problem(f) is None), None)
             if usable is None or _problem(run) is None:

@@ -236,12 +236,13 @@ class SMTConfig(PhaseConfig):
     """S, transitions trained per sequence, a run of consecutive steps; None is all."""
     decodes_per_sequence: int | None = 4
     """How many of the labelled memories are decoded with their future; None is all."""
-    unroll: int = 1
+    unroll: int | None = 1
     """f is trained over so many steps at a stretch, with gradient through them, in segments of the sequence that
-    start where one step would and run side by side. 1, one step, is the paper's."""
+    start where one step would and run side by side. 1, one step, is the paper's; None is the whole sequence."""
     pieces: int = 1
     """f is trained on so many pieces of the sequence one after another, each with a backward pass of its own: of one
-    piece alone activations are held. The gradient is the same; stretches of f (unroll) end where a piece does."""
+    piece alone activations are held. The gradient is the same; stretches of f (unroll) and its rollouts (on_policy)
+    end where a piece does."""
     sweeps: int = 1
     """1 trains f on the teacher's memories; j > 1 also on f's own, up to j - 1 steps away from them."""
     on_policy: float = 0.0
@@ -269,7 +270,7 @@ class SMTConfig(PhaseConfig):
         positive(self, "lambda_dyn_end")
         not_negative(self, "lambda_dec", "lambda_dyn", "lambda_unif", "lambda_trunk", "lambda_readout")
         not_negative(self, "lambda_distill")
-        if self.unroll > 1 and self.sweeps > 1:
+        if self.unroll != 1 and self.sweeps > 1:
             raise ValueError(
                 f"unroll: {self.unroll} with sweeps {self.sweeps}: both go on from f's own memories; use one"
             )
@@ -294,8 +295,9 @@ class DMTConfig(PhaseConfig):
     """The horizon doubles over the phase up to this; None is the whole sequence, from m_0."""
     horizon_growth: float = 0.7
     """Fraction of the phase after which the horizon is at its end."""
-    unroll: int = 1
-    """f is trained over so many steps at a stretch, with gradient through them; 1, one step, is the paper's."""
+    unroll: int | None = 1
+    """f is trained over so many steps at a stretch, with gradient through them; 1, one step, is the paper's, None the
+    whole sequence."""
     label_every: int = 1
     """More than 1: one rollout of `horizon` steps from a random place, trained at every so many of its steps."""
     lambda_dyn: float = 1.0
@@ -309,7 +311,7 @@ class DMTConfig(PhaseConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "horizon", "horizon_end", "unroll", "label_every")
-        if self.unroll > 1 and self.label_every > 1:
+        if self.unroll != 1 and self.label_every > 1:
             raise ValueError(f"unroll: {self.unroll} needs the label of every step, not of every {self.label_every}th")
         not_negative(self, "lambda_dyn", "lambda_readout", "lambda_distill")
         if not 0 <= self.horizon_growth <= 1:

@@ -20,6 +20,7 @@ from accelerate.state import AcceleratorState, PartialState
 
 from retain.config import RunConfig
 from retain.config_json import flatten, to_dict
+from retain.model.cells import rolls
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.run import check_device
@@ -60,10 +61,15 @@ def make_accelerator(config: RunConfig, out: Path) -> Accelerator:
     return accelerator
 
 
-def start_trackers(accelerator: Accelerator, config: RunConfig) -> None:
-    """They write into the run folder."""
+def start_trackers(accelerator: Accelerator, config: RunConfig, out: Path) -> None:
+    """TensorBoard writes into the run folder's `trackers`; for the others the project is retain, the run the folder."""
     if accelerator.log_with:
-        accelerator.init_trackers("trackers", config={k: str(v) for k, v in flatten(to_dict(config)).items()})
+        by_name = any(str(tracker) in ("wandb", "trackio") for tracker in accelerator.log_with)
+        accelerator.init_trackers(
+            "retain" if by_name else "trackers",
+            config={k: str(v) for k, v in flatten(to_dict(config)).items()},
+            init_kwargs={name: {"name": out.resolve().name} for name in ("wandb", "trackio")},
+        )
 
 
 def keep_pages() -> None:
@@ -86,14 +92,13 @@ def can_compile(device: torch.device) -> bool:
 
 
 def compile_parts(rnn: RNN, teacher: Teacher) -> None:
-    """Compile the modules whose shapes stay the same from step to step; without a compiler they stay as they are."""
+    """Compile the modules whose shapes stay the same, or nearly, from step to step: how many memories a readout reads
+    varies on some memory tasks. Without a compiler they stay as they are."""
     if can_compile(rnn.m_0.device):
-        for name, part in {
-            "encoder": teacher.encoder,
-            "decoder": teacher.decoder,
-            "readout": rnn.readout,
-            "cell": rnn.cell,
-        }.items():
+        parts = {"encoder": teacher.encoder, "decoder": teacher.decoder, "readout": rnn.readout}
+        if not rolls(rnn.cell):  # else its rollout is what runs, which is written out by hand
+            parts["cell"] = rnn.cell
+        for name, part in parts.items():
             part.forward = compiled(part.forward, name)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +95,10 @@ class _Probe:
     def __init__(self, objective: Any, data: Data, config: PhaseConfig, accelerator: Any) -> None:
         self.objective, self.data, self.config, self.accelerator = objective, data, config, accelerator
         self.batch_size = 1
+        self.activations_per_sequence = self.count_activations()
         start = time.perf_counter()
-        with FlopCounterMode(display=False) as counter:
-            self.activations_per_sequence = self.count_activations()
+        with FlopCounterMode(display=False) as counter, self.at_once():
+            self.step(1)
         self.flops_per_sequence = counter.get_total_flops()
         seconds = time.perf_counter() - start
         if seconds < PROBE_SECONDS:  # counting costs time of its own, which does not matter beside such long steps
@@ -104,6 +108,14 @@ class _Probe:
             seconds = self.time(self.batch_size)
         self.seconds_per_sequence = seconds / self.batch_size
         objective.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Not in pieces, whose backward passes the counter cannot follow; the products are the same."""
+        config = self.objective.config
+        self.objective.config = dataclasses.replace(config, pieces=1) if hasattr(config, "pieces") else config
+        yield
+        self.objective.config = config
 
     def step(self, batch_size: int) -> None:
         device = self.accelerator.device
@@ -120,19 +132,40 @@ class _Probe:
         return time.perf_counter() - start
 
     def count_activations(self) -> int:
-        """Bytes kept for the backward pass of one sequence, weights left out."""
-        weights = {p.untyped_storage().data_ptr() for p in self.objective.parameters()}
-        kept: dict[int, int] = {}
-
-        def note(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        """Most bytes kept at one time for the backward pass of one sequence, weights left out."""
+        kept = _Kept({p.untyped_storage().data_ptr() for p in self.objective.parameters()})
+        with torch.autograd.graph.saved_tensors_hooks(kept.save, lambda saved: saved.tensor):
             self.step(1)
-        return sum(kept.values())
+        return kept.most
+
+
+class _Kept:
+    """The storages that are kept for a backward pass, each once; a step in pieces lets go of some before it is over."""
+
+    def __init__(self, weights: set[int]) -> None:
+        self.weights, self.times = weights, Counter[int]()
+        self.bytes = self.most = 0
+
+    def save(self, tensor: torch.Tensor) -> _Saved:
+        return _Saved(tensor, self)
+
+    def count(self, storage: torch.UntypedStorage, times: int) -> None:
+        place = storage.data_ptr()
+        if place not in self.weights:
+            before, self.times[place] = self.times[place], self.times[place] + times
+            self.bytes += storage.nbytes() * ((self.times[place] > 0) - (before > 0))
+            self.most = max(self.most, self.bytes)
+
+
+class _Saved:
+    """A saved tensor, counted for as long as it is."""
+
+    def __init__(self, tensor: torch.Tensor, kept: _Kept) -> None:
+        self.tensor, self.kept = tensor, kept
+        kept.count(tensor.untyped_storage(), 1)
+
+    def __del__(self) -> None:
+        self.kept.count(self.tensor.untyped_storage(), -1)
 
 
 def duration(seconds: float) -> str:

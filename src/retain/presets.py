@@ -69,14 +69,14 @@ def digits() -> RunConfig:
 
 
 def _task(
-    name: str, *, seq_len: int = 64, min_seq_len: int | None = None, future_len: int = 16, unroll: int = 16
+    name: str, *, seq_len: int = 64, min_seq_len: int | None = None, future_len: int = 16, unroll: int | None = 16
 ) -> RunConfig:
     """A memory task, for minutes of one core.
 
     Symbols are few, so the teacher is narrow; but its decoder must find each of many things in one memory, which
     takes several memory tokens and a second layer (docs/log.md, "what memory must hold"). Where one answer hangs on
     something far back, a teacher finds that out in short sequences first, and where f has to keep many such things,
-    it is trained over the whole sequence (`unroll`).
+    it is trained over the whole sequence (`unroll` None).
     """
     return RunConfig(
         preset=name,
@@ -97,7 +97,9 @@ def _task(
             lambda_dyn=0.1,
             lambda_dyn_end=1.0,
         ),
-        dmt=DMTConfig(share=8, batch_size=16, lr=2e-3, unroll=seq_len, horizon_growth=0.0, lambda_dyn=0.02),
+        dmt=DMTConfig(
+            share=8, batch_size=16, lr=2e-3, unroll=None if unroll is None else 32, horizon_growth=0.0, lambda_dyn=0.02
+        ),
         bptt=BPTTConfig(lr=1e-3),
     )
 
@@ -109,7 +111,7 @@ def retrieval() -> RunConfig:
 
 def copy() -> RunConfig:
     """Memory task: a string of 16 symbols, said again."""
-    return _task("copy", seq_len=32, future_len=32, unroll=32)
+    return _task("copy", seq_len=32, future_len=32, unroll=None)
 
 
 def stack() -> RunConfig:
@@ -119,7 +121,7 @@ def stack() -> RunConfig:
 
 def keys_values() -> RunConfig:
     """Memory task: 8 key strings with value strings, then one of the keys."""
-    task = _task("keys_values", min_seq_len=8, future_len=64, unroll=64)
+    task = _task("keys_values", min_seq_len=8, future_len=64, unroll=None)
     # To bind a value to its key is a product of the two, which the delta cell has and a gated one would have to learn.
     # It wants a lower rate and larger batches, and where it stores things is little like the teacher's memory.
     return dataclasses.replace(

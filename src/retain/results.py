@@ -34,6 +34,9 @@ BEGIN, END = "<!-- results begin -->", "<!-- results end -->"
 SIDE_BY_SIDE = "--jobs 2 --threads 1"
 TASKS = ("retrieval", "copy", "stack", "keys_values", "modular")
 STALE = "*Run with an earlier form of the command or of its preset; to be run anew.*\n\n"
+LONGER = "Retrieval over longer sequences"
+OFF = (("pieces", 1), ("recompute", False))
+"""Options that came after figures were kept, and what they are where they change nothing."""
 BEYOND = ("stack", "s3")
 """Tasks that are also scored at 2, 4 and 8 times the training length."""
 
@@ -53,7 +56,7 @@ def comparisons(quick: bool) -> dict[str, dict[str, str]]:
 
     return {
         "Five memory tasks": {name: line(name, name, "smt,bptt,gru,lstm", 300, 3) for name in TASKS},
-        "Retrieval over longer sequences": {
+        LONGER: {
             f"retrieval-{length}": line(
                 f"retrieval-{length}",
                 "retrieval",
@@ -80,9 +83,9 @@ def fingerprint(configs: Sequence[RunConfig]) -> str:
 
 
 def given(settings: dict[str, Any]) -> dict[str, Any]:
-    """Without what is None, which is off: an option that is added later makes no kept figures old."""
+    """Without what is None, or else OFF: an option that is added later makes no kept figures old."""
     found = {key: given(value) if isinstance(value, dict) else value for key, value in settings.items()}
-    return {key: value for key, value in found.items() if value is not None}
+    return {key: value for key, value in found.items() if value is not None and (key, value) not in OFF}
 
 
 def kept(name: str, folder: Path) -> dict[str, Any] | None:
@@ -148,7 +151,7 @@ def part(name: str, command: str, settings: str, folder: Path, table: Callable[[
 
 def page(quick: bool, folder: Path) -> str:
     """All tables there are figures for, each under the command that made them."""
-    from retain.tables import markdown
+    from retain.tables import markdown, solved_table
 
     text = ""
     for section, lines in comparisons(quick).items():
@@ -157,6 +160,9 @@ def page(quick: bool, folder: Path) -> str:
             words = shlex.split(arguments)
             settings = fingerprint([comparison_of(words)[0].config])
             text += f"\n### {name}\n\n" + part(name, f"retain compare {arguments}", settings, folder, markdown)
+        if section == LONGER:
+            found = [saved["results"] for name in ("retrieval", *lines) if (saved := kept(name, folder))]
+            text += f"\n### retrieval, by length\n\n{solved_table(found)}" if found else ""
     for name, make in STUDIES.items():
         study = make(quick)
         settings = fingerprint([*study.runs.values()])

@@ -30,6 +30,13 @@ def check_device(name: str) -> None:
         raise ValueError("device: mps was asked for, but it is not available here; use --device cpu")
 
 
+def fastest() -> str:
+    """The device that `auto` stands for here."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def build(config: RunConfig, vocab_size: int, cell: nn.Module | None = None) -> tuple[RNN, Teacher]:
     """The RNN and the teacher of a run, freshly initialised; `cell` replaces the one the config names."""
     rnn = RNN(vocab_size, config.memory, config.teacher, config.cell, cell)

@@ -28,6 +28,8 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "less uniformity, the paper's": {"smt.lambda_unif": 0.001},
     "SMT from the teacher's memories alone": {"smt.on_policy": 0.0},
     "SMT for all the steps, no DMT": {"phases": ["smt"]},
+    "DMT over the whole sequence": {"dmt.unroll": None},
+    "more weight on the teacher's memory in DMT": {"dmt.lambda_dyn": 0.1},
     "DMT held to the teacher, its horizon growing": {"dmt.lambda_dyn": 1.0, "dmt.horizon_growth": 0.7},
     "no loss of the trunk": {"smt.lambda_trunk": 0.0},
     "memory of unit RMS, the paper's": {"memory.norm": "rms"},

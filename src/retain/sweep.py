@@ -34,7 +34,7 @@ PRESET            {", ".join(PRESETS)}; or --config FILE
 --out DIR         the sweep's folder (default: runs/sweep-PRESET)
 --jobs N          runs side by side (default: 1)
 --threads N       threads of each run (default: PyTorch's choice)
---data PATH       the file to train on: a text, or an integer .npy
+--data PATH       what to train on, as for retain train
 any option of 'retain train PRESET', for all runs, e.g. --data.seq-len 128
 
 Writes results.md, results.json, results.png and, for memory sizes, compression.png into DIR, and a run folder for

@@ -96,8 +96,8 @@ def train(
     """
     out = Path(out)
     accelerator = make_accelerator(config, out)
-    with ExitStack() as held:
-        held.callback(accelerator.end_training)  # whatever happens: processes must not die while they are connected
+    with ExitStack() as held, ExitStack() as connected:
+        connected.callback(accelerator.end_training)  # processes must not die while they are connected
         together(accelerator, lambda: prepare_folder(config, out, resume))
         data = load_data(config.data) if data is None else data
         torch.manual_seed(config.seed)
@@ -120,7 +120,7 @@ def train(
             if tokenizer := getattr(data, "tokenizer", None):
                 (out / "tokenizer.json").write_text(tokenizer)
         accelerator.wait_for_everyone()
-        start_trackers(accelerator, config)
+        start_trackers(accelerator, config, out)
         rnn.to(accelerator.device)
         teacher.to(accelerator.device)
         loop = Loop(config, out, accelerator, data, rnn, teacher, cell is not None, progress_bar and main)
@@ -167,8 +167,8 @@ class Loop:
         self.budgets = config.budgets()
         pin = accelerator.device.type == "cuda"
         self.batches = Prefetch(data, config.seed, accelerator.process_index, pin=pin)
-        self.logged_at = (0.0, 0.0)
-        """Seconds of training, and of waiting for data, when a line was last logged."""
+        self.logged_at = (0.0, 0.0, 0)
+        """Seconds of training, seconds of waiting for data, and tokens, when a step was last logged."""
 
     def run(self, resume: bool, stop: threading.Event) -> dict[str, Any]:
         saved = None
@@ -176,7 +176,7 @@ class Loop:
             if began(self.out):
                 saved = load_files(latest_checkpoint(self.out), device=self.accelerator.device)
                 self.progress = Progress(**saved[1]["progress"])
-                self.logged_at = (self.progress.seconds, 0.0)
+                self.logged_at = (self.progress.seconds, 0.0, self.progress.tokens)
             elif self.main:
                 log.warning("%s: stopped before its first checkpoint; starting it from the beginning", self.out)
             if self.main:
@@ -248,8 +248,8 @@ class Loop:
                 record = self.step(objective, wrapped, prepared, config, done, logged)
                 clock.tick()
                 if logged and self.main:
-                    self.log(record | {"data_wait": self.data_wait()})
-                speed = p.tokens / max(p.seconds, 1e-9)
+                    self.log(record | self.since_logged())
+                speed = p.phase_tokens / max(p.phase_seconds, 1e-9)
                 bar.set_postfix_str(f"loss {record['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
                 bar.update(min(p.spent(budget.unit), budget.amount) - bar.n)
                 if every["validate"].due(p):
@@ -323,11 +323,12 @@ class Loop:
         p.phase_sequential += sequential
         return record | {"lr": lr}
 
-    def data_wait(self) -> float:
-        """Share of the time since the last logged line that was spent waiting for data."""
-        seconds, waited = self.progress.seconds, self.batches.waited
-        before, self.logged_at = self.logged_at, (seconds, waited)
-        return (waited - before[1]) / max(seconds - before[0], 1e-9)
+    def since_logged(self) -> dict[str, float]:
+        """Speed since the last logged step, with all that took time, and the share of it that was waiting for data."""
+        before, self.logged_at = self.logged_at, (self.progress.seconds, self.batches.waited, self.progress.tokens)
+        seconds, waited, tokens = (now - then for now, then in zip(self.logged_at, before, strict=True))
+        seconds = max(seconds, 1e-9)
+        return {"tokens_per_second": round(tokens / seconds, 1), "data_wait": waited / seconds}
 
     def refuse(self, name: str, value: float) -> None:
         try:
@@ -347,7 +348,6 @@ class Loop:
             "seconds": round(p.seconds, 3),
             "tokens": p.tokens,
             "sequential_steps": p.sequential,
-            "tokens_per_second": round(p.tokens / max(p.seconds, 1e-9), 1),
             **record,
         }
         append_line(self.out / "metrics.jsonl", line)

@@ -6,7 +6,6 @@ import torch
 import naive
 from naive import VOCAB, assert_close, gradients, models, most_held
 from retain.model.encoders import LOCAL
-from retain.model.layers import Transformer
 from retain.objectives.smt import futures
 
 KINDS = [("state", None), ("register", None), ("window", None), ("window", 3)]
@@ -161,10 +160,7 @@ def test_logits_that_are_not_wanted_leave_the_memory_as_it_is(kind, tokens):
 def test_layers_computed_again_are_the_same_and_not_held(kind, tokens, wanted):
     found, most = [], []
     for recompute in (False, True):
-        encoder = models(kind[0], context_len=kind[1])[0].encoder
-        for module in encoder.modules():
-            if isinstance(module, Transformer):
-                module.recompute = recompute
+        encoder = models(kind[0], context_len=kind[1], recompute=recompute)[0].encoder
 
         def loss(encoder=encoder):
             memory, logits = encoder(tokens, torch.tensor(list(wanted)))

@@ -11,7 +11,7 @@ import sys
 import torch
 from torch import nn
 
-from retain.bench.sides import SMALL, at, batch_of, models, smt_step, training_step
+from retain.bench.sides import SMALL, batch_of, models, smt_step, training_step
 from retain.config import BPTTConfig
 from retain.grid import peak_memory
 from retain.objectives import BPTT
@@ -21,7 +21,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     training_step(nn.Linear(1, 1), {})  # what PyTorch first loads for an optimizer is code, and 80 MiB
     before = peak_memory(device)
-    size = at(SMALL, length=256, batch=SMALL.batch)
+    size = dataclasses.replace(SMALL, length=256)
     side = sys.argv[1]
     if side == "frugal":
         size = dataclasses.replace(size, smt=dataclasses.replace(size.smt, pieces=8))

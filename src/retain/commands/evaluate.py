@@ -25,7 +25,7 @@ class Eval:
     """Sequences read at once; None is 256, or fewer where the vocabulary is large."""
     data: str | None = None
     """Another file to score on than the one trained on, of the same vocabulary; the --split of it (data.split)."""
-    device: Literal["cpu", "cuda", "mps"] = "cpu"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
 
 def eval_command(argv: list[str]) -> None:
@@ -34,9 +34,9 @@ def eval_command(argv: list[str]) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise Usage(f"{name}: {value} must be at least 1")
-    from retain.run import load_run
+    from retain.run import fastest, load_run
 
-    run = load_run(path, teacher=True, device=args.device)
+    run = load_run(path, teacher=True, device=fastest() if args.device == "auto" else args.device)
     from tqdm import tqdm
 
     from retain.checkpoint import keep_printed
@@ -108,6 +108,11 @@ def report(result: dict[str, Any], answers: bool) -> str:
 
     text = f"{result['run']} on {result['split']}: {result['sequences']:,} sequences, {result['tokens']:,} targets\n"
     text += line("bits per token", result["bits_per_token"], result["teacher_bits_per_token"], ".3f")
+    asked = [(t, bits) for t, bits in enumerate(result["bits_by_position"]) if bits is not None]
+    if len(asked) > 1:
+        some = dict([asked[0], asked[len(asked) // 2], asked[-1]])
+        said = ", ".join(f"{bits:.3f} at t = {t}" for t, bits in some.items())
+        text += f"{'  by position':<18}{said} (--json has all)\n"
     if result["bits_per_byte"] is not None and result["bits_per_byte"] != result["bits_per_token"]:
         text += line("bits per byte", result["bits_per_byte"], result["teacher_bits_per_byte"], ".3f")
     chance = f"   chance {result['chance']:.3f}\n" if answers and result["chance"] is not None else "\n"

@@ -1,10 +1,10 @@
 """Cells f: the one-step update m_{t+1} = f(m_t, x_t).
 
 A cell is any `nn.Module` with `forward(memory, inputs) -> memory`: memory (N, K, D), inputs (N, D) the embedded
-token. Where memory is rms-normalised, the RNN normalises what the cell returns. A cell may also have
-`rollout(memory, inputs)`: the same over a sequence of inputs (N, T, D) → (N, T, K, D), only faster; `cuts`, whether its
-`rollout` takes a `cut` too (`RNN.rollout`), False where it is missing; and `depth`, how many layers one application is
-in the count of sequential steps (docs/compare.md), 1 where it is missing.
+token, each of the N by itself. Where memory is rms-normalised, the RNN normalises what the cell returns. A cell may
+also have `rollout(memory, inputs)`: the same over a sequence of inputs (N, T, D) → (N, T, K, D), only faster; `cuts`,
+whether its `rollout` takes a `cut` too (`RNN.rollout`), False where it is missing; and `depth`, how many layers one
+application is in the count of sequential steps (docs/compare.md), 1 where it is missing.
 """
 
 from __future__ import annotations
@@ -247,8 +247,13 @@ def check_cell(cell: nn.Module, memory: MemoryConfig, name: str) -> nn.Module:
         raise ValueError(f"cell: {name} returned {got}, not a memory of shape {tuple(example.shape)}")
     if not out.requires_grad:
         raise ValueError(f"cell: {name} returned a memory without a gradient; leave out no_grad and detach")
-    (of_memory,) = torch.autograd.grad((out[0] * example[0]).sum(), read, allow_unused=True)
-    if of_memory is not None and of_memory[1:].any():
+    try:
+        (of_memory,) = torch.autograd.grad((out[0] * example[0]).sum(), read, allow_unused=True)
+    except RuntimeError as error:
+        raise ValueError(f"cell: {name} has no backward pass: {_line(error)}") from error
+    mixed = of_memory is not None and bool(of_memory[1:].nan_to_num().any())
+    # A branch that starts at zero shows no gradient yet.
+    if mixed or any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in cell.modules()):
         raise ValueError(f"cell: {name} lets sequences of a batch read each other's memory; leave out BatchNorm")
     return cell
 

@@ -11,7 +11,7 @@ from retain.config import DMTConfig
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives.losses import answer_losses, dynamics_loss
-from retain.objectives.segments import rollout_from_teacher, unroll, unroll_alone
+from retain.objectives.segments import rollout_from_teacher, stretch, unroll, unroll_alone
 
 
 class DMT(nn.Module):
@@ -53,8 +53,9 @@ class DMT(nn.Module):
 
     def alone(self, horizon: int, length: int) -> bool:
         """Whether the rollout can be what is trained: it never starts anew, and its gradient costs no more that way."""
-        c = self.config
-        return horizon == length and c.label_every == 1 and (c.unroll >= length or (c.unroll > 1 and self.rnn.cuts))
+        steps = stretch(self.config.unroll, length)
+        able = steps == length or (steps > 1 and self.rnn.cuts)
+        return horizon == length and self.config.label_every == 1 and able
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         tokens, targets, c = batch["tokens"], batch["targets"], self.config
@@ -78,9 +79,9 @@ class DMT(nn.Module):
                 if not alone:
                     own = rollout_from_teacher(self.rnn, memory, tokens, horizon)
         if alone:
-            predicted = unroll_alone(self.rnn, memory[:, 0], tokens, c.unroll)  # (B, T, K, D)
+            predicted = unroll_alone(self.rnn, memory[:, 0], tokens, stretch(c.unroll, tokens.shape[1]))  # (B, T, K, D)
         else:
-            predicted = unroll(self.rnn, own, tokens, c.unroll)
+            predicted = unroll(self.rnn, own, tokens, stretch(c.unroll, tokens.shape[1]))
         losses = {"loss_dyn": dynamics_loss(predicted, memory[:, 1:])}
         losses["loss"] = c.lambda_dyn * losses["loss_dyn"]
         if self.trains_readout:
@@ -89,9 +90,9 @@ class DMT(nn.Module):
             losses |= answer_losses(
                 self.rnn.readout, read, targets, guide=guide if c.lambda_distill else None, decoder=decoder
             )
-            losses["loss"] = losses["loss"] + c.lambda_readout * losses["loss_readout"]
             if c.lambda_distill:
                 losses["loss"] = losses["loss"] + c.lambda_distill * losses["loss_distill"]
+            losses["loss"] = losses["loss"] + c.lambda_readout * losses["loss_readout"]
         with torch.no_grad():
             spread = (memory[:, 1:] - memory[:, 1:].mean(0)).square().mean()  # much faster than .var(0)
             # A batch may hold one sequence several times, as small black and white images do.
@@ -102,7 +103,7 @@ class DMT(nn.Module):
     def sequential_steps(self, length: int, progress: float = 0.0) -> int:
         """The longest chain of one optimizer step: labels, rollout, f and readout; back through the last two."""
         teacher = self._teacher[0]
-        cell = self.rnn.depth * min(self.config.unroll, length)
+        cell = self.rnn.depth * stretch(self.config.unroll, length)
         readout = self.rnn.readout.depth if self.trains_readout else 0
         rollout = self.horizon(progress, length) * self.rnn.depth
         by_decoder = self.config.lambda_distill and not (self.trunk_trained and hasattr(teacher.encoder, "trunk"))

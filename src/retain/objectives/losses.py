@@ -17,7 +17,8 @@ from retain.model.teacher import Readout
 def where_asked(targets: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """The targets that count, (B, T) → (N,), and what stands at their places in the others, (B, T, ...) → (N, ...).
 
-    A readout can cost more than f, and most memories of a memory task are asked nothing.
+    A readout can cost more than f, and most memories of a memory task are asked nothing. How many are is known to the
+    host alone, so an accelerator is waited for.
     """
     flat = [part.flatten(0, 1) for part in (targets, *others)]
     counted = (flat[0] != IGNORE).nonzero()[:, 0]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Losses = Callable[[Tensor, int, int], dict[str, Tensor]]
 
@@ -61,5 +62,6 @@ class _Pieces(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *of_total: Tensor) -> Any:
         return None, None, *(None if g is None else of_total[0] * g for g in ctx.saved_tensors)

@@ -9,6 +9,11 @@ from retain.model.rnn import RNN
 from retain.model.stretches import ring
 
 
+def stretch(unroll: int | None, length: int) -> int:
+    """Over how many steps at a stretch f is trained in a sequence of this length; None is all of them."""
+    return length if unroll is None else min(unroll, length)
+
+
 def unroll(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int, own: int = 0, horizon: int = 1) -> Tensor:
     """What f makes of `memory` at each token, on its own for at most `steps` steps: (B, T, K, D).
 

@@ -17,7 +17,7 @@ from retain.objectives.losses import (
     uniformity_loss,
 )
 from retain.objectives.pieces import in_pieces
-from retain.objectives.segments import unroll
+from retain.objectives.segments import stretch, unroll
 
 
 class SMT(nn.Module):
@@ -73,22 +73,24 @@ class SMT(nn.Module):
             losses["loss_trunk"] = predictive_loss(trunk_logits, targets)
         labels = memory.detach() if c.detach_labels else memory
         inputs, asked = tokens[:, first : first + count], targets[:, first : first + count + 1]
-        own, answers = round(c.on_policy * len(tokens)), counted_targets(asked)
-        guide, decoder = (memory, self.teacher.decoder) if trunk_logits is None else (trunk_logits[:, steps], None)
+        own, answers = round(c.on_policy * len(tokens)), counted_targets(asked) if self.trains_readout else None
+        guide = decoder = None
+        if c.lambda_distill:
+            guide, decoder = (memory, self.teacher.decoder) if trunk_logits is None else (trunk_logits[:, steps], None)
 
         def follow(labels: Tensor, a: int, b: int) -> dict[str, Tensor]:
             """f and its readout at steps a … b - 1, as a part of the mean over all; labels (B, b - a + 1, K, D)."""
-            read = inputs[:, a:b]
-            predicted = unroll(self.rnn, labels[:, :-1], read, c.unroll, own, c.horizon)  # (B, b - a, K, D)
+            read, at_once = inputs[:, a:b], stretch(c.unroll, b - a)
+            predicted = unroll(self.rnn, labels[:, :-1], read, at_once, own, c.horizon)  # (B, b - a, K, D)
             found = {"loss_dyn": self.sweep(labels, read, predicted) * ((b - a) / count)}
             if self.trains_readout:
-                first = int(a == 0)  # a later piece's first memory is the last that the one before was asked for
-                at = slice(a + 1 - first, b + 1)
+                new = int(a == 0)  # a later piece's first memory is the last that the one before was asked for
+                at = slice(a + 1 - new, b + 1)
                 found |= answer_losses(
                     self.rnn.readout,
-                    torch.cat([labels[:, :first].detach(), predicted], 1),
+                    torch.cat([labels[:, :new].detach(), predicted], 1),
                     asked[:, at],
-                    guide=guide[:, at] if c.lambda_distill else None,
+                    guide=None if guide is None else guide[:, at],
                     decoder=decoder,
                     count=answers,
                 )
@@ -130,12 +132,15 @@ class SMT(nn.Module):
         """The longest chain of one optimizer step: the encoder, then the decoder or f with its rollout and readout."""
         c, encoder = self.config, self.teacher.depth
         count = length if c.steps_per_sequence is None else min(c.steps_per_sequence, length)
-        cell = self.rnn.depth * min(c.unroll, count)
+        count = -(-count // c.pieces)  # pieces do not wait for each other
+        again = encoder if self.teacher.recomputes else 0
+        steps = stretch(c.unroll, count)
+        cell = self.rnn.depth * steps
         readout = self.rnn.readout.depth if self.trains_readout else 0
         decoder = self.teacher.decoder.depth if c.lambda_dec else 0
-        rollout = min(c.horizon, count) * self.rnn.depth if c.on_policy and (c.unroll == 1 or c.unroll < count) else 0
+        rollout = min(c.horizon, count) * self.rnn.depth if c.on_policy and (steps == 1 or steps < count) else 0
         forward = encoder + max(decoder, rollout + max(cell + readout, min(c.sweeps, count) * cell))
-        return forward + max(decoder, cell + readout) + encoder
+        return forward + max(decoder, cell + readout) + again + encoder
 
     @torch.no_grad()
     def finish(self) -> None:
