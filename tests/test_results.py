@@ -11,7 +11,7 @@ from retain import results
 from retain.compare import comparison_of
 from retain.config_json import from_dict, to_dict
 from retain.presets import PRESETS
-from retain.results import BEGIN, END, STALE, comparisons, fingerprint, given, main, write
+from retain.results import BEGIN, END, STALE, comparisons, fingerprint, given, main, of_study, write
 from retain.studies import ABLATED, WITHOUT, ablation, ablation_table, credit, credit_table, slug
 from retain.tables import solved_table
 
@@ -176,6 +176,20 @@ def test_an_option_that_is_off_makes_no_figures_old():
         assert given(known) != given(to_dict(config))
     changed = dataclasses.replace(config, data=dataclasses.replace(config.data, min_seq_len=4))
     assert len({fingerprint([config]), fingerprint([changed]), fingerprint([config, changed])}) == 3
+
+
+def test_figures_of_a_study_hang_on_the_phases_it_runs():
+    def changed(study, part, **fields):
+        runs = {
+            name: dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **fields)})
+            for name, config in study.runs.items()
+        }
+        return of_study(dataclasses.replace(study, runs=runs)) != of_study(study)
+
+    assert not changed(credit(), "dmt", lambda_dyn=3.0) and not changed(credit(), "smt", share=9)
+    assert changed(credit(), "smt", lambda_dyn=3.0) and changed(credit(), "memory", tokens=9)
+    assert changed(ablation(), "dmt", lambda_dyn=3.0) and changed(ablation(), "smt", share=9)
+    assert not changed(ablation(), "bptt", lr=3.0)
 
 
 def test_unknown_names_are_refused(small, capsys):

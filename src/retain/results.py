@@ -78,8 +78,24 @@ def comparisons(quick: bool) -> dict[str, dict[str, str]]:
 
 def fingerprint(configs: Sequence[RunConfig]) -> str:
     """Says whether figures are of these very settings: a preset may change under a command that stays."""
-    text = json.dumps([given(to_dict(config)) for config in configs], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashed([given(to_dict(config)) for config in configs])
+
+
+def of_study(study: Study) -> str:
+    """The same of a study's runs, as far as they read their settings: nothing of phases that they do not have."""
+    found = []
+    for config in study.runs.values():
+        settings = given(to_dict(config))
+        for name in {"smt", "dmt", "bptt"} - set(config.phases):
+            del settings[name]
+        if len(config.phases) == 1:
+            del settings[config.phases[0]]["share"]
+        found.append(settings)
+    return hashed(found)
+
+
+def hashed(settings: list[dict[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def given(settings: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +141,7 @@ def run_study(name: str, study: Study, out: Path, folder: Path) -> None:
     """The same for a grid of runs."""
     from retain.grid import run_all
 
-    settings = fingerprint([*study.runs.values()])
+    settings = of_study(study)
     if current(kept(name, folder), study.command, settings):
         return
     print(study.command, file=sys.stderr, flush=True)
@@ -165,7 +181,7 @@ def page(quick: bool, folder: Path) -> str:
             text += f"\n### retrieval, by length\n\n{solved_table(found)}" if found else ""
     for name, make in STUDIES.items():
         study = make(quick)
-        settings = fingerprint([*study.runs.values()])
+        settings = of_study(study)
         text += f"\n## {study.title}\n\n" + part(name, study.command, settings, folder, study.table)
     return text
 
