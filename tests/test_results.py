@@ -208,11 +208,11 @@ def test_a_page_without_marks_gets_them(tmp_path):
 
 def test_lengths_in_one_table_tell_when_each_was_solved():
     def found(length, **methods):
+        def curve(points):
+            return [{"seconds": s, "sequential_steps": 100 * s, "accuracy": a} for s, a in points]
+
         runs = {
-            name: [
-                {"test": {"accuracy": score}, "curve": [{"seconds": s, "accuracy": a} for s, a in curve]}
-                for score, curve in of_seeds
-            ]
+            name: [{"test": {"accuracy": score}, "curve": curve(points)} for score, points in of_seeds]
             for name, of_seeds in methods.items()
         }
         seeds = len(next(iter(runs.values())))
@@ -225,5 +225,5 @@ def test_lengths_in_one_table_tell_when_each_was_solved():
     short["methods"]["gru"]["runs"].append({"failed": "diverged"})
     lines = [[c.strip() for c in line.strip("|").split("|")] for line in solved_table([long, short]).splitlines()[2:]]
     assert lines[0] == ["T", "smt", "gru"]
-    assert lines[2] == ["64 (2 seeds)", "0.990 ± 0.014, 20", "1.000 ± 0.000, –"]
-    assert lines[3] == ["128 (1 seed)", "0.500, –", "1.000, 30"]
+    assert lines[2] == ["64 (2 seeds)", "0.990 ± 0.014; 20 s, 2,000", "1.000 ± 0.000; –"]
+    assert lines[3] == ["128 (1 seed)", "0.500; –", "1.000; 30 s, 3,000"]
