@@ -8,12 +8,12 @@ import shutil
 import pytest
 
 from retain import results
+from retain.by_length import by_length, plot_by_length, solved
 from retain.compare import comparison_of
 from retain.config_json import from_dict, to_dict
 from retain.presets import PRESETS
 from retain.results import BEGIN, END, STALE, comparisons, fingerprint, given, main, of_study, write
 from retain.studies import ABLATED, WITHOUT, ablation, ablation_table, credit, credit_table, slug
-from retain.tables import solved_table
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -206,7 +206,7 @@ def test_a_page_without_marks_gets_them(tmp_path):
     assert (tmp_path / "page.md").read_text() == f"# Mine\n\n{BEGIN}\ntwo\n{END}\n"
 
 
-def test_lengths_in_one_table_tell_when_each_was_solved():
+def test_lengths_in_one_table_tell_when_each_was_solved(tmp_path):
     def found(length, **methods):
         def curve(points):
             return [{"seconds": s, "sequential_steps": 100 * s, "accuracy": a} for s, a in points]
@@ -223,7 +223,9 @@ def test_lengths_in_one_table_tell_when_each_was_solved():
         64, smt=[(1.0, [(10, 1.0)]), (0.98, [(10, 0.5), (30, 0.99), (50, 0.9)])], lstm=[], gru=[(1.0, [])] * 2
     )
     short["methods"]["gru"]["runs"].append({"failed": "diverged"})
-    lines = [[c.strip() for c in line.strip("|").split("|")] for line in solved_table([long, short]).splitlines()[2:]]
+    lines = [[c.strip() for c in line.strip("|").split("|")] for line in by_length([long, short]).splitlines()[3:]]
     assert lines[0] == ["T", "smt", "gru"]
+    assert solved(long, "gru") == {"seconds": 30, "sequential_steps": 3000} and solved(short, "gru") is None
+    assert plot_by_length([long, short], tmp_path / "lengths.png") and (tmp_path / "lengths.png").stat().st_size > 5000
     assert lines[2] == ["64 (2 seeds)", "0.990 ± 0.014; 20 s, 2,000", "1.000 ± 0.000; –"]
     assert lines[3] == ["128 (1 seed)", "0.500; –", "1.000; 30 s, 3,000"]

@@ -167,7 +167,8 @@ def part(name: str, command: str, settings: str, folder: Path, table: Callable[[
 
 def page(quick: bool, folder: Path) -> str:
     """All tables there are figures for, each under the command that made them."""
-    from retain.tables import markdown, solved_table
+    from retain.by_length import by_length, plot_by_length
+    from retain.tables import markdown
 
     text = ""
     for section, lines in comparisons(quick).items():
@@ -178,7 +179,10 @@ def page(quick: bool, folder: Path) -> str:
             text += f"\n### {name}\n\n" + part(name, f"retain compare {arguments}", settings, folder, markdown)
         if section == LONGER:
             found = [saved["results"] for name in ("retrieval", *lines) if (saved := kept(name, folder))]
-            text += f"\n### retrieval, by length\n\n{solved_table(found)}" if found else ""
+            if found:
+                text += f"\n### retrieval, by length\n\n{by_length(found)}"
+                if plot_by_length(found, folder / "retrieval-by-length.png"):
+                    text += f"\n![retrieval: cost of solving it]({folder.name}/retrieval-by-length.png)\n"
     for name, make in STUDIES.items():
         study = make(quick)
         settings = of_study(study)

@@ -173,34 +173,6 @@ def length_table(results: Results, accuracy: bool) -> str:
     return text + table(["method", *map(str, results["lengths"])], rows)
 
 
-SOLVED = 0.99
-"""Validation accuracy from which a task counts as solved."""
-
-
-def solved_table(comparisons: list[Results]) -> str:
-    """Accuracy by the length that was trained on, and when each method had solved it, from one comparison a length."""
-    methods = [m for m in comparisons[0]["methods"] if all(m in c["methods"] for c in comparisons)]
-    text = (
-        f"Accuracy on test; and the seconds and sequential steps, mean over seeds, after which one of ten validations a "
-        f"run saw {SOLVED}.\n\n"
-    )
-    rows = []
-    for results in sorted(comparisons, key=lambda r: int(r["data"]["seq_len"])):
-        row = [f"{results['data']['seq_len']} ({results['seeds']} seed{'s' if results['seeds'] > 1 else ''})"]
-        for method in methods:
-            runs = results["methods"][method]["runs"]
-            own = spread([r["test"]["accuracy"] for r in runs if "test" in r])
-            solved = [next((p for p in r.get("curve", []) if p["accuracy"] >= SOLVED), None) for r in runs]
-            points = [p for p in solved if p is not None]
-            if len(points) < len(runs):
-                row.append(f"{own}; –")
-            else:
-                seconds, steps = (statistics.mean(p[key] for p in points) for key in ("seconds", "sequential_steps"))
-                row.append(f"{own}; {seconds:,.0f} s, {steps:,.0f}")
-        rows.append(row)
-    return text + table(["T", *methods], rows)
-
-
 def ranked(results: Results) -> list[tuple[str, dict[str, Any]]]:
     """The methods, best mean on the test split first; those without a score last."""
     metric = results["metric"]
