@@ -296,8 +296,7 @@ class DMTConfig(PhaseConfig):
     horizon_growth: float = 0.7
     """Fraction of the phase after which the horizon is at its end."""
     unroll: int | None = 1
-    """f is trained over so many steps at a stretch, with gradient through them; 1, one step, is the paper's, None the
-    whole sequence."""
+    """f is trained over so many steps at a stretch, with gradient through them; 1 is the paper's, None all of them."""
     label_every: int = 1
     """More than 1: one rollout of `horizon` steps from a random place, trained at every so many of its steps."""
     lambda_dyn: float = 1.0

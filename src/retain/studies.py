@@ -19,6 +19,7 @@ from retain.tables import spread, table
 CREDIT_LENGTHS = (8, 16, 32, 64)
 """Lengths of retrieval, the same number of optimizer steps each."""
 SOLVED = 0.99
+"""Accuracy on validation."""
 ABLATED = {"digits": "bits_per_token", "stack": "accuracy"}
 """Presets whose recipe is taken apart, and how their RNN is judged."""
 WITHOUT: dict[str, dict[str, Any]] = {

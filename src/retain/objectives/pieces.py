@@ -63,5 +63,5 @@ class _Pieces(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *of_total: Tensor) -> Any:
-        return None, None, *(None if g is None else of_total[0] * g for g in ctx.saved_tensors)
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return None, None, *(None if g is None else grad * g for g in ctx.saved_tensors)

@@ -73,7 +73,7 @@ class SMT(nn.Module):
             losses["loss_trunk"] = predictive_loss(trunk_logits, targets)
         labels = memory.detach() if c.detach_labels else memory
         inputs, asked = tokens[:, first : first + count], targets[:, first : first + count + 1]
-        own, answers = round(c.on_policy * len(tokens)), counted_targets(asked) if self.trains_readout else None
+        own, in_all = round(c.on_policy * len(tokens)), counted_targets(asked) if self.trains_readout else None
         guide = decoder = None
         if c.lambda_distill:
             guide, decoder = (memory, self.teacher.decoder) if trunk_logits is None else (trunk_logits[:, steps], None)
@@ -92,7 +92,7 @@ class SMT(nn.Module):
                     asked[:, at],
                     guide=None if guide is None else guide[:, at],
                     decoder=decoder,
-                    count=answers,
+                    count=in_all,
                 )
             return found
 
