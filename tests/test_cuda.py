@@ -1,19 +1,45 @@
-"""The same on a GPU: bf16, a fused optimizer, training, resuming, evaluation and generation."""
+"""The same on a GPU: bf16, a fused optimizer, training, resuming, evaluation and generation.
+
+Without one, test_pretend_cuda.py runs these on tensors that only say so.
+"""
 
 import dataclasses
 import json
+import warnings
 
 import pytest
 import torch
 
-from retain.config import DataConfig
+from conftest import tiny
+from naive import batch, models, smt_config
+from retain.cli import main
+from retain.config import CELLS, BPTTConfig, DataConfig, DMTConfig, MemoryConfig
+from retain.data import load_data
 from retain.evaluate import evaluate
 from retain.generate import generate
+from retain.objectives import BPTT, DMT, SMT
 from retain.presets import PRESETS
 from retain.run import load_run
 from retain.train import train
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+    pytest.mark.filterwarnings("ignore:PyTorch was compiled without cuDNN"),
+]
+
+
+def losses(out):
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return torch.tensor([line["loss"] for line in lines if "loss" in line])
+
+
+def test_products_are_in_bfloat16_squares_are_not_and_devices_do_not_mix():
+    layer, x = torch.nn.Linear(4, 3).to("cuda:0"), torch.ones(2, 4)
+    with torch.autocast("cuda", torch.bfloat16):
+        y = layer(x.to("cuda:0"))
+        assert y.dtype == torch.bfloat16 and y.square().dtype == torch.float32
+    with pytest.raises(RuntimeError, match="same device"):
+        layer(x)
 
 
 @pytest.mark.parametrize("preset", ["retrieval", "digits", "mnist-paper"])
@@ -26,28 +52,85 @@ def test_a_preset_trains_resumes_reads_and_writes_on_cuda(preset, tmp_path):
     }
     if preset == "mnist-paper":
         parts["dmt"] = dataclasses.replace(parts["dmt"], horizon=32, horizon_end=32)
+        parts["memory"] = dataclasses.replace(config.memory, tokens=4, width=32)
+        small = {"width": 32, "heads": 2, "layers": 2}
+        parts["teacher"] = dataclasses.replace(config.teacher, **small, decoder_layers=1, future_len=8, context_len=16)
+        parts["cell"] = dataclasses.replace(config.cell, **small)
     if preset == "retrieval":  # most pieces are asked nothing
         parts["smt"] = dataclasses.replace(parts["smt"], pieces=8)
-        config = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, recompute=True))
+        parts["teacher"] = dataclasses.replace(config.teacher, recompute=True)
     config = dataclasses.replace(
         config, data=data, budget="4steps", device="cuda", precision="auto", log_every=1, tracker=None,
         validation_sequences=8, validate_every="1000steps", checkpoint_every="1steps", **parts,
     )  # fmt: skip
-    summary = train(config, tmp_path / "run", progress_bar=False)
+    out = tmp_path / "run"
+    summary = train(config, out, progress_bar=False)
     assert summary["device"].startswith("cuda")
     assert (summary["precision"] == "bf16") == torch.cuda.is_bf16_supported(including_emulation=False)
-    for end in (tmp_path / "run" / "manifest.json",):
-        end.unlink()  # as if it had been killed before it was exported
-    again = train(config, tmp_path / "run", resume=True, progress_bar=False)
-    assert again["steps"] == summary["steps"] == 4
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert all(torch.isfinite(torch.tensor(line["loss"])) for line in lines if "loss" in line)
-    run = load_run(tmp_path / "run", teacher=True, device="cuda")
-    from retain.data import load_data
-
+    (out / "manifest.json").unlink()  # as if it had been killed before it was exported
+    again = train(config, out, resume=True, progress_bar=False)
+    assert again["steps"] == summary["steps"] == sum(budget.amount for budget in config.budgets())
+    assert losses(out).isfinite().all() and len(losses(out)) == summary["steps"]
+    run = load_run(out, teacher=True, device="cuda")
     result = evaluate(run.rnn, run.teacher, load_data(data).windows("test", 8, 8))
-    on_cpu = load_run(tmp_path / "run", teacher=True)
+    on_cpu = load_run(out, teacher=True)
     there = evaluate(on_cpu.rnn, on_cpu.teacher, load_data(data).windows("test", 8, 8))
     assert abs(result["bits_per_token"] - there["bits_per_token"]) < 0.02
     tokens = torch.stack(list(generate(run.rnn, torch.zeros(3, 0, dtype=torch.long), 5)), 1)
     assert tokens.shape == (3, 5) and tokens.device.type == "cuda"
+
+
+MODELS = [
+    *({"cell__kind": cell} for cell in CELLS),
+    *({"teacher__encoder": encoder, "smt__on_policy": 0.0} for encoder in ("window", "register", "state")),
+    {"memory__norm": "rms", "smt__unroll": 1, "smt__sweeps": 2, "smt__lambda_distill": 1.0, "dmt__lambda_distill": 1.0},
+    {"smt__pieces": 2, "teacher__recompute": True, "smt__accumulate": 2},
+]
+
+
+@pytest.mark.parametrize("changes", MODELS, ids=str)
+def test_in_float32_it_trains_as_on_the_cpu_and_in_bfloat16_nearly(changes, tmp_path):
+    memory = MemoryConfig(tokens=4, width=16, norm="batch")
+    changes = {"memory": memory, "smt__unroll": 3, "dmt__unroll": 3, **changes}
+    config = tiny(phases=("smt", "dmt", "bptt"), budget="6steps", **changes)
+    train(config, tmp_path / "cpu", progress_bar=False)
+    exact = losses(tmp_path / "cpu")
+    for precision, apart, compared in (("fp32", 1e-3, 6), ("bf16", 0.1, 2)):  # roundings add up from step to step
+        there = dataclasses.replace(config, device="cuda", precision=precision)
+        train(there, tmp_path / precision, progress_bar=False)
+        found = losses(tmp_path / precision)
+        assert found.isfinite().all()
+        torch.testing.assert_close(found[:compared], exact[:compared], rtol=apart, atol=apart)
+
+
+@pytest.mark.parametrize("encoder", ["window", "register", "state"])
+@pytest.mark.parametrize("phase", ["smt", "dmt", "dmt alone", "bptt"])
+def test_a_step_waits_for_the_device_once_at_most(encoder, phase):
+    teacher, rnn = (m.float().to("cuda:0") for m in models(encoder, cell="gated"))
+    make = {
+        "smt": lambda: SMT(teacher, rnn, smt_config(unroll=2, on_policy=0.5, horizon=2, decodes_per_sequence=2), 2),
+        "dmt": lambda: DMT(teacher, rnn, DMTConfig(horizon=2, horizon_end=2, unroll=2, lambda_distill=1.0)),
+        "dmt alone": lambda: DMT(teacher, rnn, DMTConfig(horizon_growth=0.0, unroll=2)),
+        "bptt": lambda: BPTT(rnn, BPTTConfig(truncate=2)),
+    }
+    objective = make[phase]()
+    there = {name: x.to("cuda:0") for name, x in batch(4).items()}
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        objective(there)["loss"].backward()
+    torch.cuda.set_sync_debug_mode("default")
+    waits = [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
+    assert len(waits) <= 1, waits  # for how many targets count
+
+
+def test_the_command_line_evaluates_and_writes_on_cuda(tmp_path, capsys):
+    out = str(tmp_path / "run")
+    train(tiny(device="cuda"), out, progress_bar=False)
+    capsys.readouterr()
+    main(["eval", out, "--device", "cuda", "--json"])
+    on_cuda = json.loads(capsys.readouterr().out)["bits_per_token"]
+    main(["eval", out, "--device", "cpu", "--json"])
+    assert abs(json.loads(capsys.readouterr().out)["bits_per_token"] - on_cuda) < 1e-3
+    main(["generate", out, "--device", "cuda", "--length", "5"])
+    assert len(capsys.readouterr().out.split()) == 5

@@ -41,9 +41,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Te
     if k.shape[-2] == 1 and mask is None:
         return v.expand_as(q)
     # As measured: float32 on a CPU is fastest with SDPA at every shape of SMT, bfloat16 is not: plain, it takes a tenth
-    # to a third (docs/log.md); on a GPU SDPA chooses
-    # among its kernels (flash where there is no mask). A rule, and no timing at run time: the same run must
-    # compute the same everywhere. `python -m retain.bench attention` measures it again.
+    # to a third (docs/log.md); on a GPU SDPA chooses among its kernels (flash where there is no mask). A rule, and no
+    # timing at run time: the same run must compute the same everywhere. `python -m retain.bench attention` measures it
+    # again.
     sdpa = q.device.type != "cpu" or q.dtype != torch.bfloat16 or k.shape[-2] > PLAIN_ATTENTION_KEYS
     if sdpa and q.shape[0]:  # not every kernel takes an empty batch, as there is where nothing is asked
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)

@@ -97,7 +97,7 @@ class DMT(nn.Module):
             spread = (memory[:, 1:] - memory[:, 1:].mean(0)).square().mean()  # much faster than .var(0)
             # A batch may hold one sequence several times, as small black and white images do.
             losses["relative_drift"] = losses["loss_dyn"] / spread.clamp_min(1e-8)
-        losses["horizon"] = torch.tensor(float(horizon), device=tokens.device)
+        losses["horizon"] = torch.full((), float(horizon), device=tokens.device)
         return losses
 
     def sequential_steps(self, length: int, progress: float = 0.0) -> int:

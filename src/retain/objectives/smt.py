@@ -159,8 +159,8 @@ def spread(count: int, wanted: int | None, device: torch.device) -> Tensor:
     """`wanted` of the indices 0 … count - 1, evenly spaced from a random start; None is all of them."""
     if wanted is None or wanted >= count:
         return torch.arange(count, device=device)
-    offset = torch.rand(())
-    return ((torch.arange(wanted) + offset) * (count / wanted)).long().clamp_max(count - 1).to(device)
+    offset = torch.rand(())  # a number of the host's, which a device takes without waiting for it
+    return ((torch.arange(wanted, device=device) + offset) * (count / wanted)).long().clamp_max(count - 1)
 
 
 def futures(tokens: Tensor, targets: Tensor, steps: Tensor, future_len: int) -> tuple[Tensor, Tensor]:
