@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import tiny
+from conftest import tiny, train_tiny
 from retain import checkpoint, demo
 from retain.arguments import Usage
+from retain.config import DataConfig
 from retain.config_json import save_config
 from retain.lock import alone
 
@@ -225,6 +226,9 @@ BAD = [
     ("generate run --prompt 3,4", ["prompt", "'3,4'", "0 … 8"]),
     ("generate digits_run --length 3", ["length", "3", "64 pixels"]),
     ("generate digits_run --count 0", ["count", "0", "at least 1"]),
+    ("generate digits_run --complete 2 --count 2", ["count", "leave it out"]),
+    ("generate digits_run --complete 2 --compile", ["compile", "leave it out"]),
+    (f"generate digits_run --complete 2 --seed {10**20}", ["seed", "100000000000000000000", "below"]),
     ("generate digits_run --count 2 --out tiny.json/a.png", ["tiny.json", "exists"]),
     ("generate digits_run --count 2 --out a.nonsense", ["out", "a.nonsense", ".png"]),
     ("generate run --temperature -1", ["temperature", "-1", "0"]),
@@ -409,3 +413,38 @@ def test_a_full_disk_while_checkpointing_is_one_line_and_the_run_goes_on_later(r
             ["step-00000012", "No space left on device", "step-00000006 is still good"],
         )
     assert retain("train", "--out", "new", "--resume", "--quiet")[0] == 0
+
+
+def test_data_that_has_changed_is_told_of_where_it_is_scored(retain, tmp_path):
+    text = tmp_path / "book.txt"
+    text.write_text("to be or not to be, that is the question: é. " * 60)
+    out = train_tiny(tmp_path / "run", data=DataConfig(name="text", path=str(text), seq_len=8))
+    assert retain("eval", out)[2] == ""
+    text.write_text(text.read_text()[:1500])
+    code, said, complaint = retain("eval", out)
+    assert code == 0 and "bits per token" in said
+    assert complaint.startswith("retain: the data has changed: its ") and complaint.count("\n") == 1
+
+
+def test_a_run_that_stopped_before_it_wrote_of_its_data_writes_it_later(tmp_path, monkeypatch):
+    from retain.train import train
+
+    def full(path, content):
+        if path.name == "data.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as at_first:
+        at_first.setattr("retain.train.replace_file", full)
+        with pytest.raises(OSError, match="No space left"):
+            train(tiny(), tmp_path / "run", progress_bar=False)
+    assert not (tmp_path / "run" / "data.json").exists()
+    train(tiny(), tmp_path / "run", resume=True, progress_bar=False)
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["name"] == "retrieval"
+
+
+def test_a_folder_that_may_not_be_made_is_one_line(retain, place, monkeypatch):
+    def forbidden(out):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(out))
+
+    monkeypatch.setattr("retain.train.alone", forbidden)
+    check(retain("train", "--config", "tiny.json", "--out", "new"), ["new", "Permission denied"])

@@ -47,6 +47,18 @@ def test_every_method_has_the_parameters_of_smt_within_a_tenth(preset, monkeypat
         assert config.data == base.data and config.budget == base.budget
 
 
+def test_a_cell_of_ones_own_has_its_parameters_counted(tmp_path, monkeypatch):
+    (tmp_path / "thecell.py").write_text(
+        "from torch import nn\n\n\nclass Cell(nn.Module):\n    def __init__(self, memory, config):\n"
+        "        super().__init__()\n        self.mix = nn.Linear(memory.width, memory.width)\n\n"
+        "    def forward(self, memory, inputs):\n        return self.mix(memory) + inputs[:, None]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = tiny(cell__kind="thecell:Cell")
+    assert parameters(own, 9) == sum(p.numel() for p in build(own, 9)[0].parameters())
+    assert parameters(method_config(own, "gru"), 9) == pytest.approx(parameters(own, 9), rel=0.1)
+
+
 def test_phases_and_budgets_of_the_methods():
     base = tiny(smt__budget="5s", smt__share=3, dmt__share=1, budget="90steps", bptt__budget="7steps")
     assert [b.amount for b in method_config(base, "smt").budgets()] == [68, 22]

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from conftest import tiny
+from naive import attention as naive_attention
 from naive import batch, models, smt_config
 from retain.cli import main
 from retain.config import CELLS, BPTTConfig, DataConfig, DMTConfig, MemoryConfig
 from retain.data import load_data
 from retain.evaluate import evaluate
 from retain.generate import generate
+from retain.model.layers import attention
 from retain.objectives import BPTT, DMT, SMT
 from retain.presets import PRESETS
 from retain.run import load_run
@@ -122,6 +124,18 @@ def test_a_step_waits_for_the_device_once_at_most(encoder, phase):
     torch.cuda.set_sync_debug_mode("default")
     waits = [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
     assert len(waits) <= 1, waits  # for how many targets count
+
+
+@pytest.mark.parametrize("kind", ["all", "causal", "mask of all", "mask of each"])
+def test_many_sequences_attend_some_at_a_time(kind, monkeypatch):
+    monkeypatch.setattr("retain.model.layers.FUSED_BATCH", 2)
+    q, k, v = (torch.randn(5, 2, 3, 4) for _ in range(3))
+    mask = torch.rand(*([5, 1] if kind == "mask of each" else []), 3, 3) < 0.5
+    mask[..., 0] = True
+    settings = {"causal": kind == "causal", "mask": mask if kind.startswith("mask") else None}
+    there = settings | {"mask": settings["mask"].to("cuda:0") if settings["mask"] is not None else None}
+    found = attention(*(part.to("cuda:0") for part in (q, k, v)), **there)
+    torch.testing.assert_close(found.cpu(), naive_attention(q, k, v, **settings))
 
 
 def test_the_command_line_evaluates_and_writes_on_cuda(tmp_path, capsys):

@@ -75,3 +75,11 @@ def test_activations_of_a_dry_run_are_those_held_at_once(retain):
         return json.loads(said)["phases"]["smt"]["activation_bytes"]
 
     assert held("--smt.pieces", "8") < 0.7 * held()
+
+
+def test_flops_hold_what_f_does_on_its_own(retain, sources):
+    def flops(share):
+        line = ["train", "tinystories", "--data", sources / "stories", *SMALL, "--smt.on-policy", share]
+        return json.loads(retain(*line, "--dry-run", "--json")[1])["phases"]["smt"]["flops_per_step"]
+
+    assert flops(0.5) > flops(0.0)

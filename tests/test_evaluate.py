@@ -142,3 +142,12 @@ def test_times_are_positive():
 def test_an_empty_split_is_refused():
     with pytest.raises(ValueError, match="evaluate: the split holds no sequence"):
         evaluate(models()[1], None, [])
+
+
+def test_memories_are_read_out_some_at_a_time(both, monkeypatch):
+    teacher, rnn = both
+    whole = evaluate(rnn, teacher, [batch(3)])
+    monkeypatch.setattr("retain.evaluate.MEMORIES", 4)
+    parts = evaluate(rnn, teacher, [batch(3)])
+    for name in ("bits_per_token", "teacher_bits_per_token", "accuracy", "tokens"):
+        assert parts[name] == pytest.approx(whole[name], rel=1e-6)

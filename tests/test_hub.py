@@ -193,6 +193,10 @@ def test_subwords_to_a_sample(retain, sources, tmp_path, monkeypatch):
     assert f"bits per byte     {bits:.3f}" in retain("eval", out, "--split", "validation")[1]
     assert load_config(out / "config.json").data.tokenizer == str(path)
     path.unlink()  # the run keeps its own
+    code, again, complaint = retain("eval", out, "--split", "validation", "--json")
+    assert (code, complaint) == (0, "") and json.loads(again)["bits_per_token"] == result["bits_per_token"]
+    (out / "manifest.json").unlink()  # as if it had been killed before it was exported
+    assert retain("train", "--out", out, "--resume", "--quiet")[0] == 0
     code, said, complaint = retain("generate", out, "--prompt", "Once ü", "--length", "5")
     assert (code, complaint) == (0, "")
     assert said.startswith("Once ü")

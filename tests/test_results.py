@@ -43,7 +43,8 @@ def test_all_of_it_fits_its_time():
                 words = shlex.split(line)
                 value = dict(zip(words[1::2], words[2::2], strict=False))
                 budget = float(value["--budget"][:-1])
-                sweep = 0 if "--lrs" in value else 3 * float(value["--sweep-budget"][:-1])
+                rates = len(value.get("--lrs", "1/3,1,3").split(","))
+                sweep = rates * float(value["--sweep-budget"][:-1]) if rates > 1 else 0
                 seconds += len(value["--methods"].split(",")) * (int(value["--seeds"]) * budget + sweep)
         assert seconds / 2 / 3600 < hours
 

@@ -469,3 +469,22 @@ def test_a_second_run_may_have_another_device(tmp_path, monkeypatch):
         patch.setattr("accelerate.state.is_mps_available", lambda *a, **k: True)
         assert make_accelerator(tiny(device="auto"), tmp_path).device.type == "mps"
     assert made.device.type == "cpu" and make_accelerator(tiny(device="cpu"), tmp_path).device.type == "cpu"
+
+
+def test_a_phase_of_smaller_batches_reads_on_from_where_the_last_one_was(tmp_path):
+    """Batch n is the n-th of its size: a stream would have to begin anew for a lower one."""
+    numbers = []
+    config = tiny(phases=("smt", "dmt", "bptt"), budget="9steps", dmt__batch_size=2, bptt__batch_size=8)
+    run(config, tmp_path / "run", at=numbers.append)
+    assert numbers == [0, 1, 2, 6, 7, 8, 9, 10, 11]
+
+
+def test_accumulated_batches_count_as_the_longest_of_them(tmp_path):
+    class Mixed(Changed):
+        def batch(self, seed, step, rank, size):
+            batch = self.inner.batch(seed, step, rank, size)
+            return batch if step % 2 == 0 else {"tokens": batch["tokens"][:, :3], "targets": batch["targets"][:, :4]}
+
+    config = tiny(phases=("bptt",), budget="2steps", bptt__accumulate=2, bptt__truncate=None)
+    summary = run(config, tmp_path / "run", data=Mixed(config))
+    assert summary["sequential_steps"] == 2 * (8 + 1 + 1 + 8)

@@ -16,7 +16,7 @@ import torch
 
 from conftest import tiny
 from retain.checkpoint import latest_checkpoint, load_files
-from retain.config_json import save_config
+from retain.config_json import load_config, save_config
 from retain.devices import make_accelerator, start_trackers
 from retain.train import train
 from test_train import LOSSES, PHASES, Changed, assert_same_run, lines, run
@@ -115,8 +115,17 @@ train(load_config(Path(sys.argv[1])), sys.argv[2], progress_bar=False)
 """
 
 
-def two_workers(config, out):
-    """`train` in two processes that are one run."""
+SLOW_CLOCK = """
+import os
+from retain.progress import Every
+if os.environ["RANK"] == "1":
+    Every.due = lambda self, progress: False
+"""
+"""For the second process it is never time to validate or save."""
+
+
+def two_workers(config, out, before=""):
+    """`train` in two processes that are one run; each runs what is to be run `before`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -124,7 +133,7 @@ def two_workers(config, out):
     for rank in range(2):
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
         places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-        command = [sys.executable, "-c", WORKER, str(config), str(out)]
+        command = [sys.executable, "-c", before + WORKER, str(config), str(out)]
         env = {**os.environ, **{key: str(value) for key, value in places.items()}}
         workers.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env))
     return workers
@@ -165,6 +174,24 @@ def test_two_processes_equal_one_with_both_their_batches(tmp_path, norm):
         for name in {"gradient_norm", *LOSSES[a["phase"]]} - {"loss_unif", "relative_drift"}:
             assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-5), (a["step"], name)
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+def test_two_processes_validate_at_the_same_steps_and_go_on_as_two(tmp_path):
+    """Each has a clock of its own: what is due by the main one's all must do, or they wait for each other for ever."""
+    save_config(tiny(device="auto", validate_every="0.01s"), tmp_path / "tiny.json")
+    out = tmp_path / "run"
+    workers = two_workers(tmp_path / "tiny.json", out, SLOW_CLOCK)
+    try:
+        for worker in workers:
+            said, _ = worker.communicate(timeout=100)
+            assert worker.returncode == 0, said
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert sum("validation_bits_per_token" in line for line in lines(out)) == 12
+    with pytest.raises(ValueError, match="was trained by 2 processes, and they are 1 now"):
+        train(load_config(out / "config.json"), out, resume=True, progress_bar=False)
 
 
 @pytest.mark.slow

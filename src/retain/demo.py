@@ -14,6 +14,7 @@ from typing import Any
 from retain.arguments import Usage
 from retain.cli import one_line_errors, print_anything
 from retain.config import CellConfig, RunConfig
+from retain.lock import alone
 from retain.presets import PRESETS
 
 SECONDS = 95
@@ -53,6 +54,10 @@ def main() -> None:
         ours = {"demo.json", *(folder.name for folder in folders.values())}
         if other := sorted(f.name for f in OUT.iterdir() if f.name not in ours):
             raise Usage(f"{OUT}: holds {other[0]}, which is not of an earlier demo; move it elsewhere first")
+        for folder in folders.values():
+            if folder.exists():
+                with alone(folder):  # refused where another demo is at work in it
+                    pass
         shutil.rmtree(OUT)
     rows: list[dict[str, Any]] = []
     start = time.perf_counter()

@@ -97,10 +97,11 @@ class _Probe:
         self.batch_size = 1
         self.activations_per_sequence = self.count_activations()
         start = time.perf_counter()
+        pair = min(2, config.batch_size)  # of one sequence, the half that starts from f's own memory is none
         with FlopCounterMode(display=False) as counter, self.at_once():
-            self.step(1)
-        self.flops_per_sequence = counter.get_total_flops()
-        seconds = time.perf_counter() - start
+            self.step(pair)
+        self.flops_per_sequence = counter.get_total_flops() // pair
+        seconds = (time.perf_counter() - start) / pair
         if seconds < PROBE_SECONDS:  # counting costs time of its own, which does not matter beside such long steps
             seconds = self.time(1)
         while self.batch_size < config.batch_size and 2 * seconds < PROBE_SECONDS:

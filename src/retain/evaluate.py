@@ -14,11 +14,15 @@ from torch import Tensor
 from retain.data import Data
 from retain.model.modes import evaluating
 from retain.model.rnn import RNN
-from retain.model.teacher import Teacher
+from retain.model.teacher import Readout, Teacher
 from retain.objectives.losses import where_asked
 
 LOGITS = 2**26
 """Numbers that the logits of what is read at once are at most."""
+
+MEMORIES = 2**15
+"""Memories that a readout reads at once, at most: all of a validation would fill a GPU where a memory has many tokens,
+and its kernels take no more than twice as many."""
 
 
 def batch_for(data: Data) -> int:
@@ -51,6 +55,11 @@ class _Score:
         return _or_none(self.nats / self.count / math.log(2))
 
 
+def read_out(readout: Readout, memory: Tensor) -> Tensor:
+    """Logits (N, V) of memory (N, K, D), MEMORIES of them at a time."""
+    return torch.cat([readout(part) for part in memory.split(MEMORIES)])
+
+
 def _or_none(values: Tensor) -> list[float | None]:
     return [v if math.isfinite(v) else None for v in values.tolist()]
 
@@ -62,8 +71,9 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
     Returns JSON values. `bits_per_token` and `accuracy` are over all targets that are not IGNORE; `drift` is the
     mean squared difference of the RNN's memory from the teacher's over t = 1 … T, `relative_drift` the same over
     the variance of the teacher's memory across sequences, both also at the last position and by position
-    (t = 0 … T; null where it is undefined). `tokens` counts targets, `seconds` and `tokens_per_second` the RNN's
-    own reading, with an answer where one is asked for. Teacher and drift are null without a teacher.
+    (t = 0 … T; null where it is undefined; what fills up a short document counts as any token). `tokens` counts
+    targets, `seconds` and `tokens_per_second` the RNN's own reading, with an answer where one is asked for. Teacher
+    and drift are null without a teacher.
     """
     with evaluating(rnn, teacher):
         return _compare(rnn, teacher, batches)
@@ -84,13 +94,13 @@ def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
         m_0 = rnn.init_memory(len(tokens))
         memory = torch.cat([m_0[:, None], rnn.rollout(tokens, m_0)], 1)  # (B, T + 1, K, D)
         answers, asked, at = where_asked(targets, memory, positions.expand_as(targets))
-        own.add(rnn.readout(asked), answers, at)
+        own.add(read_out(rnn.readout, asked), answers, at)
         seconds += time.perf_counter() - start
         read += tokens.numel()
         sequences += len(tokens)
         if teacher is not None:
             labels = teacher.encode(tokens)
-            theirs.add(teacher.decoder(where_asked(targets, labels)[1]), answers, at)
+            theirs.add(read_out(teacher.decoder, where_asked(targets, labels)[1]), answers, at)
             apart, labels = (memory - labels).to(precise), labels.to(precise)
             squared = squared + apart.square().mean((2, 3)).sum(0).cpu()  # (T + 1,)
             total = total + labels.sum(0).cpu()  # (T + 1, K, D)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from retain.checkpoint import load_files, load_model
-from retain.config import RunConfig
+from retain.config import DataConfig, RunConfig
 from retain.config_json import flatten, load_config, to_dict
 from retain.data.batches import Data
 from retain.lock import LOCK
@@ -79,19 +80,31 @@ def prepare_folder(config: RunConfig, out: Path, resume: bool) -> None:
 def same_data(out: Path, data: Data) -> None:
     """Refuse to go on with other data than the run began with. Raises ValueError naming what differs."""
     try:
-        before = flatten(json.loads((out / "data.json").read_text()))
+        before = json.loads((out / "data.json").read_text())
     except (OSError, ValueError):
         return  # as damaged as it is, it says nothing
-    now = flatten(json.loads(json.dumps(data.info)))
-    both = before.keys() & now.keys()
+    if difference := data_changed(before, data.info):
+        raise ValueError(f"resume: {difference}; bring it back, or train into a new --out")
+
+
+def data_changed(before: dict[str, Any], info: dict[str, Any]) -> str | None:
+    """What differs between the data that a run began with and that of now, in words; None where nothing does."""
+    then, now = flatten(before), flatten(json.loads(json.dumps(info)))
+    both = then.keys() & now.keys()
     if any(key.startswith("sha256") for key in both):
         both -= {"path", "prepared"}  # it may have moved
     for key in sorted(both):
-        if before[key] != now[key]:
-            raise ValueError(
-                f"resume: the data has changed: its {key} was {before[key]!r} and is {now[key]!r} now; "
-                "bring it back, or train into a new --out"
-            )
+        if then[key] != now[key]:
+            return f"the data has changed: its {key} was {then[key]!r} and is {now[key]!r} now"
+    return None
+
+
+def own_tokenizer(config: DataConfig, path: Path) -> DataConfig:
+    """The tokenizer of a run is the copy in its folder, where the file that it began with is gone."""
+    copy = path / "tokenizer.json"
+    if config.tokenizer is None or Path(config.tokenizer).expanduser().exists() or not copy.exists():
+        return config
+    return dataclasses.replace(config, tokenizer=str(copy.resolve()))
 
 
 def began(out: Path) -> bool:
@@ -120,6 +133,7 @@ def load_run(
     if not (path / "config.json").exists():
         raise ValueError(f"run: {path} holds no config.json; give the folder that `retain train` wrote")
     config = load_config(path / "config.json")
+    config = dataclasses.replace(config, data=own_tokenizer(config.data, path))
     names = ["model", "teacher"] if teacher else ["model"]
     if phase is None:
         tensors, state = load_model(path, names, device)

@@ -46,7 +46,7 @@ from retain.model.teacher import Teacher
 from retain.objectives import BPTT, DMT, SMT
 from retain.optimizer_state import load_optimizer, optimizer_tensors
 from retain.progress import Clock, Every, Progress, stop_signals
-from retain.run import began, build, fill, phase_folder, prepare_folder, same_data
+from retain.run import began, build, fill, own_tokenizer, phase_folder, prepare_folder, same_data
 
 log = logging.getLogger("retain")
 
@@ -99,7 +99,7 @@ def train(
     with ExitStack() as held, ExitStack() as connected:
         connected.callback(accelerator.end_training)  # processes must not die while they are connected
         together(accelerator, lambda: prepare_folder(config, out, resume))
-        data = load_data(config.data) if data is None else data
+        data = load_data(own_tokenizer(config.data, out)) if data is None else data
         torch.manual_seed(config.seed)
         rnn, teacher = build(config, data.vocab_size, cell)
         if accelerator.device.type == "cpu":
@@ -115,10 +115,10 @@ def train(
         together(accelerator, hold)
         if main:
             save_config(config, out / "config.json")
-        if main and not resume:
+        if main and not began(out):
             replace_file(out / "data.json", json.dumps(data.info, indent=2).encode() + b"\n")
             if tokenizer := getattr(data, "tokenizer", None):
-                (out / "tokenizer.json").write_text(tokenizer)
+                replace_file(out / "tokenizer.json", tokenizer.encode())
         accelerator.wait_for_everyone()
         start_trackers(accelerator, config, out)
         rnn.to(accelerator.device)
@@ -132,11 +132,14 @@ def train(
 
 
 def together(accelerator: Accelerator, check: Callable[[], None]) -> None:
-    """`check` in the main process, before it changes what the others would look at; all raise its ValueError."""
+    """`check` in the main process, before it changes what the others would look at; what it refuses, or the disk, all
+    raise as a ValueError."""
     problem: list[str | None] = [None]
     if accelerator.is_main_process:
         try:
             check()
+        except OSError as error:
+            problem = [f"{error.filename or 'disk'}: {error.strerror or error}"]
         except ValueError as error:
             problem = [str(error)]
     broadcast_object_list(problem)
@@ -175,6 +178,12 @@ class Loop:
         if resume:
             if began(self.out):
                 saved = load_files(latest_checkpoint(self.out), device=self.accelerator.device)
+                now, before = self.accelerator.num_processes, saved[1]["processes"]
+                if now != before:
+                    raise ValueError(
+                        f"resume: {self.out} was trained by {before} processes, and they are {now} now; start as many "
+                        f"({before} × batch_size is one batch), or train into a new --out"
+                    )
                 self.progress = Progress(**saved[1]["progress"])
                 self.logged_at = (self.progress.seconds, 0.0, self.progress.tokens)
             elif self.main:
@@ -187,11 +196,25 @@ class Loop:
         first = self.progress.phase
         for index in range(first, len(self.config.phases)):
             if index > first or saved is None:
+                if index:
+                    self.go_on_reading(index)
                 self.progress.phase = index
                 self.progress.phase_step = self.progress.phase_tokens = self.progress.phase_sequential = 0
                 self.progress.phase_seconds = 0.0
             self.run_phase(index, saved if index == first else None, stop)
         return self.finish()
+
+    def go_on_reading(self, index: int) -> None:
+        """A phase of smaller batches goes on where the one before it stopped, as a stream cannot go back."""
+        before, now = (getattr(self.config, name).batch_size for name in self.config.phases[index - 1 : index + 1])
+        self.progress.micro_batches = max(self.progress.micro_batches, -(-self.progress.micro_batches * before // now))
+
+    def agreed(self, *values: float) -> list[float]:
+        """What the main process says: clocks and signals differ between processes, and all must do the same."""
+        if self.accelerator.num_processes == 1:
+            return list(values)
+        said: list[float] = broadcast(torch.tensor(values, device=self.accelerator.device).float()).tolist()
+        return said
 
     def budget_of(self, index: int) -> Budget:
         """The budget of a phase. Where all share one, what those before it took beyond theirs is not given twice."""
@@ -233,14 +256,12 @@ class Loop:
         )  # fmt: skip
         try:
             while True:
-                done = p.spent(budget.unit) / budget.amount
-                halt = stop.is_set()
-                if self.accelerator.num_processes > 1:
-                    # Clocks and signals differ between processes; all must leave the loop at the same step.
-                    done, halt = broadcast(torch.tensor([done, float(halt)], device=self.accelerator.device)).tolist()
+                done, halt = self.agreed(p.spent(budget.unit) / budget.amount, stop.is_set())
                 if halt:
                     self.checkpoint(objective, prepared, named)
-                    again = f"retain train --out {shlex.quote(str(self.out))} --resume"
+                    several = self.accelerator.num_processes
+                    start = f"torchrun --nproc-per-node {several} -m retain" if several > 1 else "retain"
+                    again = f"{start} train --out {shlex.quote(str(self.out))} --resume"
                     raise Interrupted(f"stopped at step {p.step} and saved; go on with: {again}")
                 if done >= 1:
                     break
@@ -252,7 +273,10 @@ class Loop:
                 speed = p.phase_tokens / max(p.phase_seconds, 1e-9)
                 bar.set_postfix_str(f"loss {record['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
                 bar.update(min(p.spent(budget.unit), budget.amount) - bar.n)
-                if every["validate"].due(p):
+                due: float = every["validate"].due(p)
+                if every["validate"].budget.unit == "s":
+                    (due,) = self.agreed(due)
+                if due:
                     self.validate(objective, prepared, named)
                     clock.tick()
                 if every["checkpoint"].due(p):
@@ -290,13 +314,13 @@ class Loop:
         lr = learning_rate(config, done)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        parts = []  # kept on the device: to read them waits for it
+        parts, length = [], 0  # kept on the device: to read them waits for it
         for micro in range(config.accumulate):
             # All that is random in a step follows from (seed, step), so that resuming needs no generator's state.
             torch.manual_seed(seed + micro)
             batch: dict[str, Any] = part_of(self.batches.take(p.micro_batches, config.batch_size), config.seq_len)
             p.micro_batches += 1
-            count = batch["tokens"].numel()
+            count, length = batch["tokens"].numel(), max(length, batch["tokens"].shape[1])
             batch = {k: v.to(self.accelerator.device, non_blocking=True) for k, v in batch.items()} | {"progress": done}
             last = micro == config.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(wrapped):
@@ -317,8 +341,8 @@ class Loop:
         optimizer.zero_grad()
         p.step += 1
         p.phase_step += 1
-        # Micro-batches do not wait for each other: however many there are, the chain is one of them.
-        sequential = objective.sequential_steps(batch["tokens"].shape[1], done)
+        # Micro-batches do not wait for each other: however many there are, the chain is the longest of them.
+        sequential = objective.sequential_steps(length, done)
         p.sequential += sequential
         p.phase_sequential += sequential
         return record | {"lr": lr}
@@ -360,7 +384,7 @@ class Loop:
         if self.main:
             objective.finish()
             start = time.perf_counter()
-            guide = None if isinstance(objective, BPTT) and "smt" not in self.config.phases else self.teacher
+            guide = self.teacher if "smt" in self.config.phases else None  # else nothing ever trained it
             with self.accelerator.autocast():
                 limit = self.config.validation_sequences
                 result = evaluate(self.rnn, guide, self.data.windows("validation", batch_for(self.data), limit))

@@ -43,6 +43,7 @@ def eval_command(argv: list[str]) -> None:
     from retain.data import load_data
     from retain.data.paths import with_path
     from retain.evaluate import batch_for, evaluate
+    from retain.run import data_changed
 
     data_config = run.config.data
     if args.data is not None:
@@ -58,6 +59,8 @@ def eval_command(argv: list[str]) -> None:
         raise ValueError(
             f"data: {args.data} is of {data.kind}, the run's of {run.state['kind']}; give data of the run's"
         )
+    if args.data is None and (difference := data_changed(run.state["data"], data.info)):
+        print(f"retain: {difference}; what is scored may be what was trained on", file=sys.stderr)
     batch_size = args.batch_size or batch_for(data)
     batches = data.windows(args.split, batch_size, args.limit)
     seen = tqdm(batches, desc=args.split, unit="batch", leave=False, disable=not sys.stderr.isatty())

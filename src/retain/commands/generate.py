@@ -34,8 +34,8 @@ class Generate:
     top_p: float | None = None
     """Sample among the fewest tokens whose probability reaches p."""
     seed: int = 0
-    count: int = 32
-    """Images only: how many."""
+    count: int | None = None
+    """Images only: how many; None is 32."""
     complete: int | None = None
     """Images only: complete the lower half of this many images of the test split."""
     images: tuple[str, ...] = ()
@@ -49,14 +49,18 @@ class Generate:
 
 def generate_command(argv: list[str]) -> None:
     path, args = take_run(argv, "generate", Generate)
-    if args.count < 1:
+    if args.count is not None and args.count < 1:
         raise Usage(f"count: {args.count} must be at least 1")
+    if not 0 <= args.seed < SEEDS:
+        raise Usage(f"seed: {args.seed} must not be negative, and lie below {SEEDS}")
     if args.out is not None and not args.out.lower().endswith(".png"):
         raise Usage(f"out: {args.out} must be a .png")
     from retain.run import load_run
 
     run = load_run(path, teacher=False, device=args.device)
     if args.complete is not None or args.images:
+        if args.compile or args.count is not None:
+            raise Usage("compile, count: images are completed as many as are named, and not compiled; leave it out")
         from retain.complete import complete_images
 
         write_samples(path, dataclasses.asdict(args), complete_images(run, path, args))
@@ -80,6 +84,8 @@ def generate_command(argv: list[str]) -> None:
     image = kind == "image" and shape is not None
     if args.out is not None and not image:
         raise Usage(f"out: {args.out} is for images, and this run is of {kind}; leave it out")
+    if args.count is not None and not image:
+        raise Usage(f"count: {args.count} is for images, and this run is of {kind}; leave it out")
     length = args.length
     if image:
         size = shape[0] * shape[1]
@@ -89,10 +95,8 @@ def generate_command(argv: list[str]) -> None:
             raise Usage(f"prompt: {len(prompt)} pixels are more than an image has, {size}")
         length = size - len(prompt)
     length = 500 if length is None else length
-    if not 0 <= args.seed < SEEDS:
-        raise Usage(f"seed: {args.seed} must not be negative, and lie below {SEEDS}")
     check_sampling(length, args.temperature, args.top_k, args.top_p)
-    rows = args.count if image else 1
+    rows = (32 if args.count is None else args.count) if image else 1
     start = torch.tensor([prompt] * rows, dtype=torch.long).view(rows, len(prompt))
     stream = generate(
         run.rnn,

@@ -251,7 +251,9 @@ def check_cell(cell: nn.Module, memory: MemoryConfig, name: str) -> nn.Module:
         (of_memory,) = torch.autograd.grad((out[0] * example[0]).sum(), read, allow_unused=True)
     except RuntimeError as error:
         raise ValueError(f"cell: {name} has no backward pass: {_line(error)}") from error
-    mixed = of_memory is not None and bool(of_memory[1:].nan_to_num().any())
+    # Where there are only shapes (a model's parameters are counted so), there is nothing to see.
+    seen = of_memory is not None and not of_memory.is_meta
+    mixed = seen and bool(of_memory[1:].nan_to_num().any())
     # A branch that starts at zero shows no gradient yet.
     if mixed or any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in cell.modules()):
         raise ValueError(f"cell: {name} lets sequences of a batch read each other's memory; leave out BatchNorm")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,9 @@ from torch.utils.checkpoint import checkpoint
 PLAIN_ATTENTION_KEYS = 640
 """In bfloat16 on a CPU, up to this many keys, attention is two batched products with a softmax. They beat the flash
 kernel beyond that, too (1,025 keys: 0.7 of its time), but hold memory that grows with the square of the length."""
+
+FUSED_BATCH = 2**15
+"""Sequences that a GPU's kernel is given at once: they are an axis of CUDA's grid, which ends at 65,535."""
 
 EPS = 1e-6
 """Added to a mean square before its root."""
@@ -45,9 +49,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Te
     # timing at run time: the same run must compute the same everywhere. `python -m retain.bench attention` measures it
     # again.
     sdpa = q.device.type != "cpu" or q.dtype != torch.bfloat16 or k.shape[-2] > PLAIN_ATTENTION_KEYS
-    if sdpa and q.shape[0]:  # not every kernel takes an empty batch, as there is where nothing is asked
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-    return plain_attention(q, k, v, causal=causal, mask=mask)
+    if not sdpa or not q.shape[0]:  # not every kernel takes an empty batch, as there is where nothing is asked
+        return plain_attention(q, k, v, causal=causal, mask=mask)
+    if q.device.type != "cpu" and q.shape[0] > FUSED_BATCH:
+        masks = [mask] if mask is None or mask.dim() < q.dim() else mask.split(FUSED_BATCH)
+        parts = zip(*(part.split(FUSED_BATCH) for part in (q, k, v)), cycle(masks), strict=False)
+        return torch.cat([attention(*part, causal=causal, mask=of_part) for *part, of_part in parts])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from retain.config import IGNORE, RunConfig
 from retain.data import Data, Split, load_data
 from retain.data.batches import Ints, evenly_spaced
-from retain.evaluate import evaluate
+from retain.evaluate import batch_for, evaluate
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives import BPTT, SMT
@@ -27,12 +27,12 @@ SEQUENCES = 512
 LONGER = 4
 """Quality and drift are also measured on sequences this many times the training length."""
 GRADIENT_TOKENS = 200_000
-"""About so many positions go through the decoder for the gradient of SMT."""
+"""About so many positions go through the decoder for the gradient of SMT, fewer where the vocabulary is large."""
 
 
 def scores(run: Run, data: Data, sequences: int = SEQUENCES) -> dict[str, Any]:
     """`evaluate` of the RNN alone, and of its teacher where that was trained, on validation sequences of length T."""
-    return evaluate(run.rnn, run.teacher, data.windows(SPLIT, 128, sequences))
+    return evaluate(run.rnn, run.teacher, data.windows(SPLIT, min(128, batch_for(data)), sequences))
 
 
 def longer_data(config: RunConfig) -> tuple[Data | None, str | None]:
@@ -53,7 +53,8 @@ def by_length(run: Run, sequences: int = SEQUENCES) -> list[dict[str, Any]]:
             data = load_data(dataclasses.replace(run.config.data, seq_len=length))
         except ValueError:  # too short for the task
             continue
-        result = evaluate(run.rnn, run.teacher, data.windows(SPLIT, 128, min(sequences, 256)))
+        batches = data.windows(SPLIT, min(128, batch_for(data)), min(sequences, 256))
+        result = evaluate(run.rnn, run.teacher, batches)
         keep = ("bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy")
         found.append({"length": length} | {key: result[key] for key in keep})
     return found
@@ -78,6 +79,10 @@ def settles(scored: dict[str, Any]) -> dict[str, Any] | None:
     return {"levels_off": end <= 1.1 * before + 1e-9, "third_quarter": before, "last_quarter": end}
 
 
+def gradient_tokens(vocab_size: int) -> int:
+    return GRADIENT_TOKENS * 256 // max(256, vocab_size)
+
+
 def gradient_flow(run: Run, data: Data) -> dict[str, Any]:
     """Norm of the gradient of each sequence's loss at m_t, t = 0 … T, mean over sequences; at the start and now.
 
@@ -92,7 +97,7 @@ def gradient_flow(run: Run, data: Data) -> dict[str, Any]:
         first = build(config, data.vocab_size)
     length = data.seq_len
     decoded = (length + 1) * (config.teacher.future_len + config.memory.tokens)
-    size = max(2, min(16, GRADIENT_TOKENS // decoded))
+    size = max(2, min(16, gradient_tokens(data.vocab_size) // decoded))
     batch = next(iter(data.windows(SPLIT, size, size)))
     found: dict[str, Any] = {"sequences": len(batch["tokens"])}
     for when, (rnn, teacher) in {"initial": first, "trained": (run.rnn, run.teacher)}.items():
@@ -133,7 +138,7 @@ def smt_gradient(
     readout = copy.deepcopy(rnn.readout.state_dict())
     length = batch["tokens"].shape[1]
     per_step = config.teacher.future_len + config.memory.tokens
-    decodes = max(4, min(length + 1, GRADIENT_TOKENS // (per_step * len(batch["tokens"]))))
+    decodes = max(4, min(length + 1, gradient_tokens(rnn.vocab_size) // (per_step * len(batch["tokens"]))))
     everything = dataclasses.replace(
         config.smt, steps_per_sequence=None, decodes_per_sequence=decodes, on_policy=0.0, unroll=1
     )
