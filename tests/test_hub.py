@@ -361,7 +361,7 @@ def test_dmt_with_few_labels_trains_what_it_labels(every):
 
 
 def test_a_phase_may_read_a_part_of_each_sequence(tmp_path):
-    from retain.train import part_of
+    from retain.phase import part_of
 
     batch = {"tokens": torch.arange(40).view(4, 10), "targets": torch.arange(44).view(4, 11)}
     seen = set()

@@ -12,9 +12,10 @@ from retain.budget import parse_budget
 from retain.compare import method_config
 from retain.config import BPTTConfig, DMTConfig
 from retain.objectives import BPTT, DMT, SMT
+from retain.phase import objective_of
 from retain.presets import PRESETS
 from retain.run import build
-from retain.train import objective_of, train
+from retain.train import train
 
 
 def counted(method, progress=0.0, **changes):

@@ -22,8 +22,9 @@ from retain.data import load_data
 from retain.data.prefetch import Prefetch
 from retain.devices import make_accelerator
 from retain.model.cells import build_cell
+from retain.phase import learning_rate
 from retain.run import load
-from retain.train import Interrupted, TrainingError, learning_rate, train
+from retain.train import Interrupted, TrainingError, train
 
 PHASES = ("smt", "dmt", "bptt")
 KEYS = {"tokens": "tokens", "sequential": "sequential_steps"}

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from retain.config import PhaseConfig, RunConfig
 from retain.data import SPLITS, Data, load_data
 from retain.devices import make_accelerator
+from retain.phase import objective_of, part_of
 from retain.run import build
-from retain.train import objective_of, part_of
 
 PROBE_SECONDS = 5.0
 """The probe's batch doubles up to that of the run, as long as its next step should take less than this."""

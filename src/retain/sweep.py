@@ -159,8 +159,8 @@ def check(sweep: Sweep) -> None:
     import torch
 
     from retain.data import load_data
+    from retain.phase import objective_of
     from retain.run import build
-    from retain.train import objective_of
 
     sizes: dict[Any, int] = {}
     for values in sweep.combinations():

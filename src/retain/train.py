@@ -11,14 +11,12 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list
 from torch import nn
 from tqdm import tqdm
 
@@ -45,6 +43,8 @@ from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives import BPTT, DMT, SMT
 from retain.optimizer_state import load_optimizer, optimizer_tensors
+from retain.phase import learning_rate, objective_of, part_of, seed_of
+from retain.processes import agreed, together
 from retain.progress import Clock, Every, Progress, stop_signals
 from retain.run import began, build, fill, own_tokenizer, phase_folder, prepare_folder, same_data
 
@@ -57,24 +57,6 @@ class TrainingError(RuntimeError):
 
 class Interrupted(Exception):
     """Training was asked to stop (Ctrl-C, SIGTERM) and has checkpointed; the message says how to go on."""
-
-
-def objective_of(name: str, config: RunConfig, rnn: RNN, teacher: Teacher) -> SMT | DMT | BPTT:
-    if name == "smt":
-        return SMT(teacher, rnn, config.smt, config.teacher.future_len)
-    if name == "dmt":
-        return DMT(teacher, rnn, config.dmt, trunk_trained="smt" in config.phases and config.smt.lambda_trunk > 0)
-    return BPTT(rnn, config.bptt)
-
-
-def learning_rate(config: PhaseConfig, progress: float) -> float:
-    """Linear warm-up, then constant, or a cosine to a hundredth, over the phase's progress 0 … 1."""
-    if progress < config.warmup:
-        return config.lr * max(progress / config.warmup, 1e-3)
-    if config.schedule == "constant":
-        return config.lr
-    over = min(1.0, (progress - config.warmup) / (1 - config.warmup))
-    return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * over)))
 
 
 def train(
@@ -129,22 +111,6 @@ def train(
                 return loop.run(resume, stop)
         finally:
             loop.batches.close()
-
-
-def together(accelerator: Accelerator, check: Callable[[], None]) -> None:
-    """`check` in the main process, before it changes what the others would look at; what it refuses, or the disk, all
-    raise as a ValueError."""
-    problem: list[str | None] = [None]
-    if accelerator.is_main_process:
-        try:
-            check()
-        except OSError as error:
-            problem = [f"{error.filename or 'disk'}: {error.strerror or error}"]
-        except ValueError as error:
-            problem = [str(error)]
-    broadcast_object_list(problem)
-    if problem[0] is not None:
-        raise ValueError(problem[0])
 
 
 class Loop:
@@ -209,13 +175,6 @@ class Loop:
         before, now = (getattr(self.config, name).batch_size for name in self.config.phases[index - 1 : index + 1])
         self.progress.micro_batches = max(self.progress.micro_batches, -(-self.progress.micro_batches * before // now))
 
-    def agreed(self, *values: float) -> list[float]:
-        """What the main process says: clocks and signals differ between processes, and all must do the same."""
-        if self.accelerator.num_processes == 1:
-            return list(values)
-        said: list[float] = broadcast(torch.tensor(values, device=self.accelerator.device).float()).tolist()
-        return said
-
     def budget_of(self, index: int) -> Budget:
         """The budget of a phase. Where all share one, what those before it took beyond theirs is not given twice."""
         budget, p = self.budgets[index], self.progress
@@ -256,7 +215,7 @@ class Loop:
         )  # fmt: skip
         try:
             while True:
-                done, halt = self.agreed(p.spent(budget.unit) / budget.amount, stop.is_set())
+                done, halt = agreed(self.accelerator, p.spent(budget.unit) / budget.amount, stop.is_set())
                 if halt:
                     self.checkpoint(objective, prepared, named)
                     several = self.accelerator.num_processes
@@ -275,7 +234,7 @@ class Loop:
                 bar.update(min(p.spent(budget.unit), budget.amount) - bar.n)
                 due: float = every["validate"].due(p)
                 if every["validate"].budget.unit == "s":
-                    (due,) = self.agreed(due)
+                    (due,) = agreed(self.accelerator, due)
                 if due:
                     self.validate(objective, prepared, named)
                     clock.tick()
@@ -458,20 +417,3 @@ class Loop:
             replace_file(self.out / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
         self.accelerator.wait_for_everyone()
         return summary
-
-
-def part_of(batch: dict[str, Any], length: int | None) -> dict[str, Any]:
-    """A batch cut to `length` of its T tokens, from a random place; its first target is that of the memory there."""
-    spare = batch["tokens"].shape[1] - (length or 0)
-    if length is None or spare <= 0:
-        return batch
-    start = int(torch.randint(spare + 1, ()))
-    return batch | {
-        "tokens": batch["tokens"][:, start : start + length],
-        "targets": batch["targets"][:, start : start + length + 1],
-    }
-
-
-def seed_of(seed: int, step: int) -> int:
-    """A seed for the step, far from those of its neighbours."""
-    return (seed * 1_000_003 + step) * 4_099 % (2**62)

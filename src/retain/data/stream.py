@@ -31,7 +31,8 @@ class StreamedData(Data):
     A split that the source lacks is cut from its train by the same rule as in `prepare`. The stream of (seed, rank)
     is always the same, and batch `step` is its sequences step · batch_size and following. Asked for in any other
     order than that of the steps, it is read again from its beginning up to there: so a resumed run goes on bit for bit,
-    at the price of that reading. A phase of smaller batches reads on; larger ones leave out what lies between. Raises ValueError as `prepare` does.
+    at the price of that reading. A phase of smaller batches reads on; larger ones leave out what lies between.
+    Raises ValueError as `prepare` does.
     """
 
     def __init__(self, config: DataConfig) -> None:

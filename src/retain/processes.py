@@ -1,0 +1,33 @@
+"""What several processes that are one run must do alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, broadcast_object_list
+
+
+def together(accelerator: Accelerator, check: Callable[[], None]) -> None:
+    """`check` in the main process, before it changes what the others would look at; what it refuses, or the disk, all
+    raise as a ValueError."""
+    problem: list[str | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            check()
+        except OSError as error:
+            problem = [f"{error.filename or 'disk'}: {error.strerror or error}"]
+        except ValueError as error:
+            problem = [str(error)]
+    broadcast_object_list(problem)
+    if problem[0] is not None:
+        raise ValueError(problem[0])
+
+
+def agreed(accelerator: Accelerator, *values: float) -> list[float]:
+    """What the main process says: clocks and signals differ between processes, and all must do the same."""
+    if accelerator.num_processes == 1:
+        return list(values)
+    said: list[float] = broadcast(torch.tensor(values, device=accelerator.device).float()).tolist()
+    return said
