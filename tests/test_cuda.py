@@ -9,6 +9,8 @@ import warnings
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from conftest import tiny
 from naive import attention as naive_attention
@@ -124,6 +126,34 @@ def test_a_step_waits_for_the_device_once_at_most(encoder, phase):
     torch.cuda.set_sync_debug_mode("default")
     waits = [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
     assert len(waits) <= 1, waits  # for how many targets count
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations on CUDA that are more than a view: a kernel or a few each."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        first = next((x for x in tree_leaves(out) if isinstance(x, torch.Tensor)), None)
+        self.count += first is not None and first.is_cuda and not func.is_view
+        return out
+
+
+def test_what_smt_launches_does_not_grow_with_the_sequence_and_bptt_does():
+    def launched(objective, length):
+        there = {name: x.to("cuda:0") for name, x in batch(4, length).items()}
+        with Launches() as counted:
+            objective(there)["loss"].backward()
+        return counted.count
+
+    teacher, rnn = (m.float().to("cuda:0") for m in models(cell="gated"))
+    smt = SMT(teacher, rnn, smt_config(unroll=4, on_policy=0.5, horizon=4, decodes_per_sequence=2), 2)
+    assert launched(smt, 64) < 1.2 * launched(smt, 16)  # up to what a random offset of the stretches makes of it
+    bptt = BPTT(rnn, BPTTConfig(truncate=None))
+    assert launched(bptt, 64) > 3 * launched(bptt, 16)
 
 
 @pytest.mark.parametrize("kind", ["all", "causal", "mask of all", "mask of each"])
