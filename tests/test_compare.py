@@ -59,6 +59,20 @@ def test_a_cell_of_ones_own_has_its_parameters_counted(tmp_path, monkeypatch):
     assert parameters(method_config(own, "gru"), 9) == pytest.approx(parameters(own, 9), rel=0.1)
 
 
+def test_truncated_is_a_quarter_of_what_is_read():
+    assert method_config(tiny(bptt__truncate=None, bptt__seq_len=4), "tbptt").bptt.truncate == 1
+
+
+def test_unlike_machines_and_unknown_peaks_are_told(finished):
+    results = copy.deepcopy(finished[1])
+    assert "unlike" not in markdown(results)
+    runs = results["methods"]["gru"]["runs"]
+    runs[0] |= {"machine": "another", "peak_memory_bytes": None}
+    text = markdown(results)
+    assert text.count("Runs of unlike machines: ") == 1 and "another cpu fp32" in text
+    assert rows(text, "method | accuracy")["gru"]["peak memory, MiB"] == f"{runs[1]['peak_memory_bytes'] / 2**20:,.0f}"
+
+
 def test_phases_and_budgets_of_the_methods():
     base = tiny(smt__budget="5s", smt__share=3, dmt__share=1, budget="90steps", bptt__budget="7steps")
     assert [b.amount for b in method_config(base, "smt").budgets()] == [68, 22]

@@ -142,6 +142,18 @@ class Launches(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("cell", ["gru", "lstm", "elman"])
+def test_pytorchs_own_cells_remember_in_float32(cell):
+    _, rnn = (m.float().to("cuda:0") for m in models(cell=cell))
+    tokens = batch(4)["tokens"].to("cuda:0")
+    with torch.autocast("cuda", torch.bfloat16), torch.no_grad():
+        stepped = rnn.step(tokens[:, 0], rnn.init_memory(4))[1]
+        rolled = rnn.rollout(tokens, rnn.init_memory(4))[:, -1]
+    for memory in (stepped, rolled):
+        assert memory.dtype == torch.float32
+        assert (memory != memory.bfloat16().float()).any(), "not rounded to bfloat16"
+
+
 def test_what_smt_launches_does_not_grow_with_the_sequence_and_bptt_does():
     def launched(objective, length):
         there = {name: x.to("cuda:0") for name, x in batch(4, length).items()}

@@ -1,5 +1,6 @@
 """Sampling: what is drawn, from how many, and at what cost."""
 
+import copy
 import gc
 import time
 
@@ -55,6 +56,11 @@ def test_same_seed_same_tokens(rnn, prompt):
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(drawn(rnn, prompt, 30, seed=4), one)
     assert torch.equal(drawn(rnn, prompt, 10, seed=3), one[:, :10])
+
+
+def test_of_equal_ones_no_more_than_k_are_kept():
+    drawn = {int(sample(torch.zeros(1, 9), top_k=2, generator=torch.Generator().manual_seed(s))) for s in range(200)}
+    assert len(drawn) == 2
 
 
 def test_one_is_greedy(rnn, prompt):
@@ -140,7 +146,9 @@ def test_length_is_what_is_yielded(rnn, prompt):
 
 
 def test_the_callers_code_keeps_its_gradients(rnn, prompt):
-    for _ in generate(rnn, prompt, 2):
+    trained = copy.deepcopy(rnn).train()
+    for token in generate(rnn, prompt, 2):
+        trained.step(token, trained.init_memory(2))[0].sum().backward()
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         assert (torch.ones(1, requires_grad=True) * 2).requires_grad
 

@@ -56,6 +56,7 @@ def test_a_killed_grid_leaves_no_one_training_and_goes_on_where_it_was(tmp_path,
     early = metrics.read_text().splitlines()[:40]
     result = run_all({"one": config}, out, threads=1)["one"]
     assert result["steps"] == 250
+    assert result["peak_memory_bytes"] is None, "its first process had a peak of its own"
     assert metrics.read_text().splitlines()[:40] == early, "it went on, it did not begin again"
     assert steps_of(metrics) == list(range(1, 251))
 

@@ -22,7 +22,7 @@ from retain.data import load_data
 from retain.evaluate import evaluate
 from retain.run import load_run
 from retain.sweep import Sweep, check, run_sweep, runs_of, sweep_of, value_of
-from retain.sweep_results import choose_levels, compression, markdown, place, plot_quality
+from retain.sweep_results import budget_of, choose_levels, compression, markdown, place, plot_quality
 from test_grid import steps_of, wait_for
 
 BASE = tiny(budget="4steps", validate_every="2steps")
@@ -108,6 +108,15 @@ def test_runs_are_validated_twenty_times_unless_told_otherwise():
     assert every("--smt.budget 300steps --dmt.budget 100steps") == "20steps"
     assert every("--smt.budget 300steps --dmt.budget 100s") == "60s"
     assert every("--budget 2000steps --validate-every 5steps") == "5steps"
+
+
+def test_runs_of_varied_budgets_have_as_many_validations_and_say_so(finished):
+    line = "retrieval --vary memory.width=8 --vary budget=200steps,2000steps"
+    swept = sweep_of(shlex.split(line))[0]
+    assert [run.validate_every for run in runs_of(swept).values()][:2] == ["10steps", "100steps"]
+    fixed = sweep_of(shlex.split(f"{line} --validate-every 7steps"))[0]
+    assert {run.validate_every for run in runs_of(fixed).values()} == {"7steps"}
+    assert budget_of(swept) == "budgets as varied" and budget_of(SMALL) == "smt 2steps + dmt 2steps"
 
 
 def test_any_value_has_a_folder_of_its_own():
@@ -344,6 +353,7 @@ WRONG = [
     ("{new} --vary memory.width=4,8 --vary smt.horizon=3 --seeds 0", ["seeds", "'0'", "at least 1"]),
     ("{new} --vary memory.width=4 --levels 2,x", ["levels", "'2,x'", "numbers"]),
     ("{new} --vary memory.width=4 --levels -1", ["levels", "-1", "positive"]),
+    ("{new} --vary cell.width=8,16 --levels 2.5", ["levels", "memory sizes", "memory.tokens"]),
     ("{new} --vary memory.width=4 --jobs two", ["jobs", "'two'", "whole number"]),
     ("{new} --vary memory.width=4 --budget 300", ["budget", "'300'", "unit"]),
     ("{new} --vary memory.width=4 --nonsense 3", ["nonsense"]),

@@ -4,7 +4,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Where each public name lives. Imported when first used, so that `retain --help` need not wait for PyTorch.
+# Where each public name lives. Imported when first used, so that `retain --help` need not wait for PyTorch. What is
+# called like its module (train, evaluate, generate) is to be had from there: from retain.train import train.
 _HOMES = {
     "RunConfig": "retain.config",
     "PRESETS": "retain.presets",
@@ -16,9 +17,6 @@ _HOMES = {
     "DMT": "retain.objectives",
     "BPTT": "retain.objectives",
     "load_data": "retain.data",
-    "train": "retain.train",
-    "evaluate": "retain.evaluate",
-    "generate": "retain.generate",
 }
 __all__ = ["PRESETS", "__version__", *_HOMES]
 

@@ -121,7 +121,8 @@ def method_config(base: RunConfig, method: str) -> RunConfig:
         bptt = dataclasses.replace(bptt, truncate=None, share=others * FINETUNE / (1 - FINETUNE))
         return dataclasses.replace(base, phases=(*phases, "bptt"), bptt=bptt)
     if method == "tbptt":
-        bptt = dataclasses.replace(bptt, truncate=bptt.truncate or max(1, base.data.seq_len // TRUNCATE))
+        length = bptt.seq_len or base.data.seq_len
+        bptt = dataclasses.replace(bptt, truncate=bptt.truncate or max(1, length // TRUNCATE))
         return dataclasses.replace(base, phases=("bptt",), bptt=bptt)
     run = dataclasses.replace(base, phases=("bptt",), bptt=dataclasses.replace(bptt, truncate=None))
     return run if method == "bptt" else matched(run, method)

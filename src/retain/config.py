@@ -329,6 +329,18 @@ class BPTTConfig(PhaseConfig):
         positive(self, "truncate")
 
 
+def check_memory(memory: MemoryConfig, kind: str) -> None:
+    """Raises ValueError for a memory that a cell of this kind cannot have."""
+    sizes, side = f"memory: {memory.tokens} x {memory.width}", math.isqrt(memory.width)
+    if kind == "lstm" and memory.tokens * memory.width % 2:
+        raise ValueError(f"{sizes} must be even, the lstm keeps h and c in it")
+    if kind == "delta" and (memory.tokens < 3 or side % 2 or side**2 != memory.width):
+        raise ValueError(
+            f"{sizes}: the delta cell needs 3 memory tokens or more and a width that is the square of an even number; "
+            "give e.g. memory.tokens 4 and memory.width 256"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that decides a run."""
@@ -377,16 +389,7 @@ class RunConfig:
         self._check_teacher()
         for name in ("budget", "checkpoint_every", "validate_every"):
             parse_budget(getattr(self, name), name)
-        if self.cell.kind == "lstm" and self.memory.tokens * self.memory.width % 2:
-            raise ValueError(
-                f"memory: {self.memory.tokens} x {self.memory.width} must be even, the lstm keeps h and c in it"
-            )
-        side = math.isqrt(self.memory.width)
-        if self.cell.kind == "delta" and (self.memory.tokens < 3 or side % 2 or side**2 != self.memory.width):
-            raise ValueError(
-                f"memory: {self.memory.tokens} x {self.memory.width}: the delta cell needs 3 memory tokens or more and "
-                "a width that is the square of an even number; give e.g. memory.tokens 4 and memory.width 256"
-            )
+        check_memory(self.memory, self.cell.kind)
         if self.memory.norm == "rms" and self.memory.width == 1:
             raise ValueError("memory.width: 1 leaves nothing after rms normalisation; use norm batch or a wider memory")
         for phase in set(self.phases):

@@ -40,7 +40,13 @@ def from_dict(cls: Any, values: Any, name: str = "config") -> Any:
             built[key] = from_dict(hints[key], value, f"{name}.{key}")
         else:
             built[key] = checked(value, hints[key], f"{name}.{key}")
-    return cls(**built)
+    try:
+        return cls(**built)
+    except ValueError as error:
+        section = name.removeprefix("config").lstrip(".")
+        if not section or str(error).startswith(f"{section}."):
+            raise
+        raise ValueError(f"{section}.{error}") from None
 
 
 def save_config(config: RunConfig, path: Path) -> None:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from retain.cli import one_line_errors
-from retain.results import STALE, current, fingerprint, keep, kept, write
+from retain.results import STALE, copy_picture, current, fingerprint, keep, kept, write
 from retain.sweep import run_sweep, runs_of, sweep_of
 
 PAGE = Path("docs/figures.md")
@@ -69,10 +69,10 @@ def run(name: str, folder: Path) -> None:
     if current(kept(name, folder), command, settings):
         return
     print(command, file=sys.stderr, flush=True)
-    keep(name, command, settings, run_sweep(swept, out, jobs=jobs, quiet=False), folder)
+    results = run_sweep(swept, out, jobs=jobs, quiet=False)
     for ending, picture in PICTURES.items():
-        if (out / picture).exists():
-            (folder / f"{name}{ending}.png").write_bytes((out / picture).read_bytes())
+        copy_picture(out / picture, folder / f"{name}{ending}.png")
+    keep(name, command, settings, results, folder)
 
 
 def page(folder: Path) -> str:

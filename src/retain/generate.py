@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retain.model.cells import GRUCell, LSTMCell
 from retain.model.modes import evaluating
 from retain.model.rnn import RNN
 
@@ -53,8 +54,8 @@ def sample(
     logits = logits.float()
     logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, 1e-30)
     if top_k is not None and top_k < logits.shape[-1]:
-        least = logits.topk(top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -math.inf)
+        values, kept = logits.topk(top_k)  # of equal ones no more than k
+        logits = torch.full_like(logits, -math.inf).scatter(-1, kept, values)
     probability = logits.softmax(-1)
     if top_p is not None and top_p < 1:
         ordered, order = probability.sort(-1, descending=True)
@@ -102,7 +103,11 @@ def fast_step(rnn: RNN, batch: int = 1) -> Step:
     weights = sum(p.numel() for part in (rnn.cell, rnn.readout) for p in part.parameters())
     bf16 = fast_bf16(device) and (device.type != "cpu" or batch * weights >= BF16_PRODUCTS)
     frozen = copy.deepcopy(rnn).eval()
-    exact: Step = (frozen.bfloat16() if bf16 else frozen).step
+    if bf16:
+        frozen.bfloat16()
+        if isinstance(frozen.cell, (GRUCell, LSTMCell)):
+            frozen.cell.float()  # they compute memory in the dtype of their weights
+    exact: Step = frozen.step
     step = exact
     if can_compile(device):
         if device.type == "cpu":
@@ -165,7 +170,7 @@ def _stream(
         with torch.inference_mode(), mode:
             token = sample(logits, temperature, top_k, top_p, generator)
             logits, memory = step(token, memory)
-        yield token
+        yield token.clone()  # one that the caller may train on, which a tensor of inference mode is not
 
 
 def save_image_grid(tokens: Tensor, shape: tuple[int, int], levels: int, path: str | Path, columns: int = 8) -> None:

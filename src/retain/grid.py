@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -128,6 +129,8 @@ def _finish(name: str, process: subprocess.Popen[str], complaints: IO[str], fold
     complaints.close()
     if process.returncode:
         why = lines[-1] if lines else f"it ended with {process.returncode}"
+        if process.returncode < 0:
+            why = f"killed by signal {-process.returncode}, for want of memory perhaps; try --jobs 1 or smaller batches"
         raise ValueError(f"{name}: {why.removeprefix('retain: ')} (run folder: {folder})")
 
 
@@ -210,7 +213,9 @@ def train_one(config: RunConfig, folder: Path) -> Result:
             "steps", "seconds", "tokens", "sequential_steps", "best_step", "validation_bits_per_token", "parameters",
             "teacher_parameters", "device", "precision", "threads", "versions", "data",
         )  # fmt: skip
-        result |= {key: summary[key] for key in keep} | {"peak_memory_bytes": peak_memory(summary["device"])}
+        # Of a run that goes on, the process that began it had a peak of its own, which nobody knows now.
+        peak = None if resume else peak_memory(summary["device"])
+        result |= {key: summary[key] for key in keep} | {"machine": processor(), "peak_memory_bytes": peak}
     result["curve"] = curve(folder / "metrics.jsonl")
     _write(folder, result)
     return result
@@ -278,6 +283,17 @@ def peak_memory(device: str) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def processor() -> str:
+    """The processor's name, and the units of it that decide its precision."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    units = [unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if unit in fields.get("flags", "").split()]
+    return f"{fields.get('model name', platform.machine())} ({', '.join(units)})"
 
 
 def _write(folder: Path, result: Result) -> None:

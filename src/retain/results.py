@@ -115,6 +115,15 @@ def current(saved: dict[str, Any] | None, command: str, settings: str) -> bool:
     return saved is not None and (saved["command"], saved.get("settings")) == (command, settings)
 
 
+def settings_of(arguments: str) -> str:
+    """The fingerprint of a comparison's arguments."""
+    return fingerprint([comparison_of(shlex.split(arguments))[0].config])
+
+
+def is_current(arguments: str, saved: dict[str, Any]) -> bool:
+    return current(saved, f"retain compare {arguments}", settings_of(arguments))
+
+
 def keep(name: str, command: str, settings: str, results: Any, folder: Path) -> None:
     from retain.checkpoint import replace_file
 
@@ -131,10 +140,17 @@ def run_comparison(name: str, arguments: str, folder: Path) -> None:
     if current(kept(name, folder), command, settings):
         return
     print(command, file=sys.stderr, flush=True)
-    keep(name, command, settings, compare(comparison, out, jobs=jobs, quiet=False), folder)
-    picture = out / "results.png"
-    if picture.exists():
-        (folder / f"{name}.png").write_bytes(picture.read_bytes())
+    results = compare(comparison, out, jobs=jobs, quiet=False)
+    copy_picture(out / "results.png", folder / f"{name}.png")
+    keep(name, command, settings, results, folder)
+
+
+def copy_picture(made: Path, kept: Path) -> None:
+    """An older one does not stay beside newer figures, even where none could be drawn."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.unlink(missing_ok=True)
+    if made.exists():
+        kept.write_bytes(made.read_bytes())
 
 
 def run_study(name: str, study: Study, out: Path, folder: Path) -> None:
@@ -174,13 +190,17 @@ def page(quick: bool, folder: Path) -> str:
     for section, lines in comparisons(quick).items():
         text += f"\n## {section}\n"
         for name, arguments in lines.items():
-            words = shlex.split(arguments)
-            settings = fingerprint([comparison_of(words)[0].config])
+            settings = settings_of(arguments)
             text += f"\n### {name}\n\n" + part(name, f"retain compare {arguments}", settings, folder, markdown)
         if section == LONGER:
-            found = [saved["results"] for name in ("retrieval", *lines) if (saved := kept(name, folder))]
+            every = {name: line for lines in comparisons(quick).values() for name, line in lines.items()}
+            saved = {name: known for name in ("retrieval", *lines) if (known := kept(name, folder))}
+            found = [known["results"] for known in saved.values()]
             if found:
-                text += f"\n### retrieval, by length\n\n{by_length(found)}"
+                text += "\n### retrieval, by length\n\n"
+                if not all(is_current(every[name], known) for name, known in saved.items()):
+                    text += STALE.replace("Run", "Some of it run")
+                text += by_length(found)
                 if plot_by_length(found, folder / "retrieval-by-length.png"):
                     text += f"\n![retrieval: cost of solving it]({folder.name}/retrieval-by-length.png)\n"
     for name, make in STUDIES.items():

@@ -25,9 +25,10 @@ MAY_CHANGE = {"device", "tracker", "log_every", "data.path"}
 
 def check_device(name: str) -> None:
     """Raises ValueError for a device that is not there."""
-    if name == "cuda" and not torch.cuda.is_available():
+    kind = name if name == "auto" else torch.device(name).type
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: cuda was asked for, but PyTorch sees no CUDA device here; use --device cpu")
-    if name == "mps" and not torch.backends.mps.is_available():
+    if kind == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device: mps was asked for, but it is not available here; use --device cpu")
 
 
@@ -152,7 +153,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", cell: nn.Modul
     """The RNN of a run folder, ready to read.
 
     `memory = rnn.init_memory(batch)`, then `logits, memory = rnn.step(token, memory)` for every token. Nothing in it
-    requires a gradient, so that a stream holds on to nothing; `rnn.requires_grad_()` to train it further.
+    requires a gradient, so that a stream holds on to nothing; `rnn.train().requires_grad_()` to train it further.
     `cell` is the user's own cell where the run was trained with one that its config cannot name.
     Raises ValueError where there is no run, CheckpointError for damaged weights.
     """

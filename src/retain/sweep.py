@@ -54,6 +54,8 @@ class Sweep:
     levels: tuple[float, ...] = ()
     """Losses in bits per token for the compression curve; empty chooses them from the runs."""
     threads: int | None = None
+    often: bool = False
+    """Validate each run VALIDATIONS times, whatever the budget that is varied, instead of as the base run says."""
 
     def __post_init__(self) -> None:
         if not self.vary:
@@ -147,8 +149,13 @@ def run_name(values: dict[str, Any], seed: int) -> str:
 def runs_of(sweep: Sweep) -> dict[str, RunConfig]:
     """Name → run, seed by seed, so that one seed of everything is done first. Raises ValueError for a bad value."""
     base = dataclasses.replace(sweep.config, tracker=None)
+
+    def run(values: dict[str, Any]) -> RunConfig:
+        config = with_values(base, values)
+        return often(config) if sweep.often else config
+
     return {
-        run_name(values, seed): dataclasses.replace(with_values(base, values), seed=seed)
+        run_name(values, seed): dataclasses.replace(run(values), seed=seed)
         for seed in range(sweep.seeds)
         for values in sweep.combinations()
     }
@@ -238,16 +245,21 @@ def sweep_of(argv: list[str]) -> tuple[Sweep, Path, int]:
             raise Usage(f"vary: {name} is varied and set by {word.partition('=')[0]}, too; leave one of them out")
     refuse(argv, "sweep", ("--seed", "--tracker", "--quiet"))
     config = train_config(argv)[0]
-    if "validate_every" not in vary and not any(a.replace("_", "-").startswith("--validate-every") for a in argv):
+    regular = "validate_every" not in vary and not any(a.replace("_", "-").startswith("--validate-every") for a in argv)
+    if regular:
         config = often(config)
     numbers = (values["levels"] or "").split(",") if values["levels"] else []
     try:
         levels = tuple(map(float, numbers))
     except ValueError:
         raise Usage(f"levels: {values['levels']!r} are not numbers; write e.g. --levels 2.5,2.0,1.5") from None
+    from retain.sweep_results import MEMORY
+
+    if levels and not any(name in MEMORY for name in vary):
+        raise Usage(f"levels: they are reached by memory sizes, and none is varied; vary {' or '.join(MEMORY)}, too")
     found = Sweep(
         config=config, vary=vary, seeds=whole(values, "seeds", 3) or 3, levels=levels,
-        threads=whole(values, "threads", None),
+        threads=whole(values, "threads", None), often=regular,
     )  # fmt: skip
     out = Path(values["out"] or f"runs/sweep-{config.preset or 'custom'}")
     return found, out, whole(values, "jobs", 1) or 1

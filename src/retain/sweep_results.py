@@ -38,11 +38,10 @@ def summarise(sweep: Sweep, found: dict[str, dict[str, Any]]) -> Results:
         for run in points[-1]["runs"]:
             source = run.pop("data", None) or source
     scored = [run for point in points for run in point["runs"] if "validation" in run]
-    phases = sweep.config.phases
     results: Results = {
         "preset": sweep.config.preset,
-        "budget": " + ".join(f"{phase} {b}" for phase, b in zip(phases, sweep.config.budgets(), strict=True)),
-        "phases": list(phases),
+        "budget": budget_of(sweep),
+        "phases": list(sweep.config.phases),
         "seeds": sweep.seeds,
         "threads": sweep.threads,
         "vary": {name: list(values) for name, values in sweep.vary.items()},
@@ -55,6 +54,14 @@ def summarise(sweep: Sweep, found: dict[str, dict[str, Any]]) -> Results:
     }
     swept = any(name in sweep.vary for name in MEMORY)
     return results | {"compression": compression(points, sweep.levels) if swept else None}
+
+
+def budget_of(sweep: Sweep) -> str:
+    """What each phase of a run has, in words."""
+    if any(name.rpartition(".")[2] in ("budget", "share", "phases") for name in sweep.vary):
+        return "budgets as varied"
+    phases = zip(sweep.config.phases, sweep.config.budgets(), strict=True)
+    return " + ".join(f"{phase} {budget}" for phase, budget in phases)
 
 
 # Compression

@@ -81,12 +81,19 @@ def markdown(results: Results) -> str:
         said += f", {results['threads']} thread(s) a run"
     over = "mean ± standard deviation over seeds" if results["seeds"] > 1 else "one seed is no claim"
     text = f"{said}; test split, each RNN alone from m_0; {over}, the best in bold.\n\n"
-    text += main_table(results, accuracy)
+    text += main_table(results, accuracy) + unlike(results)
     if len(results["lrs"]) > 1:
         text += "\n" + sweep_table(results)
     if results["lengths"]:
         text += "\n" + length_table(results, accuracy)
     return text
+
+
+def unlike(results: Results) -> str:
+    """A line where runs were not all made on one kind of machine: their seconds are not one budget then."""
+    runs = [r for found in results["methods"].values() for r in found["runs"] if "device" in r]
+    kinds = {" ".join(str(r.get(key, "?")) for key in ("machine", "device", "precision")) for r in runs}
+    return f"\nRuns of unlike machines: {'; '.join(sorted(kinds))}.\n" if len(kinds) > 1 else ""
 
 
 def main_table(results: Results, accuracy: bool) -> str:
@@ -107,7 +114,7 @@ def main_table(results: Results, accuracy: bool) -> str:
             return spread([r["test"].get(key) for r in good], form)
 
         def mean(key: str, form: str, scale: float = 1, good: list[dict[str, Any]] = good) -> str:
-            return spread([r[key] / scale for r in good], form, deviation=False)
+            return spread([r[key] / scale for r in good if r[key] is not None], form, deviation=False)
 
         # Methods that the digits shown cannot tell apart share the first place.
         shown = spread([r["test"][results["metric"]] for r in good], ".3f", deviation=False)
@@ -235,7 +242,9 @@ def plot(results: Results, path: Path) -> bool:
     axes = figure.subplots(1, len(COSTS), sharey=True)
     for axis, (cost, label) in zip(axes, COSTS.items(), strict=True):
         for number, (method, found) in enumerate(results["methods"].items()):
-            curves = [r["curve"] for r in found["runs"] if r["curve"]]
+            # One that diverged ends early, and the line of the others with it; it is shown where there is no other.
+            good = [r["curve"] for r in found["runs"] if r["curve"] and "failed" not in r]
+            curves = good or [r["curve"] for r in found["runs"] if r["curve"]]
             if not curves:
                 continue
             # Seeds are validated at slightly different costs: their mean is taken on a common axis.

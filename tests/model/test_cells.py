@@ -7,7 +7,7 @@ from torch import nn
 from naive import VOCAB, assert_close, gradients, randomise
 from retain.config import CELLS, CellConfig, MemoryConfig, TeacherConfig
 from retain.model.cells import CELLS as BUILT_IN
-from retain.model.cells import build_cell
+from retain.model.cells import build_cell, check_cell
 from retain.model.rnn import RNN
 
 MEMORY = MemoryConfig(tokens=2, width=4, norm="rms")
@@ -294,3 +294,16 @@ def test_what_a_delta_cell_has_written_it_reads_where_it_was_written():
             _, store = cell.step(torch.zeros(1, 16), store, said[None])
     assert_close(store[0, 0, 0], third)
     assert_close(store[0, 0, 1], second)
+
+
+def test_a_cell_of_ones_own_may_be_of_another_dtype():
+    assert check_cell(OwnCell(MEMORY, None).double(), MEMORY, "mine").mix.weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "kind, memory, words",
+    [("delta", MemoryConfig(), "2 x 128: the delta cell needs 3"), ("lstm", MemoryConfig(tokens=1, width=9), "even")],
+)
+def test_a_memory_that_a_cell_cannot_have_is_refused_where_it_is_built(kind, memory, words):
+    with pytest.raises(ValueError, match=words):
+        build_cell(memory, CellConfig(kind=kind))

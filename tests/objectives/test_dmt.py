@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import naive
-from naive import VOCAB, assert_close, batch, gradients, models
-from retain.config import CELLS, IGNORE, DMTConfig
-from retain.objectives import DMT, rollout_from_teacher, unroll
-from retain.objectives.segments import unroll_alone
+from naive import VOCAB, assert_close, batch, gradients, models, smt_config
+from retain.config import CELLS, IGNORE, BPTTConfig, DMTConfig
+from retain.objectives import BPTT, DMT, SMT, rollout_from_teacher, unroll
+from retain.objectives.segments import own_memories, unroll_alone
 
 CASES = [(cell, norm) for cell in CELLS for norm in ("rms", "batch")]
 
@@ -269,3 +269,83 @@ def test_ignored_targets_never_matter():
     assert_close(objective(fewer)["loss_dyn"], with_all["loss_dyn"])
     assert_close(objective(fewer)["loss_readout"], naive.dmt(teacher, rnn, objective.config, fewer)["loss_readout"])
     assert not torch.allclose(objective(fewer)["loss_readout"], with_all["loss_readout"])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("changes", [{"horizon": 2, "horizon_end": 2}, {"horizon_growth": 0.0, "unroll": 3}], ids=str)
+def test_every_parameter_learns_under_autocast_too(cell, changes):
+    """Casts of weights that a rollout without a graph has made must not be taken for those that are trained."""
+    objective = DMT(*(m.float() for m in models(cell=cell)), config(**changes))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = objective(batch())["loss"]
+    loss.backward()
+    for name, p in objective.named_parameters():
+        assert (p.grad is not None) == p.requires_grad, name
+
+
+def test_casts_of_weights_do_not_outlive_a_rollout_without_a_graph(monkeypatch):
+    cleared = []
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: cleared.append(torch.is_grad_enabled()))
+    teacher, rnn = models()
+    DMT(teacher, rnn, config(horizon=2, horizon_end=2))(batch())
+    assert len(cleared) >= 2  # after the labels, and after the rollout
+    cleared.clear()
+    memory = torch.zeros(2, 7, 2, 4, dtype=torch.float64)
+    own_memories(rnn, memory, batch()["tokens"], torch.tensor([2, 4]), 2)
+    assert len(cleared) == 1
+
+
+def test_the_teacher_stays_in_the_mode_that_it_was_in():
+    teacher, rnn = models()
+    teacher.train()
+    mean = teacher.norm.mean.clone()
+    DMT(teacher, rnn, config())(batch())["loss"].backward()
+    assert teacher.training and all(part.training for part in teacher.modules())
+    assert torch.equal(teacher.norm.mean, mean), "its labels are those of evaluation all the same"
+
+
+def test_the_teacher_goes_where_the_objective_goes():
+    teacher, rnn = models()
+    objective = DMT(teacher, rnn, config()).float()
+    assert teacher.decoder.head.weight.dtype == torch.float32
+    assert objective(batch())["loss"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("make", [lambda t, r: DMT(t, r, config()), lambda t, r: SMT(t, r, smt_config(), 3)])
+@pytest.mark.parametrize(
+    "other, words", [({"norm": "rms"}, "memory.norm: batch of the teacher"), ({"tokens": 3}, "memory: ")]
+)
+def test_teacher_and_rnn_have_one_memory(make, other, words):
+    with pytest.raises(ValueError, match=words):
+        make(models()[0], models(**other)[1])
+
+
+@pytest.mark.parametrize("objective", [lambda t, r: DMT(t, r, config()), lambda t, r: BPTT(r, BPTTConfig())])
+def test_a_target_for_each_token_alone_is_refused(objective):
+    data = batch()
+    with pytest.raises(ValueError, match=r"targets: \(2, 6\) beside \(2, 7\) memories; give \(B, T \+ 1\)"):
+        objective(*models())(data | {"targets": data["targets"][:, 1:]})
+
+
+@pytest.mark.parametrize("every, horizon", [(2, 3), (3, 4)])
+def test_few_labels_from_a_random_start_equal_the_loop(every, horizon, monkeypatch):
+    """Labels and answers are those of the labelled steps, wherever the rollout begins."""
+    teacher, rnn = models(norm="batch")
+    objective = DMT(teacher, rnn, config(label_every=every, horizon=horizon, horizon_end=horizon, predictive=False))
+    data = batch()
+    tokens, targets = data["tokens"], data["targets"]
+    start = tokens.shape[1] - horizon  # the last that there is
+    monkeypatch.setattr(torch, "randint", lambda high, size: torch.full(size, high - 1))
+    losses = objective(data)
+    labels = teacher.eval().encode(tokens)
+    memory, squared, asked, answers = labels[:, start], [], [labels[:, start]], [targets[:, start]]
+    for t in range(start, start + horizon):
+        predicted = rnn.update(memory.detach(), tokens[:, t])
+        if (t + 1 - start) % every == 0:
+            squared.append((predicted - labels[:, t + 1]).square().mean())
+            asked.append(predicted)
+            answers.append(targets[:, t + 1])
+        memory = predicted
+    assert_close(losses["loss_dyn"], torch.stack(squared).mean())
+    logits = rnn.readout(torch.stack(asked, 1)).flatten(0, 1)
+    assert_close(losses["loss_readout"], naive.predictive_loss(logits, torch.stack(answers, 1).flatten()))

@@ -361,3 +361,15 @@ def test_detached_labels_leave_the_losses_as_they_are():
     assert losses[0].keys() == losses[1].keys()
     for name in losses[0]:
         assert_close(losses[0][name], losses[1][name])  # gradients or none: norms round in another way
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("unroll", [1, 3])
+def test_every_parameter_learns_under_autocast_too(cell, unroll):
+    teacher, rnn = (m.float() for m in models(cell=cell))
+    objective = SMT(teacher, rnn, smt_config(on_policy=1.0, unroll=unroll), 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = objective(batch())["loss"]
+    loss.backward()
+    for name, p in objective.named_parameters():
+        assert (p.grad is not None) == p.requires_grad, name

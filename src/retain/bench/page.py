@@ -14,6 +14,7 @@ import torch
 
 from retain.bench.measure import REPEATS, by_turns, device, precision, product
 from retain.bench.rows import Row
+from retain.grid import processor
 from retain.results import write
 from retain.tables import table
 
@@ -37,17 +38,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "date": datetime.date.today().isoformat(),
     }
-
-
-def processor() -> str:
-    """The processor's name and the matrix units that decide its precision."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    units = [unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if unit in fields.get("flags", "").split()]
-    return f"{fields.get('model name', platform.machine())} ({', '.join(units)})"
 
 
 def save(rows: dict[str, Row]) -> None:

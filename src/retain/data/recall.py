@@ -160,6 +160,8 @@ class KeysValues:
 
     def __init__(self, seq_len: int, *, symbols: int = 8, pairs: int = 8, string_len: int = 2) -> None:
         check_symbols(self.name, symbols)
+        if string_len > seq_len:  # before anything is raised to its power
+            raise ValueError(f"data.string_len: {string_len} is longer than data.seq_len {seq_len}; give less")
         if symbols**string_len < pairs:
             raise ValueError(
                 f"data.pairs: {pairs} different keys are more than the {symbols**string_len} that data.symbols "

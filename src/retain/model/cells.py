@@ -10,12 +10,13 @@ application is in the count of sequential steps (docs/compare.md), 1 where it is
 from __future__ import annotations
 
 import importlib
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from retain.config import CellConfig, MemoryConfig
+from retain.config import CellConfig, MemoryConfig, check_memory
 from retain.model.delta_cell import DeltaCell
 from retain.model.gated_rollout import gated_rollout
 from retain.model.layers import Norm, Transformer, product_dtype, squared_relu
@@ -135,6 +136,11 @@ PROJECTING = (MLPCell, GatedCell, DeltaCell, TransformerCell)
 """Cells that read an input through their `from_input` alone; with `projected` they take it as already projected."""
 
 
+def in_own_dtype(memory: Tensor) -> AbstractContextManager[Any]:
+    """On CUDA autocast would run PyTorch's own cells in half precision, and round all that they remember to it."""
+    return torch.autocast("cuda", enabled=False) if memory.is_cuda else nullcontext()
+
+
 class GRUCell(nn.Module):
     """`nn.GRU` whose state is the flattened memory (Cho et al. 2014)."""
 
@@ -149,8 +155,7 @@ class GRUCell(nn.Module):
         """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D)."""
         dtype = next(self.cell.parameters()).dtype
         state = (memory.flatten(1) / REACH)[None]
-        # On CUDA autocast would run it in float16, in which gradients vanish.
-        with torch.autocast("cuda", enabled=False) if memory.is_cuda else nullcontext():
+        with in_own_dtype(memory):
             states = self.cell(inputs.to(dtype), state.to(dtype))[0]
         return (states * REACH).unflatten(-1, memory.shape[-2:])
 
@@ -171,8 +176,10 @@ class LSTMCell(nn.Module):
         self.cell = nn.LSTMCell(memory.width, memory.tokens * memory.width // 2)
 
     def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        h, c = (memory.flatten(1) / REACH).chunk(2, 1)
-        return (torch.cat(self.cell(inputs, (h, c)), 1) * REACH).view_as(memory)
+        dtype = self.cell.weight_hh.dtype
+        h, c = (memory.flatten(1).to(dtype) / REACH).chunk(2, 1)
+        with in_own_dtype(memory):
+            return (torch.cat(self.cell(inputs.to(dtype), (h, c)), 1) * REACH).view_as(memory)
 
     def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:
         """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D).
@@ -215,6 +222,7 @@ def build_cell(memory: MemoryConfig, config: CellConfig) -> nn.Module:
     Raises ValueError where the user's cell can't be imported, built or called, or returns another shape.
     """
     if config.kind in CELLS:
+        check_memory(memory, config.kind)
         return CELLS[config.kind](memory, config)
     module, _, name = config.kind.partition(":")
     try:
@@ -233,11 +241,13 @@ def check_cell(cell: nn.Module, memory: MemoryConfig, name: str) -> nn.Module:
     """
     if not isinstance(cell, nn.Module):
         raise ValueError(f"cell: {name} is a {type(cell).__name__}, not an nn.Module")
-    example = torch.linspace(-1, 1, 3 * memory.tokens * memory.width).view(3, memory.tokens, memory.width)
+    like = next((p for p in cell.parameters() if p.is_floating_point()), torch.empty(0))
+    example = torch.linspace(-1, 1, 3 * memory.tokens * memory.width, dtype=like.dtype, device=like.device)
+    example = example.view(3, memory.tokens, memory.width)
     read = example.clone().requires_grad_()
     try:
         with torch.enable_grad():  # a cell that changes the memory it is given fails here
-            out = cell(read, torch.zeros(3, memory.width))
+            out = cell(read, torch.zeros_like(example[:, 0]))
     except Exception as error:
         raise ValueError(
             f"cell: {name} must take forward(memory {tuple(example.shape)}, inputs (3, {memory.width})): {_line(error)}"

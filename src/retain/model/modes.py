@@ -1,11 +1,24 @@
-"""Evaluation mode for a while."""
+"""Modes for a while: evaluation, and no gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
+
+
+@contextmanager
+def without_graph() -> Iterator[None]:
+    """No gradients inside, and no trace of that outside.
+
+    Autocast keeps the casts of weights for as long as it lasts. One that is made here has no graph, and older versions
+    of PyTorch take it for what comes after, too: those weights would never learn.
+    """
+    with torch.no_grad():
+        yield
+    torch.clear_autocast_cache()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from retain.config import CellConfig, MemoryConfig, TeacherConfig
 from retain.model.cells import PROJECTING, build_cell, check_cell, rolls
 from retain.model.layers import at_least_float32, rms
 from retain.model.stretches import Cut
-from retain.model.teacher import Readout
+from retain.model.teacher import Readout, Teacher
 
 
 class RNN(nn.Module):
@@ -118,3 +118,16 @@ class RNN(nn.Module):
         logits = at_least_float32(self.readout(memories))
         # A copy: a view would keep the memories of every step alive.
         return logits, memories[:, -1].clone() if tokens.shape[1] else memory
+
+
+def check_alike(teacher: Teacher, rnn: RNN) -> None:
+    """Raises ValueError where they do not have one memory, one normalisation of it and one vocabulary."""
+    norm = "rms" if rnn.normalise else "batch"
+    theirs = {
+        "memory.norm": (teacher.norm.kind, norm),
+        "memory": ((len(teacher.decoder.positions), teacher.decoder.from_memory.in_features), tuple(rnn.m_0.shape)),
+        "vocab_size": (teacher.decoder.head.out_features, rnn.vocab_size),
+    }
+    for name, (of_teacher, of_rnn) in theirs.items():
+        if of_teacher != of_rnn:
+            raise ValueError(f"{name}: {of_teacher} of the teacher is not the RNN's, {of_rnn}; give both one config")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from retain.config import DMTConfig
-from retain.model.rnn import RNN
+from retain.model.modes import evaluating, without_graph
+from retain.model.rnn import RNN, check_alike
 from retain.model.teacher import Teacher
 from retain.objectives.losses import answer_losses, dynamics_loss
 from retain.objectives.segments import rollout_from_teacher, stretch, unroll, unroll_alone
@@ -30,6 +32,7 @@ class DMT(nn.Module):
 
     def __init__(self, teacher: Teacher, rnn: RNN, config: DMTConfig, trunk_trained: bool = False):
         super().__init__()
+        check_alike(teacher, rnn)
         self.rnn, self.config, self.trunk_trained = rnn, config, trunk_trained
         # Kept out of the module tree: a frozen teacher has no parameter that an optimizer or DDP should see.
         self._teacher = (teacher,)
@@ -40,6 +43,11 @@ class DMT(nn.Module):
         rnn.readout.requires_grad_(self.trains_readout)
         with torch.no_grad():
             rnn.m_0.copy_(teacher.empty_memory())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """`.to()` and its like reach the teacher, too."""
+        self._teacher[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     def horizon(self, progress: float, length: int) -> int:
         """Steps the RNN runs on its own, doubling over the phase from horizon to horizon_end."""
@@ -59,11 +67,11 @@ class DMT(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         tokens, targets, c = batch["tokens"], batch["targets"], self.config
-        teacher = self._teacher[0].eval()
+        teacher = self._teacher[0]
         horizon = self.horizon(float(batch.get("progress", 0.0)), tokens.shape[1])
         alone = self.alone(horizon, tokens.shape[1])
         guided = c.lambda_distill > 0 and self.trunk_trained
-        with torch.no_grad():
+        with without_graph(), evaluating(teacher):
             if c.label_every > 1:
                 # The labels that are wanted, and m at the start: for an encoder that pays for each.
                 start = int(torch.randint(tokens.shape[1] - horizon + 1, ()))

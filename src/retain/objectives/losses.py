@@ -17,9 +17,17 @@ from retain.model.teacher import Readout
 def where_asked(targets: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """The targets that count, (B, T) → (N,), and what stands at their places in the others, (B, T, ...) → (N, ...).
 
+    Raises ValueError where there are not as many.
+
     A readout can cost more than f, and most memories of a memory task are asked nothing. How many are is known to the
     host alone, so an accelerator is waited for.
     """
+    for part in others:
+        if part.shape[:2] != targets.shape:
+            raise ValueError(
+                f"targets: {tuple(targets.shape)} beside {tuple(part.shape[:2])} memories; give (B, T + 1), one for "
+                "m_0 and one after every token"
+            )
     flat = [part.flatten(0, 1) for part in (targets, *others)]
     counted = (flat[0] != IGNORE).nonzero()[:, 0]
     return tuple(flat if len(counted) == len(flat[0]) else [part.index_select(0, counted) for part in flat])

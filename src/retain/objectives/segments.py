@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from retain.model.modes import without_graph
 from retain.model.rnn import RNN
 from retain.model.stretches import ring
 
@@ -61,7 +62,7 @@ def unroll_alone(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int) -> Tensor
     return rnn.rollout(tokens, memory, (int(torch.randint(steps, ())), steps) if steps < length else None)
 
 
-@torch.no_grad()
+@without_graph()
 def own_memories(rnn: RNN, memory: Tensor, tokens: Tensor, steps: Tensor, horizon: int) -> Tensor:
     """The RNN's own m̂_t at the `steps` t (n,) alone, a random 1 … horizon steps away from the teacher's: (B, n, K, D).
 
@@ -76,7 +77,7 @@ def own_memories(rnn: RNN, memory: Tensor, tokens: Tensor, steps: Tensor, horizo
     return own[:, torch.arange(len(steps), device=tokens.device), steps - begin]
 
 
-@torch.no_grad()
+@without_graph()
 def rollout_from_teacher(rnn: RNN, memory: Tensor, tokens: Tensor, horizon: int) -> Tensor:
     """The RNN's own memories m̂_0 … m̂_{T-1}, each at most `horizon` steps away from a teacher's, without a graph.
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from retain.config import IGNORE, SMTConfig
 from retain.model.encoders import RegisterEncoder
-from retain.model.rnn import RNN
+from retain.model.rnn import RNN, check_alike
 from retain.model.teacher import Teacher
 from retain.objectives.losses import (
     answer_losses,
@@ -26,12 +26,15 @@ class SMT(nn.Module):
     `forward(batch)`: batch["tokens"] (B, T), batch["targets"] (B, T + 1), and batch["progress"], how much of the
     phase is over (0 … 1, default 0) → dict of scalar losses; "loss" is their weighted sum, to be minimised.
     f is trained one step at a time, or with `unroll` over so many steps with gradient through them, side by side.
-    Parameters that no loss reaches are frozen. After training, `finish()` gives the RNN its m_0 (and its readout,
-    where that was not trained).
+    It is to be made when its phase begins: all parameters are thawed, those that no loss reaches are frozen (m_0 stays
+    so until BPTT or the user thaws it), and the RNN's readout starts as the teacher's decoder, whatever it was. After
+    training, `finish()` gives the RNN its m_0 (and its readout, where that was not trained).
+    Raises ValueError for a teacher and an RNN of another memory or vocabulary.
     """
 
     def __init__(self, teacher: Teacher, rnn: RNN, config: SMTConfig, future_len: int):
         super().__init__()
+        check_alike(teacher, rnn)
         self.teacher, self.rnn, self.config, self.future_len = teacher, rnn, config, future_len
         self.train()
         self.requires_grad_(True)
