@@ -448,3 +448,20 @@ def test_a_folder_that_may_not_be_made_is_one_line(retain, place, monkeypatch):
 
     monkeypatch.setattr("retain.train.alone", forbidden)
     check(retain("train", "--config", "tiny.json", "--out", "new"), ["new", "Permission denied"])
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ("--bptt.lr 0.1", ["--bptt.lr", "bptt is none", "smt, dmt"]),
+        ("--cell.kind gru --cell.width=8", ["--cell.width", "gru cell"]),
+        ("--dmt.horizon 3 --dmt.horizon-growth 0", ["--dmt.horizon", "dmt.horizon_growth 0"]),
+        ("--cell.width 8 --dmt.horizon 3", []),
+    ],
+)
+def test_an_option_that_a_run_does_not_read_is_told_of(options, words, retain, place):
+    line = "train --config tiny.json --out new --quiet --budget 2steps"
+    code, _, complaint = retain(*line.split(), *options.split())
+    assert code == 0 and complaint.count("\n") == bool(words)
+    for word in words:
+        assert word in complaint

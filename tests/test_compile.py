@@ -174,5 +174,6 @@ def test_weights_in_bfloat16_keep_the_memory_in_float32(monkeypatch):
         assert_close(logits, exact, 0.1)
         assert_close(new, exact_new, 0.1)
         assert not torch.equal(new, exact_new)
+        assert (new != new.bfloat16().float()).any(), "what is remembered is not rounded to bfloat16"
         with torch.inference_mode():  # one stream of so small an RNN is faster as it is
             assert_close(fast_step(rnn)(token, memory)[1], exact_new)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from shlex import quote
 
 from retain.arguments import Usage, parse, take_option
-from retain.config import RunConfig
+from retain.config import PHASES, RunConfig
 from retain.config_json import load_config
 from retain.presets import NEED_DATA, PRESETS
 
@@ -94,11 +95,40 @@ def _sets(argv: list[str], option: str) -> bool:
     return any(word.partition("=")[0] == option for word in argv)
 
 
+READ_BY_CELL = {
+    "transformer": {"kind", "width", "heads", "layers", "residual"},
+    "mlp": {"kind", "width", "layers", "residual"},
+    "gated": {"kind", "width", "layers"},
+    "delta": {"kind", "width"},
+    "gru": {"kind"},
+    "lstm": {"kind"},
+    "elman": {"kind"},
+}
+"""Fields of `cell` that each kind reads; one's own may read any."""
+
+
+def unread(argv: list[str], config: RunConfig) -> list[str]:
+    """A line for each option that was given and this run does not read."""
+    found = []
+    for option in (word.partition("=")[0] for word in argv if word.startswith("--")):
+        section, _, field = option[2:].replace("-", "_").partition(".")
+        kind = config.cell.kind
+        if section in PHASES and field and section not in config.phases:
+            found.append(f"{option}: not read, {section} is none of this run's phases ({', '.join(config.phases)})")
+        elif section == "cell" and field and field not in READ_BY_CELL.get(kind, {field}):
+            found.append(f"{option}: not read by a {kind} cell")
+        elif (section, field) == ("dmt", "horizon") and config.dmt.horizon_growth == 0:
+            found.append(f"{option}: not read, with dmt.horizon_growth 0 it is dmt.horizon_end from the first step on")
+    return found
+
+
 def train_command(argv: list[str]) -> None:
     dry, as_json = "--dry-run" in argv, "--json" in argv
     if as_json and not dry:
         raise Usage("--json: goes with --dry-run")
     config, out, resume, quiet = train_config([a for a in argv if a not in ("--dry-run", "--json")])
+    for line in unread(argv, config):
+        print(f"retain: {line}", file=sys.stderr)
     if dry:
         from retain.dry_run import dry_run, report_lines
 
