@@ -4,8 +4,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Where each public name lives. Imported when first used, so that `retain --help` need not wait for PyTorch. What is
-# called like its module (train, evaluate, generate) is to be had from there: from retain.train import train.
+# Where each public name lives. Imported when first used, so that `retain --help` need not wait for PyTorch.
 _HOMES = {
     "RunConfig": "retain.config",
     "PRESETS": "retain.presets",
@@ -18,12 +17,16 @@ _HOMES = {
     "BPTT": "retain.objectives",
     "load_data": "retain.data",
 }
-__all__ = ["PRESETS", "__version__", *_HOMES]
+# Functions called like their modules are to be had from there: retain.train.train, retain.evaluate.evaluate, ...
+_MODULES = ("train", "evaluate", "generate")
+__all__ = ["__version__", *_HOMES, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'retain' has no attribute {name!r}")
     import importlib
 
+    if name in _MODULES:
+        return importlib.import_module(f"retain.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'retain' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
