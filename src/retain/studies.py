@@ -148,7 +148,10 @@ def ablation_table(results: Mapping[str, Any]) -> str:
     held = []
     for preset in ABLATED:
         dmt = PRESETS[preset]().dmt
-        held.append(f"{preset} has λ_dyn {dmt.lambda_dyn:g}, a horizon that grows for {dmt.horizon_growth:g} of it")
+        grows = (
+            f"grows over {dmt.horizon_growth:g} of it" if dmt.horizon_growth else "is the whole sequence from the first"
+        )
+        held.append(f"{preset} has λ_dyn {dmt.lambda_dyn:g} and a horizon that {grows}")
     shipped = slug(next(iter(WITHOUT)))
     seeds = max(sum(run.startswith(f"{preset}-{shipped}-seed") for run in results) for preset in ABLATED)
     return (
