@@ -1,6 +1,7 @@
 """A run so small that it trains in a second, and the data sets that stop it."""
 
 import dataclasses
+import json
 import os
 
 # Timings and bitwise comparisons must not depend on how many threads a machine has.
@@ -118,6 +119,25 @@ def digits_run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def retrieval_run(tmp_path_factory):
     return train_tiny(tmp_path_factory.mktemp("retrieval") / "run", preset="retrieval", checkpoint_every="3steps")
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory):
+    """A run of 4 steps in each phase, with checkpoints and validations in between."""
+    from runs import PHASES, run
+
+    def of(**changes):
+        key = json.dumps(changes, sort_keys=True)
+        if key not in done:
+            config = tiny(
+                phases=PHASES, budget="12steps", checkpoint_every="3steps", validate_every="5steps", **changes
+            )
+            done[key] = config, tmp_path_factory.mktemp("whole") / "run"
+            run(*done[key])
+        return done[key]
+
+    done = {}
+    return of
 
 
 @pytest.fixture

@@ -1,188 +1,22 @@
-"""The training loop: resuming is exact, nothing is lost to crashes and full disks."""
+"""The training loop: its budgets, batches and metrics, what stops it, and the model that it leaves."""
 
 import dataclasses
-import errno
 import json
 import math
-import os
-import shutil
-import signal
 from itertools import pairwise
-from unittest.mock import patch
 
 import pytest
 import torch
 from torch import nn
 
 from conftest import tiny
-from retain import checkpoint
-from retain.checkpoint import CheckpointError, best_checkpoint, latest_checkpoint, load_files
-from retain.config_json import load_config
-from retain.data import load_data
-from retain.data.prefetch import Prefetch
+from retain.checkpoint import best_checkpoint, latest_checkpoint, load_files
 from retain.devices import make_accelerator
 from retain.model.cells import build_cell
 from retain.phase import learning_rate
 from retain.run import load
-from retain.train import Interrupted, TrainingError, train
-
-PHASES = ("smt", "dmt", "bptt")
-KEYS = {"tokens": "tokens", "sequential": "sequential_steps"}
-CLOCKS = ("seconds", "tokens_per_second", "validation_seconds", "data_wait")
-LOSSES = {
-    "smt": {"loss", "loss_dec", "loss_trunk", "loss_dyn", "loss_readout", "loss_unif"},
-    "dmt": {"loss", "loss_dyn", "loss_readout", "relative_drift", "horizon"},
-    "bptt": {"loss", "loss_readout"},
-}
-
-
-class Changed:
-    """The data of a config, to be given other batches."""
-
-    def __init__(self, config):
-        self.inner = load_data(config.data)
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-
-
-class Crash(Exception):
-    pass
-
-
-def run(config, out, at=None, **more):
-    """Train; `at(number)` is called before each batch is taken, which is not when a thread prepares it."""
-
-    class Watched(Prefetch):
-        def take(self, number, size):
-            if at is not None:
-                at(number)
-            return super().take(number, size)
-
-    with patch("retain.train.Prefetch", Watched):
-        return train(config, out, progress_bar=False, **more)
-
-
-def stop_after(steps, accumulate=1):
-    """Ctrl-C during the step that makes it `steps`."""
-    return lambda step: signal.raise_signal(signal.SIGINT) if step == steps * accumulate - 1 else None
-
-
-def crash_at(steps):
-    def at(step):
-        if step == steps:
-            raise Crash
-
-    return at
-
-
-def lines(out):
-    """The lines of metrics.jsonl without what a clock says."""
-    read = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read]
-
-
-def losses(out):
-    return [line["loss"] for line in lines(out) if "loss" in line]
-
-
-def assert_same_run(a, b):
-    """Bitwise: the exported weights, those of the last checkpoint, its optimizer, and every line of the metrics."""
-    assert lines(a) == lines(b)
-    last = latest_checkpoint(a)
-    assert latest_checkpoint(b).name == last.name
-    for one, two in ((a, b), (last, latest_checkpoint(b))):
-        first, second = load_files(one)[0], load_files(two)[0]
-        assert first.keys() == second.keys() >= {"model", "teacher"}
-        for name, tensors in first.items():
-            assert tensors.keys() == second[name].keys()
-            for key, value in tensors.items():
-                assert torch.equal(value, second[name][key]), f"{name} {key}"
-
-
-@pytest.fixture(scope="module")
-def never_stopped(tmp_path_factory):
-    """A run of 4 steps in each phase, with checkpoints and validations in between."""
-
-    def of(**changes):
-        key = json.dumps(changes, sort_keys=True)
-        if key not in done:
-            config = tiny(
-                phases=PHASES, budget="12steps", checkpoint_every="3steps", validate_every="5steps", **changes
-            )
-            done[key] = config, tmp_path_factory.mktemp("whole") / "run"
-            run(*done[key])
-        return done[key]
-
-    done = {}
-    return of
-
-
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("stop", [1, 2, 4, 5, 6, 8, 10, 12])
-def test_resuming_equals_never_having_stopped(never_stopped, tmp_path, stop, accumulate):
-    """1 and 2 are within SMT, 4 and 8 the boundaries, 5 and 6 within DMT, 10 within BPTT, 12 the end."""
-    changes = {f"{phase}__accumulate": accumulate for phase in PHASES}
-    config, whole = never_stopped(**changes)
-    out = tmp_path / "run"
-    with pytest.raises(Interrupted, match=f"{out} --resume"):
-        run(config, out, stop_after(stop, accumulate))
-    assert latest_checkpoint(out).name == f"step-{stop:08d}"
-    run(config, out, resume=True)
-    assert_same_run(out, whole)
-
-
-@pytest.mark.parametrize("norm", ["rms", "batch"])
-@pytest.mark.parametrize("encoder", ["window", "register"])
-def test_resuming_is_exact_for_the_other_encoders(never_stopped, tmp_path, encoder, norm):
-    config, whole = never_stopped(teacher__encoder=encoder, memory__norm=norm)
-    for stop in (3, 7):
-        out = tmp_path / f"run{stop}"
-        with pytest.raises(Interrupted):
-            run(config, out, stop_after(stop))
-        run(config, out, resume=True)
-        assert_same_run(out, whole)
-
-
-def test_stopping_again_and_again_changes_nothing(never_stopped, tmp_path):
-    config, whole = never_stopped()
-    out = tmp_path / "run"
-    for stop in range(1, 13):
-        with pytest.raises(Interrupted):
-            run(config, out, stop_after(stop), resume=stop > 1)
-    run(config, out, resume=True)
-    assert_same_run(out, whole)
-
-
-@pytest.mark.parametrize("crash", [4, 5, 8, 10])
-def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(never_stopped, tmp_path, crash):
-    config, whole = never_stopped()
-    out = tmp_path / "run"
-    with pytest.raises(Crash):
-        run(config, out, crash_at(crash))
-    assert crash - 3 <= int(latest_checkpoint(out).name[5:]) <= crash
-    assert max(line["step"] for line in lines(out)) == crash
-    run(config, out, resume=True)
-    assert_same_run(out, whole)
-
-
-def test_a_crash_before_the_first_checkpoint_is_resumed_from_the_beginning(never_stopped, tmp_path):
-    config, whole = never_stopped()
-    out = tmp_path / "run"
-    with pytest.raises(Crash):
-        run(config, out, crash_at(2))
-    assert not (out / "checkpoints").exists()
-    run(config, out, resume=True)
-    assert_same_run(out, whole)
-
-
-def test_a_finished_run_can_be_resumed_and_stays_as_it_is(never_stopped, tmp_path):
-    config, whole = never_stopped()
-    out = tmp_path / "run"
-    run(config, out)
-    summary = run(config, out, resume=True)
-    assert summary["steps"] == 12
-    assert_same_run(out, whole)
+from retain.train import TrainingError, train
+from runs import KEYS, LOSSES, PHASES, Changed, lines, losses, run
 
 
 def test_budgets_in_tokens_and_seconds_end_where_they_should(tmp_path):
@@ -355,56 +189,9 @@ def test_a_learning_rate_that_blows_up_leaves_no_weights_that_are_not_finite(tmp
         assert all(v.isfinite().all() for group in tensors.values() for v in group.values())
 
 
-@pytest.mark.parametrize("fails", [2, 3, 4])
-def test_a_full_disk_leaves_the_previous_checkpoint(never_stopped, tmp_path, monkeypatch, fails):
-    config, whole = never_stopped()
-    out, written, real = tmp_path / "run", [], checkpoint._write_file
-
-    def full(path, data):
-        if path.name == "manifest.json":
-            written.append(path)
-        if len(written) >= fails:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(path, data)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write_file", full)
-        with pytest.raises(CheckpointError, match=r"cannot be written, No space left on device; \S+ is still good$"):
-            run(config, out)
-    kept = latest_checkpoint(out)
-    assert len(written) == fails
-    assert not list(out.rglob(".tmp*"))
-    assert load_files(kept)[1]["progress"]["step"] == int(kept.name[5:])
-    run(config, out, resume=True)
-    assert_same_run(out, whole)
-
-
 def test_runs_of_one_process_each_have_their_precision(tmp_path):
     found = {p: train(tiny(budget="2steps", precision=p), tmp_path / p, progress_bar=False) for p in ("bf16", "fp32")}
     assert {p: summary["precision"] for p, summary in found.items()} == {"bf16": "bf16", "fp32": "fp32"}
-
-
-def test_a_run_goes_on_with_its_own_data_alone(never_stopped, tmp_path):
-    config, whole = never_stopped()
-    out = tmp_path / "run"
-    shutil.copytree(whole, out)
-    other = Changed(config)
-    other.info = other.inner.info | {"sha256": "another"}
-    with pytest.raises(ValueError, match="resume: the data has changed: its sha256 was .* and is 'another' now"):
-        train(config, out, resume=True, data=other, progress_bar=False)
-    del other.info["sha256"]  # what an older version did not note says nothing
-    train(config, out, resume=True, data=other, progress_bar=False)
-    assert_same_run(out, whole)
-
-
-def test_a_run_goes_on_with_its_own_cell_alone(never_stopped, tmp_path):
-    config, whole = never_stopped()
-    out = tmp_path / "run"
-    shutil.copytree(whole, out)
-    shutil.rmtree(latest_checkpoint(out))  # there are steps left to do
-    cell = build_cell(config.memory, dataclasses.replace(config.cell, width=24))
-    with pytest.raises(ValueError, match="the weights in .* do not fit its config.json"):
-        train(config, out, resume=True, cell=cell, progress_bar=False)
 
 
 def test_a_run_with_a_cell_given_in_python_says_so_when_it_is_loaded(tmp_path):
@@ -426,21 +213,6 @@ def test_a_loaded_rnn_streams_without_a_graph(never_stopped):
     logits, after = rnn.step(torch.tensor([1, 2]), memory)
     assert not logits.requires_grad and not after.requires_grad
     assert after.numpy().shape == memory.shape
-
-
-def test_a_run_goes_on_where_its_data_has_moved_to(tmp_path):
-    (tmp_path / "a.txt").write_text("some text to learn. " * 100)
-    data = dataclasses.replace(tiny().data, name="text", path=str(tmp_path / "a.txt"), symbols=None)
-    config = tiny(data=data, budget="4steps", log_every=1)
-    with pytest.raises(Interrupted):
-        run(config, tmp_path / "run", at=stop_after(2))
-    (tmp_path / "a.txt").rename(tmp_path / "b.txt")
-    moved = dataclasses.replace(config, data=dataclasses.replace(data, path=str(tmp_path / "b.txt")), log_every=2)
-    assert train(moved, tmp_path / "run", resume=True, progress_bar=False)["steps"] == 4
-    assert load_config(tmp_path / "run/config.json").data.path == str(tmp_path / "b.txt")
-    (tmp_path / "b.txt").write_text("another text to be. " * 100)
-    with pytest.raises(ValueError, match="resume: the data has changed: its sha256"):
-        train(moved, tmp_path / "run", resume=True, progress_bar=False)
 
 
 @pytest.mark.parametrize("amount, unit", [(1000, "tokens"), (1234, "sequential")])

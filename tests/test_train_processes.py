@@ -19,7 +19,7 @@ from retain.checkpoint import latest_checkpoint, load_files
 from retain.config_json import load_config, save_config
 from retain.devices import make_accelerator, start_trackers
 from retain.train import train
-from test_train import LOSSES, PHASES, Changed, assert_same_run, lines, run
+from runs import LOSSES, PHASES, Changed, assert_same_run, lines, run
 
 RETAIN = [sys.executable, "-W", "error", "-c", "from retain.cli import main; main()"]
 

@@ -1,0 +1,85 @@
+"""Training in tests: stopped or crashed where they say, and what two runs have in common."""
+
+import json
+import signal
+from unittest.mock import patch
+
+import torch
+
+from retain.checkpoint import latest_checkpoint, load_files
+from retain.data import load_data
+from retain.data.prefetch import Prefetch
+from retain.train import train
+
+PHASES = ("smt", "dmt", "bptt")
+KEYS = {"tokens": "tokens", "sequential": "sequential_steps"}
+CLOCKS = ("seconds", "tokens_per_second", "validation_seconds", "data_wait")
+LOSSES = {
+    "smt": {"loss", "loss_dec", "loss_trunk", "loss_dyn", "loss_readout", "loss_unif"},
+    "dmt": {"loss", "loss_dyn", "loss_readout", "relative_drift", "horizon"},
+    "bptt": {"loss", "loss_readout"},
+}
+
+
+class Changed:
+    """The data of a config, to be given other batches."""
+
+    def __init__(self, config):
+        self.inner = load_data(config.data)
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
+class Crash(Exception):
+    pass
+
+
+def run(config, out, at=None, **more):
+    """Train; `at(number)` is called before each batch is taken, which is not when a thread prepares it."""
+
+    class Watched(Prefetch):
+        def take(self, number, size):
+            if at is not None:
+                at(number)
+            return super().take(number, size)
+
+    with patch("retain.train.Prefetch", Watched):
+        return train(config, out, progress_bar=False, **more)
+
+
+def stop_after(steps, accumulate=1):
+    """Ctrl-C during the step that makes it `steps`."""
+    return lambda step: signal.raise_signal(signal.SIGINT) if step == steps * accumulate - 1 else None
+
+
+def crash_at(steps):
+    def at(step):
+        if step == steps:
+            raise Crash
+
+    return at
+
+
+def lines(out):
+    """The lines of metrics.jsonl without what a clock says."""
+    read = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read]
+
+
+def losses(out):
+    return [line["loss"] for line in lines(out) if "loss" in line]
+
+
+def assert_same_run(a, b):
+    """Bitwise: the exported weights, those of the last checkpoint, its optimizer, and every line of the metrics."""
+    assert lines(a) == lines(b)
+    last = latest_checkpoint(a)
+    assert latest_checkpoint(b).name == last.name
+    for one, two in ((a, b), (last, latest_checkpoint(b))):
+        first, second = load_files(one)[0], load_files(two)[0]
+        assert first.keys() == second.keys() >= {"model", "teacher"}
+        for name, tensors in first.items():
+            assert tensors.keys() == second[name].keys()
+            for key, value in tensors.items():
+                assert torch.equal(value, second[name][key]), f"{name} {key}"

@@ -1,0 +1,145 @@
+"""Resuming: bit for bit what would have been, and nothing lost that was saved."""
+
+import dataclasses
+import errno
+import os
+import shutil
+
+import pytest
+
+from conftest import tiny
+from retain import checkpoint
+from retain.checkpoint import CheckpointError, latest_checkpoint, load_files
+from retain.config_json import load_config
+from retain.model.cells import build_cell
+from retain.train import Interrupted, train
+from runs import PHASES, Changed, Crash, assert_same_run, crash_at, lines, run, stop_after
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("stop", [1, 2, 4, 5, 6, 8, 10, 12])
+def test_resuming_equals_never_having_stopped(never_stopped, tmp_path, stop, accumulate):
+    """1 and 2 are within SMT, 4 and 8 the boundaries, 5 and 6 within DMT, 10 within BPTT, 12 the end."""
+    changes = {f"{phase}__accumulate": accumulate for phase in PHASES}
+    config, whole = never_stopped(**changes)
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted, match=f"{out} --resume"):
+        run(config, out, stop_after(stop, accumulate))
+    assert latest_checkpoint(out).name == f"step-{stop:08d}"
+    run(config, out, resume=True)
+    assert_same_run(out, whole)
+
+
+@pytest.mark.parametrize("norm", ["rms", "batch"])
+@pytest.mark.parametrize("encoder", ["window", "register"])
+def test_resuming_is_exact_for_the_other_encoders(never_stopped, tmp_path, encoder, norm):
+    config, whole = never_stopped(teacher__encoder=encoder, memory__norm=norm)
+    for stop in (3, 7):
+        out = tmp_path / f"run{stop}"
+        with pytest.raises(Interrupted):
+            run(config, out, stop_after(stop))
+        run(config, out, resume=True)
+        assert_same_run(out, whole)
+
+
+def test_stopping_again_and_again_changes_nothing(never_stopped, tmp_path):
+    config, whole = never_stopped()
+    out = tmp_path / "run"
+    for stop in range(1, 13):
+        with pytest.raises(Interrupted):
+            run(config, out, stop_after(stop), resume=stop > 1)
+    run(config, out, resume=True)
+    assert_same_run(out, whole)
+
+
+@pytest.mark.parametrize("crash", [4, 5, 8, 10])
+def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(never_stopped, tmp_path, crash):
+    config, whole = never_stopped()
+    out = tmp_path / "run"
+    with pytest.raises(Crash):
+        run(config, out, crash_at(crash))
+    assert crash - 3 <= int(latest_checkpoint(out).name[5:]) <= crash
+    assert max(line["step"] for line in lines(out)) == crash
+    run(config, out, resume=True)
+    assert_same_run(out, whole)
+
+
+def test_a_crash_before_the_first_checkpoint_is_resumed_from_the_beginning(never_stopped, tmp_path):
+    config, whole = never_stopped()
+    out = tmp_path / "run"
+    with pytest.raises(Crash):
+        run(config, out, crash_at(2))
+    assert not (out / "checkpoints").exists()
+    run(config, out, resume=True)
+    assert_same_run(out, whole)
+
+
+def test_a_finished_run_can_be_resumed_and_stays_as_it_is(never_stopped, tmp_path):
+    config, whole = never_stopped()
+    out = tmp_path / "run"
+    run(config, out)
+    summary = run(config, out, resume=True)
+    assert summary["steps"] == 12
+    assert_same_run(out, whole)
+
+
+@pytest.mark.parametrize("fails", [2, 3, 4])
+def test_a_full_disk_leaves_the_previous_checkpoint(never_stopped, tmp_path, monkeypatch, fails):
+    config, whole = never_stopped()
+    out, written, real = tmp_path / "run", [], checkpoint._write_file
+
+    def full(path, data):
+        if path.name == "manifest.json":
+            written.append(path)
+        if len(written) >= fails:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_write_file", full)
+        with pytest.raises(CheckpointError, match=r"cannot be written, No space left on device; \S+ is still good$"):
+            run(config, out)
+    kept = latest_checkpoint(out)
+    assert len(written) == fails
+    assert not list(out.rglob(".tmp*"))
+    assert load_files(kept)[1]["progress"]["step"] == int(kept.name[5:])
+    run(config, out, resume=True)
+    assert_same_run(out, whole)
+
+
+def test_a_run_goes_on_with_its_own_data_alone(never_stopped, tmp_path):
+    config, whole = never_stopped()
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    other = Changed(config)
+    other.info = other.inner.info | {"sha256": "another"}
+    with pytest.raises(ValueError, match="resume: the data has changed: its sha256 was .* and is 'another' now"):
+        train(config, out, resume=True, data=other, progress_bar=False)
+    del other.info["sha256"]  # what an older version did not note says nothing
+    train(config, out, resume=True, data=other, progress_bar=False)
+    assert_same_run(out, whole)
+
+
+def test_a_run_goes_on_with_its_own_cell_alone(never_stopped, tmp_path):
+    config, whole = never_stopped()
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    shutil.rmtree(latest_checkpoint(out))  # there are steps left to do
+    cell = build_cell(config.memory, dataclasses.replace(config.cell, width=24))
+    with pytest.raises(ValueError, match="the weights in .* do not fit its config.json"):
+        train(config, out, resume=True, cell=cell, progress_bar=False)
+
+
+def test_a_run_goes_on_where_its_data_has_moved_to(tmp_path):
+    (tmp_path / "a.txt").write_text("some text to learn. " * 100)
+    data = dataclasses.replace(tiny().data, name="text", path=str(tmp_path / "a.txt"), symbols=None)
+    config = tiny(data=data, budget="4steps", log_every=1)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "run", at=stop_after(2))
+    (tmp_path / "a.txt").rename(tmp_path / "b.txt")
+    moved = dataclasses.replace(config, data=dataclasses.replace(data, path=str(tmp_path / "b.txt")), log_every=2)
+    assert train(moved, tmp_path / "run", resume=True, progress_bar=False)["steps"] == 4
+    assert load_config(tmp_path / "run/config.json").data.path == str(tmp_path / "b.txt")
+    (tmp_path / "b.txt").write_text("another text to be. " * 100)
+    with pytest.raises(ValueError, match="resume: the data has changed: its sha256"):
+        train(moved, tmp_path / "run", resume=True, progress_bar=False)
