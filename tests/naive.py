@@ -82,7 +82,7 @@ def models(
 ):
     """A small teacher and RNN in float64, far from their initialisation."""
     torch.manual_seed(0)
-    memory = MemoryConfig(tokens=3 if cell == "delta" else tokens, width=4, norm=norm)
+    memory = MemoryConfig(tokens=4 if cell == "delta" else tokens, width=4, norm=norm)  # two stores
     teaching = TeacherConfig(
         encoder=encoder,
         width=8,
@@ -363,14 +363,14 @@ def dmt(teacher, rnn, config, batch, trunk_trained=False, offset=0):
     return losses
 
 
-def bptt(rnn, batch, truncate=None):
-    """One token after another; the graph is cut before every `truncate`-th."""
+def bptt(rnn, batch, truncate=None, first=0):
+    """One token after another; the graph is cut before every `truncate`-th, counted from `first`."""
     logits = []
     for row in batch["tokens"]:
         m = rnn.m_0
         logits.append(rnn.readout(m[None])[0])
         for t, token in enumerate(row):
-            if truncate and t and t % truncate == 0:
+            if truncate and t and (t - first) % truncate == 0:
                 m = m.detach()
             m = update(rnn, m, token)
             logits.append(rnn.readout(m[None])[0])

@@ -21,6 +21,21 @@ LOSSES = {
 }
 
 
+OWN_CELL = """
+from torch import nn
+
+
+class Cell(nn.Module):
+    def __init__(self, memory, config):
+        super().__init__()
+        self.mix = nn.Linear(memory.width, memory.width)
+
+    def forward(self, memory, inputs):
+        return memory + self.mix(inputs)[:, None]
+"""
+"""A cell as a user would write one."""
+
+
 class Changed:
     """The data of a config, to be given other batches."""
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from conftest import tiny
-from retain.config_json import save_config
+from retain.config_json import load_config, save_config
 
 BAD = [
     ("--data corrupt.parquet", ["data.path", "corrupt.parquet", "Parquet magic bytes"]),
@@ -27,6 +28,8 @@ BAD = [
     ("--data nowhere.parquet", ["data.path", "nowhere.parquet", "does not exist"]),
     ("--data odd", ["data.path", "odd", "no split train", "first, second"]),
     ("--data hf:", ["data.path", "'hf:'", "hf:NAME"]),
+    ("--data hf:stories", ["data.path", "there is a folder 'stories' here", "--data ./stories"]),
+    ("--data few[v2].parquet", ["data.path", "few[v2].parquet", "patterns", "rename it"]),
     ("--data few.parquet --data.reset", ["data.split", "none of the documents"]),
     ("--data few.parquet", ["data.seq_len", "shorter seq_len"]),
     ("--data stories --data.revision abc", ["data.revision", "abc", "hf:NAME"]),
@@ -58,7 +61,8 @@ def pristine(tmp_path_factory, sources):
     (root / "broken.jsonl").write_text('{"text": "fine"}\n{"text": \n')
     pq.write_table(pa.table({"text": ["", None, "", None]}), root / "blank.parquet")
     pq.write_table(pa.table({"n": list(range(50))}), root / "numbers.parquet")
-    pq.write_table(pa.table({"text": ["one", "two"]}), root / "few.parquet")
+    for name in ("few.parquet", "few[v2].parquet"):
+        pq.write_table(pa.table({"text": ["one", "two"]}), root / name)
     (root / "notimages").mkdir()
     for i in range(3):
         (root / "notimages" / f"{i}.png").write_text("not an image")
@@ -106,3 +110,24 @@ def test_bad_completions_get_one_clear_line(run, line, fragments, retain, reques
     assert (code, said, complaint.count("\n")) == (2, "", 1), complaint
     for fragment in fragments:
         assert fragment in complaint, (fragment, complaint)
+
+
+@pytest.mark.parametrize("line", ["--data stories", "--data mnist --image-column image"])
+def test_without_the_librarys_extra_it_says_what_to_install(line, retain, pristine, monkeypatch, tmp_path):
+    monkeypatch.chdir(pristine)
+    for name in ("datasets", "pyarrow"):
+        monkeypatch.setitem(sys.modules, name, None)
+    code, said, complaint = retain(
+        "train", "--config", "tiny.json", "--out", tmp_path / "new", "--quiet", *line.split()
+    )
+    assert (code, said) == (2, "")
+    assert complaint == "retain: data: this needs Hugging Face datasets; run pip install 'retain[hub]'\n"
+
+
+def test_the_home_folder_may_be_written_short(retain, pristine, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(pristine))
+    line = ["train", "--config", pristine / "tiny.json", "--out", "new", "--quiet", "--budget", "2steps"]
+    code, _, complaint = retain(*line, "--data=~/stories")
+    assert code == 0, complaint
+    assert load_config(tmp_path / "new/config.json").data.path == str(pristine / "stories")

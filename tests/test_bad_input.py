@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from conftest import tiny, train_tiny
-from retain import checkpoint, demo
-from retain.arguments import Usage
+from retain import checkpoint
 from retain.config import DataConfig
 from retain.config_json import save_config
 from retain.lock import alone
@@ -83,6 +82,7 @@ def pristine(tmp_path_factory, text_run, digits_run, retrieval_run):
     (root / "latin.txt").write_bytes("déjà vu ".encode("latin-1") * 200)
     (root / "folder").mkdir()
     np.save(root / "tokens.npy", np.arange(4000) % 30)
+    np.save(root / "bytes.npy", np.arange(4000) % 256)
     np.save(root / "negative.npy", np.arange(4000) % 30 - 1)
     np.save(root / "float.npy", np.zeros(4000))
     np.save(root / "objects.npy", np.array([{"a": 1}] * 40, dtype=object), allow_pickle=True)
@@ -217,6 +217,7 @@ BAD = [
     ("eval run --limit many", ["limit", "many", "INT"]),
     ("eval run --batch-size -3", ["batch_size", "-3", "at least 1"]),
     ("eval text_run --data nowhere.txt", ["data.path", "nowhere.txt", "does not exist"]),
+    ("eval text_run --data bytes.npy", ["data", "bytes.npy is of tokens", "the run's of text"]),
     ("eval text_run --data short.txt", ["data.seq_len", "shorter"]),
     ("eval run --data good.txt", ["data", "256 tokens", "the run's 9"]),
     ("eval run --data tokens.npy", ["data", "30 tokens", "the run's 9"]),
@@ -263,6 +264,20 @@ def test_bad_input_gets_one_clear_line_and_changes_nothing(line, fragments, reta
     assert after == before
 
 
+def test_more_mistakes_are_one_line(retain, place):
+    check(retain("generate", "digits_run", "--prompt", "0 " * 65), ["prompt: 65 pixels", "64"])
+    check(retain("train", "text", "--data", "", "--out", "new"), ["--data needs a value", "empty"])
+    check(retain("train", "retrieval", "--out="), ["--out needs a value", "empty"])
+    (place / "run/eval-test.json").write_text("{")
+    check(retain("info", "run"), ["eval-test.json", "is damaged", "run retain eval again"])
+
+
+def test_what_a_killed_process_left_is_no_other_run(retain, place):
+    (place / "new").mkdir()
+    (place / "new/.tmp-config.json-123").write_text("{")
+    assert retain(*NEW.split(), "--budget", "2steps")[0] == 0
+
+
 def test_two_processes_do_not_train_one_run(retain, place, monkeypatch):
     monkeypatch.setattr("retain.lock.PATIENCE", 0.1)
     with alone(place / "run"):
@@ -287,15 +302,6 @@ def test_mistakes_read_the_same_whatever_the_terminal_can_show(encoding, place):
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr == "retain: smt.lr: -1.0 must be positive and finite (see retain train PRESET --help)\n"
-
-
-def test_a_demo_deletes_no_other_run(monkeypatch, tmp_path):
-    (tmp_path / "mine").mkdir()
-    monkeypatch.setattr("retain.demo.OUT", tmp_path)
-    monkeypatch.setattr("sys.argv", ["demo", "1"])
-    with pytest.raises(Usage, match="holds mine, which is not of an earlier demo"):
-        demo.main()
-    assert (tmp_path / "mine").exists()
 
 
 def truncate(path):

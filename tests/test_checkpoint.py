@@ -170,7 +170,7 @@ KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from retain.checkpoint import export, latest_checkpoint, load_files, save_checkpoint
+from retain.checkpoint import CheckpointError, export, latest_checkpoint, load_files, load_model, save_checkpoint
 run, mode = Path(sys.argv[1]), sys.argv[2]
 def tensors(step): return {"model": {"w": torch.full((20_000,), float(step))}}
 def check(at_least):
@@ -178,6 +178,14 @@ def check(at_least):
     assert state["step"] >= at_least, (state, at_least)
     assert torch.equal(found["model"]["w"], tensors(state["step"])["model"]["w"])
     return state["step"]
+def dying(left):  # at the call of that number that touches the disk
+    for name in ("fsync", "rename", "replace", "mkdir", "rmdir", "unlink"):
+        def deadly(*args, real=getattr(os, name), **kwargs):
+            nonlocal left
+            left -= 1
+            if left == 0: os._exit(9)
+            return real(*args, **kwargs)
+        setattr(os, name, deadly)
 save_checkpoint(run, 0, tensors(0), {"step": 0})
 step, random = 0, random.Random(0)
 if mode == "random":
@@ -192,19 +200,30 @@ if mode == "random":
         os.waitpid(pid, 0)
         step = check(step)
     assert step > 0
+elif mode == "export":  # whole, of one step, or told of
+    export(run, tensors(0), {"step": 0})
+    told = 0
+    for n in range(1, 100):
+        if (pid := os.fork()) == 0:
+            dying(n)
+            export(run, tensors(n), {"step": n})
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        try:
+            found, state = load_model(run)
+            assert torch.equal(found["model"]["w"], tensors(state["step"])["model"]["w"])
+        except CheckpointError as error:
+            told += 1
+            assert "manifest" in str(error), error
+        if code == 0: break
+    assert n > 5 and code == 0 and state["step"] == n and told, (n, code, told)
+    assert not [p for p in run.iterdir() if p.name.startswith(".tmp")]
 else:  # die at the nth call that touches the disk, for every n
     for again in (False, True):
         for n in range(1, 100):
             step += 0 if again else 1
             if (pid := os.fork()) == 0:
-                left = n
-                for name in ("fsync", "rename", "replace", "mkdir", "rmdir", "unlink"):
-                    def deadly(*args, real=getattr(os, name), **kwargs):
-                        global left
-                        left -= 1
-                        if left == 0: os._exit(9)
-                        return real(*args, **kwargs)
-                    setattr(os, name, deadly)
+                dying(n)
                 save_checkpoint(run, step, tensors(step), {"step": step}, keep=1)
                 os._exit(0)
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -218,7 +237,7 @@ assert len(left) <= 2 and all(p.startswith("step-") for p in left), left
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked writers")
-@pytest.mark.parametrize("mode", ["random", "every call"])
+@pytest.mark.parametrize("mode", ["random", "every call", "export"])
 def test_killed_at_any_moment_something_loads(tmp_path, mode):
     paths = os.pathsep.join([str(Path(checkpoint.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
@@ -425,6 +444,8 @@ def test_metrics_are_strict_json_and_truncate(tmp_path):
     assert [line.get("step") for line in lines] == [None, 1, 2, 3]
     assert lines[1] == {"step": 1, "loss": 0.5, "bad": ["nan", "-inf"]} and math.isnan(float(lines[1]["bad"][0]))
     assert truncate_after(path, 3) == 0 and [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+    append_line(path, {"step": 3, "validation_seconds": 1.0})
+    assert (truncate_after(path, 3), truncate_after(path, 3, validated=False)) == (0, 1)
     with pytest.raises(CheckpointError, match="cannot be written, No such file"):
         append_line(tmp_path / "no" / "metrics.jsonl", {})
 

@@ -14,7 +14,7 @@ from conftest import tiny
 from retain import compare as module
 from retain.compare import METHODS, Comparison, best_rate, compare, factor, method_config, parameters
 from retain.config import RunConfig
-from retain.config_json import save_config
+from retain.config_json import save_config, to_dict
 from retain.data import load_data
 from retain.data.rows import codec_of
 from retain.evaluate import evaluate
@@ -22,6 +22,7 @@ from retain.grid import curve, run_all
 from retain.presets import PRESETS
 from retain.run import build, load_run
 from retain.tables import flattens, markdown, plot, ranked, spread
+from runs import OWN_CELL
 
 # What each method is
 
@@ -48,11 +49,7 @@ def test_every_method_has_the_parameters_of_smt_within_a_tenth(preset, monkeypat
 
 
 def test_a_cell_of_ones_own_has_its_parameters_counted(tmp_path, monkeypatch):
-    (tmp_path / "thecell.py").write_text(
-        "from torch import nn\n\n\nclass Cell(nn.Module):\n    def __init__(self, memory, config):\n"
-        "        super().__init__()\n        self.mix = nn.Linear(memory.width, memory.width)\n\n"
-        "    def forward(self, memory, inputs):\n        return self.mix(memory) + inputs[:, None]\n"
-    )
+    (tmp_path / "thecell.py").write_text(OWN_CELL)
     monkeypatch.syspath_prepend(tmp_path)
     own = tiny(cell__kind="thecell:Cell")
     assert parameters(own, 9) == sum(p.numel() for p in build(own, 9)[0].parameters())
@@ -83,6 +80,10 @@ def test_phases_and_budgets_of_the_methods():
     assert [b.amount for b in method_config(base, "tbptt").budgets()] == [90]
     assert method_config(base, "tbptt").bptt.truncate == 4, "the preset's"
     assert method_config(tiny(bptt__truncate=None), "tbptt").bptt.truncate == 2, "a quarter of 8"
+    assert method_config(tiny(bptt__truncate=None, dmt__unroll=5), "tbptt").bptt.truncate == 5, "as DMT is cut"
+    for unroll in (None, 8):  # DMT is not cut
+        assert method_config(tiny(bptt__truncate=None, dmt__unroll=unroll), "tbptt").bptt.truncate == 2
+    assert method_config(tiny(bptt__truncate=None, dmt__unroll=5, phases=("smt",)), "tbptt").bptt.truncate == 2
     assert method_config(base, "bptt").bptt.truncate is None
 
 
@@ -97,6 +98,33 @@ def test_rates_and_the_choice_among_them():
         "3": {"failed": "loss became nan"},
     }
     assert best_rate(rates) == "1", "by validation, whatever the test says; a diverged trial is last"
+
+
+@pytest.mark.parametrize("sweep_budget", [None, "60steps", "20steps"])
+def test_trials_have_their_own_budget_and_are_judged_by_validation(tmp_path, monkeypatch, sweep_budget):
+    base, calls = tiny(budget="60steps"), []
+
+    def run_all(runs, out, *, split=None, **options):
+        calls.append((split, runs))
+        found = {}
+        for name, config in runs.items():
+            bits = abs(config.bptt.lr / base.bptt.lr - 1)  # × 1 is the best on validation, by test the worst
+            found[name] = {"config": to_dict(config), "parameters": 7, "curve": [], "validation_bits_per_token": bits}
+            found[name]["test"] = {"bits_per_token": -bits, "accuracy": bits}
+        return found
+
+    monkeypatch.setattr("retain.grid.run_all", run_all)
+    monkeypatch.setattr("retain.tables.write_results", lambda *a: None)
+    described = Comparison(config=base, methods=("bptt",), seeds=2, sweep_budget=sweep_budget)
+    results = compare(described, tmp_path / "out")
+    (of_trials, trials), (of_runs, runs) = calls
+    own = sweep_budget == "20steps"
+    assert (of_trials, of_runs) == (None, "test")
+    wanted = ("20steps", "2steps", 0) if own else ("60steps", "6steps", 0)
+    assert [(c.budget, c.validate_every, c.seed) for c in trials.values()] == [wanted] * 3
+    assert results["methods"]["bptt"]["lr_factor"] == "1"
+    assert list(runs) == ["bptt-lr1-seed0", "bptt-lr1-seed1"] and {c.budget for c in runs.values()} == {"60steps"}
+    assert ("bptt-lr1-seed0" in trials) != own, "a trial of the whole budget is the run of seed 0"
 
 
 # A whole comparison
@@ -190,6 +218,19 @@ def test_the_table_says_mean_and_deviation(finished):
         assert row["parameters"].replace(",", "") == str(runs[0]["parameters"])
         assert row["sequential steps"] == f"{statistics.mean(r['sequential_steps'] for r in runs):,.0f}"
         assert row["peak memory, MiB"] == f"{statistics.mean(r['peak_memory_bytes'] for r in runs) / 2**20:,.0f}"
+        config, found = runs[0]["config"], results["methods"][method]
+        assert row["learning rate"] == ", ".join(f"{p} {config[p]['lr']:.2g}" for p in config["phases"])
+        assert row["seconds"] == f"{statistics.mean(r['seconds'] for r in runs):,.0f}"
+        if method == "smt":
+            assert row["its teacher"] == spread([r["test"]["teacher_accuracy"] for r in runs])
+        for lr, trial in found["sweep"].items():
+            value = trial.get("validation_bits_per_token")
+            cell = "diverged" if value is None else f"{value:.3f}"
+            said = rows(text, "method | × 1")[method][f"× {lr}"]
+            assert said == (f"**{cell}**" if lr == found["lr_factor"] else cell)
+        for n in ("8", "12"):
+            own, theirs = (spread([r["lengths"][n][f"{who}accuracy"] for r in runs]) for who in ("", "teacher_"))
+            assert rows(text, "method | 8")[method][n] == (own if method == "gru" else f"{own} ({theirs})")
     order = list(rows(text, "method | accuracy"))
     assert order == sorted(means, key=lambda m: -means[m]) == [m for m, _ in ranked(results)]
     assert text.count("**") == 2 * (1 + len(order)), "the best result, and the chosen rate of each method"
@@ -339,6 +380,8 @@ WRONG = [
     ("{new} --bptt.truncate 4", ["--bptt.truncate", "tbptt"]),
     ("{new} --methods smt --methods gru", ["--methods", "given twice", "smt", "gru"]),
     ("{new} --quiet", ["--quiet", "retain compare does not take it"]),
+    ("{new} --lrs 1,1", ["lrs", "1,1", "twice"]),
+    ("compare --config own.json --out new", ["budget", "budgets of their own", "--budget B"]),
     ("{old} --data.symbols 5", ["another comparison", "data.symbols", "4", "5"]),
     ("compare --config tiny.json --out run", ["out", "run", "holds no comparison"]),
 ]
@@ -347,6 +390,7 @@ WRONG = [
 @pytest.fixture
 def place(finished, tmp_path, monkeypatch):
     save_config(BASE, tmp_path / "tiny.json")
+    save_config(tiny(smt__budget="3steps", dmt__budget="3steps"), tmp_path / "own.json")
     shutil.copytree(finished[0], tmp_path / "old")
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text("{}")
@@ -377,13 +421,6 @@ def test_the_same_line_again_says_the_same_and_methods_may_be_dropped(retain, pl
     assert said.startswith((finished[0] / "results.md").read_text())
     code, said, _ = retain(*line.replace("smt,gru --seeds 2", "gru --seeds 1").split())
     assert code == 0 and "| gru |" in said and "| smt |" not in said
-
-
-def test_help(retain):
-    code, said, _ = retain("compare", "--help")
-    assert code == 0
-    for word in (*METHODS, "--lengths", "--sweep-budget", *PRESETS):
-        assert word in said
 
 
 def test_comparisons_are_checked_when_built():

@@ -171,8 +171,8 @@ def test_weights_in_bfloat16_keep_the_memory_in_float32(monkeypatch):
             exact, exact_new = rnn.step(token, memory)
         assert new.dtype == logits.dtype == torch.float32
         assert rnn.m_0.dtype == torch.float32
-        assert_close(logits, exact, 0.1)
-        assert_close(new, exact_new, 0.1)
+        for found, wanted in ((logits, exact), (new, exact_new)):
+            assert (found - wanted).norm() < 0.02 * wanted.norm(), cell  # weights are rounded to 0.4 %
         assert not torch.equal(new, exact_new)
         assert (new != new.bfloat16().float()).any(), "what is remembered is not rounded to bfloat16"
         with torch.inference_mode():  # one stream of so small an RNN is faster as it is

@@ -275,11 +275,6 @@ def test_a_small_share_is_still_one_step():
     assert Budget(10, "s").share(0.001).amount == pytest.approx(0.01)
 
 
-def test_the_learning_rate_of_dmt_is_its_own():
-    assert SMTConfig(lr=0.5).lr == 0.5
-    assert tiny(smt__lr=0.5).dmt.lr != 0.5
-
-
 def test_configs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         tiny().seed = 3

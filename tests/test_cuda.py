@@ -25,16 +25,12 @@ from retain.objectives import BPTT, DMT, SMT
 from retain.presets import PRESETS
 from retain.run import load_run
 from retain.train import train
+from runs import losses
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
     pytest.mark.filterwarnings("ignore:PyTorch was compiled without cuDNN"),
 ]
-
-
-def losses(out):
-    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    return torch.tensor([line["loss"] for line in lines if "loss" in line])
 
 
 def test_products_are_in_bfloat16_squares_are_not_and_devices_do_not_mix():
@@ -74,7 +70,8 @@ def test_a_preset_trains_resumes_reads_and_writes_on_cuda(preset, tmp_path):
     (out / "manifest.json").unlink()  # as if it had been killed before it was exported
     again = train(config, out, resume=True, progress_bar=False)
     assert again["steps"] == summary["steps"] == sum(budget.amount for budget in config.budgets())
-    assert losses(out).isfinite().all() and len(losses(out)) == summary["steps"]
+    logged = torch.tensor(losses(out))
+    assert logged.isfinite().all() and len(logged) == summary["steps"]
     run = load_run(out, teacher=True, device="cuda")
     result = evaluate(run.rnn, run.teacher, load_data(data).windows("test", 8, 8))
     on_cpu = load_run(out, teacher=True)
@@ -100,11 +97,11 @@ def test_in_float32_it_trains_as_on_the_cpu_and_in_bfloat16_nearly(cell, tmp_pat
     changes = {"memory": memory, "cell__kind": cell, "smt__unroll": 3, "dmt__unroll": 3} | WITH.get(cell, {})
     config = tiny(phases=("smt", "dmt", "bptt"), budget="6steps", **changes)
     train(config, tmp_path / "cpu", progress_bar=False)
-    exact = losses(tmp_path / "cpu")
+    exact = torch.tensor(losses(tmp_path / "cpu"))
     for precision, apart, compared in (("fp32", 1e-3, 6), ("bf16", 0.1, 2)):  # roundings add up from step to step
         there = dataclasses.replace(config, device="cuda", precision=precision)
         train(there, tmp_path / precision, progress_bar=False)
-        found = losses(tmp_path / precision)
+        found = torch.tensor(losses(tmp_path / precision))
         assert found.isfinite().all()
         torch.testing.assert_close(found[:compared], exact[:compared], rtol=apart, atol=apart)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 import naive
 from naive import assert_close, batch, models
 from retain.config import IGNORE
-from retain.evaluate import evaluate
+from retain.evaluate import batch_for, evaluate
 
 TIMES = {"seconds", "tokens_per_second"}
 
@@ -151,3 +152,19 @@ def test_memories_are_read_out_some_at_a_time(both, monkeypatch):
     parts = evaluate(rnn, teacher, [batch(3)])
     for name in ("bits_per_token", "teacher_bits_per_token", "accuracy", "tokens"):
         assert parts[name] == pytest.approx(whole[name], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "seq_len, vocab, memory, size",
+    [(64, 256, 256, 256), (63, 2**14, 4, 64), (9999, 50_257, 4, 1), (63, 4, 2**14, 64), (99_999, 9, 9, 74)],
+)
+def test_large_vocabularies_and_memories_are_read_in_smaller_batches(seq_len, vocab, memory, size):
+    data, rnn = SimpleNamespace(seq_len=seq_len, vocab_size=vocab), SimpleNamespace(m_0=torch.zeros(memory))
+    assert batch_for(data, rnn) == size
+
+
+def test_an_rnn_that_runs_away_gives_null_for_its_drift(both):
+    teacher, rnn = both
+    rnn.m_0.data.fill_(math.inf)
+    found = evaluate(rnn, teacher, [data()])
+    assert found["drift"] is found["drift_last"] is found["relative_drift"] is None

@@ -5,13 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
 
 from conftest import tiny
 from retain.config_json import save_config
-from retain.grid import curve, read_result, run_all, train_one
+from retain.grid import _finish, curve, read_result, run_all, score, train_one
+from runs import run
 
 
 def grid_process(config, out, tmp_path):
@@ -37,6 +39,17 @@ def wait_for(condition, seconds=60):
         time.sleep(0.02)
 
 
+def locked(path):
+    import fcntl
+
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
 @pytest.mark.slow
 def test_a_killed_grid_leaves_no_one_training_and_goes_on_where_it_was(tmp_path, monkeypatch):
     config = tiny(phases=("bptt",), budget="250steps", checkpoint_every="20steps")
@@ -48,7 +61,7 @@ def test_a_killed_grid_leaves_no_one_training_and_goes_on_where_it_was(tmp_path,
         run_all({"one": config}, out)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    time.sleep(0.5)  # the run sees its parent's death at once
+    wait_for(lambda: not locked(out / "one/.lock"))  # the run sees its parent's death at once
     reached = steps_of(metrics)
     time.sleep(0.5)
     assert steps_of(metrics) == reached and max(reached) < 250
@@ -93,7 +106,8 @@ def test_peak_memory_is_of_the_process_alone():
 def test_files_beside_a_comparison_do_not_replace_pythons(tmp_path, monkeypatch):
     (tmp_path / "random.py").write_text("raise RuntimeError('not this one')")
     monkeypatch.chdir(tmp_path)
-    found = run_all({"one": tiny(phases=("bptt",), budget="2steps")}, tmp_path / "out")
+    found = run_all({"one": tiny(phases=("bptt",), budget="2steps")}, tmp_path / "out", threads=2)
+    assert found["one"]["threads"] == 2
     assert found["one"]["steps"] == 2 and len(found["one"]["data"]["sha256"]) == 64
 
 
@@ -102,3 +116,57 @@ def test_a_validation_that_was_not_finite_is_no_point_of_the_curve(tmp_path):
     lines = [good, good | {"step": 2, "validation_bits_per_token": "nan"}, {"step": 3, "loss": 1.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert [point["step"] for point in curve(tmp_path / "metrics.jsonl")] == [1]
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 9])
+def test_no_more_than_so_many_run_at_once(tmp_path, monkeypatch, jobs):
+    running, seen = set(), []
+
+    class Process:
+        def __init__(self):
+            self.polls = iter([None, 0])
+
+        def poll(self):
+            return next(self.polls)
+
+    def start(config, folder, *rest):
+        running.add(folder.name)
+        seen.append(len(running))
+        return Process(), None
+
+    monkeypatch.setattr("retain.grid._start", start)
+    monkeypatch.setattr("retain.grid._finish", lambda name, *rest: running.discard(name))
+    run_all({name: tiny() for name in "abcd"}, tmp_path / "out", jobs=jobs)
+    assert len(seen) == 4 and max(seen) == min(jobs, 4)
+
+
+@pytest.mark.parametrize(
+    "code, words",
+    [
+        ("import os; os.kill(os.getpid(), 9)", "one: killed by signal 9, for want of memory perhaps; try --jobs 1"),
+        ("import sys; print('noise', file=sys.stderr); sys.exit('retain: smt.lr: 3')", "one: smt.lr: 3 (run folder: "),
+        ("raise SystemExit(3)", "one: it ended with 3 (run folder: "),
+    ],
+)
+def test_a_run_that_dies_is_one_line(code, words, tmp_path):
+    complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - _finish closes it
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=complaints, text=True)
+    process.wait()
+    with pytest.raises(ValueError) as error:
+        _finish("one", process, complaints, tmp_path)
+    assert str(error.value).startswith(words) and "\n" not in str(error.value)
+
+
+def test_a_damaged_result_is_told_of(tmp_path):
+    (tmp_path / "out/one").mkdir(parents=True)
+    (tmp_path / "out/one/result.json").write_text("{")
+    with pytest.raises(ValueError, match="one/result.json is not a result of this version; delete .* to run it anew"):
+        run_all({"one": tiny()}, tmp_path / "out")
+
+
+def test_an_rnn_without_finite_bits_has_failed(tmp_path, monkeypatch):
+    """Its loss may have been finite throughout: alone it runs away. It must not be ranked with the others."""
+    config = tiny(phases=("bptt",), budget="2steps")
+    run(config, tmp_path / "one")
+    monkeypatch.setattr("retain.evaluate.evaluate", lambda *a: {"bits_per_token": float("nan")})
+    assert score(config, tmp_path / "one", "test", ()) == {"failed": "the RNN alone has nan bits per token on test"}

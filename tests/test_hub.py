@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -18,7 +17,6 @@ from PIL import Image
 from conftest import tiny
 from fakehub import hub
 from hubdata import PARTS, SMALL, real, stories, tokenizer
-from retain import likelihood
 from retain.config import DataConfig
 from retain.config_json import load_config, save_config
 from retain.data import load_data
@@ -48,7 +46,7 @@ def test_presets_build_on_a_local_copy(preset, sources):
 
 @pytest.mark.parametrize("preset", ["tinystories-paper", "mnist-paper"])
 def test_the_papers_settings(preset):
-    """method.md, section 6."""
+    """What the paper reports of its main runs."""
     c = PRESETS[preset]()
     assert [str(b) for b in c.budgets()] == ["150000steps", "1500steps"]
     assert [str(b) for b in dataclasses.replace(c, budget="202steps").budgets()] == ["200steps", "2steps"]
@@ -72,7 +70,7 @@ def test_the_papers_settings(preset):
     assert c.data.path == {"t": "hf:roneneldan/TinyStories", "m": "hf:ylecun/mnist"}[preset[0]]
 
 
-def test_stories_from_a_folder_to_a_sample(retain, sources, tmp_path):
+def test_stories_from_a_folder_to_a_sample(retain, sources, tmp_path, monkeypatch):
     out = tmp_path / "run"
     options = [*SMALL, "--data.reset", "--data.seq-len", "32"]
     code, said, complaint = retain("train", "tinystories", "--data", sources / "stories", "--out", out, *options)
@@ -92,30 +90,10 @@ def test_stories_from_a_folder_to_a_sample(retain, sources, tmp_path):
     assert said.startswith("Once ü")
     sampled = json.loads((out / "samples.json").read_text())["tokens"]
     assert 255 not in sampled  # the end symbol ends a document
-
-
-def test_the_likelihood_of_whole_documents_is_that_of_one_pass(sources):
-    """Chunks, batches and padding change nothing: each document is read from m_0 to its end symbol."""
-
-    data = load_data(DataConfig(name="documents", path=str(sources / "stories"), seq_len=20, reset=True))
-    rnn, _ = build(tiny(), data.vocab_size)
-    rnn.eval()
-    nats = count = 0
-    with torch.no_grad():
-        for i in range(data.documents("validation")):
-            tokens = torch.from_numpy(data.document("validation", i))[None]
-            logits, _ = rnn(tokens[:, :-1])
-            logits = torch.cat([rnn.readout(rnn.init_memory(1))[:, None], logits], 1)
-            nats += torch.nn.functional.cross_entropy(logits[0], tokens[0], reduction="sum").item()
-            count += tokens.numel()
-    chunk, likelihood.CHUNK = likelihood.CHUNK, 7
-    try:
-        found = likelihood.document_likelihood(rnn, data, "validation", batch_size=5)
-    finally:
-        likelihood.CHUNK = chunk
-    assert found["documents"] == real(40)
-    assert found["bits_per_token"] == pytest.approx(nats / count / math.log(2), rel=1e-5)
-    assert found["bits_per_document"] == pytest.approx(nats / real(40) / math.log(2), rel=1e-5)
+    drawn = [torch.tensor([token]) for token in (65, 255, 66)]
+    monkeypatch.setattr("retain.generate.generate", lambda *a, **k: iter(drawn))
+    assert retain("generate", out, "--prompt", "Once ")[1] == "Once A\n"
+    assert json.loads((out / "samples.json").read_text())["tokens"] == [65]
 
 
 def test_images_are_completed_below_what_is_given(retain, sources, tmp_path):
@@ -154,6 +132,11 @@ def test_a_users_own_images_are_completed(retain, sources, tmp_path):
     assert truth.shape == (3, config.image_size**2)
     assert (0.02 < truth.mean(1)).all() and (truth.mean(1) < 0.3).all()  # white lines on black, whatever the file was
     assert (tmp_path / "grid.png").exists()
+    (tmp_path / "note.png").write_text("no image")
+    for name, words in (("no.png", "does not exist"), ("note.png", "is not an image that can be read")):
+        code, said, complaint = retain("generate", out, "--images", tmp_path / name)
+        assert (code, said, complaint.count("\n")) == (2, "", 1)
+        assert f"images: '{tmp_path / name}' {words}" in complaint
 
 
 def test_events_are_completed(retain, sources, tmp_path):
@@ -167,6 +150,11 @@ def test_events_are_completed(retain, sources, tmp_path):
     samples = json.loads((out / "samples.json").read_text())
     given, completed, truth = (np.array(samples[k]) for k in ("given", "completed", "truth"))
     assert (completed[:, :98] == truth[:, :98]).all() and truth[:, :98].any() and (given[:, 98:] == -1).all()
+    config = json.loads((out / "config.json").read_text())
+    config["data"]["reset"] = False
+    (out / "config.json").write_text(json.dumps(config))
+    code, said, complaint = retain("generate", out, "--complete", "1")
+    assert (code, said, complaint.count("\n")) == (2, "", 1) and "give --images FILE" in complaint
 
 
 def test_built_in_digits_are_completed_too(retain, digits_run, tmp_path):
@@ -331,63 +319,3 @@ def test_the_hub_pinned_revisions_and_offline(ask, tmp_path):
     for part in ("could not be loaded", "HF_HUB_OFFLINE is set", str(tmp_path / "hf"), "--data PATH"):
         assert part in complaint
     assert "\n" not in complaint
-
-
-@pytest.mark.parametrize("every", [2, 3])
-def test_dmt_with_few_labels_trains_what_it_labels(every):
-    """The paper's labels every n-th step: the loss is that of a plain loop over the labelled steps."""
-    from retain.config import DMTConfig
-    from retain.objectives import DMT
-
-    config = tiny(dmt=DMTConfig(label_every=every, horizon=6, horizon_end=6, lambda_dyn=2.0, predictive=False))
-    rnn, teacher = build(config, 9)
-    objective = DMT(teacher, rnn, config.dmt)
-    tokens = torch.randint(9, (3, 6))
-    losses = objective({"tokens": tokens, "targets": torch.cat([tokens, tokens[:, :1]], 1), "progress": 1.0})
-    teacher.eval()
-    labels, memory, squared = teacher.encode(tokens), None, []
-    memory = labels[:, 0]
-    for t in range(6):
-        predicted = rnn.update(memory.detach(), tokens[:, t])
-        if (t + 1) % every == 0:
-            squared.append((predicted - labels[:, t + 1].detach()).square().mean())
-        memory = predicted
-    expected = torch.stack(squared).mean()
-    torch.testing.assert_close(losses["loss_dyn"], expected)
-    parameters = list(rnn.cell.parameters())
-    wanted = torch.autograd.grad(expected, parameters)
-    for mine, theirs in zip(torch.autograd.grad(losses["loss_dyn"], parameters), wanted, strict=True):
-        torch.testing.assert_close(mine, theirs)
-
-
-def test_a_phase_may_read_a_part_of_each_sequence(tmp_path):
-    from retain.phase import part_of
-
-    batch = {"tokens": torch.arange(40).view(4, 10), "targets": torch.arange(44).view(4, 11)}
-    seen = set()
-    for _ in range(60):
-        part = part_of(batch, 4)
-        start = int(part["tokens"][0, 0])
-        assert torch.equal(part["tokens"], batch["tokens"][:, start : start + 4])
-        assert torch.equal(part["targets"], batch["targets"][:, start : start + 5])
-        seen.add(start)
-    assert seen == set(range(7))
-    assert part_of(batch, None) is batch
-    with pytest.raises(ValueError, match="smt.seq_len: 9 is longer than data.seq_len 8"):
-        tiny(smt__seq_len=9)
-    from conftest import train_tiny
-
-    out = train_tiny(tmp_path / "run", smt__seq_len=4, budget="2steps")
-    assert json.loads((out / "summary.json").read_text())["tokens"] == 4 * 4 + 4 * 8
-
-
-def test_a_large_vocabulary_is_read_in_smaller_pieces(sources, monkeypatch):
-    config = dataclasses.replace(PRESETS["tinystories"]().data, path=str(sources / "stories"), reset=True)
-    data = load_data(config)
-    rnn, _ = build(PRESETS["tinystories"](), data.vocab_size)
-    whole = likelihood.document_likelihood(rnn, data, "validation", limit=5)
-    lengths, read = [], type(rnn).forward
-    monkeypatch.setattr(type(rnn), "forward", lambda self, t, m: lengths.append(t.shape[1]) or read(self, t, m))
-    monkeypatch.setattr(likelihood, "LOGITS", 5 * 256 * 7)
-    again = likelihood.document_likelihood(rnn, data, "validation", limit=5)
-    assert max(lengths) == 7 and again == pytest.approx(whole)

@@ -2,11 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
+from conftest import tiny
+from naive import randomise
+from retain.complete import HIDDEN, complete
 from retain.config import DataConfig
-from retain.data.images import darkest, pixels_of
+from retain.data.images import darkest, events_vocabulary, pixels_of
+from retain.generate import generate
 from retain.presets import PRESETS
+from retain.run import build
 
 
 @pytest.mark.parametrize("size", [(16, 16), (40, 30), (256, 256), (900, 1400)])
@@ -42,3 +48,17 @@ def test_light_on_dark_is_averaged():
     image = Image.fromarray(np.array([[0, 200], [0, 0]], np.uint8).repeat(8, 0).repeat(8, 1))
     config = DataConfig(name="images", path="x", image_size=1, seq_len=1)
     assert pixels_of(image, config)[0, 0] == pytest.approx(50, abs=1)
+
+
+@pytest.mark.parametrize("events", [False, True])
+def test_what_is_completed_follows_from_the_upper_half_alone(events):
+    data = DataConfig(name="images", path="x", image_size=4, seq_len=15, threshold=128, events=events, reset=events)
+    rnn = randomise(build(tiny(data=data), events_vocabulary(data) if events else 2)[0])
+    truth = torch.randint(2, (3, 16), generator=torch.Generator().manual_seed(0))
+    other = torch.cat([truth[:, :8], 1 - truth[:, 8:]], 1)
+    (given, drawn), (_, again) = (complete(rnn, x, (4, 4), tiny(data=data), seed=3) for x in (truth, other))
+    assert torch.equal(drawn, again), "what is to be completed must not be seen"
+    assert torch.equal(drawn[:, :8], truth[:, :8]) and torch.equal(given[:, :8], truth[:, :8])
+    assert (given[:, 8:] == HIDDEN).all() and drawn[:, 8:].any()
+    if not events:
+        assert torch.equal(drawn[:, 8:], torch.stack(list(generate(rnn, truth[:, :8], 8, seed=3)), 1))

@@ -13,18 +13,20 @@ import pytest
 import torch
 
 from conftest import tiny, train_tiny
-from naive import assert_close, models
+from naive import VOCAB, assert_close, models
 from retain.checkpoint import load_files
 from retain.config import IGNORE, DataConfig
 from retain.config_json import load_config
 from retain.data import load_data
+from retain.evaluate import evaluate
 from retain.objectives.losses import predictive_loss
 from retain.report import analyses, history
 from retain.report.analyses import bptt_gradient, settles, smt_gradient, spread
 from retain.report.charts import colourings, history_charts
 from retain.report.gather import gather
 from retain.report.page import write_report
-from retain.report.verdict import ablation, verdict
+from retain.report.samples import teacher_stream
+from retain.report.verdict import _drift, _quality, ablation, verdict
 from retain.run import load_run
 
 MISSING = [name for name in ("plotly", "matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
@@ -362,25 +364,30 @@ def just_begun(path):
         (path / name).unlink()
 
 
-STATES = {
-    running: (["still being written"], True),
-    stopped: (["stopped before its end; go on with"], True),
-    no_dmt: (["phase dmt of smt then dmt has not begun"], True),
-    corrupt_line: (["metrics.jsonl: 1 of 15 lines cannot be read; the first is line 2"], True),
-    cut_line: (["its last line is cut short"], True),
-    just_begun: (["nothing is logged yet", "the model: ", "neither an exported model nor a checkpoint"], False),
-    lambda p: (p / "model.safetensors").write_bytes(b"x"): (["the model: ", "truncated"], False),
-    lambda p: (p / "phases/1-smt/model.safetensors").unlink(): (["the model after smt: ", "is missing"], True),
-    lambda p: shutil.rmtree(p / "phases"): (["the model as smt left it is not in"], True),
-    lambda p: (p / "eval-test.json").write_text("{"): (["eval-test.json: "], True),
-    lambda p: (p / "data.json").write_bytes(b"\xff"): (["data.json: "], True),
-}
+def state(name, damage, words, has_figures):
+    return pytest.param(damage, words, has_figures, id=name)
 
 
-@pytest.mark.parametrize("number", range(len(STATES)))
-def test_a_run_in_any_state_gives_a_page_that_says_so(broken, number, monkeypatch, retain):
+STATES = [
+    state("running", running, ["still being written"], True),
+    state("stopped", stopped, ["stopped before its end; go on with"], True),
+    state("no dmt", no_dmt, ["phase dmt of smt then dmt has not begun"], True),
+    state("corrupt line", corrupt_line, ["metrics.jsonl: 1 of 15 lines cannot be read; the first is line 2"], True),
+    state("cut line", cut_line, ["its last line is cut short"], True),
+    state("just begun", just_begun, ["nothing is logged yet", "the model: ", "neither an exported model nor"], False),
+    state("weights", lambda p: (p / "model.safetensors").write_bytes(b"x"), ["the model: ", "truncated"], False),
+    state(
+        "phase", lambda p: (p / "phases/1-smt/model.safetensors").unlink(), ["model after smt: ", "is missing"], True
+    ),
+    state("phases", lambda p: shutil.rmtree(p / "phases"), ["the model as smt left it is not in"], True),
+    state("eval", lambda p: (p / "eval-test.json").write_text("{"), ["eval-test.json: "], True),
+    state("data", lambda p: (p / "data.json").write_bytes(b"\xff"), ["data.json: "], True),
+]
+
+
+@pytest.mark.parametrize("damage, words, has_figures", STATES)
+def test_a_run_in_any_state_gives_a_page_that_says_so(broken, damage, words, has_figures, monkeypatch, retain):
     monkeypatch.delenv("RETAIN_DEBUG", raising=False)
-    damage, (words, has_figures) = list(STATES.items())[number]
     damage(broken)
     code, said, complaints = retain("report", broken)
     assert (code, complaints) == (0, "")
@@ -410,24 +417,40 @@ def test_a_run_whose_text_is_gone(text_run, tmp_path, retain):
         (["report", "RUN", "/tmp"], "run: /tmp holds no config.json"),
         (["report", "RUN", "--out", "page.pdf"], "out: page.pdf must be an .html"),
         (["report", "RUN", "--out", "RUN/config.html"], "config.json goes with config.html"),
+        (["report", "RUN", "--out", "foreign.html"], "foreign.html is there and has no foreign.json beside it"),
         (["report", "RUN", "--nonsense"], "--nonsense"),
         (["plot", "RUN"], "retain plot: name a run folder and a plot"),
         (["plot", "RUN", "nonsense"], "name: 'nonsense' is not a plot of"),
         (["plot", "RUN", "drift", "--out", "x.gif"], "out: x.gif must be one of .png, .svg, .pdf"),
-        (["plot", "RUN", "loss", "--x", "sequential_steps", "--out", "/tmp/x.png"], "x: 'sequential_steps' was not"),
         (["plot", "RUN", "memory", "--colour", "nose"], "colour: 'nose' is none of needle, position, last token"),
         (["plot", "BPTT", "memory-teacher"], "it never trained a teacher"),
     ],
 )
-def test_mistakes(retain, retrieval_run, bptt_run, arguments, message):
-    if "sequential_steps" in arguments and "sequential_steps" in (retrieval_run / "metrics.jsonl").read_text():
-        pytest.skip("this run logs them")
+def test_mistakes(retain, retrieval_run, bptt_run, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "foreign.html").write_text("another page")
     folders = {"RUN": retrieval_run, "BPTT": bptt_run}
     before = (retrieval_run / "config.json").read_bytes()
     code, said, complaints = retain(*(folders.get(a, a.replace("RUN/", f"{retrieval_run}/")) for a in arguments))
     assert (retrieval_run / "config.json").read_bytes() == before
     assert (code, said) == (2, "") and len(complaints.splitlines()) == 1
     assert message in complaints
+    assert (tmp_path / "foreign.html").read_text() == "another page"
+
+
+def test_an_axis_that_was_not_logged_is_refused(retain, broken, tmp_path):
+    read = [json.loads(line) for line in (broken / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in line.items() if k != "sequential_steps"} for line in read]
+    (broken / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    code, said, complaint = retain("plot", broken, "loss", "--x", "sequential_steps", "--out", tmp_path / "x.png")
+    assert (code, said, complaint.count("\n")) == (2, "", 1)
+    assert "x: 'sequential_steps' was not logged by this run; use step, seconds, tokens" in complaint
+
+
+def test_a_curve_asks_for_neither_model_nor_data(retain, broken, tmp_path, monkeypatch):
+    monkeypatch.setattr("retain.report.gather.load_data", lambda config: pytest.fail("it may have to be downloaded"))
+    (broken / "model.safetensors").unlink()
+    assert retain("plot", broken, "loss", "--out", tmp_path / "loss.png") == (0, f"{tmp_path / 'loss.png'}\n", "")
 
 
 @pytest.mark.parametrize(
@@ -443,3 +466,43 @@ def test_a_single_plot(retain, retrieval_run, tmp_path, name, suffix):
 
         with Image.open(out) as image:
             assert image.width > 800 and len(image.convert("RGB").getcolors(2**24)) > 20
+
+
+def test_each_length_is_scored_at_that_length(retrieval_run):
+    run = load_run(retrieval_run, teacher=True)
+    found = analyses.by_length(run, 64)
+    assert [row["length"] for row in found] == [4, 8, 16, 32]
+    for row in found:
+        data = load_data(dataclasses.replace(run.config.data, seq_len=row["length"]))
+        again = evaluate(run.rnn, run.teacher, data.windows("validation", 128, 64))
+        assert {key: again[key] for key in row if key != "length"} | {"length": row["length"]} == row
+
+
+@pytest.mark.parametrize("kind", ["state", "register", "window"])
+def test_the_teacher_goes_on_from_its_memory_of_the_last_tokens(kind):
+    teacher = models(kind)[0].eval()
+    tokens = prompt = torch.randint(VOCAB, (2, 3), generator=torch.Generator().manual_seed(0))
+    for _ in range(6):
+        likeliest = teacher.decoder(teacher.encode(tokens[:, -4:])[:, -1]).argmax(-1)
+        tokens = torch.cat([tokens, likeliest[:, None]], 1)
+    assert torch.equal(torch.stack(list(teacher_stream(teacher, prompt, 6, 4, 0.0, 0)), 1), tokens[:, 3:])
+
+
+@pytest.mark.parametrize(
+    "here, beyond, words",
+    [
+        ((False, 0.2, 0.4), None, "relative drift still grows at the end of the sequence, 0.20 to 0.40"),
+        ((True, 0.3, 0.3), (True, 0.5, 0.5), "levels off at 0.30 (0.50 far beyond the training length)"),
+        ((True, 0.3, 0.3), (False, 9, 250), "levels off at 0.30, but grows to 250 beyond the training length"),
+        ((True, 0.95, 0.95), None, "at 0.95, where 1 means that the memory says nothing of its sequence"),
+    ],
+)
+def test_words_of_drift(here, beyond, words):
+    keys = ("levels_off", "third_quarter", "last_quarter")
+    said = [None if x is None else dict(zip(keys, x, strict=True)) for x in (here, beyond)]
+    assert _drift(*said).endswith(words)
+
+
+def test_words_of_quality():
+    for own, words in ((1.5, "0.38 bits below its teacher (1.50 to 1.88)"), (1.882, "equals its teacher at 1.88")):
+        assert words in _quality({"bits_per_token": own, "teacher_bits_per_token": 1.88}, False, None)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import tiny
 from naive import batch, models
@@ -55,6 +56,8 @@ def counted(method, progress=0.0, **changes):
         ("smt", {"smt__unroll": 4, "smt__pieces": 2}, 1 + 4 + 1 + (1 + 4 + 1)),
         ("smt", {"teacher__layers": 2, "teacher__recompute": True}, 2 + 3 + 1 + 1 + (1 + 1 + 2 + 2)),
         ("smt", {"smt__unroll": None}, 1 + 8 + 1 + (1 + 8 + 1)),
+        # nothing of f reaches the encoder: its way back is beside the decoder's and the encoder's
+        ("smt", {"smt__unroll": None, "smt__detach_labels": True}, 1 + 8 + 1 + (1 + 8)),
         ("dmt", {"dmt__horizon": 4, "dmt__unroll": 5}, 1 + 4 + 5 + 1 + (1 + 5)),
         # alone from m_0 and trained over the whole of it: the rollout itself is trained
         ("dmt", {"dmt__horizon": 8, "dmt__unroll": 8}, 1 + 8 + 1 + (1 + 8)),
@@ -86,15 +89,17 @@ def test_sequential_steps_of_dmt_grow_with_its_horizon():
     assert (shallow, whole) == (1 + 1 + 1 + 1 + 2, 1 + 8 + 1 + 1 + 2)
 
 
-def test_the_count_is_what_autograd_and_the_cell_do():
+def test_the_count_is_what_autograd_and_the_cell_do(monkeypatch):
     """Cells really applied one after another, and how far back the gradient really goes."""
+    data = batch(length=6)
+    monkeypatch.setattr(torch, "randint", lambda high, size: torch.zeros(size, dtype=torch.long))
     rnn = models(cell="mlp", norm="rms")[1]
     applied = []
     rnn.cell.register_forward_hook(lambda *_: applied.append(1))
     for truncate, back in ((None, 6), (2, 2), (4, 4)):
         objective = BPTT(rnn, BPTTConfig(truncate=truncate))
         applied.clear()
-        objective(batch(length=6))
+        objective(data)
         assert objective.sequential_steps(6) == 2 * len(applied) + 2 * 2 + 2 * back, "2 layers of cell and of readout"
 
 

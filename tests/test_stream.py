@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from conftest import tiny
-from hubdata import PARTS, SMALL, tokenizer
+from hubdata import PARTS, SMALL, stories, tokenizer
 from retain.checkpoint import latest_checkpoint, load_files
 from retain.config import DataConfig
 from retain.data import load_data
@@ -101,6 +102,35 @@ def test_a_resumed_run_on_a_stream_is_one_that_never_stopped(sources, tmp_path, 
     for part in whole:
         for name, tensor in whole[part].items():
             assert torch.equal(tensor, parts[part][name]), name
+
+
+def test_a_phase_of_smaller_batches_reads_on(sources, tmp_path, no_sleep, monkeypatch):
+    """A stream cannot go back: to begin anew would be to read all of it again."""
+    opened, real = [], streaming.StreamedData._epochs
+    monkeypatch.setattr(streaming.StreamedData, "_epochs", lambda *args: opened.append(1) or real(*args))
+    data = DataConfig(name="documents", path=str(sources / "stories"), seq_len=8, stream=True)
+    for sizes in ((4, 3), (4, 1), (2, 4), (4, 4)):
+        opened.clear()
+        config = tiny(data=data, budget="12steps", smt__batch_size=sizes[0], dmt__batch_size=sizes[1])
+        train(config, tmp_path / f"{sizes}", progress_bar=False)
+        assert len(opened) == 1, sizes
+
+
+def test_a_stream_that_has_moved_goes_on_and_one_that_has_changed_does_not(sources, tmp_path, no_sleep):
+    first, moved, changed = (tmp_path / name for name in ("first", "moved", "changed"))
+    shutil.copytree(sources / "stories", first)
+    data = DataConfig(name="documents", path=str(first), seq_len=8, stream=True)
+    config = tiny(data=data, budget="4steps")
+    train(config, tmp_path / "run", progress_bar=False)
+    first.rename(moved)
+    stories(changed, what="a dog")
+    for path in (moved, changed):
+        there = dataclasses.replace(config, data=dataclasses.replace(data, path=str(path)))
+        if path == moved:
+            train(there, tmp_path / "run", resume=True, progress_bar=False)
+        else:
+            with pytest.raises(ValueError, match="the data has changed: its (held_out_sequences|sha256)"):
+                train(there, tmp_path / "run", resume=True, progress_bar=False)
 
 
 def test_bytes_per_token_of_a_stream_are_those_of_the_prepared(sources, tmp_path):

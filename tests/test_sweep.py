@@ -23,7 +23,7 @@ from retain.evaluate import evaluate
 from retain.run import load_run
 from retain.sweep import Sweep, check, run_sweep, runs_of, sweep_of, value_of
 from retain.sweep_results import budget_of, choose_levels, compression, markdown, place, plot_quality
-from test_grid import steps_of, wait_for
+from test_grid import locked, steps_of, wait_for
 
 BASE = tiny(budget="4steps", validate_every="2steps")
 
@@ -310,17 +310,6 @@ def test_a_killed_sweep_goes_on(here, tmp_path):
     results = run_sweep(sweep, tmp_path / "out")
     assert metrics.read_text().splitlines()[:20] == early, "it went on, it did not begin again"
     assert [run["steps"] for p in results["points"] for run in p["runs"]] == [120, 120]
-
-
-def locked(path):
-    import fcntl
-
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
 
 
 # Bad input

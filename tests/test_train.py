@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import signal
 from itertools import pairwise
 
 import pytest
@@ -11,10 +12,14 @@ from torch import nn
 
 from conftest import tiny
 from retain.checkpoint import best_checkpoint, latest_checkpoint, load_files
+from retain.data import load_data
 from retain.devices import make_accelerator
+from retain.evaluate import evaluate
 from retain.model.cells import build_cell
-from retain.phase import learning_rate
-from retain.run import load
+from retain.objectives import BPTT
+from retain.phase import learning_rate, part_of
+from retain.progress import stop_signals
+from retain.run import build, load, load_run
 from retain.train import TrainingError, train
 from runs import KEYS, LOSSES, PHASES, Changed, lines, losses, run
 
@@ -43,6 +48,40 @@ def test_every_step_has_its_own_batch_even_after_a_new_phase(tmp_path):
     assert len(set(seen)) == len(seen) == 4 * (2 + 2 + 1)
 
 
+def test_a_run_is_the_plain_loop_over_its_batches(tmp_path):
+    own = {"lr": 0.02, "warmup": 0.4, "beta1": 0.5, "beta2": 0.7, "weight_decay": 0.3, "clip": 0.05, "truncate": None}
+    config = tiny(phases=("bptt",), budget="5steps", **{f"bptt__{name}": value for name, value in own.items()})
+    run(config, tmp_path / "run")
+    data = load_data(config.data)
+    torch.manual_seed(config.seed)
+    rnn, slow = build(config, data.vocab_size)[0], []
+    objective = BPTT(rnn, config.bptt)
+    optimizer = torch.optim.AdamW(objective.parameters(), betas=(0.5, 0.7), weight_decay=0.3, fused=True)
+    for step in range(5):
+        optimizer.param_groups[0]["lr"] = learning_rate(config.bptt, step / 5)
+        loss = objective(data.batch(config.seed, step, 0, 4))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(objective.parameters(), 0.05)
+        optimizer.step()
+        slow.append(loss.item())
+    assert losses(tmp_path / "run") == pytest.approx(slow, rel=1e-5)
+    weights = load_files(latest_checkpoint(tmp_path / "run"))[0]["model"]
+    for name, value in rnn.state_dict().items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_validations_are_of_the_rnn_alone_on_the_validation_split(never_stopped):
+    config, out = never_stopped()
+    data = load_data(config.data)
+    logged = {line["step"]: line for line in lines(out) if "validation_accuracy" in line}
+    for index, step in enumerate((4, 8, 12)):
+        left = load_run(out, teacher=True, phase=index)
+        found = evaluate(left.rnn, left.teacher, data.windows("validation", 7, config.validation_sequences))
+        for key in ("bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift"):
+            assert logged[step][f"validation_{key}"] == pytest.approx(found[key], rel=1e-5), (step, key)
+
+
 class Halves(Changed):
     """Micro-batch i of a step, for runs with accumulate = 2; with `whole` both at once for runs with accumulate = 1."""
 
@@ -59,9 +98,10 @@ class Halves(Changed):
 
 def test_accumulating_two_micro_batches_equals_one_of_twice_the_size(tmp_path):
     """In BPTT, whose loss is a plain mean over the batch and has nothing random."""
-    config = tiny(phases=("bptt",), budget="5steps", bptt__accumulate=2, bptt__batch_size=4)
+    whole = {"phases": ("bptt",), "budget": "5steps", "bptt__truncate": None}
+    config = tiny(**whole, bptt__accumulate=2, bptt__batch_size=4)
     train(config, tmp_path / "two", data=Halves(config, False), progress_bar=False)
-    config = tiny(phases=("bptt",), budget="5steps", bptt__accumulate=1, bptt__batch_size=8)
+    config = tiny(**whole, bptt__accumulate=1, bptt__batch_size=8)
     train(config, tmp_path / "one", data=Halves(config, True), progress_bar=False)
     two, one = lines(tmp_path / "two"), lines(tmp_path / "one")
     for name in ("gradient_norm", "loss", "loss_readout"):  # what is logged is the mean over both, not the last
@@ -74,7 +114,7 @@ def test_accumulating_two_micro_batches_equals_one_of_twice_the_size(tmp_path):
 
 
 def test_metrics_have_every_loss_and_figure(never_stopped):
-    _, out = never_stopped()
+    config, out = never_stopped()
     read = [json.loads(line, parse_constant=pytest.fail) for line in (out / "metrics.jsonl").read_text().splitlines()]
     common = {"step", "phase", "seconds", "tokens", "sequential_steps"}
     training = [line for line in read if "loss" in line]
@@ -93,6 +133,10 @@ def test_metrics_have_every_loss_and_figure(never_stopped):
     assert {line["step"] for line in validation} == {4, 5, 8, 10, 12}
     for line in validation:
         assert line.keys() >= common | {"validation_bits_per_token", "validation_accuracy"}
+    assert [line["horizon"] for line in training if line["phase"] == "dmt"] == [1, 2, 4, 8]
+    for phase in PHASES:
+        rates = [line["lr"] for line in training if line["phase"] == phase]
+        assert rates == pytest.approx([learning_rate(getattr(config, phase), i / 4) for i in range(4)])
 
 
 def test_metrics_are_logged_every_so_many_steps_whatever_the_phase(tmp_path):
@@ -261,3 +305,28 @@ def test_accumulated_batches_count_as_the_longest_of_them(tmp_path):
     config = tiny(phases=("bptt",), budget="2steps", bptt__accumulate=2, bptt__truncate=None)
     summary = run(config, tmp_path / "run", data=Mixed(config))
     assert summary["sequential_steps"] == 2 * (8 + 1 + 1 + 8)
+
+
+def test_a_second_ctrl_c_is_the_ordinary_one():
+    with stop_signals() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_phase_may_read_a_part_of_each_sequence(tmp_path):
+    batch = {"tokens": torch.arange(40).view(4, 10), "targets": torch.arange(44).view(4, 11)}
+    seen = set()
+    for _ in range(200):
+        part = part_of(batch, 4)
+        start = int(part["tokens"][0, 0])
+        assert torch.equal(part["tokens"], batch["tokens"][:, start : start + 4])
+        assert torch.equal(part["targets"], batch["targets"][:, start : start + 5])
+        seen.add(start)
+    assert seen == set(range(7))
+    assert part_of(batch, None) is batch
+    with pytest.raises(ValueError, match="smt.seq_len: 9 is longer than data.seq_len 8"):
+        tiny(smt__seq_len=9)
+    summary = run(tiny(smt__seq_len=4, budget="2steps"), tmp_path / "run")
+    assert summary["tokens"] == 4 * 4 + 4 * 8

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from conftest import tiny
+from retain import devices
 from retain.checkpoint import latest_checkpoint, load_files
 from retain.config_json import load_config, save_config
 from retain.devices import make_accelerator, start_trackers
@@ -179,7 +180,7 @@ def test_two_processes_equal_one_with_both_their_batches(tmp_path, norm):
 @pytest.mark.slow
 def test_two_processes_validate_at_the_same_steps_and_go_on_as_two(tmp_path):
     """Each has a clock of its own: what is due by the main one's all must do, or they wait for each other for ever."""
-    save_config(tiny(device="auto", validate_every="0.01s"), tmp_path / "tiny.json")
+    save_config(tiny(device="auto", validate_every="0.0001s"), tmp_path / "tiny.json")
     out = tmp_path / "run"
     workers = two_workers(tmp_path / "tiny.json", out, SLOW_CLOCK)
     try:
@@ -222,3 +223,9 @@ def test_processes_that_were_started_but_do_not_join_are_refused(tmp_path, monke
     monkeypatch.setattr("retain.devices.Accelerator", lambda **settings: SimpleNamespace(num_processes=1))
     with pytest.raises(ValueError, match="device: cpu does not join the 2 processes"):
         make_accelerator(tiny(), tmp_path)
+
+
+def test_a_folder_of_its_name_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert not devices.installed("wandb") and not devices.installed("no such thing") and devices.installed("json")

@@ -61,6 +61,8 @@ def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
             rest.append(argv[i])
             i += 1
             continue
+        if not found:  # as of a variable of the shell that is not set
+            raise Usage(f"{name} needs a value, and was given an empty one")
         if value is not None:
             raise Usage(f"{name}: given twice, {value} and {found}; give one")
         value, i = found, i + 1

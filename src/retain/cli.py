@@ -83,12 +83,17 @@ def one_line_errors() -> Iterator[None]:
     """What the user can mend, a failed run and Ctrl-C end the process with one line on stderr; a defect in full."""
     try:
         yield
+        sys.stdout.flush()  # at exit it would be too late to say what is wrong with a full disk
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         fail("interrupted", 130)
     except Exception as error:
+        try:
+            sys.stdout.flush()
+        except OSError:  # a full disk; nor must what is left be tried again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = exit_code(error)
         if code is None or os.environ.get("RETAIN_DEBUG"):
             raise

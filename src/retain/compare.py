@@ -17,7 +17,7 @@ METHODS = ("smt", "smt+bptt", "bptt", "tbptt", "gru", "lstm")
 FINETUNE = 1 / 3
 """smt+bptt: how much of the budget is BPTT."""
 TRUNCATE = 4
-"""tbptt: the gradient flows back through a quarter of the sequence, unless the preset says how far."""
+"""tbptt: the gradient flows back through a quarter of the sequence, unless the preset says how far or cuts DMT's."""
 WITHIN = 0.1
 """How far the deployed RNN's parameters may be from those of the SMT run's."""
 PHASE_BUDGETS = ("--smt.budget", "--dmt.budget", "--bptt.budget")
@@ -47,8 +47,8 @@ any option of 'retain train PRESET', for all methods, e.g. --data.seq-len 128
 Writes results.md, results.json and results.png into DIR, and a run folder for every run under DIR/runs.
 
 methods: smt the preset's SMT and DMT; smt+bptt the same and BPTT for the last third of the budget; bptt and tbptt the
-very RNN that smt trains, by BPTT, whole and truncated to a quarter of the sequence; gru and lstm by BPTT, as wide as
-gives the RNN the same number of parameters.
+very RNN that smt trains, by BPTT, whole and truncated where DMT's gradient is (dmt.unroll; else to a quarter of the
+sequence); gru and lstm by BPTT, as wide as gives the RNN the same number of parameters.
 """
 
 
@@ -121,8 +121,10 @@ def method_config(base: RunConfig, method: str) -> RunConfig:
         bptt = dataclasses.replace(bptt, truncate=None, share=others * FINETUNE / (1 - FINETUNE))
         return dataclasses.replace(base, phases=(*phases, "bptt"), bptt=bptt)
     if method == "tbptt":
+        # Cut where DMT's gradient is, it is the control for what the teacher adds.
         length = bptt.seq_len or base.data.seq_len
-        bptt = dataclasses.replace(bptt, truncate=bptt.truncate or max(1, length // TRUNCATE))
+        stretch = base.dmt.unroll if "dmt" in phases and 1 < (base.dmt.unroll or 1) < length else None
+        bptt = dataclasses.replace(bptt, truncate=bptt.truncate or stretch or max(1, length // TRUNCATE))
         return dataclasses.replace(base, phases=("bptt",), bptt=bptt)
     run = dataclasses.replace(base, phases=("bptt",), bptt=dataclasses.replace(bptt, truncate=None))
     return run if method == "bptt" else matched(run, method)

@@ -146,7 +146,9 @@ class DataConfig:
     tokenizer: str | None = None
     """documents: a tokenizer.json of Hugging Face tokenizers; None reads UTF-8 bytes."""
     reset: bool = False
-    """documents: memory starts at m_0 with each document, instead of being carried over from the one before."""
+    """documents: memory starts at m_0 with each document, instead of being carried over from the one before.
+    What fills up a shorter one is no target, but is in the mean of loss_dyn and in memory's statistics, as any
+    token."""
     stream: bool = False
     """documents, images: train straight from the source, nothing is prepared on disk."""
     image_size: int = 28
@@ -207,7 +209,7 @@ class PhaseConfig:
     seq_len: int | None = None
     """Train on a random part of this many tokens of every sequence; None is all of data.seq_len."""
     accumulate: int = 1
-    """Micro-batches per optimizer step."""
+    """Micro-batches per optimizer step. Each is a mean over its own targets, and all count alike."""
     lr: float = 3e-3
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup: float = 0.02
@@ -260,7 +262,7 @@ class SMTConfig(PhaseConfig):
     lambda_trunk: float = 1.0
     """Plain next-target loss of the encoder's trunk (state and register encoders)."""
     lambda_readout: float = 1.0
-    """Cross-entropy of the readout on f(m_t, x_t); trains the readout, and f through its one step."""
+    """Cross-entropy of the readout on what f makes; trains the readout, f, and by way of m_t the encoder."""
     lambda_distill: float = 0.0
     """The same against the teacher's probabilities (its trunk's, or its decoder's) instead of the target."""
 
@@ -322,7 +324,7 @@ class BPTTConfig(PhaseConfig):
     """Backpropagation through time: baseline and finetuning."""
 
     truncate: int | None = None
-    """Gradient flows back at most this many steps; None is all."""
+    """Gradient flows back at most this many steps, cut at as many, from a random one on; None is all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -35,13 +35,19 @@ def fast_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
+def installed(package: str) -> bool:
+    """Whether it can be imported; a mere folder of its name, as W&B leaves one where it was run, is no package."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
 def make_accelerator(config: RunConfig, out: Path) -> Accelerator:
     """Accelerate's view of devices, precision and processes. Raises ValueError for what is not there."""
     check_device(config.device)
     tracker = config.tracker
     if tracker == "auto":
-        tracker = "tensorboard" if importlib.util.find_spec("tensorboard") else None
-    elif tracker is not None and importlib.util.find_spec(tracker) is None:
+        tracker = "tensorboard" if installed("tensorboard") else None
+    elif tracker is not None and not installed(tracker):
         raise ValueError(f"tracker: {tracker} is not installed; pip install {tracker}, or --tracker None")
     cuda = torch.cuda.is_available() and config.device in ("auto", "cuda")
     # Where there is no accelerator, processes are only told of each other if it is the CPU that is asked for.

@@ -95,9 +95,11 @@ class _Probe:
     def __init__(self, objective: Any, data: Data, config: PhaseConfig, accelerator: Any) -> None:
         self.objective, self.data, self.config, self.accelerator = objective, data, config, accelerator
         self.batch_size = 1
+        self.draw(1)
         self.activations_per_sequence = self.count_activations()
-        start = time.perf_counter()
         pair = min(2, config.batch_size)  # of one sequence, the half that starts from f's own memory is none
+        self.draw(pair)
+        start = time.perf_counter()
         with FlopCounterMode(display=False) as counter, self.at_once():
             self.step(pair)
         self.flops_per_sequence = counter.get_total_flops() // pair
@@ -118,11 +120,16 @@ class _Probe:
         yield
         self.objective.config = config
 
+    def draw(self, batch_size: int) -> None:
+        """The batch of the next steps: apart from them, for a stream begins anew each time."""
+        self.batch = part_of(self.data.batch(0, 0, 0, batch_size), self.config.seq_len)
+
     def step(self, batch_size: int) -> None:
-        device = self.accelerator.device
-        batch = part_of(self.data.batch(0, 0, 0, batch_size), self.config.seq_len)
+        if len(self.batch["tokens"]) != batch_size:
+            self.draw(batch_size)
         with self.accelerator.autocast():
-            losses = self.objective({k: v.to(device) for k, v in batch.items()} | {"progress": 1.0})
+            device = self.accelerator.device
+            losses = self.objective({k: v.to(device) for k, v in self.batch.items()} | {"progress": 1.0})
         losses["loss"].backward()
         losses["loss"].detach().item()  # waits for the device
 

@@ -18,16 +18,16 @@ from retain.model.teacher import Readout, Teacher
 from retain.objectives.losses import where_asked
 
 LOGITS = 2**26
-"""Numbers that the logits of what is read at once are at most."""
+"""Numbers that the logits of what is read at once are at most, and its memories."""
 
 MEMORIES = 2**15
 """Memories that a readout reads at once, at most: all of a validation would fill a GPU where a memory has many tokens,
 and its kernels take no more than twice as many."""
 
 
-def batch_for(data: Data) -> int:
-    """How many sequences are read at once: fewer where the logits of a large vocabulary fill the memory."""
-    return max(1, min(256, LOGITS // ((data.seq_len + 1) * data.vocab_size)))
+def batch_for(data: Data, rnn: RNN) -> int:
+    """How many sequences are read at once: fewer where a large vocabulary's logits, or large memories, fill it all."""
+    return max(1, min(256, LOGITS // ((data.seq_len + 1) * max(data.vocab_size, rnn.m_0.numel()))))
 
 
 class _Score:
@@ -134,11 +134,11 @@ def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
         result |= {
             "teacher_bits_per_token": theirs.bits(),
             "teacher_accuracy": theirs.accuracy(),
-            "drift": float(drift[1:].mean()),
+            "drift": _finite(float(drift[1:].mean())),
             "relative_drift": _finite(float(drift[1:].mean() / variance[1:].mean()))
             if variance[1:].mean() > 1e-8
             else None,
-            "drift_last": float(drift[-1]),
+            "drift_last": _finite(float(drift[-1])),
             "relative_drift_last": _finite(float(relative[-1])),
             "teacher_bits_by_position": theirs.bits_by_position(),
             "drift_by_position": _or_none(drift),

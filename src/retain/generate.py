@@ -229,6 +229,12 @@ def token_writer(tokenizer: Any) -> Callable[[int], None]:
     stream = DecodeStream(skip_special_tokens=False)
 
     def write(token: int) -> None:
-        print(stream.step(tokenizer, token) or "", end="", flush=True)
+        nonlocal stream
+        try:
+            text = stream.step(tokenizer, token)
+        except Exception:  # bytes that are no UTF-8, after which the library's stream is of no more use
+            stream = DecodeStream(skip_special_tokens=False)
+            text = stream.step(tokenizer, token)
+        print(text or "", end="", flush=True)
 
     return write

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import subprocess
@@ -154,7 +155,7 @@ def claim(out: Path, file: str, spec: dict[str, Any], what: str, free: Sequence[
                     f"out: {out} holds another {what} ({key.removeprefix('config.')} is {before.get(key)!r} there, "
                     f"{value!r} here); name another --out"
                 )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(not f.name.startswith(".tmp-") for f in out.iterdir())):
         raise ValueError(f"out: {out} already exists and holds no {what}; name another folder")
     from retain.checkpoint import replace_file
 
@@ -235,8 +236,10 @@ def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int],
         "bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift",
         "relative_drift_last", "sequences", "tokens",
     )  # fmt: skip
-    data = load_data(config.data)
-    whole = evaluate(run.rnn, guide, data.windows(split, batch_for(data)))
+    data = load_data(run.config.data)
+    whole = evaluate(run.rnn, guide, data.windows(split, batch_for(data, run.rnn)))
+    if not math.isfinite(whole["bits_per_token"]):
+        return {"failed": f"the RNN alone has {whole['bits_per_token']} bits per token on {split}"}
     result: Result = {
         "answers": data.answers,
         "chance": data.chance if data.answers else None,
@@ -245,8 +248,8 @@ def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int],
     if lengths:
         result["lengths"] = {}
     for length in lengths:
-        other = load_data(dataclasses.replace(config.data, seq_len=length))
-        batch = min(batch_for(other), max(1, 2**14 // length))
+        other = load_data(dataclasses.replace(run.config.data, seq_len=length))
+        batch = min(batch_for(other, run.rnn), max(1, 2**14 // length))
         scores = evaluate(run.rnn, guide, other.windows(split, batch, LENGTH_SEQUENCES))
         result["lengths"][str(length)] = {key: scores[key] for key in keep}
     return result

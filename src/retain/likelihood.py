@@ -17,6 +17,8 @@ from retain.model.rnn import RNN
 
 CHUNK = 256
 """Tokens read at once, at most; what is kept between chunks is the memory alone."""
+HELD = 2**24
+"""Tokens of documents side by side, filled up to the longest, at most: but for one document that is longer itself."""
 
 
 @torch.no_grad()
@@ -38,8 +40,14 @@ def _read(rnn: RNN, data: DocumentsData, split: Split, batch_size: int, limit: i
     lengths = np.diff(data.ends[split], prepend=0)[chosen]
     chosen = chosen[np.argsort(lengths, kind="stable")]  # those of one length side by side
     nats, tokens_read = 0.0, 0
-    for first in range(0, len(chosen), batch_size):
-        documents = [data.document(split, int(i)) for i in chosen[first : first + batch_size]]
+    lengths = np.sort(lengths, kind="stable")
+    first = 0
+    while first < len(chosen):
+        rows = min(batch_size, len(chosen) - first)
+        while rows > 1 and rows * lengths[first + rows - 1] > HELD:
+            rows //= 2
+        documents = [data.document(split, int(i)) for i in chosen[first : first + rows]]
+        first += rows
         longest = max(map(len, documents))
         tokens = torch.zeros(len(documents), longest, dtype=torch.long)
         real = torch.zeros(len(documents), longest, dtype=torch.bool)

@@ -191,7 +191,7 @@ def sketchy() -> RunConfig:
 
 
 def _paper(preset: str, data: DataConfig) -> RunConfig:
-    """The paper's main runs (method.md, section 6), for one large GPU."""
+    """The paper's main runs, for one large GPU. All of its settings are named, also those that are the default here."""
     shared: dict[str, Any] = {"clip": 1.0, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.95}
     return RunConfig(
         preset=preset,

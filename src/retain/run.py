@@ -74,7 +74,10 @@ def prepare_folder(config: RunConfig, out: Path, resume: bool) -> None:
                     f"resume: {key} was {before.get(key)!r} in {out} and is {now[key]!r} now; "
                     f"resume without it, or train into a new --out"
                 )
-    elif out.exists() and (not out.is_dir() or any(f.name != LOCK for f in out.iterdir())):
+    elif out.exists() and (
+        # A process that was killed may have left its lock, and a file that was not yet in its place.
+        not out.is_dir() or any(f.name != LOCK and not f.name.startswith(".tmp-") for f in out.iterdir())
+    ):
         raise ValueError(f"out: {out} already exists; add --resume to go on with it, or name another folder")
 
 

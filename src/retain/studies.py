@@ -8,13 +8,15 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retain.config import RunConfig
-from retain.data.batches import Split
 from retain.presets import PRESETS
 from retain.sweep import describe, with_values
 from retain.tables import spread, table
+
+if TYPE_CHECKING:  # it would load PyTorch, for --help too
+    from retain.data.batches import Split
 
 CREDIT_LENGTHS = (8, 16, 32, 64)
 """Lengths of retrieval, the same number of optimizer steps each."""
@@ -28,7 +30,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "stretches of 8": {"smt.unroll": 8, "dmt.unroll": 8},
     "less uniformity, the paper's": {"smt.lambda_unif": 0.001},
     "SMT from the teacher's memories alone": {"smt.on_policy": 0.0},
-    "SMT for all the steps, no DMT": {"phases": ["smt"]},
+    "SMT for all the steps, no DMT": {"phases": ["smt"], "smt.schedule": "cosine"},  # as DMT's rate would fall
     "DMT over the whole sequence": {"dmt.unroll": None},
     "weight 0.1 on the teacher's memory in DMT": {"dmt.lambda_dyn": 0.1},
     "DMT held to the teacher, its horizon growing": {"dmt.lambda_dyn": 1.0, "dmt.horizon_growth": 0.7},

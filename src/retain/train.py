@@ -173,7 +173,10 @@ class Loop:
     def go_on_reading(self, index: int) -> None:
         """A phase of smaller batches goes on where the one before it stopped, as a stream cannot go back."""
         before, now = (getattr(self.config, name).batch_size for name in self.config.phases[index - 1 : index + 1])
-        self.progress.micro_batches = max(self.progress.micro_batches, -(-self.progress.micro_batches * before // now))
+        read = self.progress.micro_batches
+        if before != now and self.batches.data.info.get("streamed"):
+            read += 1  # the next one was prepared already, in the old size
+        self.progress.micro_batches = max(self.progress.micro_batches, -(-read * before // now))
 
     def budget_of(self, index: int) -> Budget:
         """The budget of a phase. Where all share one, what those before it took beyond theirs is not given twice."""
@@ -346,7 +349,9 @@ class Loop:
             guide = self.teacher if "smt" in self.config.phases else None  # else nothing ever trained it
             with self.accelerator.autocast():
                 limit = self.config.validation_sequences
-                result = evaluate(self.rnn, guide, self.data.windows("validation", batch_for(self.data), limit))
+                result = evaluate(
+                    self.rnn, guide, self.data.windows("validation", batch_for(self.data, self.rnn), limit)
+                )
             objective.train()
             value = result["bits_per_token"]
             keep = ("bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift")

@@ -50,6 +50,7 @@ BAD = [
         "data.pairs: 8 different keys are more than the 4 that data.symbols 2 and data.string_len 2 allow; "
         "give fewer pairs, or more symbols",
     ),
+    ("keys_values", {"string_len": 70}, "data.string_len: 70 is longer than data.seq_len 64; give less"),
     (
         "keys_values",
         {"pairs": 16},

@@ -402,3 +402,13 @@ def test_the_hidden_state_is_that_of_following_every_token(name, size):
 def test_the_last_symbol_to_say_is_still_needed_at_the_end():
     states = load_data(DataConfig(name="copy", seq_len=8, copy_len=3)).task.hidden(np.array([[0, 1, 2, 4, 4, 5, 4, 4]]))
     assert states[1].tolist() == [[1, 2, 3, 3, 3, 3, 2, 1]]
+
+
+def test_modular_draws_every_map_as_often():
+    tokens, _ = Modular(5, symbols=5).generate(generator(0), 20_000)
+    x, y = tokens[:, 0:4:2], tokens[:, 1:4:2]
+    apart = x[:, 0] != x[:, 1]
+    inverse = np.array([0, 1, 3, 2, 4])  # modulo 5
+    w = (y[:, 1] - y[:, 0]) * inverse[(x[:, 1] - x[:, 0]) % 5] % 5
+    counts = np.unique((5 * w + (y[:, 0] - w * x[:, 0]) % 5)[apart], return_counts=True)[1]
+    assert len(counts) == 25 and counts.min() > 0.8 * counts.mean()

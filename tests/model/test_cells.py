@@ -15,7 +15,7 @@ READOUT = TeacherConfig(encoder="state", width=8, heads=2, layers=1, decoder_lay
 
 
 def memory_of(kind, norm="rms"):
-    return MemoryConfig(tokens=3 if kind == "delta" else 2, width=4, norm=norm)
+    return MemoryConfig(tokens=4 if kind == "delta" else 2, width=4, norm=norm)
 
 
 def config(kind="mlp", residual=True, layers=2):
@@ -218,6 +218,34 @@ def test_gated_cell_is_its_formula():
     assert_close(fast, slow)
     for a, b in zip(*(torch.autograd.grad(out.pow(2).sum(), memory) for out in (fast, slow)), strict=True):
         assert_close(a, b)
+
+
+@pytest.mark.parametrize("kind", ["transformer", "mlp"])
+def test_residual_cells_are_their_formula(kind):
+    torch.manual_seed(0)
+    cell = randomise(build_cell(MEMORY, config(kind, layers=1))).double()
+    memory, inputs, rows = torch.randn(3, 2, 4).double(), torch.randn(3, 4).double(), []
+    for m, x in zip(memory, inputs, strict=True):
+        if kind == "transformer":
+            tokens = torch.cat([cell.from_memory(m) + cell.positions, cell.from_input(x)[None]])
+            rows.append(m + cell.out(cell.transformer(tokens[None])[0, :2]))
+        else:
+            normed = m.flatten() / (m.square().mean() + 1e-6).sqrt() * cell.norm.gain
+            rows.append(m + cell.out((cell.from_memory(normed) + cell.from_input(x)).clamp_min(0) ** 2).view(2, 4))
+    assert_close(cell(memory, inputs), torch.stack(rows))
+
+
+@pytest.mark.parametrize("kind, plain", [("gru", nn.GRUCell), ("elman", nn.RNNCell), ("lstm", nn.LSTMCell)])
+def test_pytorchs_own_cells_work_on_a_quarter_of_memory(kind, plain):
+    torch.manual_seed(0)
+    cell = randomise(build_cell(MEMORY, config(kind))).double()
+    twin = plain(4, 4 if kind == "lstm" else 8).double()
+    names = {n.removeprefix("cell.").removesuffix("_l0"): v for n, v in cell.state_dict().items()}
+    twin.load_state_dict(names)
+    memory, inputs = torch.randn(3, 2, 4).double(), torch.randn(3, 4).double()
+    state = memory.flatten(1) / 4
+    new = torch.cat(twin(inputs, tuple(state.chunk(2, 1))), 1) if kind == "lstm" else twin(inputs, state)
+    assert_close(cell(memory, inputs), 4 * new.view(3, 2, 4))
 
 
 def test_gated_cell_starts_by_keeping_most_of_memory():

@@ -26,8 +26,10 @@ def test_lengths_reach_past_what_a_position_sums():
     assert LOCAL < LENGTH
 
 
+@pytest.mark.parametrize("group", [16, 3])
 @pytest.mark.parametrize("steps", [range(LENGTH + 1), [0, 1, 4], [5], [6, 2]], ids=str)
-def test_encoder_equals_naive(kind, tokens, steps):
+def test_encoder_equals_naive(kind, tokens, steps, group, monkeypatch):
+    monkeypatch.setattr("retain.model.encoders.GROUP", group)  # of labels of the register encoder; the last is not full
     encoder = models(kind[0], context_len=kind[1])[0].encoder
     fast, fast_trunk = encoder(tokens, torch.tensor(list(steps)))
     slow, slow_trunk = naive.encode(encoder, kind[0], tokens, steps)

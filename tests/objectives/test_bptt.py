@@ -8,14 +8,18 @@ from naive import assert_close, batch, gradients, models
 from retain.config import CELLS, IGNORE, BPTTConfig
 from retain.objectives import BPTT
 
+BATCH = batch()
+
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("norm", ["rms", "batch"])
-@pytest.mark.parametrize("truncate", [None, 1, 4, 50])
-def test_bptt_equals_naive(cell, norm, truncate):
+@pytest.mark.parametrize("truncate, first", [(None, 0), (1, 0), (4, 0), (4, 1), (3, 2), (50, 0)])
+def test_bptt_equals_naive(cell, norm, truncate, first, monkeypatch):
     rnn = models(cell=cell, norm=norm)[1]
     objective = BPTT(rnn, BPTTConfig(truncate=truncate))
-    fast, slow = objective(batch()), naive.bptt(rnn, batch(), truncate)
+    monkeypatch.setattr(torch, "randint", lambda high, size: torch.full(size, first))
+    data = BATCH
+    fast, slow = objective(data), naive.bptt(rnn, data, truncate, first)
     assert fast.keys() == {"loss", "loss_readout"}
     assert_close(fast["loss"], slow)
     assert_close(gradients(fast["loss"], objective), gradients(slow, objective))
@@ -23,11 +27,21 @@ def test_bptt_equals_naive(cell, norm, truncate):
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize(
-    "truncate, reached", [(None, [0, 1, 2, 3, 4, 5]), (4, [4, 5]), (3, [3, 4, 5]), (2, [4, 5]), (1, [5])]
+    "truncate, first, reached",
+    [
+        (None, 0, [0, 1, 2, 3, 4, 5]),
+        (4, 0, [4, 5]),
+        (4, 2, [2, 3, 4, 5]),
+        (4, 1, [5]),
+        (3, 0, [3, 4, 5]),
+        (2, 0, [4, 5]),
+        (1, 0, [5]),
+    ],
 )
-def test_gradient_reaches_as_far_back_as_it_should(cell, truncate, reached):
+def test_gradient_reaches_as_far_back_as_it_should(cell, truncate, first, reached, monkeypatch):
     rnn = models(cell=cell)[1]
     objective = BPTT(rnn, BPTTConfig(truncate=truncate))
+    monkeypatch.setattr(torch, "randint", lambda high, size: torch.full(size, first))
     targets = torch.full((1, 7), IGNORE)
     targets[0, 6] = 3  # the one loss there is looks at the last memory
     objective({"tokens": torch.arange(6)[None], "targets": targets})["loss"].backward()
@@ -59,6 +73,19 @@ def test_batch_without_a_target_is_zero():
     assert loss == 0
     loss.backward()
     assert all((p.grad == 0).all() for p in objective.parameters())
+
+
+def test_every_step_may_be_the_first_behind_a_cut():
+    """Where a cut were always at one place, no answer behind it could ever learn from what stands before it."""
+    objective, reached = BPTT(models(cell="gated")[1], BPTTConfig(truncate=3)), set()
+    targets = torch.full((1, 7), IGNORE)
+    targets[0, 6] = 3
+    torch.manual_seed(0)
+    for _ in range(40):
+        objective.zero_grad()
+        objective({"tokens": torch.arange(6)[None], "targets": targets})["loss"].backward()
+        reached.add(len((objective.rnn.embed.weight.grad != 0).any(1).nonzero()))
+    assert reached == {1, 2, 3}
 
 
 def test_finish_changes_nothing():

@@ -327,25 +327,35 @@ def test_a_target_for_each_token_alone_is_refused(objective):
         objective(*models())(data | {"targets": data["targets"][:, 1:]})
 
 
-@pytest.mark.parametrize("every, horizon", [(2, 3), (3, 4)])
-def test_few_labels_from_a_random_start_equal_the_loop(every, horizon, monkeypatch):
+@pytest.mark.parametrize("predictive", [True, False])
+@pytest.mark.parametrize("every, horizon, start", [(2, 6, 0), (2, 3, 3), (3, 4, 1), (9, 4, 2)])
+def test_few_labels_equal_the_loop(every, horizon, start, predictive, monkeypatch):
     """Labels and answers are those of the labelled steps, wherever the rollout begins."""
-    teacher, rnn = models(norm="batch")
-    objective = DMT(teacher, rnn, config(label_every=every, horizon=horizon, horizon_end=horizon, predictive=False))
-    data = batch()
+    teacher, rnn = models()
+    few = config(label_every=every, horizon=horizon, horizon_end=horizon, predictive=predictive, lambda_distill=0.4)
+    objective, data = DMT(teacher, rnn, few, trunk_trained=True), batch()
     tokens, targets = data["tokens"], data["targets"]
-    start = tokens.shape[1] - horizon  # the last that there is
-    monkeypatch.setattr(torch, "randint", lambda high, size: torch.full(size, high - 1))
-    losses = objective(data)
-    labels = teacher.eval().encode(tokens)
-    memory, squared, asked, answers = labels[:, start], [], [labels[:, start]], [targets[:, start]]
+    monkeypatch.setattr(torch, "randint", lambda high, size: torch.full(size, start))
+    fast = objective(data)
+    with torch.no_grad():
+        labels, trunk = teacher.eval().encode_with_trunk(tokens)
+    memory, squared, read, steps = labels[:, start], [], [labels[:, start]], [start]
     for t in range(start, start + horizon):
-        predicted = rnn.update(memory.detach(), tokens[:, t])
-        if (t + 1 - start) % every == 0:
-            squared.append((predicted - labels[:, t + 1]).square().mean())
-            asked.append(predicted)
-            answers.append(targets[:, t + 1])
-        memory = predicted
-    assert_close(losses["loss_dyn"], torch.stack(squared).mean())
-    logits = rnn.readout(torch.stack(asked, 1)).flatten(0, 1)
-    assert_close(losses["loss_readout"], naive.predictive_loss(logits, torch.stack(answers, 1).flatten()))
+        new = rnn.update(memory.detach(), tokens[:, t])
+        if (t + 1 - start) % min(every, horizon) == 0:
+            squared.append((new - labels[:, t + 1]).square().mean())
+            read.append(new if predictive else new.detach())
+            steps.append(t + 1)
+        memory = new
+    logits, answers = rnn.readout(torch.stack(read, 1)).flatten(0, 1), targets[:, steps].flatten()
+    slow = {"loss_dyn": torch.stack(squared).mean(), "loss_readout": naive.predictive_loss(logits, answers)}
+    slow["loss_distill"] = naive.distillation_loss(logits, trunk[:, steps].flatten(0, 1), answers)
+    slow["loss"] = 0.8 * slow["loss_dyn"] + 0.6 * slow["loss_readout"] + 0.4 * slow["loss_distill"]
+    assert_close({name: fast[name] for name in slow}, slow)
+    assert_close(gradients(fast["loss"], objective), gradients(slow["loss"], objective))
+
+
+def test_of_one_sequence_there_is_no_relative_drift():
+    """There is nothing that its memory could be told apart from."""
+    for size in (1, 2):
+        assert ("relative_drift" in DMT(*models(), config())(batch(size))) == (size > 1)

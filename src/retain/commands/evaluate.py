@@ -22,7 +22,7 @@ class Eval:
     limit: int | None = None
     """At most this many sequences, spread over the split; None is all of it."""
     batch_size: int | None = None
-    """Sequences read at once; None is 256, or fewer where the vocabulary is large."""
+    """Sequences read at once; None is 256, or fewer where vocabulary or memory is large."""
     data: str | None = None
     """Another file to score on than the one trained on, of the same vocabulary; the --split of it (data.split)."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -61,7 +61,7 @@ def eval_command(argv: list[str]) -> None:
         )
     if args.data is None and (difference := data_changed(run.state["data"], data.info)):
         print(f"retain: {difference}; what is scored may be what was trained on", file=sys.stderr)
-    batch_size = args.batch_size or batch_for(data)
+    batch_size = args.batch_size or batch_for(data, run.rnn)
     batches = data.windows(args.split, batch_size, args.limit)
     seen = tqdm(batches, desc=args.split, unit="batch", leave=False, disable=not sys.stderr.isatty())
     # A run of BPTT alone never trained its teacher.
@@ -93,11 +93,13 @@ def eval_command(argv: list[str]) -> None:
         result["whole_documents"] = document_likelihood(
             run.rnn, data, args.split, batch_size=batch_size, limit=args.limit
         )
-    print(json.dumps(result, indent=2) if args.json else report(result, data.answers))
     # Of other data, or of a part, it must not pass for the run's own score.
     part = f"-limit{args.limit}" if args.limit else ""
     other = f"-{Path(args.data).stem}" if args.data else ""
-    keep_printed(path / f"eval-{args.split}{part}{other}.json", json.dumps(result, indent=2))
+    try:
+        print(json.dumps(result, indent=2) if args.json else report(result, data.answers), flush=True)
+    finally:  # also where nobody reads it to its end
+        keep_printed(path / f"eval-{args.split}{part}{other}.json", json.dumps(result, indent=2))
 
 
 def report(result: dict[str, Any], answers: bool) -> str:

@@ -107,6 +107,10 @@ READ_BY_CELL = {
 """Fields of `cell` that each kind reads; one's own may read any."""
 
 
+OF_TEACHER_ALONE = {"encoder", "layers", "future_len", "context_len", "recompute"}
+"""Fields of `teacher` that say nothing of the RNN's readout."""
+
+
 def unread(argv: list[str], config: RunConfig) -> list[str]:
     """A line for each option that was given and this run does not read."""
     found = []
@@ -117,6 +121,12 @@ def unread(argv: list[str], config: RunConfig) -> list[str]:
             found.append(f"{option}: not read, {section} is none of this run's phases ({', '.join(config.phases)})")
         elif section == "cell" and field and field not in READ_BY_CELL.get(kind, {field}):
             found.append(f"{option}: not read by a {kind} cell")
+        elif section == "teacher" and field in OF_TEACHER_ALONE and not {"smt", "dmt"} & set(config.phases):
+            found.append(f"{option}: not read, there is no teacher in a run of {', '.join(config.phases)}")
+        elif (section, field) == ("smt", "lambda_trunk") and config.teacher.encoder == "window":
+            found.append(f"{option}: not read, a window encoder has no trunk")
+        elif (section, field) == ("smt", "horizon") and config.smt.on_policy == 0:
+            found.append(f"{option}: not read, with smt.on_policy 0")
         elif (section, field) == ("dmt", "horizon") and config.dmt.horizon_growth == 0:
             found.append(f"{option}: not read, with dmt.horizon_growth 0 it is dmt.horizon_end from the first step on")
     return found

@@ -46,9 +46,9 @@ class Data(ABC):
     """Bytes of text that a token stands for, in the mean over each split, where tokens are subwords."""
     info: dict[str, Any]
 
-    @abstractmethod
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
         """B random training sequences; the same arguments give the same batch."""
+        return self.sequences("train", generator(seed, rank, step).integers(0, self.count("train"), batch_size))
 
     @abstractmethod
     def count(self, split: Split) -> int:
@@ -96,6 +96,11 @@ def decode(tokens: Iterable[int], kind: Kind) -> str:
     if kind == "text":
         return bytes(values).decode("utf-8", errors="replace")
     return " ".join(map(str, values))
+
+
+def unasked(tokens: Ints) -> Ints:
+    """Targets (B, T + 1) beside tokens (B, T), of which none is asked yet."""
+    return np.full((len(tokens), tokens.shape[1] + 1), IGNORE)
 
 
 def generator(seed: int, *key: int) -> np.random.Generator:
@@ -199,9 +204,6 @@ class RowsData(Data):
         self.rows = rows
         self.vocab_size, self.seq_len, self.kind, self.image_shape = vocab_size, seq_len, kind, image_shape
         self.info = info | {"sequences": {split: len(self.index[split]) for split in SPLITS}}
-
-    def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
-        return self.sequences("train", generator(seed, rank, step).integers(0, self.count("train"), batch_size))
 
     def count(self, split: Split) -> int:
         return len(self.index[split])

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from retain.config import DataConfig
-from retain.data.batches import IGNORE, SPLITS, Batch, Data, Ints, Kind, Split, StreamData, generator, release, to_batch
+from retain.data.batches import IGNORE, SPLITS, Batch, Data, Ints, Kind, Split, StreamData, release, to_batch
 from retain.data.hub import fingerprint
 from retain.data.images import levels_of
 from retain.data.prepare import open_array, prepare
@@ -41,9 +41,6 @@ class DocumentsData(Data):
                 raise ValueError(f"data.split: {split} has none of the documents; give it a larger part, or more data")
             pieces = -(-np.diff(ends[split], prepend=0) // (seq_len + 1))
             self.first[split] = np.concatenate([[0], pieces.cumsum()])
-
-    def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
-        return self.sequences("train", generator(seed, rank, step).integers(0, self.count("train"), batch_size))
 
     def count(self, split: Split) -> int:
         return int(self.first[split][-1])
@@ -89,9 +86,6 @@ class ImagesData(Data):
                 raise ValueError(f"data.split: {split} has none of the images; give it a larger part, or more data")
         self.rows, self.kind = rows, "image"
         self.vocab_size, self.seq_len, self.image_shape, self.info = vocab_size, seq_len, image_shape, info
-
-    def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
-        return self.sequences("train", generator(seed, rank, step).integers(0, self.count("train"), batch_size))
 
     def count(self, split: Split) -> int:
         return len(self.rows[split])

@@ -88,6 +88,11 @@ def open_source(config: DataConfig) -> Source:
             name, _, subset = path[3:].partition(":")
             if not name:
                 raise ValueError(f"data.path: {path!r} names no dataset; write hf:NAME or hf:NAME:CONFIG")
+            if Path(name).is_dir():  # which the library would take for it
+                raise ValueError(
+                    f"data.path: {path!r}: there is a folder {name!r} here; give --data ./{name} for that, or go "
+                    "elsewhere for the hub's"
+                )
             builder = _frugal(datasets.load_dataset_builder(name, subset or None, revision=config.revision))
             found = builder.as_streaming_dataset() if config.stream else _download(builder)
         else:
@@ -104,6 +109,10 @@ def open_source(config: DataConfig) -> Source:
 
 
 def _open_local(datasets: Any, path: Path, stream: bool) -> Any:
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return _saved(datasets.load_from_disk(str(path)), stream)
+    if set("*?[") & set(str(path)):
+        raise ValueError(f"data.path: {str(path)!r}: the library takes *, ? and [ for patterns; rename it")
     if path.is_file():
         name, options = BUILDERS.get(path.suffix.lower()), {}
         if name is None:
@@ -111,8 +120,6 @@ def _open_local(datasets: Any, path: Path, stream: bool) -> Any:
         if path.suffix.lower() == ".tsv":
             options["sep"] = "\t"
         builder = datasets.load_dataset_builder(name, data_files={"train": [str(path)]}, **options)
-    elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return _saved(datasets.load_from_disk(str(path)), stream)
     else:
         builder = datasets.load_dataset_builder(str(path))
     return _frugal(builder).as_streaming_dataset()
@@ -134,7 +141,9 @@ def _parquet_tables(builder: Any, files: list[str], row_groups_list: Any = None)
     from pyarrow.parquet import ParquetFile
 
     key = getattr(builders, "Key", lambda *parts: parts)
-    for number, file in enumerate(files):
+    # Older versions have a list of iterables here.
+    paths = [path for entry in files for path in ([entry] if isinstance(entry, str) else entry)]
+    for number, file in enumerate(paths):
         groups = row_groups_list[number] if row_groups_list else None
         with xopen(file, "rb") as opened, ParquetFile(opened, buffer_size=2**20, pre_buffer=False) as parquet:
             for i, batch in enumerate(parquet.iter_batches(ROWS, row_groups=groups)):

@@ -61,15 +61,24 @@ def read_image(path: str | Path, config: DataConfig) -> Pixels:
         with Image.open(path) as image:
             return pixels_of(image, config)
     except FileNotFoundError:
-        raise ValueError(f"images: {str(path)!r} does not exist") from None
+        raise ValueError(f"images: {str(path)!r} does not exist; check its name") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"images: {str(path)!r} is not an image that can be read ({error})") from None
+        raise ValueError(f"images: {str(path)!r} is not an image that can be read ({error}); leave it out") from None
 
 
 def stored_image(row: Any, path: str) -> Image.Image:
     """The image of a row as `datasets` stores it: its bytes, or the path of its file."""
     try:
-        image = Image.open(io.BytesIO(row["bytes"]) if row.get("bytes") else row["path"])
+        if row.get("bytes"):
+            file: Any = io.BytesIO(row["bytes"])
+        elif "://" in row["path"]:  # of a stream: on the hub, or in an archive
+            from datasets.utils.file_utils import xopen
+
+            with xopen(row["path"], "rb") as opened:
+                file = io.BytesIO(opened.read())
+        else:
+            file = row["path"]
+        image = Image.open(file)
         image.load()
         return image
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from retain.data.batches import IGNORE, Ints
+from retain.data.batches import IGNORE, Ints, unasked
 from retain.data.sizes import check_length, check_symbols, letters
 
 
@@ -45,14 +45,14 @@ class Retrieval:
         answer = rng.integers(0, n, batch_size)
         tokens[np.arange(batch_size), place] = n + answer
         tokens[:, -1] = 2 * n
-        targets = np.full((batch_size, self.seq_len + 1), IGNORE)
+        targets = unasked(tokens)
         targets[:, -1] = answer
         return tokens, targets
 
     def oracle(self, tokens: Ints) -> Ints:
         n = self.symbols
         marked = (tokens >= n) & (tokens < 2 * n)
-        targets = np.full((len(tokens), tokens.shape[1] + 1), IGNORE)
+        targets = unasked(tokens)
         targets[:, -1] = tokens[np.arange(len(tokens)), marked.argmax(axis=1)] - n
         return targets
 
@@ -96,7 +96,7 @@ class Copy:
         tokens = np.full((batch_size, self.seq_len), self.symbols)
         np.put_along_axis(tokens, self.places(rng, batch_size), string, axis=1)
         tokens[:, -self.copy_len] = self.symbols + 1
-        targets = np.full((batch_size, self.seq_len + 1), IGNORE)
+        targets = unasked(tokens)
         targets[:, -self.copy_len :] = string[:, ::-1] if self.reverse else string
         return tokens, targets
 
@@ -105,7 +105,7 @@ class Copy:
         return np.tile(np.arange(self.copy_len), (batch_size, 1))
 
     def oracle(self, tokens: Ints) -> Ints:
-        targets = np.full((len(tokens), tokens.shape[1] + 1), IGNORE)
+        targets = unasked(tokens)
         for row, answers in zip(tokens.tolist(), targets, strict=True):
             string = [token for token in row if token < self.symbols]
             after = row.index(self.symbols + 1) + 1
@@ -188,13 +188,13 @@ class KeysValues:
         start = self.seq_len - 2 * length
         tokens[:, start] = n + 1
         tokens[:, start + 1 : start + 1 + length] = keys[asked]
-        targets = np.full((batch_size, self.seq_len + 1), IGNORE)
+        targets = unasked(tokens)
         targets[:, -length:] = values[asked]
         return tokens, targets
 
     def oracle(self, tokens: Ints) -> Ints:
         length = self.string_len
-        targets = np.full((len(tokens), tokens.shape[1] + 1), IGNORE)
+        targets = unasked(tokens)
         for row, answers in zip(tokens.tolist(), targets, strict=True):
             start = row.index(self.symbols + 1) + 1
             asked = row[start : start + length]
@@ -253,12 +253,12 @@ class MQAR:
         score = (self.POWER - 1) * np.log(np.arange(1, places + 1)) + rng.gumbel(size=(batch_size, places))
         asked = 2 * pairs + 2 * np.argsort(-score, axis=1)[:, :pairs]
         np.put_along_axis(tokens, asked, keys, axis=1)
-        targets = np.full((batch_size, self.seq_len + 1), IGNORE)
+        targets = unasked(tokens)
         np.put_along_axis(targets, asked + 1, values, axis=1)
         return tokens, targets
 
     def oracle(self, tokens: Ints) -> Ints:
-        targets = np.full((len(tokens), tokens.shape[1] + 1), IGNORE)
+        targets = unasked(tokens)
         for row, answers in zip(tokens.tolist(), targets, strict=True):
             value_of = dict(zip(row[: 2 * self.pairs : 2], row[1 : 2 * self.pairs : 2], strict=True))
             for t in range(2 * self.pairs, len(row)):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from retain.config import DataConfig
 from retain.data.batches import Kind
-from retain.data.hub import column_of
+from retain.data.hub import column_of, library
 from retain.data.images import events_vocabulary, levels_of, pixels_of, stored_image, to_events
 
 BYTE_END = 0xFF
@@ -76,7 +76,7 @@ def _subwords(config: DataConfig) -> Codec:
         raise ValueError("data.tokenizer: this needs tokenizers; run pip install 'retain[hub]'") from None
     path = Path(config.tokenizer or "").expanduser()
     try:
-        content = path.read_text()
+        content = path.read_text(encoding="utf-8")
         tokenizer = tokenizers.Tokenizer.from_str(content)
     except OSError as error:
         raise ValueError(f"data.tokenizer: {str(path)!r} cannot be read ({error.strerror})") from None
@@ -99,6 +99,7 @@ def _subwords(config: DataConfig) -> Codec:
 
 
 def _images(config: DataConfig) -> Codec:
+    library()  # says what to install where it is missing
     import pyarrow as pa
 
     def stored(rows: Any) -> list[Any]:

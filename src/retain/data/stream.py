@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -59,7 +60,15 @@ class StreamedData(Data):
             "revision": source.revision,
             "streamed": True,
             "held_out_sequences": {split: len(self.held_out[split]["tokens"]) for split in SPLITS},
+            "sha256": self._checksum(),
         }
+
+    def _checksum(self) -> str:
+        """Of what is held out: the rest is read as it comes."""
+        checksum = hashlib.sha256()
+        for split in SPLITS:
+            checksum.update(self.held_out[split]["targets"].numpy().tobytes())
+        return checksum.hexdigest()
 
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
         if self.opened != (seed, rank) or self.place > step * batch_size:

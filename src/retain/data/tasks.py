@@ -82,7 +82,8 @@ class TaskData(Data):
         }
 
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
-        # The key starts with 0, that of the fixed sequences with 1: no training batch can repeat them.
+        # The key starts with 0, that of the fixed sequences with 1: they are drawn apart, though a task that has few
+        # sequences at all will show the same ones again.
         rng = generator(seed, 0, rank, step)
         # All ranks have sequences of one length, so that none waits for another.
         task = self.lengths[int(generator(seed, 2, step).integers(len(self.lengths)))]

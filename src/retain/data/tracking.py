@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from retain.data.batches import IGNORE, Ints
+from retain.data.batches import IGNORE, Ints, unasked
 from retain.data.sizes import check_length, check_symbols, letters
 
 
@@ -45,13 +45,14 @@ class Stack:
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
         push, symbol, top = nested(rng, (batch_size, self.seq_len), self.symbols, self.depth)
-        targets = np.full((batch_size, self.seq_len + 1), IGNORE)
+        tokens = np.where(push, symbol, self.symbols)
+        targets = unasked(tokens)
         # The first operation is a push, so that every pop has a step before it.
         targets[:, 2:] = np.where(push[:, 1:], IGNORE, top[:, :-1])
-        return np.where(push, symbol, self.symbols), targets
+        return tokens, targets
 
     def oracle(self, tokens: Ints) -> Ints:
-        targets = np.full((len(tokens), tokens.shape[1] + 1), IGNORE)
+        targets = unasked(tokens)
         for row, answers in zip(tokens.tolist(), targets, strict=True):
             stack: list[int] = []
             for t, token in enumerate(row):
@@ -98,12 +99,12 @@ class Dyck:
         push, symbol, top = nested(rng, (batch_size, self.seq_len), self.symbols, self.depth)
         tokens = symbol.copy()
         tokens[:, 1:] = np.where(push[:, 1:], symbol[:, 1:], self.symbols + top[:, :-1])
-        targets = np.full((batch_size, self.seq_len + 1), IGNORE)
+        targets = unasked(tokens)
         targets[:, 1:] = top
         return tokens, targets
 
     def oracle(self, tokens: Ints) -> Ints:
-        targets = np.full((len(tokens), tokens.shape[1] + 1), IGNORE)
+        targets = unasked(tokens)
         for row, answers in zip(tokens.tolist(), targets, strict=True):
             opened: list[int] = []
             for t, token in enumerate(row):
@@ -149,13 +150,13 @@ class Modular:
         # Of w the pairs tell w·d for the differences d of their x, and so for all multiples of their divisor with n.
         difference = x - x[:, :1]
         divisor = np.gcd.accumulate(np.gcd(difference, n), axis=1)[:, :-1]  # of n and the differences before
-        targets = np.full((batch_size, self.seq_len + 1), IGNORE)
+        targets = unasked(tokens)
         targets[:, 3::2] = np.where(difference[:, 1:] % divisor == 0, result[:, 1:], IGNORE)
         return tokens, targets
 
     def oracle(self, tokens: Ints) -> Ints:
         n = self.symbols
-        targets = np.full((len(tokens), tokens.shape[1] + 1), IGNORE)
+        targets = unasked(tokens)
         for row, answers in zip(tokens.tolist(), targets, strict=True):
             possible = [(w, b) for w in range(n) for b in range(n)]
             for t in range(0, len(row), 2):
@@ -185,12 +186,12 @@ class Parity:
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
         tokens = rng.integers(0, 2, (batch_size, self.seq_len))
-        targets = np.full((batch_size, self.seq_len + 1), IGNORE)
+        targets = unasked(tokens)
         targets[:, 1:] = tokens.cumsum(axis=1) % 2
         return tokens, targets
 
     def oracle(self, tokens: Ints) -> Ints:
-        targets = np.full((len(tokens), tokens.shape[1] + 1), IGNORE)
+        targets = unasked(tokens)
         for row, answers in zip(tokens.tolist(), targets, strict=True):
             odd = False
             for t, bit in enumerate(row):
@@ -243,7 +244,7 @@ class Permutations:
         return tokens, states
 
     def oracle(self, tokens: Ints) -> Ints:
-        targets = np.full((len(tokens), tokens.shape[1] + 1), IGNORE)
+        targets = unasked(tokens)
         for row, answers in zip(tokens.tolist(), targets, strict=True):
             state = tuple(range(self.points))
             for t, token in enumerate(row):

@@ -1,4 +1,4 @@
-"""Memory encoders E: tokens → what a memory should hold after each step (the paper, Sec. 3; method.md §3).
+"""Memory encoders E: tokens → what a memory should hold after each step (the paper, Sec. 3; docs/method.md).
 
 All have `forward(tokens, steps, logits) -> (memory, trunk_logits)`: tokens (B, T), steps (S,) the t wanted, memory
 (B, S, K, D) before normalisation, trunk_logits (B, T + 1, V), or None where there is no trunk or they are not wanted

@@ -8,10 +8,13 @@ from torch import Tensor, nn
 from retain.config import BPTTConfig
 from retain.model.rnn import RNN
 from retain.objectives.losses import predictive_loss, where_asked
+from retain.objectives.segments import stretch, unroll_alone
 
 
 class BPTT(nn.Module):
-    """Cross-entropy of the readout along the unrolled RNN, with gradient through the last `truncate` steps.
+    """Cross-entropy of the readout along the unrolled RNN, with gradient through at most `truncate` steps.
+
+    It is cut every `truncate` steps, from a random one on, as in DMT: no two tokens are always on two sides of a cut.
 
     `forward(batch)`: batch["tokens"] (B, T), batch["targets"] (B, T + 1) → dict with "loss" and "loss_readout".
     m_0 is learnt.
@@ -26,7 +29,7 @@ class BPTT(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         tokens, targets = batch["tokens"], batch["targets"]
         memory = self.rnn.init_memory(len(tokens))
-        memories = self.rnn.rollout(tokens, memory, (0, self.config.truncate) if self.config.truncate else None)
+        memories = unroll_alone(self.rnn, memory, tokens, stretch(self.config.truncate, tokens.shape[1]))
         answers, asked = where_asked(targets, torch.cat([memory[:, None], memories], 1))
         loss = predictive_loss(self.rnn.readout(asked), answers)
         return {"loss": loss, "loss_readout": loss}
@@ -34,7 +37,7 @@ class BPTT(nn.Module):
     def sequential_steps(self, length: int, progress: float = 0.0) -> int:
         """The longest chain of one optimizer step: all cells and the readout, and back as far as the gradient goes."""
         cell, readout = self.rnn.depth, self.rnn.readout.depth
-        return (length * cell + readout) + (readout + min(self.config.truncate or length, length) * cell)
+        return (length * cell + readout) + (readout + stretch(self.config.truncate, length) * cell)
 
     def finish(self) -> None:
         """Nothing is left to do: the RNN stands alone."""

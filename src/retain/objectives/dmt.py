@@ -101,10 +101,11 @@ class DMT(nn.Module):
             if c.lambda_distill:
                 losses["loss"] = losses["loss"] + c.lambda_distill * losses["loss_distill"]
             losses["loss"] = losses["loss"] + c.lambda_readout * losses["loss_readout"]
-        with torch.no_grad():
-            spread = (memory[:, 1:] - memory[:, 1:].mean(0)).square().mean()  # much faster than .var(0)
-            # A batch may hold one sequence several times, as small black and white images do.
-            losses["relative_drift"] = losses["loss_dyn"] / spread.clamp_min(1e-8)
+        if len(tokens) > 1:
+            with torch.no_grad():
+                spread = (memory[:, 1:] - memory[:, 1:].mean(0)).square().mean()  # much faster than .var(0)
+                # A batch may hold one sequence several times, as small black and white images do.
+                losses["relative_drift"] = losses["loss_dyn"] / spread.clamp_min(1e-8)
         losses["horizon"] = torch.full((), float(horizon), device=tokens.device)
         return losses
 

@@ -143,6 +143,8 @@ class SMT(nn.Module):
         decoder = self.teacher.decoder.depth if c.lambda_dec else 0
         rollout = min(c.horizon, count) * self.rnn.depth if c.on_policy and (steps == 1 or steps < count) else 0
         forward = encoder + max(decoder, rollout + max(cell + readout, min(c.sweeps, count) * cell))
+        if c.detach_labels:  # the way back through f ends where it began
+            return forward + max(decoder + again + encoder, cell + readout)
         return forward + max(decoder, cell + readout) + again + encoder
 
     @torch.no_grad()

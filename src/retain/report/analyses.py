@@ -32,7 +32,7 @@ GRADIENT_TOKENS = 200_000
 
 def scores(run: Run, data: Data, sequences: int = SEQUENCES) -> dict[str, Any]:
     """`evaluate` of the RNN alone, and of its teacher where that was trained, on validation sequences of length T."""
-    return evaluate(run.rnn, run.teacher, data.windows(SPLIT, min(128, batch_for(data)), sequences))
+    return evaluate(run.rnn, run.teacher, data.windows(SPLIT, min(128, batch_for(data, run.rnn)), sequences))
 
 
 def longer_data(config: RunConfig) -> tuple[Data | None, str | None]:
@@ -53,7 +53,7 @@ def by_length(run: Run, sequences: int = SEQUENCES) -> list[dict[str, Any]]:
             data = load_data(dataclasses.replace(run.config.data, seq_len=length))
         except ValueError:  # too short for the task
             continue
-        batches = data.windows(SPLIT, min(128, batch_for(data)), min(sequences, 256))
+        batches = data.windows(SPLIT, min(128, batch_for(data, run.rnn)), min(sequences, 256))
         result = evaluate(run.rnn, run.teacher, batches)
         keep = ("bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy")
         found.append({"length": length} | {key: result[key] for key in keep})

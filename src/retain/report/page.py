@@ -35,6 +35,11 @@ def write_report(paths: list[Path], out: Path) -> dict[str, Any]:
     numbers = out.with_suffix(".json")
     if numbers.exists() and not _is_report(numbers):
         raise ValueError(f"out: {numbers} goes with {out.name}, but is there and no report; name another --out")
+    if out.exists() and not numbers.exists():
+        raise ValueError(
+            f"out: {out} is there and has no {numbers.name} beside it, as a report has; name another --out"
+        )
+    plotly_script()
     runs = [gather(path) for path in paths]
     names = [run["name"] for run in runs]
     for run, path in zip(runs, paths, strict=True):
@@ -46,6 +51,15 @@ def write_report(paths: list[Path], out: Path) -> dict[str, Any]:
     replace_file(numbers, (json.dumps(report, allow_nan=False) + "\n").encode())
     replace_file(out, page.encode())
     return report
+
+
+def plotly_script() -> str:
+    """Plotly's own script. Raises ValueError where it is not installed, which is told before anything is computed."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise ValueError("report: needs plotly; run pip install 'retain[report]'") from None
+    return str(get_plotlyjs())
 
 
 def _is_report(path: Path) -> bool:
@@ -68,10 +82,6 @@ def describe(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def render(report: dict[str, Any]) -> str:
     """The page's HTML, with Plotly's script, styles and data inside: it asks the network for nothing."""
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        raise ValueError("report: needs plotly; run pip install 'retain[report]'") from None
     import jinja2
 
     from retain.report.figures import chart_figure, memory_figure
@@ -124,7 +134,7 @@ def render(report: dict[str, Any]) -> str:
         memories=memories,
         # In a script element only "</" and "<!--" could end the data early.
         figures=json.dumps(figures, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
-        plotly=packed(get_plotlyjs()),
+        plotly=packed(plotly_script()),
         style=(HERE / "page.css").read_text(),
         script=(HERE / "page.js").read_text(),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def save_plot(run: Path, name: str, out: Path, axis: str = "step", colour: str |
 
     Raises ValueError for a plot that this run does not have, naming those it has.
     """
+    _figure()  # says what to install before anything is computed
     part = NEEDS.get(name)
     found = gather(run, (part,) if part else ())
     if name in MEMORY:
@@ -93,7 +95,7 @@ def _memory(found: dict[str, Any], name: str, colour: str | None) -> Any:
     dots = axes.scatter(*places, c=colours["color"], cmap=colormap, vmin=colours["cmin"], vmax=colours["cmax"], s=5)
     bar = figure.colorbar(dots, ax=axes, shrink=0.8, pad=0.15 if three else 0.05)
     if "ticktext" in colours["colorbar"]:
-        bar.set_ticks(colours["colorbar"]["tickvals"], labels=colours["colorbar"]["ticktext"])
+        bar.set_ticks(colours["colorbar"]["tickvals"], labels=[unescape(t) for t in colours["colorbar"]["ticktext"]])
     else:
         bar.set_label("t")
     axes.set(xlabel="component 1", ylabel="component 2")

@@ -136,7 +136,10 @@ def answers(run: Run, data: Data, count: int = 6) -> dict[str, Any]:
 
     rows = []
     for i in range(len(tokens)):
-        t = int((targets[i] != IGNORE).nonzero()[-1])
+        asked = (targets[i] != IGNORE).nonzero()
+        if not len(asked):  # a short stack may never be popped
+            continue
+        t = int(asked[-1])
         right = named(int(targets[i, t]), replies)
         read = " ".join(named(token, words) for token in tokens[i, :t].tolist())
         rows.append({"prompt": read, "rnn": said(own, i, t), "teacher": said(theirs, i, t), "data": right})
