@@ -172,7 +172,8 @@ def test_weights_in_bfloat16_keep_the_memory_in_float32(monkeypatch):
         assert new.dtype == logits.dtype == torch.float32
         assert rnn.m_0.dtype == torch.float32
         for found, wanted in ((logits, exact), (new, exact_new)):
-            assert (found - wanted).norm() < 0.02 * wanted.norm(), cell  # weights are rounded to 0.4 %
+            # Weights and what passes between layers are rounded to 0.4 % each.
+            assert (found - wanted).norm() < 0.04 * wanted.norm(), cell
         assert not torch.equal(new, exact_new)
         assert (new != new.bfloat16().float()).any(), "what is remembered is not rounded to bfloat16"
         with torch.inference_mode():  # one stream of so small an RNN is faster as it is

@@ -308,11 +308,15 @@ def test_accumulated_batches_count_as_the_longest_of_them(tmp_path):
 
 
 def test_a_second_ctrl_c_is_the_ordinary_one():
-    with stop_signals() as stop:
-        signal.raise_signal(signal.SIGINT)
-        assert stop.is_set()
-        with pytest.raises(KeyboardInterrupt):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it from the start
+    try:
+        with stop_signals() as stop:
             signal.raise_signal(signal.SIGINT)
+            assert stop.is_set()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_phase_may_read_a_part_of_each_sequence(tmp_path):
