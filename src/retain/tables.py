@@ -91,8 +91,8 @@ def markdown(results: Results) -> str:
 
 def unlike(results: Results) -> str:
     """A line where runs were not all made on one kind of machine: their seconds are not one budget then."""
-    runs = [r for found in results["methods"].values() for r in found["runs"] if "device" in r]
-    kinds = {" ".join(str(r.get(key, "?")) for key in ("machine", "device", "precision")) for r in runs}
+    runs = [r for found in results["methods"].values() for r in found["runs"] if "machine" in r]
+    kinds = {" ".join(str(r[key]) for key in ("machine", "device", "precision")) for r in runs}
     return f"\nRuns of unlike machines: {'; '.join(sorted(kinds))}.\n" if len(kinds) > 1 else ""
 
 
