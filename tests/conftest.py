@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 
 # Timings and bitwise comparisons must not depend on how many threads a machine has.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -120,6 +121,17 @@ def digits_run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def retrieval_run(tmp_path_factory):
     return train_tiny(tmp_path_factory.mktemp("retrieval") / "run", preset="retrieval", checkpoint_every="3steps")
+
+
+@pytest.fixture(scope="session")
+def bptt_run(tmp_path_factory):
+    return train_tiny(tmp_path_factory.mktemp("bptt") / "run", phases=("bptt",), budget="4steps")
+
+
+@pytest.fixture
+def broken(retrieval_run, tmp_path):
+    """A copy of a run, to be damaged."""
+    return shutil.copytree(retrieval_run, tmp_path / "broken")
 
 
 @pytest.fixture(scope="module")
