@@ -1,4 +1,4 @@
-"""The report's parts: curves, analyses, words. Runs in any state are in test_report_states, the browser in test_report_page."""
+"""The report's parts: curves, analyses, words. Pages of runs in any state are in test_report_states."""
 
 import dataclasses
 import importlib.util
