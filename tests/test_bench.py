@@ -25,12 +25,16 @@ def test_a_goal_is_met_from_its_side():
     assert Row("", 0.5, False, 0.5, "").met and not Row("", 0.5, False, 0.6, "").met
 
 
-def test_rows_are_kept_beside_each_other(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_rows_are_kept_beside_each_other(device, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(page, "by_turns", lambda *sides: [1.0])
+    monkeypatch.setattr(page, "product", lambda size: None)
+    monkeypatch.setattr(page, "device", lambda: torch.device(device))
     page.machine.cache_clear()
     monkeypatch.setattr(page, "PAGE", tmp_path / "benchmarks.md")
-    monkeypatch.setattr(page, "FIGURES", tmp_path / "benchmarks.json")
-    (tmp_path / "benchmarks.md").write_text(f"Words.\n{page.MARKS[0]}\nold\n{page.MARKS[1]}\nMore words.\n")
+    monkeypatch.setitem(page.FIGURES, device, tmp_path / "benchmarks.json")
+    begin, end = page.MARKS[device]
+    (tmp_path / "benchmarks.md").write_text(f"Words.\n{begin}\nold\n{end}\nMore words.\n")
     monkeypatch.setitem(ROWS, "growth", lambda: Row("growing", 5, False, 7.25, "a against b"))
     monkeypatch.setitem(ROWS, "bptt", lambda: Row("bptt", 0.2, False, 0.125, "c against d"))
     main(["growth"])

@@ -3,9 +3,11 @@
 Without one, test_pretend_cuda.py runs these on tensors that only say so.
 """
 
+import copy
 import dataclasses
 import json
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -16,11 +18,14 @@ from conftest import tiny
 from naive import attention as naive_attention
 from naive import batch, models, smt_config
 from retain.cli import main
-from retain.config import CELLS, BPTTConfig, DataConfig, DMTConfig, MemoryConfig
+from retain.config import CELLS, BPTTConfig, DataConfig, DMTConfig
 from retain.data import load_data
+from retain.devices import replay_parts
 from retain.evaluate import evaluate
-from retain.generate import generate
+from retain.generate import fast_step, generate
+from retain.model import delta_rollout, gated_rollout
 from retain.model.layers import attention
+from retain.model.rnn import _REPLAYED
 from retain.objectives import BPTT, DMT, SMT
 from retain.presets import PRESETS
 from retain.run import load_run
@@ -82,28 +87,105 @@ def test_a_preset_trains_resumes_reads_and_writes_on_cuda(preset, tmp_path):
 
 
 WITH = {
-    "transformer": {"teacher__encoder": "window", "smt__on_policy": 0.0},
-    "mlp": {"teacher__encoder": "register", "smt__on_policy": 0.0},
+    "transformer": {"teacher__encoder": "window", "smt__on_policy": 0.0, "memory__norm": "rms"},
+    "mlp": {"teacher__encoder": "register", "smt__on_policy": 0.0, "memory__norm": "rms"},
     "gated": {"smt__pieces": 2, "teacher__recompute": True, "smt__accumulate": 2},
     "gru": {"memory__norm": "rms", "smt__unroll": 1, "smt__sweeps": 2},
     "lstm": {"smt__lambda_distill": 1.0, "dmt__lambda_distill": 1.0},
 }
-"""What else is tried with a cell: every encoder, and what objectives can do."""
+"""What else is tried with a cell: every encoder, and what objectives can do.
+
+A residual cell on unbounded memory runs away in DMT's first steps, where a weight that differs in its sixth digit makes
+a loss that is 6 % off: those get `rms`.
+"""
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_in_float32_it_trains_as_on_the_cpu_and_in_bfloat16_nearly(cell, tmp_path):
-    memory = MemoryConfig(tokens=4, width=16, norm="batch")
-    changes = {"memory": memory, "cell__kind": cell, "smt__unroll": 3, "dmt__unroll": 3} | WITH.get(cell, {})
+    memory = {"memory__tokens": 4, "memory__width": 16, "memory__norm": "batch"}
+    changes = memory | {"cell__kind": cell, "smt__unroll": 3, "dmt__unroll": 3} | WITH.get(cell, {})
     config = tiny(phases=("smt", "dmt", "bptt"), budget="6steps", **changes)
     train(config, tmp_path / "cpu", progress_bar=False)
     exact = torch.tensor(losses(tmp_path / "cpu"))
-    for precision, apart, compared in (("fp32", 1e-3, 6), ("bf16", 0.1, 2)):  # roundings add up from step to step
+    for precision, apart, compared in (("fp32", 1e-4, 6), ("bf16", 0.1, 2)):  # roundings add up from step to step
         there = dataclasses.replace(config, device="cuda", precision=precision)
         train(there, tmp_path / precision, progress_bar=False)
         found = torch.tensor(losses(tmp_path / precision))
         assert found.isfinite().all()
         torch.testing.assert_close(found[:compared], exact[:compared], rtol=apart, atol=apart)
+
+
+@contextmanager
+def launched(monkeypatch):
+    with monkeypatch.context() as context:
+        context.setattr("retain.model.graphs.capturable", lambda tensors: False)
+        yield
+
+
+def near(found, wanted, bf16):
+    """Up to rounding: in bfloat16 two gradients of one weight may be added before they are cast, or after."""
+    for x, y in zip(found, wanted, strict=True):
+        assert (x.float() - y.float()).norm() <= (0.03 if bf16 else 1e-5) * y.float().norm() + 1e-7
+
+
+@pytest.mark.real_gpu
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("norm", ["batch", "rms"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_is_replayed_is_what_is_launched(cell, norm, bf16, monkeypatch):
+    """Values and gradients of BPTT, whole and cut, and a rollout without a gradient.
+
+    With other tokens and weights than were captured, and where two rollouts wait for their gradient.
+    """
+    _, rnn = (m.float().to("cuda:0") for m in models(cell=cell, norm=norm, layers=1))
+    objectives = [BPTT(rnn, BPTTConfig(truncate=truncate)) for truncate in (None, 4)]
+
+    def of(turn):
+        found, there = [], {name: x.to("cuda:0") for name, x in batch(4, 40, seed=turn).items()}
+        for objective in objectives:
+            rnn.zero_grad()
+            torch.manual_seed(0)  # where it is cut
+            with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+                loss = objective(there)["loss"] + objective(there | {"tokens": there["tokens"].flip(1)})["loss"]
+            loss.backward()
+            found += [loss.detach(), *(p.grad.clone() for p in rnn.parameters())]
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+            found.append(rnn.rollout(there["tokens"], rnn.init_memory(4)))
+        return found
+
+    for turn in range(4):
+        with torch.no_grad():
+            for p in rnn.parameters():
+                p.mul_(0.9)
+        replayed = of(turn)
+        with launched(monkeypatch):
+            near(replayed, of(turn), bf16)
+    if cell not in ("gru", "elman"):  # cuDNN runs those
+        own = {"gated": gated_rollout, "delta": delta_rollout}.get(cell) if norm == "batch" else None
+        graphs = own.forward if own else _REPLAYED[rnn]
+        assert graphs.held > 0 and not graphs.failed
+
+
+@pytest.mark.real_gpu
+@pytest.mark.parametrize("encoder", ["window", "register", "state"])
+def test_parts_that_are_replayed_are_those_that_are_launched(encoder, monkeypatch):
+    teacher, rnn = (m.float().to("cuda:0") for m in models(encoder, cell="gated", layers=1))
+    replay_parts(rnn, teacher)
+    smt = SMT(teacher, rnn, smt_config(unroll=4, on_policy=0.5, horizon=4, decodes_per_sequence=2), 2)
+
+    def of(turn):
+        smt.zero_grad()
+        torch.manual_seed(turn % 2)
+        losses = smt({name: x.to("cuda:0") for name, x in batch(4, 16, seed=turn).items()})
+        losses["loss"].backward()
+        return [*losses.values(), *(p.grad for p in smt.parameters() if p.grad is not None)]
+
+    for turn in range(6):
+        statistics = copy.deepcopy(teacher.norm.state_dict())
+        replayed = [x.detach().clone() for x in of(turn)]
+        teacher.norm.load_state_dict(statistics)
+        with launched(monkeypatch):
+            near(replayed, of(turn), bf16=False)
 
 
 @pytest.mark.parametrize("encoder", ["window", "register", "state"])
@@ -177,6 +259,22 @@ def test_many_sequences_attend_some_at_a_time(kind, monkeypatch):
     there = settings | {"mask": settings["mask"].to("cuda:0") if settings["mask"] is not None else None}
     found = attention(*(part.to("cuda:0") for part in (q, k, v)), **there)
     torch.testing.assert_close(found.cpu(), naive_attention(q, k, v, **settings))
+
+
+@pytest.mark.real_gpu
+@pytest.mark.parametrize("cell", ["transformer", "gated"])
+def test_the_fast_step_is_the_step(cell):
+    _, rnn = (m.float().to("cuda:0").eval() for m in models(cell=cell))
+    step, tokens = fast_step(rnn, 3), batch(3, 5)["tokens"].to("cuda:0")
+    fast = slow = rnn.init_memory(3)
+    kept = []
+    for token in tokens.unbind(1):
+        with torch.no_grad():
+            wanted, slow = rnn.step(token, slow)
+        logits, fast = step(token, fast)
+        kept.append((logits, wanted))
+    for logits, wanted in kept:  # what a step gave is not written over by the next
+        assert (logits.float() - wanted).norm() < 0.1 * wanted.norm()
 
 
 def test_the_command_line_evaluates_and_writes_on_cuda(tmp_path, capsys):

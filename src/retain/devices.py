@@ -17,12 +17,14 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from torch import Tensor
 
 from retain.config import RunConfig
 from retain.config_json import flatten, to_dict
 from retain.model.cells import rolls
+from retain.model.graphs import Replayed
 from retain.model.rnn import RNN
-from retain.model.teacher import Teacher
+from retain.model.teacher import Readout, Teacher
 from retain.run import check_device
 
 log = logging.getLogger("retain")
@@ -108,6 +110,30 @@ def compile_parts(rnn: RNN, teacher: Teacher) -> None:
             part.forward = compiled(part.forward, name)
 
 
+def replay_parts(rnn: RNN, teacher: Teacher) -> None:
+    """Replay encoder, decoder and readout from CUDA graphs, compiled or not. Away from a GPU they stay as they are."""
+    encode = teacher.encoder.forward
+
+    def encoded(tokens: Tensor, steps: Tensor, logits: bool) -> tuple[Tensor, ...]:
+        return tuple(x for x in encode(tokens, steps, logits) if x is not None)
+
+    replayed = Replayed(encoded, teacher.encoder)
+
+    def encoder(tokens: Tensor, steps: Tensor, logits: bool = True) -> tuple[Tensor, Tensor | None]:
+        memory, *trunk_logits = replayed(tokens, steps, logits)
+        return memory, trunk_logits[0] if trunk_logits else None
+
+    teacher.encoder.forward = encoder
+    for part in (teacher.decoder, rnn.readout):
+        part.forward = _replayed(part)  # type: ignore[method-assign]
+
+
+def _replayed(part: Readout) -> Callable[..., Tensor]:
+    forward = part.forward
+    replayed = Replayed(lambda *args: (forward(*args),), part)
+    return lambda *args: replayed(*args)[0]
+
+
 Options = dict[str, str | int | bool | Callable[..., Any]]
 
 STEP_ON_CPU: Options = {
@@ -147,7 +173,8 @@ def compiled(function: Callable[..., Any], name: str, options: Options | None = 
                 settings = nullcontext()
                 return fast(*args, **kwargs)
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            lines = str(error).splitlines() or [type(error).__name__]
+            reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
             log.warning("compile: the %s failed to compile (%s); going on without torch.compile", name, reason)
             fast = None
             return function(*args, **kwargs)

@@ -35,7 +35,7 @@ from retain.config import PhaseConfig, RunConfig
 from retain.config_json import save_config
 from retain.data import Data, load_data
 from retain.data.prefetch import Prefetch
-from retain.devices import compile_parts, keep_pages, make_accelerator, start_trackers
+from retain.devices import compile_parts, keep_pages, make_accelerator, replay_parts, start_trackers
 from retain.evaluate import batch_for, evaluate
 from retain.lock import alone
 from retain.metrics import append_line, truncate_after
@@ -159,6 +159,7 @@ class Loop:
                 truncate_after(self.out / "metrics.jsonl", p.step, validated=p.validated == p.step)
         if self.config.compile:
             compile_parts(self.rnn, self.teacher)
+        replay_parts(self.rnn, self.teacher)
         first = self.progress.phase
         for index in range(first, len(self.config.phases)):
             if index > first or saved is None:

@@ -1,4 +1,4 @@
-"""What a benchmark found: one table, docs/benchmarks.md and docs/benchmarks.json."""
+"""What a benchmark found: a table in docs/benchmarks.md, of CPUs or of GPUs, and the figures as JSON beside it."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ from typing import Any
 
 import torch
 
-from retain.bench.measure import REPEATS, by_turns, device, precision, product
+from retain.bench.measure import REPEATS, by_turns, device, large, precision, product
 from retain.bench.rows import Row
 from retain.grid import processor
 from retain.results import write
 from retain.tables import table
 
 PAGE = Path("docs/benchmarks.md")
-FIGURES = Path("docs/benchmarks.json")
-MARKS = ("<!-- bench begin -->", "<!-- bench end -->")
+FIGURES = {"cpu": Path("docs/benchmarks.json"), "cuda": Path("docs/benchmarks-cuda.json")}
+MARKS = {
+    "cpu": ("<!-- bench begin -->", "<!-- bench end -->"),
+    "cuda": ("<!-- bench cuda begin -->", "<!-- bench cuda end -->"),
+}
 
 
 @functools.cache
 def machine() -> dict[str, Any]:
     """Where and with what the figures were taken."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
-    seconds = by_turns(product())[0]
+    seconds = by_turns(product(large()))[0]
     return {
         "processor": name,
         "device": device().type,
         "threads": torch.get_num_threads(),
         "precision": str(precision()).removeprefix("torch."),
-        "products_gflops": round(2 * 2048**3 / seconds / 1e9),
+        "products_gflops": round(2 * large() ** 3 / seconds / 1e9),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "date": datetime.date.today().isoformat(),
@@ -43,16 +46,17 @@ def machine() -> dict[str, Any]:
 def save(rows: dict[str, Row]) -> None:
     """Keep the figures of these rows, beside those of rows measured before on this machine."""
     here = machine()
-    kept = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    figures, marks = FIGURES[here["device"]], MARKS[here["device"]]
+    kept = json.loads(figures.read_text()) if figures.exists() else {}
     same = {k: v for k, v in kept.get("machine", {}).items() if k not in ("date", "products_gflops")}
     if same != {k: v for k, v in here.items() if k in same} or not same:
         kept = {}
     found = kept.get("rows", {}) | {
         name: dataclasses.asdict(row) | {"met": row.met, "date": here["date"]} for name, row in rows.items()
     }
-    FIGURES.parent.mkdir(parents=True, exist_ok=True)
-    FIGURES.write_text(json.dumps({"machine": here, "rows": found}, indent=1, ensure_ascii=False) + "\n")
-    write(markdown(here, found), PAGE, MARKS)
+    figures.parent.mkdir(parents=True, exist_ok=True)
+    figures.write_text(json.dumps({"machine": here, "rows": found}, indent=1, ensure_ascii=False) + "\n")
+    write(markdown(here, found), PAGE, marks)
 
 
 def markdown(here: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from retain.bench import naive
-from retain.bench.measure import by_turns, device, peak_of, precision, product, reading
+from retain.bench.measure import by_turns, device, large, peak_of, precision, product, reading
 from retain.bench.sides import PAPER, SMALL, WHOLE_ROLLOUT, Size, at, batch_of, models, smt_step, training_step
 from retain.config import BPTTConfig
 from retain.devices import compile_parts
@@ -94,7 +94,7 @@ def peak() -> Row:
     step = smt_step(PAPER)
     with FlopCounterMode(display=False) as counter:
         step()
-    size = 2048
+    size = large()
     taken, one = by_turns(smt_step(PAPER, compiled=True), product(size))
     reached, most = counter.get_total_flops() / taken, 2 * size**3 / one
     note = f"{reached / 1e9:,.0f} of {most / 1e9:,.0f} GFLOP/s"

@@ -195,6 +195,12 @@ def rms(x: Tensor) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], eps=EPS)
 
 
+def ends(keep: slice, length: int) -> tuple[int, int]:
+    """Where it begins and ends: what `slice.indices` says, which compilers before torch 2.13 do not follow."""
+    first, end = keep.start or 0, length if keep.stop is None else keep.stop
+    return first + length * (first < 0), end + length * (end < 0)
+
+
 class Block(nn.Module):
     """Pre-norm attention and feed-forward (4 x width), rotary positions on queries and keys."""
 
@@ -247,7 +253,7 @@ class Block(nn.Module):
             q = F.linear(normed[..., keep, :], of_q).unflatten(-1, (self.heads, -1))
             k, v = F.linear(normed, of_kv).unflatten(-1, (2 * self.heads, -1)).chunk(2, -2)
         q, k = rotary(q, (turn[0][keep], turn[1][keep])), rotary(k, turn)
-        first, end, _ = keep.indices(x.shape[-2])
+        first, end = ends(keep, x.shape[-2])
         if causal and (first, end) != (x.shape[-2] - 1, x.shape[-2]):  # the last looks everywhere
             positions = torch.arange(x.shape[-2], device=x.device)
             mask = positions <= positions[keep, None]

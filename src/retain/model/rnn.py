@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from retain.config import CellConfig, MemoryConfig, TeacherConfig
-from retain.model.cells import PROJECTING, build_cell, check_cell, rolls
+from retain.model.cells import PROJECTING, LSTMCell, build_cell, check_cell, rolls
+from retain.model.graphs import Replayed
 from retain.model.layers import at_least_float32, rms
 from retain.model.stretches import Cut
 from retain.model.teacher import Readout, Teacher
+
+LAUNCHED = (*PROJECTING, LSTMCell)
+"""Our own cells whose steps are launched one by one; cuDNN has kernels for a whole `nn.GRU` and `nn.RNN`."""
+
+AT_ONCE = 32
+"""Steps of theirs that one CUDA graph holds: the casts of weights are made once for all of them."""
 
 
 class RNN(nn.Module):
@@ -97,19 +105,30 @@ class RNN(nn.Module):
                 memories.append(self.rollout(stretch, memory))
                 memory = memories[-1][:, -1].detach()
             return torch.cat(memories, 1)
-        if rolls(self.cell) and not self.normalise and tokens.shape[1]:
+        if not tokens.shape[1]:
+            return memory.new_zeros(len(tokens), 0, *memory.shape[1:])
+        inputs, memory = self.inputs(tokens), at_least_float32(memory)
+        if self.cuts or type(self.cell) not in LAUNCHED or not memory.is_cuda:
+            return self._read(memory, inputs, cut)[0]
+        # A GPU replays our own cells, AT_ONCE steps at a time.
+        memories, replayed = [], _replayed(self)
+        for part in inputs.split(AT_ONCE, 1):
+            memories += replayed(memory, part)
+            memory = memories[-1][:, -1]
+        return torch.cat(memories, 1)
+
+    def _read(self, memory: Tensor, inputs: Tensor, cut: Cut | None = None) -> tuple[Tensor]:
+        """Memories after each of the inputs (B, T, …), by the cell's own `rollout` where it has one."""
+        if rolls(self.cell) and not self.normalise:
             settings: dict[str, Any] = {"projected": True} if self.projects else {}
             if cut is not None:
                 settings["cut"] = cut
-            rolled = self.cell.rollout(at_least_float32(memory), self.inputs(tokens), **settings)  # type: ignore[operator]
-            return at_least_float32(rolled)
-        if not tokens.shape[1]:
-            return memory.new_zeros(len(tokens), 0, *memory.shape[1:])
+            return (at_least_float32(self.cell.rollout(memory, inputs, **settings)),)  # type: ignore[operator]
         memories = []
-        for inputs in self.inputs(tokens).unbind(1):
-            memory = self.advance(memory, inputs)
+        for x in inputs.unbind(1):
+            memory = self.advance(memory, x)
             memories.append(memory)
-        return torch.stack(memories, 1)
+        return (torch.stack(memories, 1),)
 
     def forward(self, tokens: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Read tokens (B, T) from memory (B, K, D), m_0 by default → logits (B, T, V) after each, last memory."""
@@ -118,6 +137,17 @@ class RNN(nn.Module):
         logits = at_least_float32(self.readout(memories))
         # A copy: a view would keep the memories of every step alive.
         return logits, memories[:, -1].clone() if tokens.shape[1] else memory
+
+
+_REPLAYED: weakref.WeakKeyDictionary[RNN, Replayed] = weakref.WeakKeyDictionary()
+
+
+def _replayed(rnn: RNN) -> Replayed:
+    """The graphs of this RNN's rollouts, which go when it goes, and with no copy of it."""
+    if rnn not in _REPLAYED:
+        method = weakref.WeakMethod(rnn._read)
+        _REPLAYED[rnn] = Replayed(lambda *args: method()(*args), rnn.cell)  # type: ignore[misc]
+    return _REPLAYED[rnn]
 
 
 def check_alike(teacher: Teacher, rnn: RNN) -> None:

@@ -1,0 +1,244 @@
+"""CUDA graphs: a chain of small kernels that the host launches as one.
+
+To launch a kernel takes a GPU's host longer than a step of a small RNN takes the GPU. A graph is launched once for all
+the kernels that were captured (Ng et al. 2021, "Accelerating PyTorch with CUDA Graphs").
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+log = logging.getLogger("retain")
+
+SHARE = 8
+"""The graphs of one function hold this part of a GPU's memory at most: an eighth."""
+
+MOST = 48
+"""Shapes of one function that are captured at most. Where there are more, as where every batch asks another number of
+questions, to capture them all takes longer than to launch them."""
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+class Replayed:
+    """`function` of tensors and constants, replayed from CUDA graphs where its arguments are on a GPU.
+
+    The function gives back a tuple of tensors. It must not look at values, draw random numbers or differ from call to
+    call, and what it reads beside its arguments are the parameters of `module`. Shapes are captured when they come for
+    the second time, or with `at_first` at once; where a gradient is asked for, its way back is captured, too. What is
+    given back is a copy, the caller's own. If a capture fails, there is a note in the log, and the function runs as it
+    is from then on.
+    """
+
+    def __init__(self, function: Function, module: nn.Module | None = None, at_first: bool = False):
+        self.function, self.at_first = function, at_first
+        self.module = None if module is None else weakref.ref(module)
+        self.seen: set[Hashable] = set()
+        self.refused: set[Hashable] = set()
+        self.idle: OrderedDict[Hashable, list[_Graph]] = OrderedDict()
+        self.held = 0
+        self.failed = False
+
+    def __call__(self, *args: Any) -> tuple[Tensor, ...]:
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        if self.failed or not capturable(tensors):
+            return self.function(*args)
+        module = self.module() if self.module else None
+        weights = [] if module is None else list(module.parameters())
+        graded = torch.is_grad_enabled() and any(x.requires_grad for x in (*tensors, *weights))
+        of_weights = [(_shape(w), w.data_ptr()) for w in weights]
+        key = (graded, torch.is_autocast_enabled("cuda"), *map(_shape, args), *of_weights)
+        once = key not in self.seen and not self.at_first  # what comes once is not worth it
+        self.seen.add(key)
+        if once or key in self.refused:
+            return self.function(*args)
+        if key not in self.idle and len(self.idle) == MOST:
+            self.refused.add(key)
+            return self.function(*args)
+        idle = self.idle.setdefault(key, [])
+        self.idle.move_to_end(key)
+        if not idle:
+            try:
+                graph = _Graph(self.function, args, module, graded)
+            except RuntimeError as error:
+                self.failed = True
+                log.warning("CUDA graphs: no capture (%s); going on without", str(error).splitlines()[0])
+                return self.function(*args)
+            self.held += graph.size
+            idle.append(graph)
+            self.make_room(torch.cuda.get_device_properties(tensors[0].device).total_memory // SHARE)
+            if not idle:
+                self.refused.add(key)  # too large: what takes so long needs no graph
+                return self.function(*args)
+        if not graded:
+            return idle[-1](tensors)
+        replayed: tuple[Tensor, ...] = _Replay.apply(_Lease(idle), len(tensors), *tensors, *weights)
+        return replayed
+
+    def make_room(self, most: int) -> None:
+        """Drop graphs, those first that were not used for longest."""
+        for graphs in self.idle.values():
+            while graphs and self.held > most:
+                self.held -= graphs.pop().size
+
+
+def capturable(tensors: list[Tensor]) -> bool:
+    """Whether they are on a GPU that knows graphs, and nothing else records what is done with them."""
+    return (
+        torch.version.cuda is not None
+        and all(x.is_cuda for x in tensors)
+        and not torch.compiler.is_compiling()
+        and not torch.cuda.is_current_stream_capturing()
+    )
+
+
+def _shape(x: Any) -> Hashable:
+    return (x.shape, x.dtype, x.device, x.requires_grad) if isinstance(x, Tensor) else x
+
+
+class _Graph:
+    """A function captured, and where it is `graded` its way back to the arguments and the module's parameters."""
+
+    def __init__(self, function: Function, args: tuple[Any, ...], module: nn.Module | None, graded: bool):
+        device = next(x.device for x in args if isinstance(x, Tensor))
+        with (
+            torch.cuda.device(device),
+            torch.inference_mode(False),
+            torch.set_grad_enabled(graded),
+            _stand_ins(module if graded else None) as weights,
+        ):
+            before = torch.cuda.memory_reserved()
+            given = [_copy(x, graded) if isinstance(x, Tensor) else x for x in args]
+            self.inputs = [x for x in given if isinstance(x, Tensor)]
+            towards = [x for x in (*self.inputs, *weights) if x.requires_grad and graded]
+            main, stream = torch.cuda.current_stream(), _stream(device)
+            stream.wait_stream(main)
+            with torch.cuda.stream(stream):
+                # Libraries set themselves up for a stream when it is first used.
+                torch.clear_autocast_cache()
+                outputs = function(*given)
+                self.roots = [i for i, x in enumerate(outputs) if x.requires_grad]
+                self.grads = [torch.zeros_like(outputs[i]) for i in self.roots]
+                if graded:
+                    torch.autograd.grad([outputs[i] for i in self.roots], towards, self.grads, allow_unused=True)
+                del outputs
+                torch.cuda.synchronize()
+                self.there, self.outputs = _captured(partial(function, *given))
+                self.back: torch.cuda.CUDAGraph | None = None
+                found: tuple[Any, ...] = ()
+                if graded:
+                    roots = [self.outputs[i] for i in self.roots]
+                    to = partial(torch.autograd.grad, roots, towards, self.grads, allow_unused=True)
+                    self.back, found = _captured(to, self.there.pool())
+            main.wait_stream(stream)
+            by_tensor = {id(x): grad for x, grad in zip(towards, found, strict=False)}
+            self.found = [by_tensor.get(id(x)) for x in (*self.inputs, *weights)]
+            self.outputs = tuple(x.detach() for x in self.outputs)
+            self.size = max(torch.cuda.memory_reserved() - before, sum(x.nbytes for x in self.outputs))
+
+    def __call__(self, tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            for there, x in zip(self.inputs, tensors, strict=True):
+                there.copy_(x)
+            self.there.replay()
+            return tuple(x.clone() for x in self.outputs)
+
+    def backward(self, grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+        assert self.back is not None
+        for there, i in zip(self.grads, self.roots, strict=True):
+            there.copy_(grads[i])
+        self.back.replay()
+        return tuple(None if x is None else x.clone() for x in self.found)
+
+
+@contextmanager
+def _stand_ins(module: nn.Module | None) -> Iterator[list[nn.Parameter]]:
+    """Parameters that share the module's memory, in the place of its own; those in the order of `parameters()`.
+
+    Autograd may know the module's own from another stream, where a rollout still waits for its gradient, and would
+    have the capture wait for that stream.
+    """
+    if module is None:
+        yield []
+        return
+    alias = {p: nn.Parameter(p.detach(), p.requires_grad) for p in module.parameters()}
+    places = [(m, name, p) for m in module.modules() for name, p in m._parameters.items() if p is not None]
+    for m, name, p in places:
+        m._parameters[name] = alias[p]
+    try:
+        yield list(alias.values())
+    finally:
+        for m, name, p in places:
+            m._parameters[name] = p
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The one that all is captured on: what libraries allocate for a stream is allocated once."""
+    return torch.cuda.Stream(device)
+
+
+def _copy(x: Tensor, graded: bool) -> Tensor:
+    return x.detach().contiguous().clone().requires_grad_(graded and x.requires_grad)
+
+
+def _captured(
+    function: Callable[[], tuple[Any, ...]], pool: Any = None
+) -> tuple[torch.cuda.CUDAGraph, tuple[Any, ...]]:
+    """A graph of what the function launches, and what it gives back, which every replay writes anew."""
+    torch.clear_autocast_cache()  # the casts of weights are to be made in the graph, each time
+    graph = torch.cuda.CUDAGraph()
+    # Another thread may be allocating: batches are prepared beside.
+    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+    try:
+        outputs = function()
+    except BaseException:
+        with suppress(RuntimeError):  # which would hide what went wrong
+            graph.capture_end()
+        raise
+    finally:
+        torch.clear_autocast_cache()
+    graph.capture_end()
+    return graph, outputs
+
+
+class _Lease:
+    """A graph that is busy until its way back was taken, or never will be."""
+
+    def __init__(self, idle: list[_Graph]):
+        self.idle, self.graph = idle, idle.pop()
+        self.returned = False
+
+    def give_back(self) -> None:
+        if not self.returned:
+            self.returned = True
+            self.idle.append(self.graph)
+
+    __del__ = give_back
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, lease: _Lease, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.lease = lease
+        return lease.graph(tensors[:count])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        lease = ctx.lease
+        if lease.returned:
+            raise RuntimeError("the rollout's gradient was taken already; run it again")
+        found = lease.graph.backward(grads)
+        lease.give_back()
+        return None, None, *found
