@@ -41,6 +41,7 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(graphs, "capturable", lambda tensors: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: type("", (), {"total_memory": 1000}))
     monkeypatch.setattr(StandIn, "made", 0)
+    monkeypatch.setattr(graphs, "_ALL", set())
 
 
 def doubled(x):
@@ -128,15 +129,17 @@ def test_a_gradient_is_taken_once():
 
 
 def test_the_graphs_that_were_not_used_for_longest_make_room(monkeypatch):
-    monkeypatch.setattr(StandIn, "size", 50)
+    monkeypatch.setattr(StandIn, "size", 100)
     replayed = Replayed(doubled, at_first=True)  # 1000 / SHARE: two of them
     for length in (1, 2, 1, 3):
         replayed(torch.ones(length))
     assert StandIn.made == 3
     replayed(torch.ones(1))
-    assert StandIn.made == 3 and replayed.held == 100
+    assert StandIn.made == 3 and replayed.held == 200
     replayed(torch.ones(2))
     assert StandIn.made == 4
+    other = Replayed(doubled, at_first=True)
+    assert other(torch.ones(1))[0].tolist() == [2] and other.held == 0, "what all hold together counts"
 
 
 def test_what_is_too_large_runs_as_it_is(monkeypatch):

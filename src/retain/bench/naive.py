@@ -41,8 +41,10 @@ def inputs(self: RNN, tokens: Tensor) -> Tensor:
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Runs the library's modules with plain attention, whole blocks, and the gradients that autograd finds."""
+    """Runs the library's modules with plain attention, whole blocks, and the gradients that autograd finds, each
+    operation launched by itself."""
     with (
+        patch("retain.model.graphs.capturable", lambda tensors: False),
         patch("retain.model.layers.attention", attention),
         patch("retain.model.encoders.attention", attention),
         patch("retain.model.layers.by_hand", lambda x: False),

@@ -12,9 +12,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from retain.bench import naive
 from retain.bench.measure import by_turns, device, large, peak_of, precision, product, reading
-from retain.bench.sides import PAPER, SMALL, WHOLE_ROLLOUT, Size, at, batch_of, models, smt_step, training_step
+from retain.bench.sides import (
+    PAPER,
+    SMALL,
+    WHOLE_ROLLOUT,
+    Size,
+    at,
+    batch_of,
+    models,
+    quicken,
+    smt_step,
+    training_step,
+)
 from retain.config import BPTTConfig
-from retain.devices import compile_parts
 from retain.generate import fast_step, generate
 from retain.model import layers
 from retain.objectives import BPTT, DMT
@@ -80,7 +90,7 @@ def dmt() -> Row:
     rnn, teacher = models(SMALL)
     other, guide = models(SMALL)
     batch = batch_of(SMALL)
-    compile_parts(rnn, teacher)
+    quicken(rnn, teacher, compiled=True)
     ours, loop = by_turns(
         training_step(DMT(teacher, rnn, WHOLE_ROLLOUT), batch),
         naive.plain(training_step(naive.DetachedLoop(guide, other), batch, bf16=False)),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from retain.bench.measure import autocast, device
 from retain.config import CellConfig, DMTConfig, MemoryConfig, SMTConfig, TeacherConfig
-from retain.devices import compile_parts
+from retain.devices import compile_parts, replay_parts
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives import SMT
@@ -85,10 +85,17 @@ def training_step(objective: nn.Module, batch: dict[str, Tensor], *, bf16: bool 
 
 def smt_step(size: Size, *, compiled: bool = False, bf16: bool = True, **teacher: object) -> Callable[[], Tensor]:
     rnn, guide = models(size, **teacher)
-    if compiled:
-        compile_parts(rnn, guide)
+    quicken(rnn, guide, compiled)
     config = size.smt if guide_labels_all(size, teacher) else dataclasses.replace(size.smt, steps_per_sequence=1)
     return training_step(SMT(guide, rnn, config, size.teacher.future_len), batch_of(size), bf16=bf16)
+
+
+def quicken(rnn: RNN, teacher: Teacher, compiled: bool) -> None:
+    """What a run does before its first step: on a GPU parts are replayed, on a CPU they are compiled if one asks."""
+    if device().type == "cuda":
+        replay_parts(rnn, teacher)
+    elif compiled:
+        compile_parts(rnn, teacher)
 
 
 def guide_labels_all(size: Size, teacher: dict[str, object]) -> bool:

@@ -20,8 +20,8 @@ from torch.autograd.function import once_differentiable
 
 log = logging.getLogger("retain")
 
-SHARE = 8
-"""The graphs of one function hold this part of a GPU's memory at most: an eighth."""
+SHARE = 4
+"""All graphs hold this part of a GPU's memory at most: a quarter."""
 
 MOST = 48
 """Shapes of one function that are captured at most. Where there are more, as where every batch asks another number of
@@ -48,6 +48,7 @@ class Replayed:
         self.idle: OrderedDict[Hashable, list[_Graph]] = OrderedDict()
         self.held = 0
         self.failed = False
+        _ALL.add(self)
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         tensors = [x for x in args if isinstance(x, Tensor)]
@@ -78,7 +79,7 @@ class Replayed:
             idle.append(graph)
             self.make_room(torch.cuda.get_device_properties(tensors[0].device).total_memory // SHARE)
             if not idle:
-                self.refused.add(key)  # too large: what takes so long needs no graph
+                self.refused.add(key)  # what is so large takes longer to run than to launch
                 return self.function(*args)
         if not graded:
             return idle[-1](tensors)
@@ -86,10 +87,14 @@ class Replayed:
         return replayed
 
     def make_room(self, most: int) -> None:
-        """Drop graphs, those first that were not used for longest."""
+        """Drop graphs until all functions together hold no more, those first that were not used for longest."""
+        others = sum(replayed.held for replayed in _ALL if replayed is not self)
         for graphs in self.idle.values():
-            while graphs and self.held > most:
+            while graphs and self.held + others > most:
                 self.held -= graphs.pop().size
+
+
+_ALL: weakref.WeakSet[Replayed] = weakref.WeakSet()
 
 
 def capturable(tensors: list[Tensor]) -> bool:

@@ -21,6 +21,10 @@ kernel beyond that, too (1,025 keys: 0.7 of its time), but hold memory that grow
 FUSED_BATCH = 2**15
 """Sequences that a GPU's kernel is given at once: they are an axis of CUDA's grid, which ends at 65,535."""
 
+FEW_KEYS, MANY_SEQUENCES = 17, 2**14
+"""On a GPU, for so many sequences and heads of so few keys, two batched products take half the time of its kernels,
+which are made for blocks of 64 keys (H100); for fewer sequences the number of launches decides."""
+
 EPS = 1e-6
 """Added to a mean square before its root."""
 
@@ -45,11 +49,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Te
     if k.shape[-2] == 1 and mask is None:
         return v.expand_as(q)
     # As measured: float32 on a CPU is fastest with SDPA at every shape of SMT, bfloat16 is not: plain, it takes a tenth
-    # to a third (docs/log.md); on a GPU SDPA chooses among its kernels (flash where there is no mask). A rule, and no
-    # timing at run time: the same run must compute the same everywhere. `python -m retain.bench attention` measures it
-    # again.
-    sdpa = q.device.type != "cpu" or q.dtype != torch.bfloat16 or k.shape[-2] > PLAIN_ATTENTION_KEYS
-    if not sdpa or not q.shape[0]:  # not every kernel takes an empty batch, as there is where nothing is asked
+    # to a third (docs/log.md); on a GPU SDPA chooses among its kernels (cuDNN's on an H100, also with a mask). A rule,
+    # and no timing at run time: the same run must compute the same everywhere. `python -m retain.bench attention`
+    # measures it again.
+    if q.device.type == "cpu":
+        plain = q.dtype == torch.bfloat16 and k.shape[-2] <= PLAIN_ATTENTION_KEYS
+    else:
+        plain = k.shape[-2] <= FEW_KEYS and q.shape[:-2].numel() >= MANY_SEQUENCES
+    if plain or not q.shape[0]:  # not every kernel takes an empty batch, as there is where nothing is asked
         return plain_attention(q, k, v, causal=causal, mask=mask)
     if q.device.type != "cpu" and q.shape[0] > FUSED_BATCH:
         masks = [mask] if mask is None or mask.dim() < q.dim() else mask.split(FUSED_BATCH)
