@@ -32,7 +32,7 @@ def test_readme_runs(tmp_path, monkeypatch, capsys):
         argv = re.findall(r'"[^"]*"|\S+', line.partition("  #")[0])[1:]
         argv = [a.strip('"') for a in argv]
         if argv[0] == "train":
-            argv = [a if a != "240s" else "3steps" for a in argv]
+            argv = ["3steps" if re.fullmatch(r"\d+s", a) else a for a in argv]
             argv += ["--budget", "3steps"] if "--budget" not in argv else []
             argv += ["--validation-sequences", "8", "--tracker", "None", "--quiet"]
             argv = ["other.jsonl" if a.startswith("hf:") else a for a in argv]
