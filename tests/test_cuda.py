@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import json
 import warnings
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -24,6 +23,7 @@ from retain.devices import replay_parts
 from retain.evaluate import evaluate
 from retain.generate import fast_step, generate
 from retain.model import delta_rollout, gated_rollout
+from retain.model.graphs import _ALL, forget, launched
 from retain.model.layers import attention
 from retain.model.rnn import _REPLAYED
 from retain.objectives import BPTT, DMT, SMT
@@ -115,13 +115,6 @@ def test_in_float32_it_trains_as_on_the_cpu_and_in_bfloat16_nearly(cell, tmp_pat
         torch.testing.assert_close(found[:compared], exact[:compared], rtol=apart, atol=apart)
 
 
-@contextmanager
-def launched(monkeypatch):
-    with monkeypatch.context() as context:
-        context.setattr("retain.model.graphs.capturable", lambda tensors: False)
-        yield
-
-
 def near(found, wanted, bf16):
     """Up to rounding: in bfloat16 two gradients of one weight may be added before they are cast, or after."""
     for x, y in zip(found, wanted, strict=True):
@@ -132,11 +125,12 @@ def near(found, wanted, bf16):
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("norm", ["batch", "rms"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_what_is_replayed_is_what_is_launched(cell, norm, bf16, monkeypatch):
+def test_what_is_replayed_is_what_is_launched(cell, norm, bf16):
     """Values and gradients of BPTT, whole and cut, and a rollout without a gradient.
 
     With other tokens and weights than were captured, and where two rollouts wait for their gradient.
     """
+    forget()
     _, rnn = (m.float().to("cuda:0") for m in models(cell=cell, norm=norm, layers=1))
     objectives = [BPTT(rnn, BPTTConfig(truncate=truncate)) for truncate in (None, 4)]
 
@@ -158,17 +152,18 @@ def test_what_is_replayed_is_what_is_launched(cell, norm, bf16, monkeypatch):
             for p in rnn.parameters():
                 p.mul_(0.9)
         replayed = of(turn)
-        with launched(monkeypatch):
+        with launched():
             near(replayed, of(turn), bf16)
     if cell not in ("gru", "elman"):  # cuDNN runs those
         own = {"gated": gated_rollout, "delta": delta_rollout}.get(cell) if norm == "batch" else None
-        graphs = own.forward if own else _REPLAYED[rnn]
-        assert graphs.held > 0 and not graphs.failed
+        for replayed in (own.forward, own.backward) if own else (_REPLAYED[rnn],):
+            assert replayed.idle and not replayed.refused, "else launches were compared with launches"
 
 
 @pytest.mark.real_gpu
 @pytest.mark.parametrize("encoder", ["window", "register", "state"])
-def test_parts_that_are_replayed_are_those_that_are_launched(encoder, monkeypatch):
+def test_parts_that_are_replayed_are_those_that_are_launched(encoder):
+    forget()
     teacher, rnn = (m.float().to("cuda:0") for m in models(encoder, cell="gated", layers=1))
     replay_parts(rnn, teacher)
     smt = SMT(teacher, rnn, smt_config(unroll=4, on_policy=0.5, horizon=4, decodes_per_sequence=2), 2)
@@ -184,8 +179,10 @@ def test_parts_that_are_replayed_are_those_that_are_launched(encoder, monkeypatc
         statistics = copy.deepcopy(teacher.norm.state_dict())
         replayed = [x.detach().clone() for x in of(turn)]
         teacher.norm.load_state_dict(statistics)
-        with launched(monkeypatch):
+        with launched():
             near(replayed, of(turn), bf16=False)
+    captured = [r.module() for r in _ALL if r.module and r.idle]
+    assert all(part in captured for part in (teacher.encoder, teacher.decoder, rnn.readout))
 
 
 @pytest.mark.parametrize("encoder", ["window", "register", "state"])
@@ -250,8 +247,10 @@ def test_what_smt_launches_does_not_grow_with_the_sequence_and_bptt_does():
 
 
 @pytest.mark.parametrize("kind", ["all", "causal", "mask of all", "mask of each"])
-def test_many_sequences_attend_some_at_a_time(kind, monkeypatch):
+@pytest.mark.parametrize("few", [False, True])
+def test_many_sequences_attend_some_at_a_time_and_few_keys_in_products(few, kind, monkeypatch):
     monkeypatch.setattr("retain.model.layers.FUSED_BATCH", 2)
+    monkeypatch.setattr("retain.model.layers.MANY_SEQUENCES", 1 if few else 2**14)
     q, k, v = (torch.randn(5, 2, 3, 4) for _ in range(3))
     mask = torch.rand(*([5, 1] if kind == "mask of each" else []), 3, 3) < 0.5
     mask[..., 0] = True

@@ -111,7 +111,12 @@ def compile_parts(rnn: RNN, teacher: Teacher) -> None:
 
 
 def replay_parts(rnn: RNN, teacher: Teacher) -> None:
-    """Replay encoder, decoder and readout from CUDA graphs, compiled or not. Away from a GPU they stay as they are."""
+    """Replay encoder, decoder and readout from CUDA graphs, compiled or not. Away from a GPU they stay as they are.
+
+    As with `compile_parts`, a copy of them that is made later would compute with these very weights.
+    """
+    if not rnn.m_0.is_cuda:
+        return
     encode = teacher.encoder.forward
 
     def encoded(tokens: Tensor, steps: Tensor, logits: bool) -> tuple[Tensor, ...]:

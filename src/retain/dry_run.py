@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from retain.config import PhaseConfig, RunConfig
 from retain.data import SPLITS, Data, load_data
-from retain.devices import make_accelerator
+from retain.devices import make_accelerator, replay_parts
+from retain.model.graphs import forget, launched
 from retain.phase import objective_of, part_of
 from retain.run import build
 
@@ -40,6 +41,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     rnn, teacher = build(config, data.vocab_size)
     rnn.to(accelerator.device)
     teacher.to(accelerator.device)
+    replay_parts(rnn, teacher)
     phases = {}
     for name, budget in zip(config.phases, config.budgets(), strict=True):
         own: PhaseConfig = getattr(config, name)
@@ -64,6 +66,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
             "seconds": budget.amount if budget.unit == "s" else seconds * steps,
         }
         objective.finish()
+        forget()
         accelerator.free_memory()
     count = {"rnn": rnn, "teacher": teacher}
     parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in count.items()}
@@ -100,7 +103,7 @@ class _Probe:
         pair = min(2, config.batch_size)  # of one sequence, the half that starts from f's own memory is none
         self.draw(pair)
         start = time.perf_counter()
-        with FlopCounterMode(display=False) as counter, self.at_once():
+        with FlopCounterMode(display=False) as counter, self.at_once(), launched():
             self.step(pair)
         self.flops_per_sequence = counter.get_total_flops() // pair
         seconds = (time.perf_counter() - start) / pair
@@ -134,7 +137,8 @@ class _Probe:
         losses["loss"].detach().item()  # waits for the device
 
     def time(self, batch_size: int) -> float:
-        self.step(batch_size)  # the first of its shape also allocates
+        for _ in range(2 if self.accelerator.device.type == "cuda" else 1):
+            self.step(batch_size)  # the first of its shape also allocates, and on a GPU the second is captured
         start = time.perf_counter()
         self.step(batch_size)
         return time.perf_counter() - start
@@ -142,7 +146,7 @@ class _Probe:
     def count_activations(self) -> int:
         """Most bytes kept at one time for the backward pass of one sequence, weights left out."""
         kept = _Kept({p.untyped_storage().data_ptr() for p in self.objective.parameters()})
-        with torch.autograd.graph.saved_tensors_hooks(kept.save, lambda saved: saved.tensor):
+        with torch.autograd.graph.saved_tensors_hooks(kept.save, lambda saved: saved.tensor), launched():
             self.step(1)
         return kept.most
 

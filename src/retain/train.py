@@ -39,6 +39,7 @@ from retain.devices import compile_parts, keep_pages, make_accelerator, replay_p
 from retain.evaluate import batch_for, evaluate
 from retain.lock import alone
 from retain.metrics import append_line, truncate_after
+from retain.model.graphs import forget
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives import BPTT, DMT, SMT
@@ -257,6 +258,7 @@ class Loop:
             clock.tick()
         finally:
             bar.close()
+            forget()
             self.accelerator.free_memory()
 
     def step(

@@ -1,12 +1,18 @@
 """Which graphs are captured and kept. Capturing itself is for a GPU: tests/test_cuda.py. Here a graph is a stand-in."""
 
-import logging
+import copy
+import gc
 
 import pytest
 import torch
 
-from retain.model import graphs
+from naive import batch, models, smt_config
+from retain.config import BPTTConfig, DMTConfig
+from retain.devices import replay_parts
+from retain.model import delta_rollout, gated_rollout, graphs
 from retain.model.graphs import Replayed
+from retain.model.rnn import _REPLAYED
+from retain.objectives import BPTT, DMT, SMT
 
 
 class StandIn:
@@ -14,34 +20,38 @@ class StandIn:
 
     made = 0
     size = 10
-    fails = False
+    device = torch.device("cpu")
 
     def __init__(self, function, args, module, graded):
-        if StandIn.fails:
-            raise RuntimeError("operation not permitted\nwhen stream is capturing")
         StandIn.made += 1
         self.function, self.graded, self.weights = function, graded, list(module.parameters()) if module else []
-        self.constants = [x for x in args if not isinstance(x, torch.Tensor)]
+        self.constants = [None if isinstance(x, torch.Tensor) else (x,) for x in args]
 
     def __call__(self, tensors):
         with torch.set_grad_enabled(self.graded):
-            self.inputs = [x.detach().clone().requires_grad_(x.requires_grad) for x in tensors]
-            self.outputs = self.function(*self.inputs, *self.constants)
+            self.inputs = [x.detach().clone().requires_grad_(x.requires_grad and self.graded) for x in tensors]
+            given = iter(self.inputs)
+            self.outputs = self.function(*(next(given) if x is None else x[0] for x in self.constants))
         return tuple(x.detach().clone() for x in self.outputs)
 
     def backward(self, grads):
         wanted = [x for x in (*self.inputs, *self.weights) if x.requires_grad]
-        found = iter(torch.autograd.grad(self.outputs, wanted, grads, allow_unused=True))
+        roots = [(x, grad) for x, grad in zip(self.outputs, grads, strict=True) if x.requires_grad]
+        outputs, of_outputs = [x for x, _ in roots], [grad for _, grad in roots]
+        found = iter(torch.autograd.grad(outputs, wanted, of_outputs, allow_unused=True))
         return [next(found) if x.requires_grad else None for x in (*self.inputs, *self.weights)]
 
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch):
     monkeypatch.setattr(graphs, "_Graph", StandIn)
-    monkeypatch.setattr(graphs, "capturable", lambda tensors: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: type("", (), {"total_memory": 1000}))
+    monkeypatch.setattr(graphs, "capturable", lambda tensors: graphs._on)
+    monkeypatch.setattr(graphs, "_state", lambda: ())
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: type("", (), {"total_memory": 1_000_000}))
     monkeypatch.setattr(StandIn, "made", 0)
-    monkeypatch.setattr(graphs, "_ALL", set())
+    graphs.forget()
+    yield
+    graphs.forget()
 
 
 def doubled(x):
@@ -128,42 +138,135 @@ def test_a_gradient_is_taken_once():
         y.backward()
 
 
-def test_the_graphs_that_were_not_used_for_longest_make_room(monkeypatch):
-    monkeypatch.setattr(StandIn, "size", 100)
-    replayed = Replayed(doubled, at_first=True)  # 1000 / SHARE: two of them
-    for length in (1, 2, 1, 3):
-        replayed(torch.ones(length))
-    assert StandIn.made == 3
-    replayed(torch.ones(1))
-    assert StandIn.made == 3 and replayed.held == 200
+def test_weights_that_changed_before_the_way_back_are_refused():
+    module = Scaled(())
+    (y,) = Replayed(module, module, at_first=True)(torch.tensor(2.0))
+    with torch.no_grad():
+        module.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+def test_what_finds_no_room_is_launched_until_the_others_are_forgotten(monkeypatch):
+    monkeypatch.setattr(StandIn, "size", 100_000)
+    replayed, other = Replayed(doubled, at_first=True), Replayed(doubled, at_first=True)  # room for two in all
+    for length in (1, 2, 3, 3, 1):
+        assert replayed(torch.ones(length))[0].tolist() == [2] * length
+    assert StandIn.made == 3 and len(replayed.idle) == 2, "the third is tried once"
+    assert other(torch.ones(1))[0].tolist() == [2] and not other.idle
+    made = StandIn.made
+    assert replayed(torch.ones(2))[0].tolist() == [2, 2] and StandIn.made == made, "those that are there are used"
+    graphs.forget()
+    other(torch.ones(1))
+    assert other.idle and not replayed.idle
+
+
+def test_of_calls_that_wait_some_are_replayed_and_the_rest_launched(monkeypatch):
+    monkeypatch.setattr(StandIn, "size", 100_000)
+    module = Scaled(())
+    replayed = Replayed(module, module, at_first=True)
+    for turn in range(2):
+        xs = [torch.tensor(float(n), requires_grad=True) for n in range(4)]
+        sum(replayed(x)[0] for x in xs).backward()
+        assert [x.grad.item() for x in xs] == [0, 6, 12, 18]
+        assert StandIn.made == 3, f"two, and one that found no room; turn {turn}"
+
+
+def test_out_of_memory_one_shape_is_launched(monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(graphs, "_Graph", full)
+    replayed = Replayed(doubled, at_first=True)
+    assert replayed(torch.ones(1))[0].tolist() == [2] and replayed(torch.ones(1))[0].tolist() == [2]
+    monkeypatch.setattr(graphs, "_Graph", StandIn)
     replayed(torch.ones(2))
-    assert StandIn.made == 4
-    other = Replayed(doubled, at_first=True)
-    assert other(torch.ones(1))[0].tolist() == [2] and other.held == 0, "what all hold together counts"
+    assert StandIn.made == 1
 
 
-def test_what_is_too_large_runs_as_it_is(monkeypatch):
-    monkeypatch.setattr(StandIn, "size", 500)
+def test_where_it_is_to_be_launched_nothing_is_captured(monkeypatch):
     replayed = Replayed(doubled, at_first=True)
-    for _ in range(3):
-        assert replayed(torch.ones(2))[0].tolist() == [2, 2]
-    assert StandIn.made == 1 and replayed.held == 0
-    monkeypatch.setattr(StandIn, "size", 5)
-    replayed(torch.ones(1))
-    assert StandIn.made == 2, "others are replayed"
-
-
-def test_where_nothing_can_be_captured_it_is_told_once(monkeypatch, caplog):
-    monkeypatch.setattr(StandIn, "fails", True)
-    replayed = Replayed(doubled, at_first=True)
-    with caplog.at_level(logging.WARNING, "retain"):
-        assert [replayed(torch.ones(1))[0].item() for _ in range(2)] == [2, 2]
-    assert [record.message for record in caplog.records] == [
-        "CUDA graphs: no capture (operation not permitted); going on without"
-    ]
-
-
-def test_on_a_cpu_nothing_is_captured(monkeypatch):
+    with graphs.launched():
+        assert replayed(torch.ones(1))[0].item() == 2
+    assert StandIn.made == 0
     monkeypatch.undo()
-    replayed = Replayed(doubled, at_first=True)
-    assert replayed(torch.ones(1))[0].item() == 2 and not replayed.seen
+    assert replayed(torch.ones(1))[0].item() == 2 and not replayed.idle, "on a CPU"
+
+
+CELLS = {
+    "gated": gated_rollout.forward,
+    "delta": delta_rollout.forward,
+    "transformer": None,
+    "mlp": None,
+    "lstm": None,
+}
+"""Cells whose rollouts are replayed, and by what: else by the RNN's own."""
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("phase", ["smt", "dmt", "dmt alone", "bptt", "bptt cut"])
+def test_objectives_are_the_same_replayed(cell, phase, monkeypatch):
+    teacher, rnn = models(cell=cell, layers=1)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    objective = {
+        "smt": lambda: SMT(teacher, rnn, smt_config(unroll=4, on_policy=0.5, horizon=2, decodes_per_sequence=2), 2),
+        "dmt": lambda: DMT(teacher, rnn, DMTConfig(horizon=2, horizon_end=2, unroll=4, lambda_distill=1.0)),
+        "dmt alone": lambda: DMT(teacher, rnn, DMTConfig(horizon_growth=0.0, unroll=4), True),
+        "bptt": lambda: BPTT(rnn, BPTTConfig()),
+        "bptt cut": lambda: BPTT(rnn, BPTTConfig(truncate=4)),
+    }[phase]()
+    replay_parts(rnn, teacher)
+
+    def of(turn):
+        objective.zero_grad()
+        torch.manual_seed(turn % 2)
+        losses = objective(batch(4, 12, seed=turn))
+        losses["loss"].backward()
+        return [*losses.values(), *(p.grad for p in objective.parameters() if p.grad is not None)]
+
+    for turn in range(6):
+        statistics = copy.deepcopy(teacher.norm.state_dict())
+        replayed = [x.detach().clone() for x in of(turn)]
+        teacher.norm.load_state_dict(statistics)
+        with graphs.launched():
+            for x, y in zip(replayed, of(turn), strict=True):
+                torch.testing.assert_close(x, y)
+        with torch.no_grad():
+            for p in objective.parameters():
+                p.mul_(0.99)
+    rollouts = CELLS[cell] or _REPLAYED[rnn]
+    assert rollouts.idle, "not a comparison of launches with launches"
+    parts = [r for r in graphs._ALL if r.module and r.module() in (teacher.encoder, teacher.decoder, rnn.readout)]
+    wanted = {"smt": 3, "dmt": 3 if phase == "dmt" else 2, "bptt": 1}[phase.split()[0]]
+    assert sum(bool(part.idle) for part in parts) == wanted
+
+
+def test_another_cell_is_captured_anew(monkeypatch):
+    _, rnn = models(cell="mlp")
+    tokens = batch(2, 5)["tokens"]
+
+    def gradient():
+        rnn.zero_grad()
+        rnn.rollout(tokens, rnn.init_memory(2)).sum().backward()
+        return rnn.cell.out.weight.grad
+
+    for _ in range(3):
+        gradient()
+    assert StandIn.made == 1
+    rnn.cell = copy.deepcopy(rnn.cell)
+    for _ in range(3):
+        found = gradient().clone()
+    assert StandIn.made == 2
+    with graphs.launched():
+        torch.testing.assert_close(found, gradient())
+
+
+def test_graphs_go_with_their_rnn():
+    _, rnn = models(cell="mlp")
+    for _ in range(2):
+        with torch.no_grad():
+            rnn.rollout(batch(2, 5)["tokens"], rnn.init_memory(2))
+    before = len(graphs._ALL)
+    del rnn
+    gc.collect()
+    assert len(graphs._ALL) < before

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retain.model.cells import PROJECTING
+from retain.model.graphs import launched
 from retain.model.layers import Transformer
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
@@ -44,7 +45,7 @@ def plainly() -> Iterator[None]:
     """Runs the library's modules with plain attention, whole blocks, and the gradients that autograd finds, each
     operation launched by itself."""
     with (
-        patch("retain.model.graphs.capturable", lambda tensors: False),
+        launched(),
         patch("retain.model.layers.attention", attention),
         patch("retain.model.encoders.attention", attention),
         patch("retain.model.layers.by_hand", lambda x: False),

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from retain.model.graphs import Replayed
+from retain.model.graphs import LONGEST, Replayed
 from retain.model.layers import EPS
 from retain.model.stretches import Cut, Stretches
 
@@ -33,7 +33,7 @@ def gated_rollout(
     if torch.is_grad_enabled() and any(x.requires_grad for x in needed):
         memories: Tensor = _GatedRollout.apply(*needed, cut or (0, len(inputs)))
         return memories
-    return forward(*needed, False)[0]
+    return (forward if len(inputs) <= LONGEST else _forward)(*needed, False)[0]
 
 
 def _forward(
@@ -61,7 +61,8 @@ class _GatedRollout(torch.autograd.Function):
         ctx: Any, memory: Tensor, inputs: Tensor, gain: Tensor, from_memory: Tensor, out: Tensor, cut: Cut
     ) -> Tensor:
         ctx.cut = cut
-        memories, relus, both = forward(memory, inputs, gain, from_memory, out, True)
+        run = forward if len(inputs) <= LONGEST else _forward
+        memories, relus, both = run(memory, inputs, gain, from_memory, out, True)
         ctx.save_for_backward(memory, memories, gain, from_memory, out, relus, both)
         return memories
 
@@ -73,7 +74,8 @@ class _GatedRollout(torch.autograd.Function):
         laid = Stretches(len(grad), streams, ctx.cut, grad.device)
         grad, before = laid.lay_gradient(grad), laid.lay(torch.cat([memory[None], memories[:-1]]))
         kept = grad, before, laid.lay(relus), laid.lay(both)
-        of_memory, of_inputs, *of_weights = backward(*kept, gain, from_memory, out, streams, laid.comes_around)
+        back = backward if len(grad) <= LONGEST else _backward
+        of_memory, of_inputs, *of_weights = back(*kept, gain, from_memory, out, streams, laid.comes_around)
         return of_memory, laid.back(of_inputs), *of_weights, None
 
 

@@ -1,14 +1,15 @@
 """CUDA graphs: a chain of small kernels that the host launches as one.
 
 To launch a kernel takes a GPU's host longer than a step of a small RNN takes the GPU. A graph is launched once for all
-the kernels that were captured (Ng et al. 2021, "Accelerating PyTorch with CUDA Graphs").
+the kernels that were captured (Ng et al. 2021, "Accelerating PyTorch with CUDA Graphs"). RETAIN_CUDA_GRAPHS=0 in the
+environment does without.
 """
 
 from __future__ import annotations
 
-import logging
+import os
+import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
@@ -18,14 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-log = logging.getLogger("retain")
-
 SHARE = 4
 """All graphs hold this part of a GPU's memory at most: a quarter."""
 
-MOST = 48
+MOST = 128
 """Shapes of one function that are captured at most. Where there are more, as where every batch asks another number of
 questions, to capture them all takes longer than to launch them."""
+
+LONGEST = 2048
+"""Steps of a rollout that one graph holds at most: each is some ten kernels, and the driver keeps a record of each."""
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -36,75 +38,109 @@ class Replayed:
     The function gives back a tuple of tensors. It must not look at values, draw random numbers or differ from call to
     call, and what it reads beside its arguments are the parameters of `module`. Shapes are captured when they come for
     the second time, or with `at_first` at once; where a gradient is asked for, its way back is captured, too. What is
-    given back is a copy, the caller's own. If a capture fails, there is a note in the log, and the function runs as it
-    is from then on.
+    given back is a copy, the caller's own. What finds no room (SHARE, MOST) runs as it is, until others are forgotten.
+    Raises RuntimeError if a capture fails.
     """
 
     def __init__(self, function: Function, module: nn.Module | None = None, at_first: bool = False):
         self.function, self.at_first = function, at_first
         self.module = None if module is None else weakref.ref(module)
+        self.forget()
+        _ALL.add(self)
+
+    def forget(self) -> None:
+        self.idle: dict[Hashable, list[_Graph]] = {}
         self.seen: set[Hashable] = set()
         self.refused: set[Hashable] = set()
-        self.idle: OrderedDict[Hashable, list[_Graph]] = OrderedDict()
-        self.held = 0
-        self.failed = False
-        _ALL.add(self)
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         tensors = [x for x in args if isinstance(x, Tensor)]
-        if self.failed or not capturable(tensors):
+        if not capturable(tensors):
             return self.function(*args)
         module = self.module() if self.module else None
         weights = [] if module is None else list(module.parameters())
         graded = torch.is_grad_enabled() and any(x.requires_grad for x in (*tensors, *weights))
-        of_weights = [(_shape(w), w.data_ptr()) for w in weights]
-        key = (graded, torch.is_autocast_enabled("cuda"), *map(_shape, args), *of_weights)
-        once = key not in self.seen and not self.at_first  # what comes once is not worth it
-        self.seen.add(key)
-        if once or key in self.refused:
-            return self.function(*args)
-        if key not in self.idle and len(self.idle) == MOST:
-            self.refused.add(key)
-            return self.function(*args)
-        idle = self.idle.setdefault(key, [])
-        self.idle.move_to_end(key)
+        key = (graded, *_state(), *map(_shape, args), *((_shape(w), w.data_ptr()) for w in weights))
+        idle = self.idle.get(key) or self.capture(key, args, module, graded)
         if not idle:
-            try:
-                graph = _Graph(self.function, args, module, graded)
-            except RuntimeError as error:
-                self.failed = True
-                log.warning("CUDA graphs: no capture (%s); going on without", str(error).splitlines()[0])
-                return self.function(*args)
-            self.held += graph.size
-            idle.append(graph)
-            self.make_room(torch.cuda.get_device_properties(tensors[0].device).total_memory // SHARE)
-            if not idle:
-                self.refused.add(key)  # what is so large takes longer to run than to launch
-                return self.function(*args)
+            return self.function(*args)
         if not graded:
             return idle[-1](tensors)
         replayed: tuple[Tensor, ...] = _Replay.apply(_Lease(idle), len(tensors), *tensors, *weights)
         return replayed
 
-    def make_room(self, most: int) -> None:
-        """Drop graphs until all functions together hold no more, those first that were not used for longest."""
-        others = sum(replayed.held for replayed in _ALL if replayed is not self)
-        for graphs in self.idle.values():
-            while graphs and self.held + others > most:
-                self.held -= graphs.pop().size
+    def capture(self, key: Hashable, args: tuple[Any, ...], module: nn.Module | None, graded: bool) -> list[_Graph]:
+        """The graphs of this key that are free, with a new one; none where it is to be launched."""
+        if key in self.refused or (key not in self.idle and len(self.idle) >= MOST):
+            return []
+        if key not in self.seen and not self.at_first:  # what comes once is not worth it
+            self.seen.add(key)
+            return []
+        try:
+            graph = _Graph(self.function, args, module, graded)
+        except torch.OutOfMemoryError:
+            self.refused.add(key)
+            return []
+        if not _Held.take(graph):
+            self.refused.add(key)
+            return []
+        self.idle.setdefault(key, []).append(graph)
+        return self.idle[key]
 
 
 _ALL: weakref.WeakSet[Replayed] = weakref.WeakSet()
 
 
+class _Held:
+    """Bytes that the graphs hold, all together."""
+
+    bytes = 0
+
+    @classmethod
+    def take(cls, graph: _Graph) -> bool:
+        """Whether there is room for it, too."""
+        if cls.bytes + graph.size > torch.cuda.get_device_properties(graph.device).total_memory // SHARE:
+            return False
+        cls.bytes += graph.size
+        return True
+
+
+def forget() -> None:
+    """Let all graphs go: another phase, or another run, has other shapes."""
+    for replayed in _ALL:
+        replayed.forget()
+    _Held.bytes = 0
+
+
+_on = os.environ.get("RETAIN_CUDA_GRAPHS") != "0"
+
+
+@contextmanager
+def launched() -> Iterator[None]:
+    """Inside, nothing is captured or replayed: to count operations, or to compare."""
+    global _on
+    before, _on = _on, False
+    try:
+        yield
+    finally:
+        _on = before
+
+
 def capturable(tensors: list[Tensor]) -> bool:
-    """Whether they are on a GPU that knows graphs, and nothing else records what is done with them."""
+    """Whether they are on an NVIDIA GPU, and nothing else records what is done with them."""
     return (
-        torch.version.cuda is not None
+        _on
+        and torch.version.cuda is not None
         and all(x.is_cuda for x in tensors)
         and not torch.compiler.is_compiling()
         and not torch.cuda.is_current_stream_capturing()
     )
+
+
+def _state() -> tuple[Hashable, ...]:
+    """What the same arguments are computed by: autocast, and the stream that they are on."""
+    autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
+    return autocast, torch.cuda.current_stream().cuda_stream
 
 
 def _shape(x: Any) -> Hashable:
@@ -115,18 +151,18 @@ class _Graph:
     """A function captured, and where it is `graded` its way back to the arguments and the module's parameters."""
 
     def __init__(self, function: Function, args: tuple[Any, ...], module: nn.Module | None, graded: bool):
-        device = next(x.device for x in args if isinstance(x, Tensor))
+        self.device = next(x.device for x in args if isinstance(x, Tensor))
+        self.lock = threading.Lock()
         with (
-            torch.cuda.device(device),
+            torch.cuda.device(self.device),
             torch.inference_mode(False),
             torch.set_grad_enabled(graded),
             _stand_ins(module if graded else None) as weights,
         ):
-            before = torch.cuda.memory_reserved()
             given = [_copy(x, graded) if isinstance(x, Tensor) else x for x in args]
             self.inputs = [x for x in given if isinstance(x, Tensor)]
             towards = [x for x in (*self.inputs, *weights) if x.requires_grad and graded]
-            main, stream = torch.cuda.current_stream(), _stream(device)
+            main, stream = torch.cuda.current_stream(), _stream(self.device)
             stream.wait_stream(main)
             with torch.cuda.stream(stream):
                 # Libraries set themselves up for a stream when it is first used.
@@ -135,24 +171,27 @@ class _Graph:
                 self.roots = [i for i, x in enumerate(outputs) if x.requires_grad]
                 self.grads = [torch.zeros_like(outputs[i]) for i in self.roots]
                 if graded:
-                    torch.autograd.grad([outputs[i] for i in self.roots], towards, self.grads, allow_unused=True)
+                    _gradients([outputs[i] for i in self.roots], towards, self.grads)
                 del outputs
                 torch.cuda.synchronize()
+                free, total = torch.cuda.mem_get_info()
+                if free < total // SHARE:  # a capture cannot use what is cached
+                    torch.cuda.empty_cache()
+                before = torch.cuda.memory_reserved()
                 self.there, self.outputs = _captured(partial(function, *given))
                 self.back: torch.cuda.CUDAGraph | None = None
                 found: tuple[Any, ...] = ()
                 if graded:
                     roots = [self.outputs[i] for i in self.roots]
-                    to = partial(torch.autograd.grad, roots, towards, self.grads, allow_unused=True)
-                    self.back, found = _captured(to, self.there.pool())
+                    self.back, found = _captured(partial(_gradients, roots, towards, self.grads), self.there.pool())
+                self.size = torch.cuda.memory_reserved() - before + sum(x.nbytes for x in (*self.inputs, *self.grads))
             main.wait_stream(stream)
             by_tensor = {id(x): grad for x, grad in zip(towards, found, strict=False)}
             self.found = [by_tensor.get(id(x)) for x in (*self.inputs, *weights)]
             self.outputs = tuple(x.detach() for x in self.outputs)
-            self.size = max(torch.cuda.memory_reserved() - before, sum(x.nbytes for x in self.outputs))
 
     def __call__(self, tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
-        with torch.no_grad():
+        with torch.no_grad(), self.lock:  # several threads may be reading, each a text of its own
             for there, x in zip(self.inputs, tensors, strict=True):
                 there.copy_(x)
             self.there.replay()
@@ -164,6 +203,12 @@ class _Graph:
             there.copy_(grads[i])
         self.back.replay()
         return tuple(None if x is None else x.clone() for x in self.found)
+
+
+def _gradients(roots: list[Tensor], towards: list[Tensor], grads: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """As outside of the capture: a backward pass is not under autocast."""
+    with torch.autocast("cuda", enabled=False):
+        return torch.autograd.grad(roots, towards, grads, allow_unused=True)
 
 
 @contextmanager
@@ -207,10 +252,14 @@ def _captured(
     graph.capture_begin(pool=pool, capture_error_mode="thread_local")
     try:
         outputs = function()
-    except BaseException:
-        with suppress(RuntimeError):  # which would hide what went wrong
-            graph.capture_end()
+    except torch.OutOfMemoryError:
+        graph.capture_end()
         raise
+    except Exception as error:
+        with suppress(RuntimeError):
+            graph.capture_end()
+        # The device's random numbers may be of no use any more: to go on would only fail elsewhere.
+        raise RuntimeError(f"a CUDA graph could not be captured ({error}); go on with RETAIN_CUDA_GRAPHS=0") from error
     finally:
         torch.clear_autocast_cache()
     graph.capture_end()
@@ -236,14 +285,15 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, lease: _Lease, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.lease = lease
+        ctx.save_for_backward(*tensors[count:])
         return lease.graph(tensors[:count])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        lease = ctx.lease
+        lease, _ = ctx.lease, ctx.saved_tensors  # which are asked for so that weights that have changed are refused
         if lease.returned:
-            raise RuntimeError("the rollout's gradient was taken already; run it again")
+            raise RuntimeError("this gradient was taken already; compute its values again")
         found = lease.graph.backward(grads)
         lease.give_back()
         return None, None, *found

@@ -22,8 +22,8 @@ FUSED_BATCH = 2**15
 """Sequences that a GPU's kernel is given at once: they are an axis of CUDA's grid, which ends at 65,535."""
 
 FEW_KEYS, MANY_SEQUENCES = 17, 2**14
-"""On a GPU, for so many sequences and heads of so few keys, two batched products take half the time of its kernels,
-which are made for blocks of 64 keys (H100); for fewer sequences the number of launches decides."""
+"""On an NVIDIA GPU, for so many sequences and heads of so few keys, two batched products take half the time of its
+kernels, which are made for blocks of 64 keys (H100); for fewer sequences the number of launches decides."""
 
 EPS = 1e-6
 """Added to a mean square before its root."""
@@ -55,7 +55,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Te
     if q.device.type == "cpu":
         plain = q.dtype == torch.bfloat16 and k.shape[-2] <= PLAIN_ATTENTION_KEYS
     else:
-        plain = k.shape[-2] <= FEW_KEYS and q.shape[:-2].numel() >= MANY_SEQUENCES
+        few = k.shape[-2] <= FEW_KEYS and q.shape[:-2].numel() >= MANY_SEQUENCES
+        plain = few and q.is_cuda and torch.version.cuda is not None
     if plain or not q.shape[0]:  # not every kernel takes an empty batch, as there is where nothing is asked
         return plain_attention(q, k, v, causal=causal, mask=mask)
     if q.device.type != "cpu" and q.shape[0] > FUSED_BATCH:

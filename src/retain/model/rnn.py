@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from retain.config import CellConfig, MemoryConfig, TeacherConfig
+from retain.model import graphs
 from retain.model.cells import PROJECTING, LSTMCell, build_cell, check_cell, rolls
-from retain.model.graphs import Replayed
 from retain.model.layers import at_least_float32, rms
 from retain.model.stretches import Cut
 from retain.model.teacher import Readout, Teacher
@@ -108,7 +108,7 @@ class RNN(nn.Module):
         if not tokens.shape[1]:
             return memory.new_zeros(len(tokens), 0, *memory.shape[1:])
         inputs, memory = self.inputs(tokens), at_least_float32(memory)
-        if self.cuts or type(self.cell) not in LAUNCHED or not memory.is_cuda:
+        if self.cuts or type(self.cell) not in LAUNCHED or not graphs.capturable([memory]):
             return self._read(memory, inputs, cut)[0]
         # A GPU replays our own cells, AT_ONCE steps at a time.
         memories, replayed = [], _replayed(self)
@@ -139,15 +139,16 @@ class RNN(nn.Module):
         return logits, memories[:, -1].clone() if tokens.shape[1] else memory
 
 
-_REPLAYED: weakref.WeakKeyDictionary[RNN, Replayed] = weakref.WeakKeyDictionary()
+_REPLAYED: weakref.WeakKeyDictionary[RNN, graphs.Replayed] = weakref.WeakKeyDictionary()
 
 
-def _replayed(rnn: RNN) -> Replayed:
+def _replayed(rnn: RNN) -> graphs.Replayed:
     """The graphs of this RNN's rollouts, which go when it goes, and with no copy of it."""
-    if rnn not in _REPLAYED:
+    known = _REPLAYED.get(rnn)
+    if known is None or known.module is None or known.module() is not rnn.cell:
         method = weakref.WeakMethod(rnn._read)
-        _REPLAYED[rnn] = Replayed(lambda *args: method()(*args), rnn.cell)  # type: ignore[misc]
-    return _REPLAYED[rnn]
+        known = _REPLAYED[rnn] = graphs.Replayed(lambda *args: method()(*args), rnn.cell)  # type: ignore[misc]
+    return known
 
 
 def check_alike(teacher: Teacher, rnn: RNN) -> None:
