@@ -58,7 +58,8 @@ def comparisons(quick: bool) -> dict[str, dict[str, str]]:
 
     return {
         "Five memory tasks": {
-            name: line(name, name, CONTROLLED if name == "stack" else "smt,bptt,gru,lstm", 300, 3) for name in TASKS
+            name: line(name, name, CONTROLLED if name in ("stack", "modular") else "smt,bptt,gru,lstm", 300, 3)
+            for name in TASKS
         },
         LONGER: {
             f"retrieval-{length}": line(

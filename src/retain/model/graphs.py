@@ -52,6 +52,7 @@ class Replayed:
         self.idle: dict[Hashable, list[_Graph]] = {}
         self.seen: set[Hashable] = set()
         self.refused: set[Hashable] = set()
+        self.held = 0  # bytes
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         tensors = [x for x in args if isinstance(x, Tensor)]
@@ -81,9 +82,11 @@ class Replayed:
         except torch.OutOfMemoryError:
             self.refused.add(key)
             return []
-        if not _Held.take(graph):
+        held = graph.size + sum(replayed.held for replayed in _ALL)
+        if held > torch.cuda.get_device_properties(graph.device).total_memory // SHARE:
             self.refused.add(key)
             return []
+        self.held += graph.size
         self.idle.setdefault(key, []).append(graph)
         return self.idle[key]
 
@@ -91,25 +94,10 @@ class Replayed:
 _ALL: weakref.WeakSet[Replayed] = weakref.WeakSet()
 
 
-class _Held:
-    """Bytes that the graphs hold, all together."""
-
-    bytes = 0
-
-    @classmethod
-    def take(cls, graph: _Graph) -> bool:
-        """Whether there is room for it, too."""
-        if cls.bytes + graph.size > torch.cuda.get_device_properties(graph.device).total_memory // SHARE:
-            return False
-        cls.bytes += graph.size
-        return True
-
-
 def forget() -> None:
     """Let all graphs go: another phase, or another run, has other shapes."""
     for replayed in _ALL:
         replayed.forget()
-    _Held.bytes = 0
 
 
 _on = os.environ.get("RETAIN_CUDA_GRAPHS") != "0"
