@@ -138,7 +138,9 @@ class _Probe:
 
     def time(self, batch_size: int) -> float:
         for _ in range(2 if self.accelerator.device.type == "cuda" else 1):
-            self.step(batch_size)  # the first of its shape also allocates, and on a GPU the second is captured
+            torch.manual_seed(0)  # the same shapes each time
+            self.step(batch_size)  # the first also allocates, and on a GPU the second is captured
+        torch.manual_seed(0)
         start = time.perf_counter()
         self.step(batch_size)
         return time.perf_counter() - start

@@ -184,6 +184,20 @@ def test_out_of_memory_one_shape_is_launched(monkeypatch):
     assert StandIn.made == 1
 
 
+def test_what_is_called_within_a_capture_is_launched(monkeypatch):
+    inner, within = Replayed(doubled, at_first=True), []
+
+    class Capturing(StandIn):
+        def __init__(self, function, args, module, graded):
+            function(*args)  # as a real one does first
+            within.append(dict(inner.idle))
+            super().__init__(function, args, module, graded)
+
+    monkeypatch.setattr(graphs, "_Graph", Capturing)
+    assert Replayed(lambda x: inner(x), at_first=True)(torch.ones(1))[0].item() == 2
+    assert within[0] == {}
+
+
 def test_where_it_is_to_be_launched_nothing_is_captured(monkeypatch):
     replayed = Replayed(doubled, at_first=True)
     with graphs.launched():

@@ -77,11 +77,15 @@ class Replayed:
         if key not in self.seen and not self.at_first:  # what comes once is not worth it
             self.seen.add(key)
             return []
+        if not _CAPTURING.acquire(blocking=False):  # by another thread, or around this very call
+            return []
         try:
             graph = _Graph(self.function, args, module, graded)
         except torch.OutOfMemoryError:
             self.refused.add(key)
             return []
+        finally:
+            _CAPTURING.release()
         held = graph.size + sum(replayed.held for replayed in _ALL)
         if held > torch.cuda.get_device_properties(graph.device).total_memory // SHARE:
             self.refused.add(key)
@@ -92,6 +96,7 @@ class Replayed:
 
 
 _ALL: weakref.WeakSet[Replayed] = weakref.WeakSet()
+_CAPTURING = threading.Lock()
 
 
 def forget() -> None:
@@ -235,23 +240,37 @@ def _captured(
 ) -> tuple[torch.cuda.CUDAGraph, tuple[Any, ...]]:
     """A graph of what the function launches, and what it gives back, which every replay writes anew."""
     torch.clear_autocast_cache()  # the casts of weights are to be made in the graph, each time
+    _clear_workspaces()
     graph = torch.cuda.CUDAGraph()
     # Another thread may be allocating: batches are prepared beside.
     graph.capture_begin(pool=pool, capture_error_mode="thread_local")
     try:
         outputs = function()
-    except torch.OutOfMemoryError:
-        graph.capture_end()
-        raise
-    except Exception as error:
+    except BaseException as error:
         with suppress(RuntimeError):
             graph.capture_end()
+        if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, Exception):
+            raise
         # The device's random numbers may be of no use any more: to go on would only fail elsewhere.
         raise RuntimeError(f"a CUDA graph could not be captured ({error}); go on with RETAIN_CUDA_GRAPHS=0") from error
     finally:
         torch.clear_autocast_cache()
-    graph.capture_end()
+    try:
+        graph.capture_end()
+    except RuntimeError as error:
+        kind = torch.OutOfMemoryError if "out of memory" in str(error) else RuntimeError
+        raise kind(f"a CUDA graph could not be captured ({error}); go on with RETAIN_CUDA_GRAPHS=0") from error
+    _clear_workspaces()
     return graph, outputs
+
+
+def _clear_workspaces() -> None:
+    """Have cuBLAS take new workspaces: a graph must have its own, which nothing frees while it lives.
+
+    From torch 2.12 on the end of one graph frees that of its stream. PyTorch's own compiler does the same.
+    """
+    if hasattr(torch._C, "_cuda_clearCublasWorkspaces"):
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 class _Lease:
