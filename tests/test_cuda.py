@@ -22,10 +22,10 @@ from retain.data import load_data
 from retain.devices import replay_parts
 from retain.evaluate import evaluate
 from retain.generate import fast_step, generate
-from retain.model import delta_rollout, gated_rollout
+from retain.model import delta_rollout, gated_rollout, layers
 from retain.model.graphs import _ALL, forget, launched
 from retain.model.layers import attention
-from retain.model.rnn import _REPLAYED
+from retain.model.rnn import _GRAPHS
 from retain.objectives import BPTT, DMT, SMT
 from retain.presets import PRESETS
 from retain.run import load_run
@@ -156,7 +156,7 @@ def test_what_is_replayed_is_what_is_launched(cell, norm, bf16):
             near(replayed, of(turn), bf16)
     if cell not in ("gru", "elman"):  # cuDNN runs those
         own = {"gated": gated_rollout, "delta": delta_rollout}.get(cell) if norm == "batch" else None
-        for replayed in (own.forward, own.backward) if own else (_REPLAYED[rnn],):
+        for replayed in (own.forward, own.backward) if own else (_GRAPHS[rnn],):
             assert replayed.idle and not replayed.refused, "else launches were compared with launches"
 
 
@@ -257,7 +257,11 @@ def test_many_sequences_attend_some_at_a_time_and_few_keys_in_products(few, kind
     mask[..., 0] = True
     settings = {"causal": kind == "causal", "mask": mask if kind.startswith("mask") else None}
     there = settings | {"mask": settings["mask"].to("cuda:0") if settings["mask"] is not None else None}
+    calls, plain = [], layers.plain_attention
+    monkeypatch.setattr(layers, "plain_attention", lambda *a, **k: calls.append(1) or plain(*a, **k))
+    monkeypatch.setattr(torch.version, "cuda", "13")  # a pretended device has none
     found = attention(*(part.to("cuda:0") for part in (q, k, v)), **there)
+    assert bool(calls) == few
     torch.testing.assert_close(found.cpu(), naive_attention(q, k, v, **settings))
 
 

@@ -11,7 +11,7 @@ from retain.config import BPTTConfig, DMTConfig
 from retain.devices import replay_parts
 from retain.model import delta_rollout, gated_rollout, graphs
 from retain.model.graphs import Replayed
-from retain.model.rnn import _REPLAYED
+from retain.model.rnn import _GRAPHS
 from retain.objectives import BPTT, DMT, SMT
 
 
@@ -198,6 +198,13 @@ def test_what_is_called_within_a_capture_is_launched(monkeypatch):
     assert within[0] == {}
 
 
+def test_a_long_rollout_is_launched(monkeypatch):
+    monkeypatch.setattr(graphs, "LONGEST", 2)
+    replayed = Replayed(doubled, at_first=True, steps=0)
+    for length, made in ((3, 0), (2, 1)):
+        assert replayed(torch.ones(length))[0].tolist() == [2] * length and StandIn.made == made
+
+
 def test_where_it_is_to_be_launched_nothing_is_captured(monkeypatch):
     replayed = Replayed(doubled, at_first=True)
     with graphs.launched():
@@ -248,7 +255,7 @@ def test_objectives_are_the_same_replayed(cell, phase, monkeypatch):
         with torch.no_grad():
             for p in objective.parameters():
                 p.mul_(0.99)
-    rollouts = CELLS[cell] or _REPLAYED[rnn]
+    rollouts = CELLS[cell] or _GRAPHS[rnn]
     assert rollouts.idle, "not a comparison of launches with launches"
     parts = [r for r in graphs._ALL if r.module and r.module() in (teacher.encoder, teacher.decoder, rnn.readout)]
     wanted = {"smt": 3, "dmt": 3 if phase == "dmt" else 2, "bptt": 1}[phase.split()[0]]

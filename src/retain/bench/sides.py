@@ -91,7 +91,7 @@ def smt_step(size: Size, *, compiled: bool = False, bf16: bool = True, **teacher
 
 
 def quicken(rnn: RNN, teacher: Teacher, compiled: bool) -> None:
-    """What a run does before its first step: on a GPU parts are replayed, on a CPU they are compiled if one asks."""
+    """Our side: on a GPU parts are replayed and nothing is compiled, on a CPU they are compiled if one asks."""
     if device().type == "cuda":
         replay_parts(rnn, teacher)
     elif compiled:

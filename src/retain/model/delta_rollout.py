@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from retain.model.graphs import LONGEST, Replayed
+from retain.model.graphs import Replayed
 from retain.model.layers import EPS
 from retain.model.stretches import Cut, Stretches
 
@@ -42,7 +42,7 @@ def delta_rollout(
     if torch.is_grad_enabled() and any(x.requires_grad for x in needed):
         rolled: tuple[Tensor, Tensor] = _DeltaRollout.apply(*needed, cut or (0, len(inputs)))
         return rolled
-    registers, held = (forward if len(inputs) <= LONGEST else _forward)(*needed, False)
+    registers, held = forward(*needed, False)
     return registers, held
 
 
@@ -125,8 +125,7 @@ class _DeltaRollout(torch.autograd.Function):
         cut: Cut,
     ) -> tuple[Tensor, Tensor]:
         ctx.cut, weights = cut, (gain, from_memory, from_store, out)
-        run = forward if len(inputs) <= LONGEST else _forward
-        registers, held, *kept = run(register, store, inputs, *weights, True)
+        registers, held, *kept = forward(register, store, inputs, *weights, True)
         ctx.save_for_backward(register, registers, store, held, *weights, *kept)
         return registers, held
 
@@ -136,9 +135,8 @@ class _DeltaRollout(torch.autograd.Function):
         register, registers, store, held, gain, from_memory, from_store, out, *kept = ctx.saved_tensors
         streams = grad.shape[1]
         laid = Stretches(len(grad), streams, ctx.cut, grad.device)
-        grad = laid.lay_gradient(grad)
-        of_register, of_store, of_inputs, *of_weights = (backward if len(grad) <= LONGEST else _backward)(
-            grad,
+        of_register, of_store, of_inputs, *of_weights = backward(
+            laid.lay_gradient(grad),
             laid.lay_gradient(grad_store),
             laid.lay(torch.cat([register[None], registers[:-1]])),
             laid.lay(torch.cat([store[None], held[:-1]])),
@@ -223,4 +221,4 @@ def _backward(
     return of_register, of_store, of_inputs, of_gain, of_from_memory, of_from_store, of_out
 
 
-forward, backward = Replayed(_forward), Replayed(_backward)
+forward, backward = Replayed(_forward, steps=2), Replayed(_backward, steps=0)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from retain.model.graphs import LONGEST, Replayed
+from retain.model.graphs import Replayed
 from retain.model.layers import EPS
 from retain.model.stretches import Cut, Stretches
 
@@ -33,7 +33,7 @@ def gated_rollout(
     if torch.is_grad_enabled() and any(x.requires_grad for x in needed):
         memories: Tensor = _GatedRollout.apply(*needed, cut or (0, len(inputs)))
         return memories
-    return (forward if len(inputs) <= LONGEST else _forward)(*needed, False)[0]
+    return forward(*needed, False)[0]
 
 
 def _forward(
@@ -42,17 +42,18 @@ def _forward(
     """Memories; with `keep` also relus (T, N, H) and both (T, N, 2 S): candidate and gate before its sigmoid."""
     width, size = out.shape[1], memory.shape[-1]
     memories = memory.new_empty(len(inputs), *memory.shape)
-    relus, both = (inputs.new_empty(*inputs.shape[:2], n) if keep else None for n in (width, 2 * size))
+    relus, both = (inputs.new_empty(len(inputs) if keep else 1, len(memory), n) for n in (width, 2 * size))
     from_memory, out = from_memory.t(), out.t()
     for t, projected in enumerate(inputs):
+        i = t if keep else 0
         normed = F.rms_norm(memory, gain.shape, gain, EPS).to(inputs.dtype)
         hidden, linear = torch.addmm(projected, normed, from_memory).split((width, 2 * size), -1)
-        relu = torch.clamp_min(hidden, 0, out=None if relus is None else relus[t])
+        relu = torch.clamp_min(hidden, 0, out=relus[i])
         # Not `.square()`: a power, which autocast on CUDA computes in float32.
-        c_z = torch.addmm(linear, relu * relu, out, out=None if both is None else both[t])
+        c_z = torch.addmm(linear, relu * relu, out, out=both[i])
         candidate, gate = c_z.to(memory.dtype).chunk(2, -1)
         memory = torch.lerp(memory, candidate, gate.sigmoid(), out=memories[t])
-    return (memories,) if relus is None or both is None else (memories, relus, both)
+    return (memories, relus, both) if keep else (memories,)
 
 
 class _GatedRollout(torch.autograd.Function):
@@ -61,8 +62,7 @@ class _GatedRollout(torch.autograd.Function):
         ctx: Any, memory: Tensor, inputs: Tensor, gain: Tensor, from_memory: Tensor, out: Tensor, cut: Cut
     ) -> Tensor:
         ctx.cut = cut
-        run = forward if len(inputs) <= LONGEST else _forward
-        memories, relus, both = run(memory, inputs, gain, from_memory, out, True)
+        memories, relus, both = forward(memory, inputs, gain, from_memory, out, True)
         ctx.save_for_backward(memory, memories, gain, from_memory, out, relus, both)
         return memories
 
@@ -74,8 +74,7 @@ class _GatedRollout(torch.autograd.Function):
         laid = Stretches(len(grad), streams, ctx.cut, grad.device)
         grad, before = laid.lay_gradient(grad), laid.lay(torch.cat([memory[None], memories[:-1]]))
         kept = grad, before, laid.lay(relus), laid.lay(both)
-        back = backward if len(grad) <= LONGEST else _backward
-        of_memory, of_inputs, *of_weights = back(*kept, gain, from_memory, out, streams, laid.comes_around)
+        of_memory, of_inputs, *of_weights = backward(*kept, gain, from_memory, out, streams, laid.comes_around)
         return of_memory, laid.back(of_inputs), *of_weights, None
 
 
@@ -121,4 +120,4 @@ def _backward(
     return of_memory, of_inputs, (of_scaled * normed).sum((0, 1)), of_from_memory, of_out
 
 
-forward, backward = Replayed(_forward), Replayed(_backward)
+forward, backward = Replayed(_forward, steps=1), Replayed(_backward, steps=0)

@@ -1,7 +1,7 @@
 """CUDA graphs: a chain of small kernels that the host launches as one.
 
-To launch a kernel takes a GPU's host longer than a step of a small RNN takes the GPU. A graph is launched once for all
-the kernels that were captured (Ng et al. 2021, "Accelerating PyTorch with CUDA Graphs"). RETAIN_CUDA_GRAPHS=0 in the
+A GPU's host takes longer to launch a small kernel than the GPU takes to run it. A graph is launched once for all the
+kernels that were captured (Ng et al. 2021, "Accelerating PyTorch with CUDA Graphs"). RETAIN_CUDA_GRAPHS=0 in the
 environment does without.
 """
 
@@ -29,6 +29,8 @@ questions, to capture them all takes longer than to launch them."""
 LONGEST = 2048
 """Steps of a rollout that one graph holds at most: each is some ten kernels, and the driver keeps a record of each."""
 
+FAILED = "a CUDA graph could not be captured ({}); go on with RETAIN_CUDA_GRAPHS=0"
+
 Function = Callable[..., tuple[Tensor, ...]]
 
 
@@ -38,12 +40,15 @@ class Replayed:
     The function gives back a tuple of tensors. It must not look at values, draw random numbers or differ from call to
     call, and what it reads beside its arguments are the parameters of `module`. Shapes are captured when they come for
     the second time, or with `at_first` at once; where a gradient is asked for, its way back is captured, too. What is
-    given back is a copy, the caller's own. What finds no room (SHARE, MOST) runs as it is, until others are forgotten.
-    Raises RuntimeError if a capture fails.
+    given back is a copy, the caller's own. What finds no room (SHARE, MOST) runs as it is, until others are forgotten,
+    and so does a rollout of more than LONGEST steps: the length of argument number `steps`. Raises RuntimeError if a
+    capture fails.
     """
 
-    def __init__(self, function: Function, module: nn.Module | None = None, at_first: bool = False):
-        self.function, self.at_first = function, at_first
+    def __init__(
+        self, function: Function, module: nn.Module | None = None, at_first: bool = False, steps: int | None = None
+    ):
+        self.function, self.at_first, self.steps = function, at_first, steps
         self.module = None if module is None else weakref.ref(module)
         self.forget()
         _ALL.add(self)
@@ -56,7 +61,7 @@ class Replayed:
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         tensors = [x for x in args if isinstance(x, Tensor)]
-        if not capturable(tensors):
+        if not capturable(tensors) or (self.steps is not None and len(args[self.steps]) > LONGEST):
             return self.function(*args)
         module = self.module() if self.module else None
         weights = [] if module is None else list(module.parameters())
@@ -154,7 +159,7 @@ class _Graph:
         ):
             given = [_copy(x, graded) if isinstance(x, Tensor) else x for x in args]
             self.inputs = [x for x in given if isinstance(x, Tensor)]
-            towards = [x for x in (*self.inputs, *weights) if x.requires_grad and graded]
+            towards = [x for x in (*self.inputs, *weights) if x.requires_grad]
             main, stream = torch.cuda.current_stream(), _stream(self.device)
             stream.wait_stream(main)
             with torch.cuda.stream(stream):
@@ -179,7 +184,7 @@ class _Graph:
                     self.back, found = _captured(partial(_gradients, roots, towards, self.grads), self.there.pool())
                 self.size = torch.cuda.memory_reserved() - before + sum(x.nbytes for x in (*self.inputs, *self.grads))
             main.wait_stream(stream)
-            by_tensor = {id(x): grad for x, grad in zip(towards, found, strict=False)}
+            by_tensor = {id(x): grad for x, grad in zip(towards, found, strict=graded)}
             self.found = [by_tensor.get(id(x)) for x in (*self.inputs, *weights)]
             self.outputs = tuple(x.detach() for x in self.outputs)
 
@@ -252,14 +257,14 @@ def _captured(
         if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, Exception):
             raise
         # The device's random numbers may be of no use any more: to go on would only fail elsewhere.
-        raise RuntimeError(f"a CUDA graph could not be captured ({error}); go on with RETAIN_CUDA_GRAPHS=0") from error
+        raise RuntimeError(FAILED.format(error)) from error
     finally:
         torch.clear_autocast_cache()
     try:
         graph.capture_end()
     except RuntimeError as error:
         kind = torch.OutOfMemoryError if "out of memory" in str(error) else RuntimeError
-        raise kind(f"a CUDA graph could not be captured ({error}); go on with RETAIN_CUDA_GRAPHS=0") from error
+        raise kind(FAILED.format(error)) from error
     _clear_workspaces()
     return graph, outputs
 

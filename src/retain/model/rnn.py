@@ -15,8 +15,9 @@ from retain.model.layers import at_least_float32, rms
 from retain.model.stretches import Cut
 from retain.model.teacher import Readout, Teacher
 
-LAUNCHED = (*PROJECTING, LSTMCell)
-"""Our own cells whose steps are launched one by one; cuDNN has kernels for a whole `nn.GRU` and `nn.RNN`."""
+STEPWISE = (*PROJECTING, LSTMCell)
+"""Our own cells that read step by step, so that a GPU replays their steps from graphs; cuDNN has kernels for a whole
+`nn.GRU` and `nn.RNN`."""
 
 AT_ONCE = 32
 """Steps of theirs that one CUDA graph holds: the casts of weights are made once for all of them."""
@@ -108,10 +109,10 @@ class RNN(nn.Module):
         if not tokens.shape[1]:
             return memory.new_zeros(len(tokens), 0, *memory.shape[1:])
         inputs, memory = self.inputs(tokens), at_least_float32(memory)
-        if self.cuts or type(self.cell) not in LAUNCHED or not graphs.capturable([memory]):
+        if self.cuts or type(self.cell) not in STEPWISE or not graphs.capturable([memory]):
             return self._read(memory, inputs, cut)[0]
         # A GPU replays our own cells, AT_ONCE steps at a time.
-        memories, replayed = [], _replayed(self)
+        memories, replayed = [], _graphs_of(self)
         for part in inputs.split(AT_ONCE, 1):
             memories += replayed(memory, part)
             memory = memories[-1][:, -1]
@@ -139,15 +140,15 @@ class RNN(nn.Module):
         return logits, memories[:, -1].clone() if tokens.shape[1] else memory
 
 
-_REPLAYED: weakref.WeakKeyDictionary[RNN, graphs.Replayed] = weakref.WeakKeyDictionary()
+_GRAPHS: weakref.WeakKeyDictionary[RNN, graphs.Replayed] = weakref.WeakKeyDictionary()
 
 
-def _replayed(rnn: RNN) -> graphs.Replayed:
+def _graphs_of(rnn: RNN) -> graphs.Replayed:
     """The graphs of this RNN's rollouts, which go when it goes, and with no copy of it."""
-    known = _REPLAYED.get(rnn)
+    known = _GRAPHS.get(rnn)
     if known is None or known.module is None or known.module() is not rnn.cell:
         method = weakref.WeakMethod(rnn._read)
-        known = _REPLAYED[rnn] = graphs.Replayed(lambda *args: method()(*args), rnn.cell)  # type: ignore[misc]
+        known = _GRAPHS[rnn] = graphs.Replayed(lambda *args: method()(*args), rnn.cell)  # type: ignore[misc]
     return known
 
 
