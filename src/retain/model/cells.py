@@ -120,6 +120,10 @@ class TransformerCell(nn.Module):
         if config.residual:
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)
+            # Blocks that start as the identity, too, would keep the input from `out` until both have moved.
+            for block in self.transformer.layers():
+                for last in (block.project, block.down):
+                    nn.init.normal_(last.weight, std=(2 * config.layers * last.in_features) ** -0.5)
 
     def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
         tokens = self.from_memory(memory) + self.positions
