@@ -105,7 +105,8 @@ def test_train_eval_generate_info(retain, tmp_path, monkeypatch):
     assert json.loads((out / "eval-validation-limit3.json").read_text())["tokens"] == 27
     (tmp_path / "book.txt").write_text("another text. " * 100)
     assert retain("eval", out, "--data", tmp_path / "book.txt")[0] == 0
-    assert json.loads((out / "eval-test-book.json").read_text())["data"]["path"] == str(tmp_path / "book.txt")
+    book = json.loads((out / "eval-all-book.json").read_text())
+    assert book["data"]["path"] == str(tmp_path / "book.txt") and book["tokens"] == 1400, "all of what is only scored"
     assert json.loads((out / "eval-test.json").read_text()) == result
 
     code, said, complaints = retain("generate", out, "--prompt", "ab", "--length", "20", "--seed", "3")
@@ -158,6 +159,7 @@ def test_options_override_the_config_and_are_saved(retain, tiny_file, tmp_path):
             "--teacher.future-len: not read, there is no teacher in a run of bptt",
         ),
         ("--cell.kind gru --cell.width 9", "--cell.width: not read by a gru cell"),
+        ("--cell.kind gru --cell.no-residual", "--cell.no-residual: not read by a gru cell"),
         (
             "--teacher.encoder window --smt.lambda-trunk 2",
             "--smt.lambda-trunk: not read, a window encoder has no trunk",

@@ -13,7 +13,7 @@ import pytest
 from conftest import tiny
 from retain import compare as module
 from retain.compare import METHODS, Comparison, best_rate, compare, factor, method_config, parameters
-from retain.config import RunConfig
+from retain.config import DataConfig, RunConfig
 from retain.config_json import save_config, to_dict
 from retain.data import load_data
 from retain.data.rows import codec_of
@@ -54,6 +54,32 @@ def test_a_cell_of_ones_own_has_its_parameters_counted(tmp_path, monkeypatch):
     own = tiny(cell__kind="thecell:Cell")
     assert parameters(own, 9) == sum(p.numel() for p in build(own, 9)[0].parameters())
     assert parameters(method_config(own, "gru"), 9) == pytest.approx(parameters(own, 9), rel=0.1)
+
+
+def test_what_a_comparison_costs_is_said_first():
+    def said(jobs=2, **settings):
+        comparison = Comparison(config=tiny(budget=settings.pop("budget", "300s")), **settings)
+        trials = len(comparison.methods) * len(comparison.lrs) if len(comparison.lrs) > 1 else 0
+        return module.cost(comparison, trials, comparison.sweep_budget is not None, jobs)
+
+    assert said().startswith("in all 12 trials of 300s and 8 runs of 300s, 2 at a time: 50 minutes of training")
+    assert said(sweep_budget="100s", jobs=1).startswith(
+        "in all 12 trials of 100s and 12 runs of 300s, 1 at a time: 80 "
+    )
+    assert said(lrs=("1",), seeds=1).startswith("in all 4 runs of 300s, 2 at a time: 10 minutes")
+    assert said(lrs=("1",), seeds=1, budget="9steps") == "in all 4 runs of 9steps"
+
+
+def test_a_file_that_has_changed_is_another_comparison(tmp_path):
+    (tmp_path / "book.txt").write_text("to be or not to be. " * 80)
+    data = DataConfig(name="text", path=str(tmp_path / "book.txt"), seq_len=8)
+    shared = {"config": tiny(data=data, budget="2steps", phases=("smt",)), "lrs": ("1",), "threads": 1}
+    compare(Comparison(methods=("bptt",), seeds=1, **shared), tmp_path / "out")
+    with open(tmp_path / "book.txt", "a") as file:
+        file.write("more of it")
+    compare(Comparison(methods=("bptt",), seeds=1, **shared), tmp_path / "out")  # nothing to train, nothing to mix
+    with pytest.raises(ValueError, match=r"out: .*bptt.*: the data has changed: .* name another --out"):
+        compare(Comparison(methods=("bptt",), seeds=2, **shared), tmp_path / "out")
 
 
 def test_truncated_is_a_quarter_of_what_is_read():

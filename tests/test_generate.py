@@ -44,6 +44,50 @@ def test_with_no_prompt_it_starts_from_m_0(rnn):
     assert first.tolist() == [int(rnn.readout(rnn.m_0[None]).argmax())] * 2
 
 
+def test_it_goes_on_from_a_memory(rnn, prompt):
+    """Half of a text, then the other half from the memory of the first, is the whole text."""
+    whole = drawn(rnn, prompt, 12, temperature=0)
+    memory = rnn(torch.cat([prompt, whole[:, :5]], 1))[1]
+    empty = torch.zeros(2, 0, dtype=torch.long)
+    assert torch.equal(drawn(rnn, empty, 7, temperature=0, memory=memory), whole[:, 5:])
+    assert torch.equal(drawn(rnn, whole[:, 5:8], 4, temperature=0, memory=memory), whole[:, 8:])
+    with pytest.raises(ValueError, match=r"memory: \(1, .*\) is not that of prompt, \(2, "):
+        generate(rnn, prompt, 1, memory=memory[:1])
+
+
+def test_nothing_is_computed_before_it_is_wanted(rnn, prompt):
+    """The first token needs no step beyond the prompt, and there is none behind the last."""
+    steps = []
+
+    def step(token, memory):
+        steps.append(token)
+        return rnn.step(token, memory)
+
+    stream = generate(rnn, prompt, 3, step=step)
+    for count in range(3):
+        next(stream)
+        assert len(steps) == count
+    assert next(stream, None) is None and len(steps) == 2
+
+
+def test_a_step_can_be_exported(rnn):
+    """With `torch.export`, for so many streams; of an RNN as `load` gives it."""
+    rnn = copy.deepcopy(rnn).eval().requires_grad_(False)
+
+    class Step(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = rnn
+
+        def forward(self, token, memory):
+            return self.rnn.step(token, memory)
+
+    program = torch.export.export(Step(), (torch.tensor([1, 2]), rnn.init_memory(2)))
+    token, memory = torch.tensor([3, 0]), torch.randn(2, *rnn.m_0.shape)
+    for found, wanted in zip(program.module()(token, memory), rnn.step(token, memory), strict=True):
+        assert_close(found, wanted)
+
+
 def test_the_prompt_matters(rnn):
     found = {tuple(drawn(rnn, torch.tensor([[a, a]]), 8, seed=1)[0].tolist()) for a in range(VOCAB)}
     assert len(found) > 1

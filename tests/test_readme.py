@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hubdata import mnist, sketches, stories
@@ -19,6 +20,7 @@ def blocks(language: str) -> list[str]:
 def test_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("mybook.txt").write_text("It was a dark and stormy night; the rain fell in torrents.\n" * 200)
+    np.save("sensor.npy", np.random.default_rng(0).integers(0, 32, 20_000))
     # What the lines would take from the hub, or a user has: local copies, the column of one under another name.
     monkeypatch.setenv("RETAIN_CACHE", str(tmp_path / "cache"))
     stories(tmp_path / "stories", train=900)
@@ -48,6 +50,6 @@ def test_readme_runs(tmp_path, monkeypatch, capsys):
         main(argv)
         assert capsys.readouterr().out.strip(), line
     code = blocks("python")
-    assert len(code) == 3
+    assert len(code) == 5
     for block in code:
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})

@@ -10,6 +10,7 @@ _HOMES = {
     "PRESETS": "retain.presets",
     "load": "retain.run",
     "load_run": "retain.run",
+    "save": "retain.run",
     "RNN": "retain.model.rnn",
     "Teacher": "retain.model.teacher",
     "SMT": "retain.objectives",

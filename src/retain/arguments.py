@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+D = TypeVar("D", int, None)
 
 
 class Usage(Exception):
@@ -76,7 +77,7 @@ def refuse(argv: list[str], command: str, options: Sequence[str]) -> None:
             raise Usage(f"{name}: retain {command} does not take it; leave it out (see retain {command} --help)")
 
 
-def whole(values: dict[str, str | None], name: str, default: int | None) -> int | None:
+def whole(values: dict[str, str | None], name: str, default: D) -> int | D:
     """The option `name` as a whole number, at least 1."""
     text = values[name]
     if text is not None and (not text.isascii() or not text.isdigit() or int(text) < 1):

@@ -76,6 +76,8 @@ class Comparison:
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}: {','.join(map(str, values))} names one twice")
+        if self.config.init_from is not None:
+            raise ValueError(f"init_from: every method starts anew; leave out {self.config.init_from}")
         if "bptt" in self.config.phases and {"smt", "smt+bptt"} & set(self.methods):
             raise ValueError(
                 f"phases: {' '.join(self.config.phases)}: smt trains no BPTT here, which smt+bptt shows; "
@@ -208,6 +210,8 @@ def compare(comparison: Comparison, out: str | Path, *, jobs: int = 1, quiet: bo
                 if separate:
                     trial = with_budget(trial, comparison.sweep_budget or "")
                 trials[run_name(method, lr, 0, separate)] = trial
+    if not (out / "results.json").exists():
+        say(cost(comparison, len(trials), separate, jobs))
     tried = run_all(trials, out / "runs", **options)
     sweep = {
         method: {lr: tried[run_name(method, lr, 0, separate)] for lr in comparison.lrs} if trials else {}
@@ -224,6 +228,22 @@ def compare(comparison: Comparison, out: str | Path, *, jobs: int = 1, quiet: bo
     results = summarise(comparison, by_method, sweep, best)
     write_results(results, out)
     return results
+
+
+def cost(comparison: Comparison, trials: int, separate: bool, jobs: int) -> str:
+    """How many runs of which budget all of the comparison is, and how long they train where that is known."""
+    runs = len(comparison.methods) * (comparison.seeds - (trials > 0 and not separate))  # a whole trial is seed 0's run
+    budgets = [(trials, parse_budget((separate and comparison.sweep_budget) or comparison.config.budget))]
+    budgets.append((runs, parse_budget(comparison.config.budget)))
+    said = " and ".join(
+        f"{count} {name} of {budget}"
+        for (count, budget), name in zip(budgets, ("trials", "runs"), strict=True)
+        if count
+    )
+    if budgets[1][1].unit != "s":
+        return f"in all {said}"
+    minutes = sum(count * budget.amount for count, budget in budgets) / jobs / 60
+    return f"in all {said}, {jobs} at a time: {minutes:.0f} minutes of training where nothing is done yet"
 
 
 def with_budget(config: RunConfig, budget: str) -> RunConfig:
@@ -270,8 +290,8 @@ def comparison_of(argv: list[str]) -> tuple[Comparison, Path, int]:
         return None if text is None else tuple(part.strip() for part in text.split(","))
 
     refuse(argv, "compare", ("--seed", "--validate-every", "--tracker", "--quiet", *PHASE_BUDGETS))
-    if "tbptt" not in (listed("methods") or ()):
-        refuse(argv, "compare without tbptt", ("--bptt.truncate",))
+    if "tbptt" not in (listed("methods") or ()) and any(a.partition("=")[0] == "--bptt.truncate" for a in argv):
+        raise Usage("--bptt.truncate: is read by tbptt alone; add it to --methods, or leave it out")
     budget, argv = take_option(argv, "--budget")
     config = train_config(argv)[0]
     if budget is not None:
@@ -291,7 +311,7 @@ def comparison_of(argv: list[str]) -> tuple[Comparison, Path, int]:
         **{key: value for key, value in options.items() if value is not None},
     )
     out = Path(values["out"] or f"runs/compare-{config.preset or 'custom'}")
-    return comparison, out, whole(values, "jobs", 1) or 1
+    return comparison, out, whole(values, "jobs", 1)
 
 
 def compare_command(argv: list[str]) -> None:

@@ -307,7 +307,7 @@ class DMTConfig(PhaseConfig):
     lambda_distill: float = 0.0
     """The same against the teacher's probabilities (its trunk's, or its decoder's) instead of the target."""
     predictive: bool = True
-    """Let that cross-entropy also train f, through its one step."""
+    """Let both cross-entropies also train f, through the steps of its stretch (unroll)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -324,7 +324,7 @@ class BPTTConfig(PhaseConfig):
     """Backpropagation through time: baseline and finetuning."""
 
     truncate: int | None = None
-    """Gradient flows back at most this many steps, cut at as many, from a random one on; None is all."""
+    """The gradient is cut every so many steps, the first time at a random one; None is nowhere."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -349,6 +349,9 @@ class RunConfig:
 
     preset: str = ""
     """The preset this came from; a label only."""
+    init_from: str | None = None
+    """A run folder to start from: its RNN, and its teacher where the phases use one.
+    Sizes and vocabulary must be the same (--config RUN --init-from RUN)."""
     seed: int = 0
     phases: tuple[Literal["smt", "dmt", "bptt"], ...] = ("smt", "dmt")
     """The phases in their order."""
@@ -385,9 +388,6 @@ class RunConfig:
             raise ValueError(f"tracker: {self.tracker!r} is none of {', '.join(TRACKERS)}, None")
         if not self.phases:
             raise ValueError(f"phases: empty; name some of {', '.join(PHASES)}")
-        for phase in self.phases:
-            if phase not in PHASES:
-                raise ValueError(f"phases: {phase!r} is none of {', '.join(PHASES)}")
         self._check_teacher()
         for name in ("budget", "checkpoint_every", "validate_every"):
             parse_budget(getattr(self, name), name)
@@ -404,12 +404,20 @@ class RunConfig:
                 whose = f"{phase}.seq_len {own.seq_len}" if own.seq_len else f"data.seq_len {length}"
                 raise ValueError(f"{phase}.{steps}: {value} is longer than {whose}")
 
+    @property
+    def has_teacher(self) -> bool:
+        """Whether there is a trained teacher: smt trains it, or dmt has it from the run that this one starts from."""
+        return "smt" in self.phases or ("dmt" in self.phases and self.init_from is not None)
+
     def _check_teacher(self) -> None:
         """Refuse to learn from what nothing has trained."""
         smt, dmt = self.smt, self.dmt
         follows = "dmt" in self.phases and (dmt.lambda_dyn > 0 or dmt.lambda_distill > 0)
-        if follows and "smt" not in self.phases[: self.phases.index("dmt")]:
-            raise ValueError("phases: dmt follows the teacher that smt trains; put smt before it")
+        if follows and "smt" not in self.phases[: self.phases.index("dmt")] and self.init_from is None:
+            raise ValueError(
+                "phases: dmt follows the teacher that smt trains; put smt before it, or start from a run that has one "
+                "(--init-from RUN)"
+            )
         if "smt" not in self.phases:
             return
         predicts = smt.lambda_dec > 0 or (smt.lambda_trunk > 0 and self.teacher.encoder != "window")

@@ -69,9 +69,8 @@ def main() -> None:
         print(f"\n{name}", file=sys.stderr)
         folder = folders[name]
         summary = train(run, folder)
-        trained = load_run(folder, teacher=True)
-        guide = trained.teacher if "smt" in run.phases else None
-        result = evaluate(trained.rnn, guide, data.windows("test", batch_for(data, trained.rnn)))
+        trained = load_run(folder, teacher=run.has_teacher)
+        result = evaluate(trained.rnn, trained.teacher, data.windows("test", batch_for(data, trained.rnn)))
         (folder / "eval-test.json").write_text(json.dumps(result, indent=2) + "\n")
         rows.append(
             {

@@ -194,7 +194,7 @@ def report_lines(found: dict[str, Any]) -> str:
     sizes = ", ".join(f"{split} {count:,}" for split, count in found["sequences"].items() if count is not None)
     parameters = found["parameters"]
     lines = [
-        f"{found['preset']}: dry run on {found['device']}, {found['precision']}; nothing is trained or written",
+        f"{found['preset'] or 'custom'}: dry run on {found['device']}, {found['precision']}; nothing is trained",
         f"  data        {sizes} sequences of T = {found['seq_len']}, vocabulary {found['vocab_size']}",
         f"  RNN         {parameters['rnn']:,} parameters, memory {found['memory'][0]} x {found['memory'][1]}",
         f"  teacher     {parameters['teacher']:,} parameters",

@@ -73,7 +73,7 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
     the variance of the teacher's memory across sequences, both also at the last position and by position
     (t = 0 … T; null where it is undefined; what fills up a short document counts as any token). `tokens` counts
     targets, `seconds` and `tokens_per_second` the RNN's own reading, with an answer where one is asked for. Teacher
-    and drift are null without a teacher.
+    and drift are null without a teacher. Raises ValueError where there is no batch.
     """
     with evaluating(rnn, teacher):
         return _compare(rnn, teacher, batches)
@@ -149,3 +149,15 @@ def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+LEFT = "it has left its teacher, and is no worse for it"
+
+
+def has_left(scores: dict[str, Any]) -> bool:
+    """Whether the RNN's memory says nothing of the teacher's any more while its predictions are as good.
+
+    Trained on the targets it goes its own way (docs/following.md), so that drift is no sign of a bad RNN.
+    """
+    drift, own, theirs = (scores[key] for key in ("relative_drift", "bits_per_token", "teacher_bits_per_token"))
+    return None not in (drift, own, theirs) and drift > 0.9 and own <= theirs

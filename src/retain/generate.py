@@ -75,15 +75,19 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
     step: Step | None = None,
+    memory: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Read prompt (B, P) from m_0, then sample `length` tokens, yielding each (B,) as soon as it is drawn.
 
+    `memory` (B, K, D) is one to go on from instead of m_0, as `rnn.step` gave it; the prompt may then be empty, (B, 0).
     What is kept is one memory, whatever the length. The RNN is in evaluation mode while it works, and between tokens
     in the mode that it had. `step` replaces `rnn.step`, as `fast_step` does. Raises ValueError for settings that make
     no sense, before anything is read.
     """
     check_sampling(length, temperature, top_k, top_p)
-    return _stream(rnn, step or rnn.step, prompt, length, temperature, top_k, top_p, seed)
+    if memory is not None and memory.shape != (len(prompt), *rnn.m_0.shape):
+        raise ValueError(f"memory: {tuple(memory.shape)} is not that of prompt, {(len(prompt), *rnn.m_0.shape)}")
+    return _stream(rnn, step or rnn.step, prompt, length, temperature, top_k, top_p, seed, memory)
 
 
 BF16_PRODUCTS = 8_000_000
@@ -96,7 +100,8 @@ def fast_step(rnn: RNN, batch: int = 1) -> Step:
 
     The weights are a copy of what they are now: in bfloat16 where products in it are fast and, on a CPU, `batch`
     streams make them large enough; memory stays float32. Nothing it gives back can be differentiated. Where nothing
-    can be compiled there is a note in the log, and the step runs as it is.
+    can be compiled there is a note in the log, and the step runs as it is. What it gives back is of inference mode:
+    `.clone()` it before changing it in place.
     """
     from retain.devices import STEP_ON_CPU, can_compile, compiled, fast_bf16
 
@@ -159,21 +164,23 @@ def _stream(
     top_k: int | None,
     top_p: float | None,
     seed: int,
+    memory: Tensor | None,
 ) -> Iterator[Tensor]:
     device = rnn.m_0.device
     generator = torch.Generator(device).manual_seed(seed)
     parts = list(rnn.modules())  # collected once: to walk the tree for every token costs a tenth of it
     # Entered around each piece of work, not the yields: the caller's own code must not run inside it.
     with torch.inference_mode(), evaluating(rnn):
-        memory = rnn.init_memory(len(prompt))
+        memory = rnn.init_memory(len(prompt)) if memory is None else memory.to(device)
         for token in prompt.to(device).unbind(1):
             memory = rnn.update(memory, token)
         logits = rnn.readout(memory).float()
-    for _ in range(length):
+    for number in range(length):
         mode = evaluating(rnn) if any(part.training for part in parts) else nullcontext()
         with torch.inference_mode(), mode:
+            if number:
+                logits, memory = step(token, memory)
             token = sample(logits, temperature, top_k, top_p, generator)
-            logits, memory = step(token, memory)
         yield token.clone()  # one that the caller may train on, which a tensor of inference mode is not
 
 

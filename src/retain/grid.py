@@ -62,6 +62,8 @@ def run_all(
     processes: dict[str, tuple[subprocess.Popen[str], IO[str]]] = {}
     if not waiting:
         return {name: read_result(out / name, config) or {} for name, config in runs.items()}
+    for name, config in runs.items():
+        same_data(out / name, config)
     with alone(out), stop_signals() as stop:
         try:
             while (waiting or processes) and not stop.is_set():
@@ -98,6 +100,18 @@ def read_result(folder: Path, config: RunConfig) -> Result | None:
     if not same:
         raise ValueError(f"out: {folder} holds another run; name another --out, or delete it")
     return result
+
+
+def same_data(folder: Path, config: RunConfig) -> None:
+    """Refuse to go on beside a finished run whose file has changed since. Raises ValueError."""
+    result = read_result(folder, config)
+    if not result or "data" not in result or config.data.name not in ("text", "npy"):
+        return
+    from retain.data import load_data
+    from retain.run import data_changed
+
+    if difference := data_changed(result["data"], load_data(config.data).info):
+        raise ValueError(f"out: {folder}: {difference}; bring it back, or name another --out")
 
 
 def _start(
@@ -231,7 +245,7 @@ def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int],
     if not (folder / "manifest.json").exists() or not (folder / "model.safetensors").exists():
         raise ValueError(f"its weights were deleted before it was scored; delete {folder} to run it anew")
     run = load_run(folder, teacher=True, device=device)
-    guide = run.teacher if "smt" in config.phases else None
+    guide = run.teacher if config.has_teacher else None
     keep = (
         "bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift",
         "relative_drift_last", "sequences", "tokens",

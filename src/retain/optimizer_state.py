@@ -22,18 +22,19 @@ def optimizer_tensors(
     Takes `model.named_parameters()`. Raises ValueError if the optimizer has a parameter that is not among them.
     """
     names = {parameter: name for name, parameter in named_parameters}
+    groups = _grouping(optimizer, names)
     tensors: dict[str, Tensor] = {}
     values: dict[str, dict[str, Any]] = {}
     for parameter, entries in optimizer.state.items():
         for entry, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"{names.get(parameter)}/{entry}"] = value
+                tensors[f"{names[parameter]}/{entry}"] = value
             else:
-                values.setdefault(str(names.get(parameter)), {})[entry] = value
+                values.setdefault(names[parameter], {})[entry] = value
     options = [
         {key: value for key, value in group.items() if key not in HOW_NOT_WHAT} for group in optimizer.param_groups
     ]
-    return tensors, {"groups": _grouping(optimizer, names), "options": options, "values": values}
+    return tensors, {"groups": groups, "options": options, "values": values}
 
 
 def load_optimizer(

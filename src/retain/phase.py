@@ -14,10 +14,11 @@ from retain.objectives import BPTT, DMT, SMT
 
 
 def objective_of(name: str, config: RunConfig, rnn: RNN, teacher: Teacher) -> SMT | DMT | BPTT:
+    """The objective of the phase `name`; the class says what it does to both models when it is made."""
     if name == "smt":
-        return SMT(teacher, rnn, config.smt, config.teacher.future_len)
+        return SMT(teacher, rnn, config.smt, config.teacher.future_len, fresh_readout=config.init_from is None)
     if name == "dmt":
-        return DMT(teacher, rnn, config.dmt, trunk_trained="smt" in config.phases and config.smt.lambda_trunk > 0)
+        return DMT(teacher, rnn, config.dmt, trunk_trained=config.has_teacher and config.smt.lambda_trunk > 0)
     return BPTT(rnn, config.bptt)
 
 

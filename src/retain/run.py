@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from retain.checkpoint import load_files, load_model
+from retain import __version__
+from retain.checkpoint import export, load_files, load_model
 from retain.config import DataConfig, RunConfig
-from retain.config_json import flatten, load_config, to_dict
-from retain.data.batches import Data
+from retain.config_json import flatten, load_config, save_config, to_dict
+from retain.data.batches import Data, Kind
 from retain.lock import LOCK
+from retain.model.cells import build_cell
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
+from retain.progress import Progress
 
 MAY_CHANGE = {"device", "tracker", "log_every", "data.path"}
 """Fields that a resumed run may have anew: where it runs, who is told, and where its data has moved to."""
@@ -25,7 +29,10 @@ MAY_CHANGE = {"device", "tracker", "log_every", "data.path"}
 
 def check_device(name: str) -> None:
     """Raises ValueError for a device that is not there."""
-    kind = name if name == "auto" else torch.device(name).type
+    try:
+        kind = name if name == "auto" else torch.device(name).type
+    except RuntimeError:
+        raise ValueError(f"device: {name!r} is none of auto, cpu, cuda, mps") from None
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: cuda was asked for, but PyTorch sees no CUDA device here; use --device cpu")
     if kind == "mps" and not torch.backends.mps.is_available():
@@ -131,6 +138,7 @@ def load_run(
     Raises ValueError where there is no run or no such device, CheckpointError for damaged weights.
     """
     check_device(str(device))
+    device = fastest() if str(device) == "auto" else device
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"run: {path} is not a folder; give the folder that `retain train` wrote")
@@ -139,6 +147,8 @@ def load_run(
     config = load_config(path / "config.json")
     config = dataclasses.replace(config, data=own_tokenizer(config.data, path))
     names = ["model", "teacher"] if teacher else ["model"]
+    if phase is not None and not 0 <= phase < len(config.phases):
+        raise ValueError(f"phase: {phase} must lie in 0 … {len(config.phases) - 1}, for {', '.join(config.phases)}")
     if phase is None:
         tensors, state = load_model(path, names, device)
     else:
@@ -152,6 +162,82 @@ def load_run(
     return Run(path, config, state, rnn.to(device).eval(), guide.to(device).eval() if teacher else None)
 
 
+def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher) -> None:
+    """Give both the weights of the run `config.init_from`; the teacher where a phase uses it and the run trained it.
+
+    Raises ValueError where they do not fit, CheckpointError for damaged weights.
+    """
+    path = Path(config.init_from or "")
+    if not (path / "config.json").exists():
+        raise ValueError(f"init_from: {path} holds no config.json; give the folder that `retain train` wrote")
+    source = load_config(path / "config.json")
+    before, now = (flatten(to_dict(each)["memory"]) for each in (source, config))
+    for name, value in before.items():
+        if now[name] != value:
+            raise ValueError(
+                f"init_from: {path} has memory.{name} {value} and this run {now[name]}; give --memory.{name} {value}"
+            )
+    if "smt" not in config.phases and "dmt" in config.phases:
+        if not source.has_teacher:
+            raise ValueError(f"init_from: {path} ({', '.join(source.phases)}) has no teacher for dmt to follow")
+        if config.dmt.lambda_distill and (source.smt.lambda_trunk > 0) != (config.smt.lambda_trunk > 0):
+            raise ValueError(
+                f"init_from: {path} has smt.lambda_trunk {source.smt.lambda_trunk:g}; give this run the same"
+            )
+    with_teacher = source.has_teacher and bool({"smt", "dmt"} & set(config.phases))
+    tensors, state = load_model(path, ["model", "teacher"] if with_teacher else ["model"])
+    if state["vocab_size"] != data.vocab_size:
+        raise ValueError(
+            f"init_from: {path} has a vocabulary of {state['vocab_size']} tokens, this data one of {data.vocab_size}; "
+            "give data of the same"
+        )
+    tokenizer = path / "tokenizer.json"
+    if (tokenizer.read_text() if tokenizer.exists() else None) != getattr(data, "tokenizer", None):
+        raise ValueError(f"init_from: {path} read other tokens; give --data.tokenizer {tokenizer}")
+    fill(rnn, tensors["model"], path, "init_from")
+    if with_teacher:
+        fill(teacher, tensors["teacher"], path, "init_from")
+
+
+def save(rnn: RNN, config: RunConfig, path: str | Path, *, kind: Kind = "tokens") -> None:
+    """Write an RNN that was trained in a loop of one's own as a run folder, for `load`, eval and generate.
+
+    `config` has the memory, teacher (its sizes are the readout's), cell and data that it was made of and trained on;
+    a cell of one's own that it does not name is to be given to `load` again. `kind`: "text" where tokens are bytes.
+    Raises ValueError where the folder is not empty or the config is not that of the RNN, CheckpointError where the
+    disk refuses.
+    """
+    path = Path(path)
+    prepare_folder(config, path, resume=False)
+    own = type(rnn.cell) is not type(build_cell(config.memory, config.cell))
+    like = RNN(rnn.vocab_size, config.memory, config.teacher, config.cell, rnn.cell if own else None)
+    fill(like, rnn.state_dict(), path, "config")
+    state = {
+        "vocab_size": rnn.vocab_size,
+        "kind": kind,
+        "image_shape": None,
+        "end": None,
+        "own_cell": type(rnn.cell).__qualname__ if own else None,
+        "data": {},
+        "progress": dataclasses.asdict(Progress()),
+        "versions": versions(),
+        "device": str(rnn.m_0.device),
+        "precision": "fp32",
+    }
+    export(path, {"model": rnn.state_dict()}, state)
+    save_config(config, path / "config.json")
+
+
+def versions() -> dict[str, str]:
+    return {"retain": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def guided(path: Path) -> bool:
+    """Whether the run has a trained teacher: an RNN that was copied without its, to be shipped, stands alone."""
+    alone = (path / "manifest.json").exists() and not (path / "teacher.safetensors").exists()
+    return not alone and (path / "config.json").exists() and load_config(path / "config.json").has_teacher
+
+
 def load(path: str | Path, *, device: str | torch.device = "cpu", cell: nn.Module | None = None) -> RNN:
     """The RNN of a run folder, ready to read.
 
@@ -163,10 +249,15 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", cell: nn.Modul
     return load_run(path, device=device, cell=cell).rnn.requires_grad_(False)
 
 
-def fill(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+def fill(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path, whose: str = "run") -> None:
     """Load its weights. Raises ValueError where they are of another shape or name."""
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:200]
-        raise ValueError(f"run: the weights in {path} do not fit its config.json: {detail}") from None
+        what = {
+            "run": f"the weights in {path} do not fit its config.json",
+            "init_from": f"the weights in {path} do not fit this run (--config {path} takes its sizes over)",
+            "config": "it is not that of the RNN",
+        }
+        raise ValueError(f"{whose}: {what[whose]}: {detail}") from None

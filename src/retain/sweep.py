@@ -241,7 +241,8 @@ def sweep_of(argv: list[str]) -> tuple[Sweep, Path, int]:
         vary[name] = tuple(value_of(name, part.strip()) for part in listed.split(",") if part.strip())
     # A value of the base run would only be replaced; to give one is a mistake.
     for word in argv:
-        if word.startswith("--") and (name := word[2:].partition("=")[0].replace("-", "_")) in vary:
+        section, dot, field = word[2:].partition("=")[0].replace("-", "_").rpartition(".")
+        if word.startswith("--") and (name := f"{section}{dot}{field.removeprefix('no_')}") in vary:
             raise Usage(f"vary: {name} is varied and set by {word.partition('=')[0]}, too; leave one of them out")
     refuse(argv, "sweep", ("--seed", "--tracker", "--quiet"))
     config = train_config(argv)[0]
@@ -258,11 +259,11 @@ def sweep_of(argv: list[str]) -> tuple[Sweep, Path, int]:
     if levels and not any(name in MEMORY for name in vary):
         raise Usage(f"levels: they are reached by memory sizes, and none is varied; vary {' or '.join(MEMORY)}, too")
     found = Sweep(
-        config=config, vary=vary, seeds=whole(values, "seeds", 3) or 3, levels=levels,
+        config=config, vary=vary, seeds=whole(values, "seeds", 3), levels=levels,
         threads=whole(values, "threads", None), often=regular,
     )  # fmt: skip
     out = Path(values["out"] or f"runs/sweep-{config.preset or 'custom'}")
-    return found, out, whole(values, "jobs", 1) or 1
+    return found, out, whole(values, "jobs", 1)
 
 
 def take_first(argv: list[str], name: str) -> tuple[str | None, list[str]]:

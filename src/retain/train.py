@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import math
-import platform
 import shlex
 import sys
 import threading
@@ -20,7 +19,6 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from retain import __version__
 from retain.budget import Budget, parse_budget
 from retain.checkpoint import (
     best_checkpoint,
@@ -47,7 +45,17 @@ from retain.optimizer_state import load_optimizer, optimizer_tensors
 from retain.phase import learning_rate, objective_of, part_of, seed_of
 from retain.processes import agreed, together
 from retain.progress import Clock, Every, Progress, stop_signals
-from retain.run import began, build, fill, own_tokenizer, phase_folder, prepare_folder, same_data
+from retain.run import (
+    began,
+    build,
+    fill,
+    own_tokenizer,
+    phase_folder,
+    prepare_folder,
+    same_data,
+    start_from,
+    versions,
+)
 
 log = logging.getLogger("retain")
 
@@ -82,6 +90,7 @@ def train(
     with ExitStack() as held, ExitStack() as connected:
         connected.callback(accelerator.end_training)  # processes must not die while they are connected
         together(accelerator, lambda: prepare_folder(config, out, resume))
+        own_data = data is not None
         data = load_data(own_tokenizer(config.data, out)) if data is None else data
         torch.manual_seed(config.seed)
         rnn, teacher = build(config, data.vocab_size, cell)
@@ -106,7 +115,9 @@ def train(
         start_trackers(accelerator, config, out)
         rnn.to(accelerator.device)
         teacher.to(accelerator.device)
-        loop = Loop(config, out, accelerator, data, rnn, teacher, cell is not None, progress_bar and main)
+        if config.init_from is not None and not began(out):
+            start_from(config, data, rnn, teacher)
+        loop = Loop(config, out, accelerator, data, rnn, teacher, cell is not None, own_data, progress_bar and main)
         try:
             with stop_signals() as stop:
                 return loop.run(resume, stop)
@@ -126,10 +137,11 @@ class Loop:
         rnn: RNN,
         teacher: Teacher,
         own_cell: bool,
+        own_data: bool,
         bar: bool,
     ):
         self.config, self.out, self.accelerator, self.data = config, out, accelerator, data
-        self.rnn, self.teacher, self.bar = rnn, teacher, bar
+        self.rnn, self.teacher, self.bar, self.own_data = rnn, teacher, bar, own_data
         self.own_cell = type(rnn.cell).__qualname__ if own_cell else None
         self.main = accelerator.is_main_process
         self.progress = Progress()
@@ -349,13 +361,12 @@ class Loop:
         if self.main:
             objective.finish()
             start = time.perf_counter()
-            guide = self.teacher if "smt" in self.config.phases else None  # else nothing ever trained it
+            guide = self.teacher if self.config.has_teacher else None  # else nothing ever trained it
             with self.accelerator.autocast():
                 limit = self.config.validation_sequences
                 result = evaluate(
                     self.rnn, guide, self.data.windows("validation", batch_for(self.data, self.rnn), limit)
                 )
-            objective.train()
             value = result["bits_per_token"]
             keep = ("bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift")
             record = {f"validation_{k}": result[k] for k in keep if result[k] is not None}
@@ -392,9 +403,10 @@ class Loop:
             "image_shape": list(data.image_shape) if data.image_shape else None,
             "end": getattr(data, "end", None),
             "own_cell": self.own_cell,
+            "own_data": self.own_data,
             "data": data.info,
             "progress": dataclasses.asdict(self.progress),
-            "versions": {"retain": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            "versions": versions(),
             "device": str(a.device),
             "precision": a.mixed_precision if a.mixed_precision != "no" else "fp32",
             "processes": a.num_processes,

@@ -105,6 +105,24 @@ def test_residual_cells_start_as_a_copy_of_memory(kind):
     assert not torch.allclose(build_cell(MEMORY, config(kind, residual=False))(memory, inputs), memory)
 
 
+@pytest.mark.parametrize("kind", ["mlp", "gated", "delta", "transformer"])
+def test_what_starts_at_zero_reads_the_input_from_the_first_step(kind):
+    """Else it must first move on memory alone, which in a Transformer cell cost BPTT a plateau."""
+    torch.manual_seed(0)
+    memory = memory_of(kind)
+    cell = build_cell(memory, config(kind))
+    assert not cell.out.weight.any()
+    start = torch.randn(3, memory.tokens, memory.width)
+
+    def gradient(seed):
+        inputs = torch.randn(3, memory.width, generator=torch.Generator().manual_seed(seed))
+        (cell(start, inputs) * torch.arange(1.0, start.numel() + 1).view_as(start)).sum().backward()
+        grad, cell.out.weight.grad = cell.out.weight.grad, None
+        return grad
+
+    assert (gradient(1) - gradient(2)).norm() > 0.1 * gradient(1).norm()
+
+
 FAST = [name for name, cell in BUILT_IN.items() if hasattr(cell, "rollout")]
 
 

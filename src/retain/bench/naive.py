@@ -89,8 +89,10 @@ class DetachedLoop(nn.Module):
 def generate(rnn: RNN, batch: int, length: int) -> Tensor:
     """Tokens (B, length) sampled one after another from m_0."""
     memory = rnn.init_memory(batch)
-    logits, tokens = rnn.readout(memory), []
-    for _ in range(length):
+    logits = rnn.readout(memory)
+    tokens: list[Tensor] = []
+    for number in range(length):
+        if number:
+            logits, memory = rnn.step(tokens[-1], memory)
         tokens.append(torch.multinomial(logits.float().softmax(-1), 1)[:, 0])
-        logits, memory = rnn.step(tokens[-1], memory)
     return torch.stack(tokens, 1)

@@ -50,15 +50,15 @@ def ms(seconds: float) -> str:
 
 
 def smt_small() -> Row:
-    return _smt("SMT step, small, against float32 with plain SDPA and no compile", smt_step, SMALL)
+    return _smt("SMT step, small, against float32 with plain SDPA and no compile", SMALL)
 
 
 def smt_paper() -> Row:
-    return _smt("SMT step, paper (window encoder), against the same", smt_step, PAPER)
+    return _smt("SMT step, paper (window encoder), against the same", PAPER)
 
 
-def _smt(what: str, make: Callable[..., Callable[[], object]], size: Size) -> Row:
-    fast, slow = by_turns(make(size, compiled=True), naive.plain(make(size, bf16=False)))
+def _smt(what: str, size: Size) -> Row:
+    fast, slow = by_turns(smt_step(size, compiled=True), naive.plain(smt_step(size, bf16=False)))
     return Row(what, 4, True, slow / fast, f"{ms(fast)} against {ms(slow)}")
 
 

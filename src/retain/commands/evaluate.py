@@ -16,31 +16,36 @@ from retain.arguments import Usage, take_run
 class Eval:
     """Score the RNN alone, from m_0, on a whole split, next to its teacher."""
 
-    split: Literal["train", "validation", "test"] = "test"
+    split: Literal["train", "validation", "test", "all"] | None = None
+    """None is test, or, of a text or a .npy that --data names, all of it."""
     json: bool = False
     """Print all figures as JSON."""
     limit: int | None = None
     """At most this many sequences, spread over the split; None is all of it."""
     batch_size: int | None = None
     """Sequences read at once; None is 256, or fewer where vocabulary or memory is large."""
+    seq_len: int | None = None
+    """Tokens that the RNN reads from one m_0 on; None is the data.seq_len that it was trained with."""
     data: str | None = None
-    """Another file to score on than the one trained on, of the same vocabulary; the --split of it (data.split)."""
+    """Another file to score on than the one trained on, of the same vocabulary."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
 
 def eval_command(argv: list[str]) -> None:
     path, args = take_run(argv, "eval", Eval)
-    for name in ("limit", "batch_size"):
+    for name in ("limit", "batch_size", "seq_len"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise Usage(f"{name}: {value} must be at least 1")
-    from retain.run import fastest, load_run
+    from retain.run import guided, load_run
 
-    run = load_run(path, teacher=True, device=fastest() if args.device == "auto" else args.device)
+    run = load_run(path, teacher=guided(path), device=args.device)
+    if run.teacher is None and run.config.has_teacher:
+        print(f"retain: {path} has no teacher.safetensors, so nothing is compared with its teacher", file=sys.stderr)
     from tqdm import tqdm
 
     from retain.checkpoint import keep_printed
-    from retain.data import load_data
+    from retain.data import WHOLE, load_data
     from retain.data.paths import with_path
     from retain.evaluate import batch_for, evaluate
     from retain.run import data_changed
@@ -49,7 +54,15 @@ def eval_command(argv: list[str]) -> None:
     if args.data is not None:
         data_config = with_path(data_config, args.data, None, None)
         data_config = dataclasses.replace(data_config, vocab_size=None)
-    data, known = load_data(data_config), run.state["vocab_size"]
+    elif run.state.get("own_data"):
+        raise ValueError(
+            f"data: {path} was trained on data of your own, which no config names; give --data PATH, or score it in "
+            "Python: retain.evaluate.evaluate(retain.load(RUN), None, data.windows('test', 256))"
+        )
+    if args.seq_len is not None:
+        data_config = dataclasses.replace(data_config, seq_len=args.seq_len)
+    split = args.split or ("all" if args.data and data_config.name in WHOLE else "test")
+    data, known = load_data(data_config, split == "all"), run.state["vocab_size"]
     # An array says no more of its vocabulary than which tokens are in it.
     if data.vocab_size != known and not (data_config.name == "npy" and data.vocab_size < known):
         raise ValueError(
@@ -62,26 +75,24 @@ def eval_command(argv: list[str]) -> None:
     if args.data is None and (difference := data_changed(run.state["data"], data.info)):
         print(f"retain: {difference}; what is scored may be what was trained on", file=sys.stderr)
     batch_size = args.batch_size or batch_for(data, run.rnn)
-    batches = data.windows(args.split, batch_size, args.limit)
-    seen = tqdm(batches, desc=args.split, unit="batch", leave=False, disable=not sys.stderr.isatty())
-    # A run of BPTT alone never trained its teacher.
-    guide = run.teacher if "smt" in run.config.phases else None
+    batches = data.windows(split, batch_size, args.limit)
+    seen = tqdm(batches, desc=split, unit="batch", leave=False, disable=not sys.stderr.isatty())
     result = {
         "run": str(path),
         "preset": run.config.preset,
-        "split": args.split,
+        "split": split,
+        "seq_len": data.seq_len,
         "phases": list(run.config.phases),
         "parameters": sum(p.numel() for p in run.rnn.parameters()),
         "training_seconds": run.state["progress"]["seconds"],
         "training_tokens": run.state["progress"]["tokens"],
-        **evaluate(run.rnn, guide, seen),
-        "chance": data.chance,
+        **evaluate(run.rnn, run.teacher, seen),
+        "side_by_side": batch_size,
+        "chance": data.chance if data.answers else None,
         "data": data.info,
         "versions": run.state["versions"],
     }
-    if not data.answers:
-        result["chance"] = None
-    per_token = 1.0 if data.kind == "text" else (data.bytes_per_token or {}).get(args.split)
+    per_token = 1.0 if data.kind == "text" else (data.bytes_per_token or {}).get(split)
     for name in ("bits_per_token", "teacher_bits_per_token"):
         bits = result[name]
         result[name.replace("token", "byte")] = None if bits is None or per_token is None else bits / per_token
@@ -90,20 +101,20 @@ def eval_command(argv: list[str]) -> None:
     if isinstance(data, DocumentsData):
         from retain.likelihood import document_likelihood
 
-        result["whole_documents"] = document_likelihood(
-            run.rnn, data, args.split, batch_size=batch_size, limit=args.limit
-        )
+        result["whole_documents"] = document_likelihood(run.rnn, data, split, batch_size=batch_size, limit=args.limit)
     # Of other data, or of a part, it must not pass for the run's own score.
-    part = f"-limit{args.limit}" if args.limit else ""
+    part = f"-length{args.seq_len}" if args.seq_len else ""
+    part += f"-limit{args.limit}" if args.limit else ""
     other = f"-{Path(args.data).stem}" if args.data else ""
     try:
-        print(json.dumps(result, indent=2) if args.json else report(result, data.answers), flush=True)
+        print(json.dumps(result, indent=2) if args.json else report(result), flush=True)
     finally:  # also where nobody reads it to its end
-        keep_printed(path / f"eval-{args.split}{part}{other}.json", json.dumps(result, indent=2))
+        keep_printed(path / f"eval-{split}{part}{other}.json", json.dumps(result, indent=2))
 
 
-def report(result: dict[str, Any], answers: bool) -> str:
+def report(result: dict[str, Any]) -> str:
     """The figures of an evaluation as a few lines for a person."""
+    from retain.evaluate import LEFT, has_left
 
     def line(label: str, value: float | None, teacher: float | None, form: str) -> str:
         if value is None:
@@ -120,15 +131,16 @@ def report(result: dict[str, Any], answers: bool) -> str:
         text += f"{'  by position':<18}{said} (--json has all)\n"
     if result["bits_per_byte"] is not None and result["bits_per_byte"] != result["bits_per_token"]:
         text += line("bits per byte", result["bits_per_byte"], result["teacher_bits_per_byte"], ".3f")
-    chance = f"   chance {result['chance']:.3f}\n" if answers and result["chance"] is not None else "\n"
+    chance = f"   chance {result['chance']:.3f}\n" if result["chance"] is not None else "\n"
     text += line("accuracy", result["accuracy"], result["teacher_accuracy"], ".3f").rstrip("\n") + chance
     if whole := result.get("whole_documents"):
         text += line("bits per document", whole["bits_per_document"], None, ".1f").rstrip("\n")
         text += f"   over {whole['documents']:,} whole documents\n"
     text += line("drift", result["drift"], None, ".4f")
-    text += line("relative drift", result["relative_drift"], None, ".3f")
+    text += line("relative drift", result["relative_drift"], None, ".3f").rstrip("\n")
+    text += f"   {LEFT}\n" if has_left(result) else "\n" if result["relative_drift"] is not None else ""
     text += line("  at the end", result["relative_drift_last"], None, ".3f")
-    return (
-        text
-        + f"{'parameters':<18}{result['parameters']:,}\n{'tokens per second':<18}{result['tokens_per_second']:,.0f}"
+    text += f"{'parameters':<18}{result['parameters']:,}\n"
+    return text + (
+        f"{'tokens per second':<18}{result['tokens_per_second']:,.0f}, up to {result['side_by_side']} sequences at once"
     )

@@ -47,9 +47,10 @@ def info_command(argv: list[str]) -> None:
         print(json.dumps(info, indent=2))
         return
     c, p = run.config, state["progress"]
+    whole = "finished" if info["finished"] else "not finished"
     made = ", ".join(f"{k} {v}" for k, v in state["versions"].items())
     lines = [
-        f"{path}: {c.preset}, {' then '.join(c.phases)}, {'finished' if info['finished'] else 'not finished'}",
+        f"{path}: {c.preset or 'custom'}, {' then '.join(c.phases)}, {whole}",
         f"  data      {state['data'].get('name')}, vocabulary {state['vocab_size']}, T = {c.data.seq_len}",
         f"  RNN       {c.cell.kind} cell, {info['parameters']:,} parameters",
         f"  memory    {c.memory.tokens} x {c.memory.width}, {c.memory.norm} normalised",

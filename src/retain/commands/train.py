@@ -25,7 +25,7 @@ Pretrain an RNN by the phases of a preset, into a run folder.
 --image-column C the dataset's column of images, instead of texts (default: image)
 --stream         train straight from the dataset; nothing is prepared on disk
 --dry-run        train nothing: print sizes, memory, and FLOPs and time from a few steps (--json: as JSON)
---quiet          no progress bar
+--quiet          no progress bar of training
 """
 
 
@@ -59,7 +59,8 @@ def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
             raise Usage(f"resume: {folder} holds no run; leave out --resume to start one")
         base = load_config(folder / "config.json")
         if preset is not None and base.preset != preset:
-            raise Usage(f"resume: {folder} is a run of {base.preset}, not of {preset}; leave the preset out")
+            other = base.preset or "custom settings"
+            raise Usage(f"resume: {folder} is a run of {other}, not of {preset}; leave the preset out")
     elif file is not None:
         base = load_config(Path(file) / "config.json" if Path(file).is_dir() else Path(file))
         folder = folder or Path(f"runs/{base.preset or 'custom'}")
@@ -86,6 +87,8 @@ def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
         named = {name: getattr(config.data, name) for name in ("path", "tokenizer")}
         whole = {name: absolute(path) for name, path in named.items() if path is not None}
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, **whole))
+    if not resume and config.init_from is not None:
+        config = dataclasses.replace(config, init_from=absolute(config.init_from))
     if _sets(argv, "--budget") and all(getattr(config, phase).budget for phase in config.phases):
         raise Usage(f"budget: {config.budget} is shared by no phase, each has its own; leave one or the other out")
     return config, folder, resume, quiet
@@ -116,6 +119,7 @@ def unread(argv: list[str], config: RunConfig) -> list[str]:
     found = []
     for option in (word.partition("=")[0] for word in argv if word.startswith("--")):
         section, _, field = option[2:].replace("-", "_").partition(".")
+        field = field.removeprefix("no_")
         kind = config.cell.kind
         if section in PHASES and field and section not in config.phases:
             found.append(f"{option}: not read, {section} is none of this run's phases ({', '.join(config.phases)})")

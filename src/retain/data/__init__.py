@@ -13,6 +13,7 @@ from retain.data.text import load_npy, load_stdlib, load_text
 
 __all__ = ["IGNORE", "SPLITS", "Batch", "Data", "Kind", "Split", "decode", "encode", "load_data"]
 
+WHOLE: dict[str, Callable[[DataConfig, bool], Data]] = {"text": load_text, "npy": load_npy}
 FILES: dict[str, Callable[[DataConfig], Data]] = {
     "text": load_text,
     "npy": load_npy,
@@ -26,11 +27,16 @@ EMBEDDED: dict[str, Callable[[DataConfig], Data]] = {
 }
 
 
-def load_data(config: DataConfig) -> Data:
-    """The data a configuration names. Raises ValueError naming the field, its value and what would be right."""
+def load_data(config: DataConfig, whole: bool = False) -> Data:
+    """The data a configuration names, in its splits; with `whole`, a text or a .npy as the one split "all".
+
+    Raises ValueError naming the field, its value and what would be right.
+    """
+    if whole and config.name not in WHOLE:
+        raise ValueError(f"split: all is of a text or a .npy file, and this is {config.name}; name one of its splits")
     if config.name in EMBEDDED and config.path is not None:
         raise ValueError(f"data.path: {config.path!r} is not read by {config.name}; set data.name to text or npy")
-    data = (FILES | EMBEDDED)[config.name](config)
+    data = WHOLE[config.name](config, True) if whole else (FILES | EMBEDDED)[config.name](config)
     if config.vocab_size not in (None, data.vocab_size):
         raise ValueError(
             f"data.vocab_size: {config.vocab_size} is not that of {config.name}; leave it out or set {data.vocab_size}"

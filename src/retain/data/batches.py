@@ -16,7 +16,8 @@ from retain.config import IGNORE
 Batch = dict[str, torch.Tensor]
 """`tokens` (B, T) int64 and `targets` (B, T + 1) int64."""
 
-Split = Literal["train", "validation", "test"]
+Split = Literal["train", "validation", "test", "all"]
+"""all: of a file that is not cut, for it is only scored."""
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Kind = Literal["text", "image", "tokens"]
 
@@ -69,8 +70,13 @@ class Data(ABC):
         return encode(text, self.kind, self.vocab_size)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Tokens as text; see `decode`."""
-        return decode(tokens, self.kind)
+        """Tokens as text; see `decode`. Those of a tokenizer are its subwords."""
+        if self.tokenizer is None:
+            return decode(tokens, self.kind)
+        from tokenizers import Tokenizer
+
+        text: str = Tokenizer.from_str(self.tokenizer).decode([int(t) for t in tokens], skip_special_tokens=False)
+        return text
 
 
 def encode(text: str, kind: Kind, vocab_size: int) -> list[int]:
@@ -143,8 +149,9 @@ class StreamData(Data):
     ) -> None:
         for split, stream in splits.items():
             if len(stream) <= seq_len:
+                where = "the file" if split == "all" else split
                 raise ValueError(
-                    f"data.seq_len: {seq_len} needs {seq_len + 1} tokens, but {split} has only {len(stream)}; "
+                    f"data.seq_len: {seq_len} needs {seq_len + 1} tokens, but {where} has only {len(stream)}; "
                     "use more data or a shorter seq_len"
                 )
         self.splits = splits
@@ -171,7 +178,7 @@ class StreamData(Data):
 
 
 class RowsData(Data):
-    """One sequence of L integers per row of a 2-D array (N, L), split by row; T = L - 1.
+    """One sequence of L integers per row of a 2-D array (N, L), split by row (fractions None: all of them); T = L - 1.
 
     `what` names a row in errors. Raises ValueError if seq_len is not L - 1 or a split is left without a row.
     """
@@ -180,7 +187,7 @@ class RowsData(Data):
         self,
         rows: npt.NDArray[Any],
         *,
-        fractions: tuple[float, float, float],
+        fractions: tuple[float, float, float] | None,
         vocab_size: int,
         seq_len: int,
         kind: Kind,
@@ -193,16 +200,20 @@ class RowsData(Data):
             raise ValueError(f"data.path: {what.format(length)} leave nothing to predict; give at least 2 in a row")
         if seq_len != length - 1:
             raise ValueError(f"data.seq_len: {seq_len} does not fit {what.format(length)}; set it to {length - 1}")
+        self.rows = rows
+        self.vocab_size, self.seq_len, self.kind, self.image_shape = vocab_size, seq_len, kind, image_shape
+        self.index: dict[Split, Ints] = {}
+        if fractions is None:
+            self.index["all"] = np.arange(count)
+            self.info = info | {"sequences": {"all": count}}
+            return
         # Raw Philox words, unlike Generator.permutation, are promised to be the same in every NumPy.
         shuffled = np.argsort(np.random.Philox(key=0).random_raw(count), kind="stable")
         parts = np.split(shuffled, cuts(count, fractions))
-        self.index: dict[Split, Ints] = {}
         for split, part in zip(SPLITS, parts, strict=True):
             if not len(part):
                 raise ValueError(f"data.split: {fractions} leaves {split} none of {count} rows; give it a larger part")
             self.index[split] = np.sort(part)
-        self.rows = rows
-        self.vocab_size, self.seq_len, self.kind, self.image_shape = vocab_size, seq_len, kind, image_shape
         self.info = info | {"sequences": {split: len(self.index[split]) for split in SPLITS}}
 
     def count(self, split: Split) -> int:

@@ -10,7 +10,7 @@ import torch
 
 from retain.config import DataConfig
 from retain.data.batches import IGNORE, SPLITS, Batch, Data, Ints, Kind, Split, StreamData, release, to_batch
-from retain.data.hub import fingerprint
+from retain.data.hub import check_exists
 from retain.data.images import levels_of
 from retain.data.prepare import open_array, prepare
 
@@ -101,7 +101,7 @@ def load_documents(config: DataConfig) -> Data:
     if config.stream:
         from retain.data.stream import StreamedData
 
-        fingerprint(config.path or "")
+        check_exists(config.path or "")
         return StreamedData(config)
     folder, manifest, codec = prepare(config)
     tokens = {split: open_array(folder, f"{split}.tokens", codec.dtype) for split in SPLITS}

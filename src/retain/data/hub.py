@@ -45,6 +45,12 @@ class Source:
     revision: str | None
 
 
+def check_exists(path: str) -> None:
+    """Raises ValueError for a local path that does not exist."""
+    if not path.startswith("hf:") and not Path(path).expanduser().exists():
+        raise ValueError(f"data.path: {path!r} does not exist; give a dataset file, a folder, or hf:NAME")
+
+
 def fingerprint(path: str) -> list[Any]:
     """What tells a local source from a changed one: each file's relative path, size and time of change.
 
@@ -52,9 +58,8 @@ def fingerprint(path: str) -> list[Any]:
     """
     if path.startswith("hf:"):
         return [path]
+    check_exists(path)
     root = Path(path).expanduser()
-    if not root.exists():
-        raise ValueError(f"data.path: {path!r} does not exist; give a dataset file, a folder, or hf:NAME")
     if root.is_file():
         files = [root]
     else:

@@ -51,7 +51,7 @@ def settings_of(config: DataConfig) -> dict[str, Any]:
     return settings
 
 
-def prepare(config: DataConfig, *, progress_bar: bool = True) -> tuple[Path, dict[str, Any], Codec]:
+def prepare(config: DataConfig) -> tuple[Path, dict[str, Any], Codec]:
     """The folder of a source's arrays, its manifest and the codec of its tokens; prepared now if it is not yet there.
 
     A dataset of the hub that was prepared before is not asked for again: give data.revision to have another.
@@ -74,7 +74,7 @@ def prepare(config: DataConfig, *, progress_bar: bool = True) -> tuple[Path, dic
         try:
             if not folder.exists():
                 described = {"path": config.path, "settings": settings, "fingerprint": key}
-                _Preparation(config, codec, folder, described, progress_bar).run()
+                _Preparation(config, codec, folder, described).run()
         finally:
             lock.release()
     return folder, read_manifest(folder), codec
@@ -132,11 +132,8 @@ class _State:
 class _Preparation:
     """Writes one folder, from the beginning or from where another process was stopped."""
 
-    def __init__(
-        self, config: DataConfig, codec: Codec, folder: Path, described: dict[str, Any], progress_bar: bool
-    ) -> None:
+    def __init__(self, config: DataConfig, codec: Codec, folder: Path, described: dict[str, Any]) -> None:
         self.config, self.codec, self.folder, self.described = config, codec, folder, described
-        self.bar = progress_bar
         self.partial = folder.with_suffix(".partial")
         self.state = _State()
 
@@ -190,8 +187,7 @@ class _Preparation:
         done, present = state.rows[split], set(source.splits)
         saved = time.monotonic()
         # None: shown where stderr is a terminal.
-        hidden = None if self.bar else True
-        bar = tqdm(total=rows_of(dataset), unit="rows", desc=f"preparing {split}", disable=hidden, mininterval=0.5)
+        bar = tqdm(total=rows_of(dataset), unit="rows", desc=f"preparing {split}", disable=None, mininterval=0.5)
         with bar:
             for rows in tables(dataset, self.config):
                 count = len(rows)

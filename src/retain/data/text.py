@@ -71,8 +71,8 @@ def split_of(path: str) -> Split:
     return "train" if place < 0.90 else "validation" if place < 0.95 else "test"
 
 
-def load_text(config: DataConfig) -> StreamData:
-    """A UTF-8 text file as bytes, memory-mapped and cut into three consecutive parts.
+def load_text(config: DataConfig, whole: bool = False) -> StreamData:
+    """A UTF-8 text file as bytes, memory-mapped and cut into three consecutive parts; or `whole`, as the split "all".
 
     Up to 64 MiB the whole file is checked and info has its `sha256`. Of a larger one 256 evenly spaced blocks of
     64 KiB are checked, and info has `sha256_of_samples`, the SHA-256 of its size and those blocks, instead.
@@ -84,13 +84,13 @@ def load_text(config: DataConfig) -> StreamData:
         stream = np.memmap(path, dtype=np.uint8, mode="r")
     except OSError as error:
         raise ValueError(f"data.path: {str(path)!r} cannot be read ({error.strerror}); check its permissions") from None
-    streams = split_stream(stream, config)
-    info["bytes"] = {split: len(streams[split]) for split in SPLITS}
+    streams = split_stream(stream, config, whole)
+    info["bytes"] = {split: len(part) for split, part in streams.items()}
     return StreamData(streams, vocab_size=256, seq_len=config.seq_len, kind="text", info=info)
 
 
-def load_npy(config: DataConfig) -> Data:
-    """Tokens from a .npy file, memory-mapped: 1-D is a stream cut in three, 2-D one sequence per row.
+def load_npy(config: DataConfig, whole: bool = False) -> Data:
+    """Tokens from a .npy file, memory-mapped: 1-D is a stream cut in three, 2-D one sequence per row; `whole` is "all".
 
     Rows go to the splits by a fixed permutation. The file is scanned once, in blocks, for its range; its checksum
     is as for `load_text`. Raises ValueError for anything but non-negative integers below the vocabulary size.
@@ -104,10 +104,15 @@ def load_npy(config: DataConfig) -> Data:
         raise ValueError(f"data.path: {str(path)!r} cannot be read ({error.strerror}); check its permissions") from None
     if tokens.ndim == 2:
         return RowsData(
-            tokens, fractions=config.split, vocab_size=vocab_size, seq_len=config.seq_len, kind="tokens", info=info
+            tokens,
+            fractions=None if whole else config.split,
+            vocab_size=vocab_size,
+            seq_len=config.seq_len,
+            kind="tokens",
+            info=info,
         )
-    streams = split_stream(tokens, config)
-    info["tokens"] = {split: len(streams[split]) for split in SPLITS}
+    streams = split_stream(tokens, config, whole)
+    info["tokens"] = {split: len(stream) for split, stream in streams.items()}
     return StreamData(streams, vocab_size=vocab_size, seq_len=config.seq_len, kind="tokens", info=info)
 
 
@@ -124,8 +129,10 @@ def checked_path(config: DataConfig, wanted: str) -> Path:
     return path
 
 
-def split_stream(stream: npt.NDArray[Any], config: DataConfig) -> dict[Split, npt.NDArray[Any]]:
-    """Three consecutive views of a stream."""
+def split_stream(stream: npt.NDArray[Any], config: DataConfig, whole: bool = False) -> dict[Split, npt.NDArray[Any]]:
+    """Three consecutive views of a stream, or all of it."""
+    if whole:
+        return {"all": stream}
     first, second = cuts(len(stream), config.split)
     return {"train": stream[:first], "validation": stream[first:second], "test": stream[second:]}
 
@@ -153,7 +160,10 @@ def checksum_of(path: Path, *, text: bool) -> dict[str, str]:
 
 def check_utf8(block: bytes, offset: int, size: int, path: Path) -> None:
     """Raise ValueError if a block of a file is not UTF-8; the characters its edges cut are let pass."""
-    remedy = "give a UTF-8 text file"
+    remedy = (
+        "give a UTF-8 text file, or its bytes as they are: numpy.save('bytes.npy', numpy.fromfile(PATH, 'uint8')) and "
+        "--data bytes.npy --data.vocab-size 256"
+    )
     if (place := block.find(b"\0")) >= 0:
         raise ValueError(f"data.path: {str(path)!r} holds a NUL byte at {offset + place}, it is not text; {remedy}")
     start = 0

@@ -2,8 +2,7 @@
 
 All have `forward(tokens, steps, logits) -> (memory, trunk_logits)`: tokens (B, T), steps (S,) the t wanted, memory
 (B, S, K, D) before normalisation, trunk_logits (B, T + 1, V), or None where there is no trunk or they are not wanted
-(`logits`). The memory of step t depends on
-tokens[:, :t] alone.
+(`logits`). The memory of step t depends on tokens[:, :t] alone.
 """
 
 from __future__ import annotations

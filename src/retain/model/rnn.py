@@ -28,7 +28,8 @@ class RNN(nn.Module):
 
     Memory is a plain float32 tensor (B, K, D): save it, copy it, batch it, restore it.
     `cell` may be any `nn.Module` with forward(memory (N, K, D), inputs (N, D)) -> memory; by default the one
-    that `cell_config` names. Raises ValueError for a cell that returns another shape.
+    that `cell_config` names. Of `readout` its width, heads and decoder_layers are read: the readout is a decoder's.
+    Raises ValueError for a cell that returns another shape.
     """
 
     def __init__(

@@ -17,7 +17,8 @@ from retain.objectives.segments import rollout_from_teacher, stretch, unroll, un
 
 
 class DMT(nn.Module):
-    """loss_dmt = λ_dyn · ‖f(m̂_t, x_t) − m_{t+1}‖² + λ_readout · cross-entropy of the readout on the RNN's own memory.
+    """loss_dmt = λ_dyn · ‖f(m̂_t, x_t) − m_{t+1}‖² + λ_readout · cross-entropy of the readout on the RNN's own memory
+    (+ λ_distill · the same against the teacher's probabilities).
 
     m̂ comes from rolling the RNN out without a graph; then every step of the batch is trained in one parallel
     pass. That is the gradient of the detached loop: none flows through time. With `unroll` it flows through so many
@@ -25,9 +26,9 @@ class DMT(nn.Module):
     `horizon` steps; that grows until, in the end, it never does: the RNN alone, from m_0. Then the rollout itself can
     be what is trained, and there is no second pass. The teacher is frozen.
 
-    `forward(batch)`: batch["tokens"] (B, T), batch["targets"] (B, T + 1), batch["progress"] (0 … 1, default 0) →
-    dict of scalar losses; "loss" is to be minimised. `trunk_trained`: the teacher's trunk has had loss_trunk, so that
-    loss_distill may take its probabilities; else it takes the decoder's.
+    `forward(batch)`: batch["tokens"] (B, T), batch["targets"] (B, T + 1), batch["progress"] (0 … 1; without it 1, the
+    longest horizon) → dict of scalar losses; "loss" is to be minimised. `trunk_trained`: the teacher's trunk has had
+    loss_trunk, so that loss_distill may take its probabilities; else it takes the decoder's.
     """
 
     def __init__(self, teacher: Teacher, rnn: RNN, config: DMTConfig, trunk_trained: bool = False):
@@ -68,7 +69,7 @@ class DMT(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         tokens, targets, c = batch["tokens"], batch["targets"], self.config
         teacher = self._teacher[0]
-        horizon = self.horizon(float(batch.get("progress", 0.0)), tokens.shape[1])
+        horizon = self.horizon(float(batch.get("progress", 1.0)), tokens.shape[1])
         alone = self.alone(horizon, tokens.shape[1])
         guided = c.lambda_distill > 0 and self.trunk_trained
         with without_graph(), evaluating(teacher):

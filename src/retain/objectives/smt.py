@@ -21,18 +21,19 @@ from retain.objectives.segments import stretch, unroll
 
 
 class SMT(nn.Module):
-    """loss_smt = λ_dec·dec + λ_dyn·dyn + λ_unif·unif (+ λ_trunk·trunk + λ_readout·readout).
+    """loss_smt = λ_dec·dec + λ_dyn·dyn + λ_unif·unif (+ λ_trunk·trunk + λ_readout·readout + λ_distill·distill).
 
     `forward(batch)`: batch["tokens"] (B, T), batch["targets"] (B, T + 1), and batch["progress"], how much of the
     phase is over (0 … 1, default 0) → dict of scalar losses; "loss" is their weighted sum, to be minimised.
     f is trained one step at a time, or with `unroll` over so many steps with gradient through them, side by side.
     It is to be made when its phase begins: all parameters are thawed, those that no loss reaches are frozen (m_0 stays
-    so until BPTT or the user thaws it), and the RNN's readout starts as the teacher's decoder, whatever it was. After
-    training, `finish()` gives the RNN its m_0 (and its readout, where that was not trained).
+    so until BPTT or the user thaws it), and the RNN's readout starts as the teacher's decoder, whatever it was, unless
+    `fresh_readout` is False. After training, `finish()` gives the RNN its m_0 (and its readout, where that was not
+    trained). `future_len` is F, how many tokens the decoder is shown after m_t (that of the TeacherConfig); 0 is none.
     Raises ValueError for a teacher and an RNN of another memory or vocabulary.
     """
 
-    def __init__(self, teacher: Teacher, rnn: RNN, config: SMTConfig, future_len: int):
+    def __init__(self, teacher: Teacher, rnn: RNN, config: SMTConfig, future_len: int, *, fresh_readout: bool = True):
         super().__init__()
         check_alike(teacher, rnn)
         self.teacher, self.rnn, self.config, self.future_len = teacher, rnn, config, future_len
@@ -49,13 +50,15 @@ class SMT(nn.Module):
             teacher.decoder.requires_grad_(False)
         elif future_len == 0:
             teacher.decoder.embed.requires_grad_(False)
-        copy_readout(teacher, rnn)
+        if fresh_readout or not self.trains_readout:
+            copy_readout(teacher, rnn)
 
     @property
     def trains_readout(self) -> bool:
         return self.config.lambda_readout > 0 or self.config.lambda_distill > 0
 
     def lambda_dyn(self, progress: float) -> float:
+        """Its weight at this progress 0 … 1, from lambda_dyn to lambda_dyn_end by a constant factor."""
         start, end = self.config.lambda_dyn, self.config.lambda_dyn_end
         return start if end is None else start * (end / start) ** progress
 
@@ -149,6 +152,7 @@ class SMT(nn.Module):
 
     @torch.no_grad()
     def finish(self) -> None:
+        """Give the RNN its m_0 (K, D), the teacher's memory of nothing, and its readout where that was not trained."""
         self.rnn.m_0.copy_(self.teacher.empty_memory())
         if not self.trains_readout:
             copy_readout(self.teacher, self.rnn)

@@ -105,7 +105,7 @@ def gradient_flow(run: Run, data: Data) -> dict[str, Any]:
             "bptt": bptt_gradient(rnn, config, batch),
             "bptt_last": bptt_gradient(rnn, config, batch, last=True),
             "smt": None
-            if teacher is None or "smt" not in config.phases
+            if teacher is None or not config.has_teacher
             else smt_gradient(rnn, teacher, config, batch, progress=float(when == "trained")),
         }
     return found

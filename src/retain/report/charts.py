@@ -114,7 +114,7 @@ def drift_chart(runs: list[dict[str, Any]], relative: bool = True) -> Chart | No
         positions = run["positions"]
         if positions and not positions["phases"] and positions["final"][key] is not None:
             lines.append(_by_position(f"{run['name']}, best so far", _from_one(positions["final"][key]), i))
-    y = "relative drift (1: nothing known)" if relative else "drift"
+    y = "relative drift (1: as far off as an empty memory)" if relative else "drift"
     name = "drift" if relative else "absolute-drift"
     title = "Relative drift by position" if relative else "Drift by position (mean squared)"
     return Chart(name, title, {"position": "position t"}, y, lines, not relative) if lines else None
@@ -173,9 +173,9 @@ def length_chart(runs: list[dict[str, Any]]) -> Chart | None:
     return Chart("length", title, axes, "accuracy", lines, False, {"length": sorted(marks)}) if lines else None
 
 
-def gradient_chart(runs: list[dict[str, Any]], when: str, several: bool | None = None) -> Chart | None:
+def gradient_chart(runs: list[dict[str, Any]], when: str) -> Chart | None:
     """Norm of the loss's gradient at m_t, on a log scale; `when` is "initial" or "trained"."""
-    several = len(runs) > 1 if several is None else several
+    several = len(runs) > 1
     lines = []
     for i, run in enumerate(runs):
         flow = (run["gradient"] or {}).get(when)
@@ -202,14 +202,20 @@ def _from_one(values: Numbers) -> Numbers:
     return [None, *values[1:]]
 
 
+def grouped_charts(runs: list[dict[str, Any]]) -> dict[str, list[Chart]]:
+    """Every line plot of the page, by the part of it where it stands."""
+    groups: dict[str, list[Chart | None]] = {
+        "history": [*history_charts(runs)],
+        "drift": [drift_chart(runs), drift_chart(runs, False), beyond_chart(runs, True)],
+        "quality": [quality_chart(runs), beyond_chart(runs, False), length_chart(runs)],
+        "gradient": [gradient_chart(runs, when) for when in ("initial", "trained")],
+    }
+    return {name: [chart for chart in some if chart is not None and chart.lines] for name, some in groups.items()}
+
+
 def named_charts(runs: list[dict[str, Any]]) -> dict[str, Chart]:
-    """Every line plot of the page by its name."""
-    found = [
-        *history_charts(runs), drift_chart(runs), drift_chart(runs, False), beyond_chart(runs, True),
-        quality_chart(runs), beyond_chart(runs, False), length_chart(runs),
-        gradient_chart(runs, "initial"), gradient_chart(runs, "trained"),
-    ]  # fmt: skip
-    return {chart.key: chart for chart in found if chart is not None and chart.lines}
+    """The same by their own names."""
+    return {chart.key: chart for some in grouped_charts(runs).values() for chart in some}
 
 
 def colourings(geometry: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -30,7 +30,8 @@ class Plot:
     x: Literal["step", "seconds", "tokens", "sequential_steps"] = "step"
     """Curves of training: what they are drawn against."""
     colour: str | None = None
-    """Memories: by 'position', 'last token' or the task's own hidden state; None is the last where it is known."""
+    """Memories: by 'position', 'last token' or the task's own hidden state; None is that, or position where it has
+    none."""
 
 
 def report_command(argv: list[str]) -> None:

@@ -17,7 +17,7 @@ from retain.data import Data, load_data
 from retain.report import analyses
 from retain.report.history import read_history
 from retain.report.samples import samples
-from retain.run import Run, load_run, own_tokenizer, phase_folder
+from retain.run import Run, guided, load_run, own_tokenizer, phase_folder
 
 T = TypeVar("T")
 STILL_WRITING = 180.0
@@ -61,10 +61,14 @@ def gather(path: Path, parts: tuple[str, ...] = PARTS) -> dict[str, Any]:
     }  # fmt: skip
     found["history"] = history
     found["status"] = status(path, config, history, found["summary"] is not None, notes)
-    teacher = "smt" in config.phases  # a run of BPTT alone never trained its teacher
+    teacher = guided(path)  # a run of BPTT alone never trained its teacher
     # Curves need neither, and data may have to be downloaded.
     run = attempt("the model", lambda: load_run(path, teacher=teacher)) if parts else None
-    data = attempt("the data", lambda: load_data(own_tokenizer(config.data, path))) if parts else None
+    data = None
+    if parts and run is not None and run.state.get("own_data"):
+        notes.append("the data: the run was trained on data of your own, which is not loaded here; not analysed")
+    elif parts:
+        data = attempt("the data", lambda: load_data(own_tokenizer(config.data, path)))
     found["state"] = None
     if run is not None:
         found["state"] = {k: v for k, v in run.state.items() if k != "optimizer"}

@@ -10,16 +10,7 @@ from typing import Any
 
 from retain import __version__
 from retain.checkpoint import replace_file
-from retain.report.charts import (
-    Chart,
-    beyond_chart,
-    colourings,
-    drift_chart,
-    gradient_chart,
-    history_charts,
-    length_chart,
-    quality_chart,
-)
+from retain.report.charts import Chart, colourings, grouped_charts
 from retain.report.gather import gather
 from retain.report.history import AXES
 from retain.report.verdict import ablation, result_row, verdict
@@ -89,24 +80,13 @@ def render(report: dict[str, Any]) -> str:
     runs = report["runs"]
     figures: dict[str, Any] = {}
 
-    def add(chart: Chart | None) -> dict[str, str] | None:
-        if chart is None or not chart.lines:
-            return None
+    def add(chart: Chart) -> dict[str, str]:
         figures[chart.key] = chart_figure(chart)
         return {"key": chart.key, "title": chart.title}
 
-    histories = history_charts(runs)
-    axes = list(histories[0].axes) if histories else []
-    plots = {
-        "history": [add(chart) for chart in histories],
-        "drift": [
-            p for p in (add(drift_chart(runs)), add(drift_chart(runs, False)), add(beyond_chart(runs, True))) if p
-        ],
-        "quality": [
-            p for p in (add(quality_chart(runs)), add(beyond_chart(runs, False)), add(length_chart(runs))) if p
-        ],
-        "gradient": [p for p in (add(gradient_chart(runs, when)) for when in ("initial", "trained")) if p],
-    }
+    charts = grouped_charts(runs)
+    axes = list(charts["history"][0].axes) if charts["history"] else []
+    plots = {name: [add(chart) for chart in some] for name, some in charts.items()}
     memories = []
     for i, run in enumerate(runs):
         if (geometry := run["geometry"]) is None:

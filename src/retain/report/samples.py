@@ -68,8 +68,8 @@ def continuations(run: Run, data: Data, count: int = 2, temperature: float = 0.7
     # Windows of a stream follow each other: several of them in a row are one longer piece of it.
     joined = 1 + (prompt_len + length) // whole.shape[1]
     starts = torch.linspace(0, max(0, len(whole) - joined), count).long().tolist()
-    real = torch.stack([whole[s : s + joined].flatten()[: prompt_len + length] for s in starts]).clamp_min(0)
-    prompt = real[:, :prompt_len]
+    real = torch.stack([whole[s : s + joined].flatten()[: prompt_len + length] for s in starts])
+    prompt = real[:, :prompt_len].clamp_min(0)
     with torch.inference_mode():
         own = torch.stack(list(generate(run.rnn, prompt, length, temperature=temperature, seed=0)), 1)
     theirs = None
@@ -80,7 +80,7 @@ def continuations(run: Run, data: Data, count: int = 2, temperature: float = 0.7
             "prompt": data.decode(prompt[i].tolist()),
             "rnn": data.decode(own[i].tolist()),
             "teacher": None if theirs is None else data.decode(theirs[i].tolist()),
-            "data": data.decode(real[i, prompt_len:].tolist()),
+            "data": data.decode([token for token in real[i, prompt_len:].tolist() if token != IGNORE]),
         }
         for i in range(count)
     ]

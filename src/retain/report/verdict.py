@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from retain.config_json import flatten
+from retain.evaluate import LEFT, has_left
 
 
 def verdict(run: dict[str, Any]) -> str:
@@ -15,7 +16,7 @@ def verdict(run: dict[str, Any]) -> str:
     final = positions["final"]
     parts = [_quality(final, bool(run["answers"]), run["chance"])]
     if (settles := positions["settles"]) is not None:
-        parts.append(_drift(settles, positions.get("settles_beyond")))
+        parts.append(_drift(settles, positions.get("settles_beyond"), has_left(final)))
     elif final["relative_drift"] is None:
         parts.append("it has no trained teacher, so there is no drift to measure")
     geometry = run["geometry"]
@@ -60,9 +61,11 @@ def _lacks(curves: dict[str, Any]) -> str | None:
     )
 
 
-def _drift(settles: dict[str, Any], beyond: dict[str, Any] | None) -> str:
+def _drift(settles: dict[str, Any], beyond: dict[str, Any] | None, left: bool) -> str:
     end, before = settles["last_quarter"], settles["third_quarter"]
-    blind = ", where 1 means that the memory says nothing of its sequence" if end > 0.9 else ""
+    blind = ", as far off as a memory that knows nothing of its sequence" if end > 0.9 else ""
+    if left:
+        blind = f" ({LEFT}: judge it by its bits)"
     if not settles["levels_off"]:
         return f"relative drift still grows at the end of the sequence, {before:.2f} to {end:.2f}{blind}"
     text = f"relative drift levels off at {end:.2f}{blind}"
