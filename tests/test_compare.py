@@ -67,6 +67,7 @@ def test_what_a_comparison_costs_is_said_first():
         "in all 12 trials of 100s and 12 runs of 300s, 1 at a time: 80 "
     )
     assert said(lrs=("1",), seeds=1).startswith("in all 4 runs of 300s, 2 at a time: 10 minutes")
+    assert said(sweep_budget="9steps") == "in all 12 trials of 9steps and 12 runs of 300s"
     assert said(lrs=("1",), seeds=1, budget="9steps") == "in all 4 runs of 9steps"
 
 

@@ -62,6 +62,11 @@ def test_at_another_length(text_run, capsys):
     assert json.loads(capsys.readouterr().out)["tokens"] == result["tokens"], "every token once, at any length"
 
 
+def test_a_task_at_another_length_is_not_called_other_data(retrieval_run, capsys):
+    main(["eval", str(retrieval_run), "--seq-len", "12", "--limit", "8"])
+    assert capsys.readouterr().err == ""
+
+
 def test_all_is_of_a_file(retrieval_run, capsys):
     assert "split: all is of a text or a .npy file, and this is retrieval" in refused(
         capsys, "eval", retrieval_run, "--split", "all"

@@ -10,7 +10,7 @@ import torch
 
 import retain
 import retain.train as module
-from conftest import tiny, train_tiny
+from conftest import tiny
 from retain.checkpoint import load_files
 from retain.cli import main
 from retain.config import CellConfig, DataConfig, MemoryConfig
@@ -96,6 +96,10 @@ def test_the_line_of_the_readme(text_run, tmp_path, monkeypatch, capsys):
         ({"memory": MemoryConfig(tokens=2, width=8, norm="rms")}, "has memory.norm batch and this run rms"),
         ({"data": DataConfig(name="retrieval", seq_len=8, symbols=5)}, "give data of the same"),
         ({"cell": CellConfig(kind="mlp", width=32)}, "the weights in .* do not fit this run"),
+        (
+            {"cell": CellConfig(kind="mlp", width=16, heads=2, residual=False)},
+            "has cell.residual True and this run False",
+        ),
         ({"init_from": "nowhere"}, "init_from: nowhere holds no config.json"),
     ],
     ids=str,
@@ -104,11 +108,14 @@ def test_what_does_not_fit_is_one_clear_line(changes, words, retrieval_run, tmp_
     config = tiny(init_from=str(retrieval_run))
     with pytest.raises(ValueError, match=words):
         train(dataclasses.replace(config, **changes), tmp_path / "run", progress_bar=False)
+    assert not (tmp_path / "run").exists(), "the corrected line may have the folder"
 
 
 def test_a_teacher_that_nothing_trained_is_not_followed(bptt_run, tmp_path):
     with pytest.raises(ValueError, match=r"init_from: .* \(bptt\) has no teacher for dmt to follow"):
         train(tiny(init_from=str(bptt_run), phases=("dmt",)), tmp_path / "run", progress_bar=False)
+    with pytest.raises(ValueError, match="has no teacher for dmt to follow"):
+        train(tiny(init_from=str(bptt_run), phases=("dmt", "smt")), tmp_path / "run", progress_bar=False)
     with pytest.raises(ValueError, match="put smt before it, or start from a run that has one"):
         tiny(phases=("dmt",))
 
@@ -144,9 +151,9 @@ class Own(torch.nn.Module):
 @pytest.mark.parametrize("own", [False, True])
 def test_an_rnn_of_ones_own_loop_is_saved_and_loaded(own, tmp_path, capsys):
     config = tiny()
-    vocab = load_data(config.data).vocab_size
-    rnn = RNN(vocab, config.memory, config.teacher, config.cell, Own() if own else None)
-    retain.save(rnn, config, tmp_path / "run")
+    data = load_data(config.data)
+    rnn = RNN(data.vocab_size, config.memory, config.teacher, config.cell, Own() if own else None)
+    retain.save(rnn, config, tmp_path / "run", data=data)
     back = retain.load(tmp_path / "run", cell=Own() if own else None)
     assert same(rnn.state_dict(), back.state_dict())
     with pytest.raises(ValueError, match="already exists"):
@@ -155,17 +162,23 @@ def test_an_rnn_of_ones_own_loop_is_saved_and_loaded(own, tmp_path, capsys):
         with pytest.raises(ValueError, match="with a cell of your own, Own"):
             retain.load(tmp_path / "run")
         return
-    for command in ("eval", "generate", "info"):
+    for command in ("eval", "generate", "report", "info"):
         main([command, str(tmp_path / "run"), *(["--length", "5"] if command == "generate" else [])])
     assert "no teacher.safetensors" in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "eval-test.json").read_text())["drift"] is None
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["runs"][0]["status"] == "finished"
 
 
 def test_a_config_of_another_rnn_is_refused(tmp_path):
     config = tiny()
     rnn = RNN(9, config.memory, config.teacher, config.cell)
-    with pytest.raises(ValueError, match="config: it is not that of the RNN"):
-        retain.save(rnn, dataclasses.replace(config, cell=CellConfig(kind="mlp", width=4)), tmp_path / "run")
+    for changes, words in (
+        ({"cell": CellConfig(kind="mlp", width=4)}, "config: it is not that of the RNN"),
+        ({"cell": CellConfig(kind="gru")}, "config: its cell is a GRUCell, the RNN's a MLPCell"),
+        ({"memory": MemoryConfig(tokens=2, width=8, norm="rms")}, "config: with these weights it is another RNN"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            retain.save(rnn, dataclasses.replace(config, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -173,5 +186,5 @@ def test_a_run_goes_on_from_a_saved_one(tmp_path):
     config = tiny(phases=("bptt",), budget="3steps")
     rnn = RNN(load_data(config.data).vocab_size, config.memory, config.teacher, config.cell)
     retain.save(rnn, config, tmp_path / "mine")
-    train_tiny(tmp_path / "more", phases=("bptt",), budget="3steps", init_from=str(tmp_path / "mine"))
-    assert not same(rnn.state_dict(), retain.load(tmp_path / "more").state_dict())
+    found = start(tmp_path / "more", tmp_path / "mine", phases=("bptt",), budget="3steps")
+    assert same(rnn.state_dict(), found["model"])

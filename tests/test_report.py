@@ -17,7 +17,7 @@ from retain.checkpoint import load_files
 from retain.config import IGNORE, DataConfig
 from retain.config_json import load_config
 from retain.data import load_data
-from retain.evaluate import evaluate
+from retain.evaluate import LEFT, evaluate
 from retain.objectives.losses import predictive_loss
 from retain.report import analyses, history
 from retain.report.analyses import bptt_gradient, settles, smt_gradient, spread
@@ -341,7 +341,9 @@ def test_the_teacher_goes_on_from_its_memory_of_the_last_tokens(kind):
 def test_words_of_drift(here, beyond, words):
     keys = ("levels_off", "third_quarter", "last_quarter")
     said = [None if x is None else dict(zip(keys, x, strict=True)) for x in (here, beyond)]
-    assert _drift(*said).endswith(words)
+    assert _drift(*said, left=False).endswith(words)
+    told = _drift(*said, left=True)
+    assert "knows nothing" not in told and f"({LEFT}: judge it by its bits)" in told
 
 
 def test_words_of_quality():

@@ -77,7 +77,9 @@ class Comparison:
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}: {','.join(map(str, values))} names one twice")
         if self.config.init_from is not None:
-            raise ValueError(f"init_from: every method starts anew; leave out {self.config.init_from}")
+            raise ValueError(
+                f"init_from: every method starts anew; leave out {self.config.init_from} (--init-from None)"
+            )
         if "bptt" in self.config.phases and {"smt", "smt+bptt"} & set(self.methods):
             raise ValueError(
                 f"phases: {' '.join(self.config.phases)}: smt trains no BPTT here, which smt+bptt shows; "
@@ -240,7 +242,7 @@ def cost(comparison: Comparison, trials: int, separate: bool, jobs: int) -> str:
         for (count, budget), name in zip(budgets, ("trials", "runs"), strict=True)
         if count
     )
-    if budgets[1][1].unit != "s":
+    if any(budget.unit != "s" for count, budget in budgets if count):
         return f"in all {said}"
     minutes = sum(count * budget.amount for count, budget in budgets) / jobs / 60
     return f"in all {said}, {jobs} at a time: {minutes:.0f} minutes of training where nothing is done yet"

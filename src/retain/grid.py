@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from retain.config import RunConfig
+from retain.config import DataConfig, RunConfig
 from retain.config_json import flatten, from_dict, to_dict
 from retain.lock import alone
 from retain.progress import stop_signals
@@ -62,8 +62,9 @@ def run_all(
     processes: dict[str, tuple[subprocess.Popen[str], IO[str]]] = {}
     if not waiting:
         return {name: read_result(out / name, config) or {} for name, config in runs.items()}
+    known: dict[DataConfig, dict[str, Any]] = {}
     for name, config in runs.items():
-        same_data(out / name, config)
+        same_data(out / name, config, known)
     with alone(out), stop_signals() as stop:
         try:
             while (waiting or processes) and not stop.is_set():
@@ -102,15 +103,20 @@ def read_result(folder: Path, config: RunConfig) -> Result | None:
     return result
 
 
-def same_data(folder: Path, config: RunConfig) -> None:
-    """Refuse to go on beside a finished run whose file has changed since. Raises ValueError."""
+def same_data(folder: Path, config: RunConfig, known: dict[DataConfig, dict[str, Any]]) -> None:
+    """Refuse to go on beside a finished run whose file has changed since. Raises ValueError.
+
+    `known` are the files that were read already, and what they are.
+    """
     result = read_result(folder, config)
     if not result or "data" not in result or config.data.name not in ("text", "npy"):
         return
     from retain.data import load_data
     from retain.run import data_changed
 
-    if difference := data_changed(result["data"], load_data(config.data).info):
+    if config.data not in known:
+        known[config.data] = load_data(config.data).info
+    if difference := data_changed(result["data"], known[config.data]):
         raise ValueError(f"out: {folder}: {difference}; bring it back, or name another --out")
 
 

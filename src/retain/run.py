@@ -16,12 +16,19 @@ from retain import __version__
 from retain.checkpoint import export, load_files, load_model
 from retain.config import DataConfig, RunConfig
 from retain.config_json import flatten, load_config, save_config, to_dict
-from retain.data.batches import Data, Kind
+from retain.data.batches import Data
 from retain.lock import LOCK
-from retain.model.cells import build_cell
+from retain.model.cells import CELLS, build_cell
+from retain.model.modes import evaluating
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.progress import Progress
+
+NOT_IN_SHAPES = (
+    *("memory.tokens", "memory.width", "memory.norm"),
+    *("cell.kind", "cell.heads", "cell.residual", "teacher.heads"),
+)
+"""Fields that make another function of the same weights."""
 
 MAY_CHANGE = {"device", "tracker", "log_every", "data.path"}
 """Fields that a resumed run may have anew: where it runs, who is told, and where its data has moved to."""
@@ -171,20 +178,22 @@ def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher) -> Non
     if not (path / "config.json").exists():
         raise ValueError(f"init_from: {path} holds no config.json; give the folder that `retain train` wrote")
     source = load_config(path / "config.json")
-    before, now = (flatten(to_dict(each)["memory"]) for each in (source, config))
-    for name, value in before.items():
-        if now[name] != value:
+    with_teacher = guided(path) and bool({"smt", "dmt"} & set(config.phases))
+    untaught = "dmt" in config.phases and "smt" not in config.phases[: config.phases.index("dmt")]
+    if untaught and not with_teacher:
+        raise ValueError(f"init_from: {path} ({', '.join(source.phases)}) has no teacher for dmt to follow")
+    same = list(NOT_IN_SHAPES)
+    if with_teacher:
+        same += ["teacher.encoder", "teacher.context_len"]
+    if untaught and config.dmt.lambda_distill:
+        same.append("smt.lambda_trunk")  # whether the trunk was trained, whose probabilities DMT may take
+    before, now = flatten(to_dict(source)), flatten(to_dict(config))
+    for name in same:
+        if before[name] != now[name]:
             raise ValueError(
-                f"init_from: {path} has memory.{name} {value} and this run {now[name]}; give --memory.{name} {value}"
+                f"init_from: {path} has {name} {before[name]} and this run {now[name]}; "
+                f"give --{name.replace('_', '-')} {before[name]}"
             )
-    if "smt" not in config.phases and "dmt" in config.phases:
-        if not source.has_teacher:
-            raise ValueError(f"init_from: {path} ({', '.join(source.phases)}) has no teacher for dmt to follow")
-        if config.dmt.lambda_distill and (source.smt.lambda_trunk > 0) != (config.smt.lambda_trunk > 0):
-            raise ValueError(
-                f"init_from: {path} has smt.lambda_trunk {source.smt.lambda_trunk:g}; give this run the same"
-            )
-    with_teacher = source.has_teacher and bool({"smt", "dmt"} & set(config.phases))
     tensors, state = load_model(path, ["model", "teacher"] if with_teacher else ["model"])
     if state["vocab_size"] != data.vocab_size:
         raise ValueError(
@@ -199,26 +208,38 @@ def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher) -> Non
         fill(teacher, tensors["teacher"], path, "init_from")
 
 
-def save(rnn: RNN, config: RunConfig, path: str | Path, *, kind: Kind = "tokens") -> None:
-    """Write an RNN that was trained in a loop of one's own as a run folder, for `load`, eval and generate.
+def save(rnn: RNN, config: RunConfig, path: str | Path, *, data: Data | None = None) -> None:
+    """Write an RNN that was trained in a loop of one's own as a run folder, for `load`, generate and eval.
 
-    `config` has the memory, teacher (its sizes are the readout's), cell and data that it was made of and trained on;
-    a cell of one's own that it does not name is to be given to `load` again. `kind`: "text" where tokens are bytes.
+    `config` has the memory, teacher (its width, heads and decoder_layers are the readout's) and cell that it was made
+    of; a cell of one's own that it does not name is to be given to `load` again. `data`: what `config.data` names,
+    loaded, where it was trained on that; without it tokens are numbers, and eval asks for a file.
     Raises ValueError where the folder is not empty or the config is not that of the RNN, CheckpointError where the
     disk refuses.
     """
     path = Path(path)
     prepare_folder(config, path, resume=False)
-    own = type(rnn.cell) is not type(build_cell(config.memory, config.cell))
+    named = type(build_cell(config.memory, config.cell))
+    own = type(rnn.cell) is not named
+    if own and type(rnn.cell) in CELLS.values():
+        raise ValueError(f"config: its cell is a {named.__name__}, the RNN's a {type(rnn.cell).__name__}")
     like = RNN(rnn.vocab_size, config.memory, config.teacher, config.cell, rnn.cell if own else None)
-    fill(like, rnn.state_dict(), path, "config")
+    fill(like.to(rnn.m_0.device), rnn.state_dict(), path, "config")
+    token = torch.zeros(1, dtype=torch.long, device=rnn.m_0.device)
+    with torch.no_grad(), evaluating(rnn, like):  # settings such as norm, heads, residual have no weights
+        pairs = zip(rnn.step(token, rnn.init_memory(1)), like.step(token, rnn.init_memory(1)), strict=True)
+        if not all(torch.allclose(mine, its, rtol=1e-3, atol=1e-4, equal_nan=True) for mine, its in pairs):
+            raise ValueError(
+                "config: with these weights it is another RNN; give the memory, teacher and cell of this one"
+            )
     state = {
         "vocab_size": rnn.vocab_size,
-        "kind": kind,
-        "image_shape": None,
-        "end": None,
+        "kind": "tokens" if data is None else data.kind,
+        "image_shape": list(data.image_shape) if data is not None and data.image_shape else None,
+        "end": getattr(data, "end", None),
         "own_cell": type(rnn.cell).__qualname__ if own else None,
-        "data": {},
+        "own_data": data is None,
+        "data": {} if data is None else data.info,
         "progress": dataclasses.asdict(Progress()),
         "versions": versions(),
         "device": str(rnn.m_0.device),
@@ -230,6 +251,13 @@ def save(rnn: RNN, config: RunConfig, path: str | Path, *, kind: Kind = "tokens"
 
 def versions() -> dict[str, str]:
     return {"retain": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def finished(path: Path) -> bool:
+    """Whether there is nothing to resume: training is over, or it was done elsewhere and the model put here."""
+    return (path / "summary.json").exists() or (
+        (path / "manifest.json").exists() and not (path / "checkpoints").exists()
+    )
 
 
 def guided(path: Path) -> bool:

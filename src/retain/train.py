@@ -94,6 +94,8 @@ def train(
         data = load_data(own_tokenizer(config.data, out)) if data is None else data
         torch.manual_seed(config.seed)
         rnn, teacher = build(config, data.vocab_size, cell)
+        if config.init_from is not None and not began(out):
+            start_from(config, data, rnn, teacher)
         if accelerator.device.type == "cpu":
             keep_pages()
         main = accelerator.is_main_process
@@ -115,8 +117,6 @@ def train(
         start_trackers(accelerator, config, out)
         rnn.to(accelerator.device)
         teacher.to(accelerator.device)
-        if config.init_from is not None and not began(out):
-            start_from(config, data, rnn, teacher)
         loop = Loop(config, out, accelerator, data, rnn, teacher, cell is not None, own_data, progress_bar and main)
         try:
             with stop_signals() as stop:

@@ -70,9 +70,11 @@ def eval_command(argv: list[str]) -> None:
         )
     if data.kind != run.state["kind"]:
         raise ValueError(
-            f"data: {args.data} is of {data.kind}, the run's of {run.state['kind']}; give data of the run's"
+            f"data: {args.data or data_config.name} is of {data.kind}, the run's of {run.state['kind']}; give data of "
+            "the run's"
         )
-    if args.data is None and (difference := data_changed(run.state["data"], data.info)):
+    # Of a task or a stream the checksum is that of sequences of one length.
+    if args.data is None and args.seq_len is None and (difference := data_changed(run.state["data"], data.info)):
         print(f"retain: {difference}; what is scored may be what was trained on", file=sys.stderr)
     batch_size = args.batch_size or batch_for(data, run.rnn)
     batches = data.windows(split, batch_size, args.limit)

@@ -20,7 +20,7 @@ class Info:
 def info_command(argv: list[str]) -> None:
     path, args = take_run(argv, "info", Info)
     from retain.config_json import to_dict
-    from retain.run import load_run
+    from retain.run import finished, load_run
 
     run = load_run(path)
     results, scores = {}, {}
@@ -36,7 +36,7 @@ def info_command(argv: list[str]) -> None:
         state["progress"] = state["progress"] | {"best_value": None}  # JSON has no infinity
     info = {
         "run": str(path),
-        "finished": (path / "summary.json").exists(),
+        "finished": finished(path),
         "parameters": sum(p.numel() for p in run.rnn.parameters()),
         "memory": [run.config.memory.tokens, run.config.memory.width],
         **state,

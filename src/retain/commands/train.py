@@ -121,6 +121,8 @@ def unread(argv: list[str], config: RunConfig) -> list[str]:
         section, _, field = option[2:].replace("-", "_").partition(".")
         field = field.removeprefix("no_")
         kind = config.cell.kind
+        if (section, field) == ("smt", "lambda_trunk") and config.has_teacher and config.teacher.encoder != "window":
+            continue
         if section in PHASES and field and section not in config.phases:
             found.append(f"{option}: not read, {section} is none of this run's phases ({', '.join(config.phases)})")
         elif section == "cell" and field and field not in READ_BY_CELL.get(kind, {field}):

@@ -161,8 +161,8 @@ def checksum_of(path: Path, *, text: bool) -> dict[str, str]:
 def check_utf8(block: bytes, offset: int, size: int, path: Path) -> None:
     """Raise ValueError if a block of a file is not UTF-8; the characters its edges cut are let pass."""
     remedy = (
-        "give a UTF-8 text file, or its bytes as they are: numpy.save('bytes.npy', numpy.fromfile(PATH, 'uint8')) and "
-        "--data bytes.npy --data.vocab-size 256"
+        "give a UTF-8 text file, or train on its bytes as they are: numpy.save('bytes.npy', numpy.fromfile(PATH, "
+        "'uint8')), --data bytes.npy --data.vocab-size 256"
     )
     if (place := block.find(b"\0")) >= 0:
         raise ValueError(f"data.path: {str(path)!r} holds a NUL byte at {offset + place}, it is not text; {remedy}")

@@ -89,18 +89,21 @@ def gradient_flow(run: Run, data: Data) -> dict[str, Any]:
     `bptt`: cross-entropy of the readout along the unrolled RNN, gradient through all of time. `bptt_last`: the same
     with the last target alone, so that how far back it reaches is seen. `smt` (where the run has that phase): Eq. 5
     at the teacher's m_t, every step and as many futures as GRADIENT_TOKENS allow. "initial" is the run's own
-    initialisation, built again from its seed; "trained" the model that the run gives.
+    initialisation, built again from its seed (none where it started from another run); "trained" the model that the
+    run gives.
     """
     config = run.config
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        first = build(config, data.vocab_size)
+    models: dict[str, tuple[RNN, Teacher | None]] = {"trained": (run.rnn, run.teacher)}
+    if config.init_from is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            models = {"initial": build(config, data.vocab_size)} | models
     length = data.seq_len
     decoded = (length + 1) * (config.teacher.future_len + config.memory.tokens)
     size = max(2, min(16, gradient_tokens(data.vocab_size) // decoded))
     batch = next(iter(data.windows(SPLIT, size, size)))
     found: dict[str, Any] = {"sequences": len(batch["tokens"])}
-    for when, (rnn, teacher) in {"initial": first, "trained": (run.rnn, run.teacher)}.items():
+    for when, (rnn, teacher) in models.items():
         found[when] = {
             "bptt": bptt_gradient(rnn, config, batch),
             "bptt_last": bptt_gradient(rnn, config, batch, last=True),

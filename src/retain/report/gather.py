@@ -17,7 +17,7 @@ from retain.data import Data, load_data
 from retain.report import analyses
 from retain.report.history import read_history
 from retain.report.samples import samples
-from retain.run import Run, guided, load_run, own_tokenizer, phase_folder
+from retain.run import Run, finished, guided, load_run, own_tokenizer, phase_folder
 
 T = TypeVar("T")
 STILL_WRITING = 180.0
@@ -60,7 +60,7 @@ def gather(path: Path, parts: tuple[str, ...] = PARTS) -> dict[str, Any]:
         "lines": 0, "bad": 0, "first_bad": None, "cut": False, "last": None, "curves": {}, "phases": []
     }  # fmt: skip
     found["history"] = history
-    found["status"] = status(path, config, history, found["summary"] is not None, notes)
+    found["status"] = status(path, config, history, finished(path), notes)
     teacher = guided(path)  # a run of BPTT alone never trained its teacher
     # Curves need neither, and data may have to be downloaded.
     run = attempt("the model", lambda: load_run(path, teacher=teacher)) if parts else None
@@ -109,7 +109,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def status(path: Path, config: RunConfig, history: dict[str, Any], finished: bool, notes: list[str]) -> str:
+def status(path: Path, config: RunConfig, history: dict[str, Any], over: bool, notes: list[str]) -> str:
     """ "finished", "running" or "stopped"; what is missing or damaged goes to the notes."""
     if history["bad"] > (1 if history["cut"] else 0):
         where = f"the first is line {history['first_bad']}"
@@ -122,7 +122,7 @@ def status(path: Path, config: RunConfig, history: dict[str, Any], finished: boo
     missing = [phase for phase in config.phases if phase not in begun]
     if missing and history["lines"]:
         notes.append(f"phase {' and '.join(missing)} of {' then '.join(config.phases)} has not begun")
-    if finished:
+    if over:
         return "finished"
     file = path / "metrics.jsonl"
     age = time.time() - file.stat().st_mtime if file.exists() else math.inf
