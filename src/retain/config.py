@@ -15,6 +15,16 @@ from retain.budget import Budget, parse_budget
 from retain.checks import not_negative, positive, typed
 
 CELLS = ("transformer", "mlp", "gated", "delta", "gru", "lstm", "elman")
+READ_BY_CELL: dict[str, set[str]] = {
+    "transformer": {"kind", "width", "heads", "layers", "residual"},
+    "mlp": {"kind", "width", "layers", "residual"},
+    "gated": {"kind", "width", "layers"},
+    "delta": {"kind", "width"},
+    "gru": {"kind"},
+    "lstm": {"kind"},
+    "elman": {"kind"},
+}
+"""Fields of `cell` that each kind reads; one's own may read any."""
 PHASES = ("smt", "dmt", "bptt")
 TRACKERS = ("auto", "tensorboard", "wandb", "trackio")
 SEEDS = 2**63

@@ -14,7 +14,7 @@ from torch import nn
 
 from retain import __version__
 from retain.checkpoint import export, load_files, load_model
-from retain.config import DataConfig, RunConfig
+from retain.config import READ_BY_CELL, DataConfig, RunConfig
 from retain.config_json import flatten, load_config, save_config, to_dict
 from retain.data.batches import Data
 from retain.lock import LOCK
@@ -23,12 +23,6 @@ from retain.model.modes import evaluating
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.progress import Progress
-
-NOT_IN_SHAPES = (
-    *("memory.tokens", "memory.width", "memory.norm"),
-    *("cell.kind", "cell.heads", "cell.residual", "teacher.heads"),
-)
-"""Fields that make another function of the same weights."""
 
 MAY_CHANGE = {"device", "tracker", "log_every", "data.path"}
 """Fields that a resumed run may have anew: where it runs, who is told, and where its data has moved to."""
@@ -182,7 +176,10 @@ def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher) -> Non
     untaught = "dmt" in config.phases and "smt" not in config.phases[: config.phases.index("dmt")]
     if untaught and not with_teacher:
         raise ValueError(f"init_from: {path} ({', '.join(source.phases)}) has no teacher for dmt to follow")
-    same = list(NOT_IN_SHAPES)
+    # What the shapes of weights do not tell, too.
+    same = ["memory.tokens", "memory.width", "memory.norm", "cell.kind", "teacher.heads"]
+    read = READ_BY_CELL.get(config.cell.kind, {"heads", "residual"})
+    same += [f"cell.{name}" for name in ("heads", "residual") if name in read]
     if with_teacher:
         same += ["teacher.encoder", "teacher.context_len"]
     if untaught and config.dmt.lambda_distill:
@@ -244,6 +241,8 @@ def save(rnn: RNN, config: RunConfig, path: str | Path, *, data: Data | None = N
         "versions": versions(),
         "device": str(rnn.m_0.device),
         "precision": "fp32",
+        "processes": 1,
+        "threads": torch.get_num_threads(),
     }
     export(path, {"model": rnn.state_dict()}, state)
     save_config(config, path / "config.json")

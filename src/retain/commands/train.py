@@ -9,7 +9,7 @@ from pathlib import Path
 from shlex import quote
 
 from retain.arguments import Usage, parse, take_option
-from retain.config import PHASES, RunConfig
+from retain.config import PHASES, READ_BY_CELL, RunConfig
 from retain.config_json import load_config
 from retain.presets import NEED_DATA, PRESETS
 
@@ -96,18 +96,6 @@ def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
 
 def _sets(argv: list[str], option: str) -> bool:
     return any(word.partition("=")[0] == option for word in argv)
-
-
-READ_BY_CELL = {
-    "transformer": {"kind", "width", "heads", "layers", "residual"},
-    "mlp": {"kind", "width", "layers", "residual"},
-    "gated": {"kind", "width", "layers"},
-    "delta": {"kind", "width"},
-    "gru": {"kind"},
-    "lstm": {"kind"},
-    "elman": {"kind"},
-}
-"""Fields of `cell` that each kind reads; one's own may read any."""
 
 
 OF_TEACHER_ALONE = {"encoder", "layers", "future_len", "context_len", "recompute"}
