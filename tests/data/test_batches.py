@@ -5,7 +5,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
+from hubdata import tokenizer
 from retain.config import DataConfig
 from retain.data import IGNORE, SPLITS, decode, encode, load_data
 from retain.data.batches import RowsData, StreamData, evenly_spaced
@@ -261,3 +263,14 @@ def test_fields_that_do_not_apply(fields, message):
     with pytest.raises(ValueError) as error:
         load_data(DataConfig(name="stdlib", **fields))
     assert str(error.value).startswith(message)
+
+
+def test_subwords_are_shown_as_text(tmp_path):
+    """As in a report's samples; a run without a tokenizer shows its numbers."""
+    path = tokenizer(tmp_path / "tokenizer.json", ["the cat sat on the mat"] * 4)
+    splits = dict.fromkeys(SPLITS, np.arange(20))
+    data = StreamData(splits, vocab_size=300, seq_len=4, kind="tokens", info={})
+    made = Tokenizer.from_file(str(path)).encode("the mat").ids
+    assert data.decode(made) == " ".join(map(str, made))
+    data.tokenizer = path.read_text()
+    assert data.decode(made) == "the mat"
