@@ -3,8 +3,8 @@
 Each is one `retain compare` line. Its figures are kept as docs/results/NAME.json: what stands there is not run again,
 and the tables of docs/results.md can be made from the repository alone. Six to seven hours on two cores; stop it
 whenever you like, it goes on where it was. `make results-quick` gives the same tables from one seed and short
-budgets, under runs/results-quick, within half an hour. Those of the paper's cell take an hour more, and are run
-when they are named.
+budgets, under runs/results-quick, within half an hour. What is in BY_NAME takes hours more, and is run when it is
+named.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ TASKS = ("retrieval", "copy", "stack", "keys_values", "modular")
 STALE = "*Run with an earlier form of the command or of its preset; to be run anew.*\n\n"
 LONGER = "Retrieval over longer sequences"
 PAPERS_CELL = "The paper's cell, a Transformer"
-"""A section that is run only by the names of its comparisons."""
+OTHER_CELLS = "A GRU and a residual MLP as the cell"
+LONGER_TEXT = "Text for a quarter of an hour"
+BY_NAME = (PAPERS_CELL, OTHER_CELLS, LONGER_TEXT)
+"""Sections that are run only by the names of their comparisons."""
 OFF = (("pieces", 1), ("recompute", False))
 """Options that came after figures were kept, and what they are where they change nothing."""
 BEYOND = ("stack", "s3")
@@ -49,11 +52,13 @@ BEYOND = ("stack", "s3")
 def comparisons(quick: bool) -> dict[str, dict[str, str]]:
     """Section → name → the arguments of `retain compare`."""
 
-    def line(name: str, preset: str, methods: str, seconds: int, seeds: int, more: str = "") -> str:
+    def line(
+        name: str, preset: str, methods: str, seconds: int, seeds: int, more: str = "", sweep: int | None = None
+    ) -> str:
         runs = QUICK if quick else RUNS
         size = "--seeds 1 --budget 40s --lrs 1" if quick else f"--seeds {seeds} --budget {seconds}s"
         if not quick:
-            size += f" --sweep-budget {seconds // 3}s"
+            size += f" --sweep-budget {sweep or seconds // 3}s"
         if name in BEYOND:
             length = PRESETS[preset]().data.seq_len
             more += f" --lengths {','.join(str(length * times) for times in (1, 2, 4, 8))}"
@@ -81,7 +86,27 @@ def comparisons(quick: bool) -> dict[str, dict[str, str]]:
             # So few images are soon learnt by heart: a lower rate may be the best.
             "digits": line("digits", "digits", CONTROLLED, 240, 3, "" if quick else " --lrs 1/9,1/3,1,3"),
         },
-    } | ({} if quick else {PAPERS_CELL: on_papers_cell(line)})
+    } | ({} if quick else by_name(line))
+
+
+def by_name(line: Callable[..., str]) -> dict[str, dict[str, str]]:
+    """The sections of BY_NAME."""
+    mlp = " --cell.kind mlp --cell.width 512"
+    rms = mlp + " --memory.norm rms"
+    return {
+        PAPERS_CELL: on_papers_cell(line),
+        # No rate of the preset's is tuned to a cell: one recipe for all.
+        OTHER_CELLS: {
+            "stdlib-gru-cell": line("stdlib-gru-cell", "stdlib", "smt", 240, 3, " --lrs 1 --cell.kind gru"),
+            "stdlib-mlp-cell": line("stdlib-mlp-cell", "stdlib", "smt,bptt", 240, 3, mlp),
+            "stdlib-mlp-cell-rms": line(
+                "stdlib-mlp-cell-rms", "stdlib", "smt,bptt", 240, 3, f"{mlp} --memory.norm rms"
+            ),
+            "retrieval-gru-cell": line("retrieval-gru-cell", "retrieval", "smt", 120, 3, " --lrs 1 --cell.kind gru"),
+            "retrieval-mlp-cell": line("retrieval-mlp-cell", "retrieval", "smt", 120, 3, f" --lrs 1{mlp}"),
+        },
+        LONGER_TEXT: {"stdlib-900": line("stdlib-900", "stdlib", "smt,bptt,gru", 900, 3, sweep=80)},
+    }
 
 
 def on_papers_cell(line: Callable[..., str]) -> dict[str, str]:
@@ -256,7 +281,8 @@ def main(argv: list[str] | None = None) -> None:
     if unknown:
         parser.error(f"names: {', '.join(sorted(unknown))} not among {', '.join([*lines, *STUDIES])}")
     folder, target = (QUICK / "kept", QUICK / "results.md") if args.quick else (KEPT, PAGE)
-    wanted = args.names or [name for name in (*lines, *STUDIES) if name not in sections.get(PAPERS_CELL, {})]
+    only_named = {name for section in BY_NAME for name in sections.get(section, {})}
+    wanted = args.names or [name for name in (*lines, *STUDIES) if name not in only_named]
     failed = []
     with one_line_errors():
         for name in [] if args.tables else wanted:

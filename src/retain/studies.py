@@ -22,7 +22,7 @@ CREDIT_LENGTHS = (8, 16, 32, 64)
 """Lengths of retrieval, the same number of optimizer steps each."""
 SOLVED = 0.99
 """Accuracy on validation."""
-ABLATED = {"digits": "bits_per_token", "stack": "accuracy"}
+ABLATED = {"digits": "bits_per_token", "stack": "accuracy", "stdlib": "bits_per_token"}
 """Presets whose recipe is taken apart, and how their RNN is judged."""
 WITHOUT: dict[str, dict[str, Any]] = {
     "as shipped": {},
@@ -112,7 +112,7 @@ def ablation(quick: bool = False) -> Study:
 
     Phases share the steps out as the preset has it.
     """
-    steps, seeds = (80, 1) if quick else (600, 3)
+    steps, seeds = (60, 1) if quick else (600, 3)
     runs = {}
     for preset in ABLATED:
         for name, changes in WITHOUT.items():
