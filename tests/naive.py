@@ -304,11 +304,14 @@ def smt(teacher, rnn, kind, config, batch, future_len, offset=None, distance=Non
     memory, trunk = encode(teacher.encoder, kind, tokens, range(length + 1))
     memory = memory_norm(teacher.norm, memory)
     decoded, asked, read, answers, pairs = [], [], [], [], []
-    start = memory
+    start, own = memory, memory[:, :-1]
     if config.on_policy and config.unroll == 1:
-        start = rollout_from_teacher(rnn, memory.detach(), tokens, config.horizon, offset).detach()
+        own = rollout_from_teacher(rnn, memory.detach(), tokens, config.horizon, offset).detach()
     elif config.on_policy:
-        start = torch.cat([memory[:, :1], own_memories(rnn, memory.detach(), tokens, distance).detach()[:, 1:]], 1)
+        own = torch.cat([memory[:, :1], own_memories(rnn, memory.detach(), tokens, distance).detach()[:, 1:]], 1)
+    if count := round(config.on_policy * size):
+        chosen = {(2 * j + 1) * size // (2 * count) for j in range(count)}
+        start = torch.stack([own[b] if b in chosen else memory[b, :-1] for b in range(size)])
     made = unroll(rnn, start, tokens, config.unroll, offset) if config.unroll > 1 else None
     for b, t in itertools.product(range(size), range(length + 1)):
         future = tokens[b, t : t + future_len]

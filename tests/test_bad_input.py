@@ -13,9 +13,11 @@ import torch
 
 from conftest import tiny, train_tiny
 from retain import checkpoint
-from retain.config import DataConfig
+from retain.config import CellConfig, DataConfig
 from retain.config_json import save_config
 from retain.lock import alone
+from retain.model.cells import build_cell
+from retain.run import load
 
 CELLS = """
 import torch
@@ -244,6 +246,68 @@ BAD = [
 ]
 
 
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def corrupt(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def newer(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"version": 99}))
+
+
+def edited(section, **fields):
+    """A run's config.json with other settings than it was trained with."""
+
+    def edit(run):
+        config = json.loads((run / "config.json").read_text())
+        config[section] |= fields
+        (run / "config.json").write_text(json.dumps(config))
+
+    return edit
+
+
+def stopped(run):
+    """As a run that is not finished and has lost its checkpoints."""
+    shutil.rmtree(run / "checkpoints")
+    for name in ("manifest.json", "summary.json"):
+        (run / name).unlink()
+
+
+def all_of(damage):
+    """The same to what was exported and to every checkpoint."""
+    return lambda run: [damage(folder) for folder in (run, *(run / "checkpoints").iterdir())]
+
+
+READ = ("eval run", "generate run", "info run")
+DAMAGED = [
+    # what is wrong, commands, words of the complaint, how the run is made so
+    ("truncated", (*READ, RESUME), ["model.safetensors"], all_of(lambda f: truncate(f / "model.safetensors"))),
+    ("corrupted", (*READ, RESUME), ["model.safetensors"], all_of(lambda f: corrupt(f / "model.safetensors"))),
+    ("another version", (*READ, RESUME), ["manifest.json", "99", "1"], all_of(newer)),
+    (
+        "a file missing",
+        (*READ, RESUME),
+        ["model.safetensors", "missing"],
+        all_of(lambda f: (f / "model.safetensors").unlink()),
+    ),
+    ("state broken", (*READ, RESUME), ["state.json"], all_of(lambda f: (f / "state.json").write_text("{"))),
+    ("no checkpoint", (RESUME,), ["run", "checkpoint", "train first"], lambda f: shutil.rmtree(f / "checkpoints")),
+    ("no checkpoint", (RESUME,), ["run/checkpoints is gone", "delete run"], stopped),
+    ("no manifest", READ, ["run", "model.safetensors", "copy them"], stopped),
+    ("edited", (RESUME,), ["smt.lr", "0.001", "0.5", "--out"], edited("smt", lr=0.5)),
+    ("edited", READ, ["config.json", "cell.residual", "True", "False"], edited("cell", residual=False)),
+]
+ROWS = [(line, fragments, lambda run: None) for line, fragments in BAD]
+ROWS += [(line, fragments, damage) for _, lines, fragments, damage in DAMAGED for line in lines]
+IDS = [line for line, _ in BAD] + [f"{line}: {what}" for what, lines, _, _ in DAMAGED for line in lines]
+
+
 def check(answer, fragments):
     code, said, complaint = answer
     assert code == 2, (said, complaint)
@@ -255,8 +319,9 @@ def check(answer, fragments):
         assert fragment in complaint, (fragment, complaint)
 
 
-@pytest.mark.parametrize(("line", "fragments"), BAD, ids=[line for line, _ in BAD])
-def test_bad_input_gets_one_clear_line_and_changes_nothing(line, fragments, retain, place):
+@pytest.mark.parametrize(("line", "fragments", "damage"), ROWS, ids=IDS)
+def test_bad_input_gets_one_clear_line_and_changes_nothing(line, fragments, damage, retain, place):
+    damage(place / "run")
     before = content(place)
     check(retain(*line.split()), fragments)
     after = content(place)
@@ -305,55 +370,12 @@ def test_mistakes_read_the_same_whatever_the_terminal_can_show(encoding, place):
     assert done.stderr == "retain: smt.lr: -1.0 must be positive and finite (see retain train PRESET --help)\n"
 
 
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-10])
-
-
-def corrupt(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def newer(folder):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"version": 99}))
-
-
-DAMAGE = {
-    "truncated": (lambda f: truncate(f / "model.safetensors"), ["model.safetensors"]),
-    "corrupted": (lambda f: corrupt(f / "model.safetensors"), ["model.safetensors"]),
-    "another version": (newer, ["manifest.json", "99", "1"]),
-    "a file missing": (lambda f: (f / "model.safetensors").unlink(), ["model.safetensors", "missing"]),
-    "state broken": (lambda f: (f / "state.json").write_text("{"), ["state.json"]),
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
-@pytest.mark.parametrize("command", ["eval run", "generate run", "info run", RESUME])
-def test_a_damaged_checkpoint_is_refused(kind, command, retain, place):
-    damage, fragments = DAMAGE[kind]
-    for folder in [place / "run", *(place / "run" / "checkpoints").iterdir()]:
-        damage(folder)
-    before = content(place)
-    check(retain(*command.split()), fragments)
-    assert content(place) == before
-
-
 @pytest.mark.parametrize("command", ["eval run", "generate run", "info run"])
 def test_a_damaged_export_names_the_checkpoint_that_is_good(command, retain, place):
     corrupt(place / "run" / "model.safetensors")
     check(retain(*command.split()), ["model.safetensors", "manifest.json", "step-00000012 is good"])
     (place / "run" / "manifest.json").unlink()  # the remedy
     assert retain(*command.split())[0] == 0
-
-
-@pytest.mark.parametrize("command", ["eval run", "generate run", "info run", RESUME])
-def test_a_run_without_its_checkpoints_is_refused(command, retain, place):
-    shutil.rmtree(place / "run" / "checkpoints")
-    if "train" not in command:
-        (place / "run" / "manifest.json").unlink()
-    check(retain(*command.split()), ["run", "checkpoint", "train first"])
 
 
 @pytest.mark.parametrize("command", ["eval run", "generate run", "info run", RESUME])
@@ -378,7 +400,10 @@ def test_a_run_with_a_bad_config_is_refused(command, written, fragments, retain,
 
 def test_a_config_that_does_not_fit_the_weights_is_refused(retain, place):
     save_config(tiny(preset="retrieval", memory__width=16), place / "run" / "config.json")
-    check(retain("eval", "run"), ["run", "do not fit its config.json"])
+    check(retain("eval", "run"), ["run/config.json was changed", "memory.width", "8", "16"])
+    save_config(tiny(preset="retrieval"), place / "run" / "config.json")
+    with pytest.raises(ValueError, match="the weights in run do not fit its config.json"):
+        load("run", cell=build_cell(tiny().memory, CellConfig(kind="mlp", width=24)))
 
 
 def test_a_data_file_that_is_gone_is_named(retain, place):

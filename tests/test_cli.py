@@ -40,11 +40,12 @@ def python(code, *arguments, **env):
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=200)
 
 
-def test_help_answers_within_a_second():
+@pytest.mark.parametrize("command", [(), ("train",), ("train", "digits"), ("eval",), ("compare",)])
+def test_help_answers_within_a_second(command):
     seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the processor: other work here does not count
-        done = python(MAIN, "--help")
+        done = python(MAIN, *command, "--help")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert (done.returncode, done.stderr) == (0, "")
@@ -165,6 +166,8 @@ def test_options_override_the_config_and_are_saved(retain, tiny_file, tmp_path):
             "--smt.lambda-trunk: not read, a window encoder has no trunk",
         ),
         ("--smt.on-policy 0 --smt.horizon 3", "--smt.horizon: not read, with smt.on_policy 0"),
+        ("--smt.unroll None --smt.horizon 3", "--smt.horizon: not read, f runs over the whole sequence (smt.unroll)"),
+        ("--dmt.unroll 64 --dmt.horizon 3", "--dmt.horizon: not read, f runs over the whole sequence (dmt.unroll)"),
         ("--phases bptt --teacher.decoder-layers 2 --bptt.lr 1", ""),
     ],
 )

@@ -18,7 +18,7 @@ from retain.data import load_data
 from retain.evaluate import evaluate
 from retain.grid import curve, run_all
 from retain.run import load_run
-from retain.tables import flattens, markdown, plot, ranked, spread
+from retain.tables import flattens, markdown, mean_and_deviation, plot, ranked
 
 # A whole comparison
 
@@ -115,14 +115,16 @@ def test_the_table_says_mean_and_deviation(finished):
         assert row["learning rate"] == ", ".join(f"{p} {config[p]['lr']:.2g}" for p in config["phases"])
         assert row["seconds"] == f"{statistics.mean(r['seconds'] for r in runs):,.0f}"
         if method == "smt":
-            assert row["its teacher"] == spread([r["test"]["teacher_accuracy"] for r in runs])
+            assert row["its teacher"] == mean_and_deviation([r["test"]["teacher_accuracy"] for r in runs])
         for lr, trial in found["sweep"].items():
             value = trial.get("validation_bits_per_token")
             cell = "diverged" if value is None else f"{value:.3f}"
             said = rows(text, "method | × 1")[method][f"× {lr}"]
             assert said == (f"**{cell}**" if lr == found["lr_factor"] else cell)
         for n in ("8", "12"):
-            own, theirs = (spread([r["lengths"][n][f"{who}accuracy"] for r in runs]) for who in ("", "teacher_"))
+            own, theirs = (
+                mean_and_deviation([r["lengths"][n][f"{who}accuracy"] for r in runs]) for who in ("", "teacher_")
+            )
             assert rows(text, "method | 8")[method][n] == (own if method == "gru" else f"{own} ({theirs})")
     order = list(rows(text, "method | accuracy"))
     assert order == sorted(means, key=lambda m: -means[m]) == [m for m, _ in ranked(results)]
@@ -234,9 +236,9 @@ def test_a_diverged_run_is_told_and_not_hidden(finished):
 
 
 def test_spread():
-    assert spread([1.0]) == "1.000"
-    assert spread([1.0, 2.0, 6.0], ".1f") == "3.0 ± 2.6"
-    assert spread([None]) == spread([]) == "–"
+    assert mean_and_deviation([1.0]) == "1.000"
+    assert mean_and_deviation([1.0, 2.0, 6.0], ".1f") == "3.0 ± 2.6"
+    assert mean_and_deviation([None]) == mean_and_deviation([]) == "–"
 
 
 def test_a_curve_is_thinned_and_keeps_its_end(tmp_path):

@@ -71,7 +71,8 @@ def test_a_file_that_has_changed_is_another_comparison(tmp_path):
 
 
 def test_truncated_is_a_quarter_of_what_is_read():
-    assert method_config(tiny(bptt__truncate=None, bptt__seq_len=4), "tbptt").bptt.truncate == 1
+    text = tiny(bptt__truncate=None, bptt__seq_len=4, data=DataConfig(name="stdlib", seq_len=8))
+    assert method_config(text, "tbptt").bptt.truncate == 1
 
 
 def test_phases_and_budgets_of_the_methods():

@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from conftest import tiny
 from naive import VOCAB, assert_close, models
 from retain import devices
-from retain.generate import checked, fast_step, generate
+from retain.generate import fast_step, first_step_checked, generate
 from retain.model.layers import Norm, squared_relu
 from retain.train import train
 
@@ -144,7 +144,9 @@ def test_kernels_that_are_wrong_are_not_taken(caplog):
     for amount, taken in ((1.0005, "fast"), (1.2, "otherwise"), (float("nan"), "otherwise")):
         used.clear()
         caplog.clear()
-        step = checked(plus(amount, "fast"), plus(1.0, "exact"), lambda: plus(1.0, "otherwise"), tolerance=1e-3)
+        step = first_step_checked(
+            plus(amount, "fast"), plus(1.0, "exact"), lambda: plus(1.0, "otherwise"), tolerance=1e-3
+        )
         for _ in range(3):
             step(token, memory)
         assert used == ["fast", "exact", taken, taken, taken]
@@ -157,6 +159,15 @@ def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch):
     devices.compiled(abs, "abs", {"freezing": True, "of another year": 1})
     devices.compiled(abs, "abs")
     assert given == [{"freezing": True}, None]
+
+
+@pytest.mark.parametrize("cell", ["transformer", "mlp", "gated", "delta", "gru", "lstm", "elman"])
+def test_autocast_does_not_round_what_is_remembered(cell):
+    rnn = models(cell=cell)[1].float()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        memories = rnn.rollout(torch.arange(2 * VOCAB).view(2, -1) % VOCAB, rnn.init_memory(2))
+    assert memories.dtype == torch.float32
+    assert (memories != memories.bfloat16().float()).any()
 
 
 def test_weights_in_bfloat16_keep_the_memory_in_float32(monkeypatch):

@@ -156,7 +156,7 @@ def test_what_is_replayed_is_what_is_launched(cell, norm, bf16):
             near(replayed, of(turn), bf16)
     if cell not in ("gru", "elman"):  # cuDNN runs those
         own = {"gated": gated_rollout, "delta": delta_rollout}.get(cell) if norm == "batch" else None
-        for replayed in (own.forward, own.backward) if own else (_GRAPHS[rnn],):
+        for replayed in (own.replayed_forward, own.replayed_backward) if own else (_GRAPHS[rnn],):
             assert replayed.idle and not replayed.refused, "else launches were compared with launches"
 
 

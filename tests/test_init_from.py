@@ -98,7 +98,7 @@ def test_the_line_of_the_readme(text_run, tmp_path, monkeypatch, capsys):
         ({"cell": CellConfig(kind="mlp", width=32)}, "the weights in .* do not fit this run"),
         (
             {"cell": CellConfig(kind="mlp", width=16, heads=2, residual=False)},
-            "has cell.residual True and this run False",
+            "has cell.residual True and this run False; give --cell.residual$",
         ),
         ({"init_from": "nowhere"}, "init_from: nowhere holds no config.json"),
     ],

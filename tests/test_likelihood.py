@@ -37,6 +37,16 @@ def test_the_likelihood_of_whole_documents_is_that_of_one_pass(sources, monkeypa
     assert found["bits_per_document"] == pytest.approx(nats / real(40) / math.log(2), rel=1e-5)
 
 
+def test_what_fills_up_a_short_document_is_not_looked_at(sources):
+    """It may run away there: an infinity times 0 would be the likelihood of all."""
+    data = load_data(DataConfig(name="documents", path=str(sources / "stories"), seq_len=20, reset=True))
+    rnn, _ = build(tiny(), data.vocab_size)
+    alone = likelihood.document_likelihood(rnn, data, "validation", limit=5, batch_size=1)
+    with torch.no_grad():
+        rnn.embed.weight[0] = torch.inf  # the filling; no text has it
+    assert likelihood.document_likelihood(rnn, data, "validation", limit=5, batch_size=5) == pytest.approx(alone)
+
+
 def test_a_large_vocabulary_is_read_in_smaller_pieces(sources, monkeypatch):
     config = dataclasses.replace(PRESETS["tinystories"]().data, path=str(sources / "stories"), reset=True)
     data = load_data(config)

@@ -1,4 +1,4 @@
-"""The README's commands and code, run as they stand but for their budgets."""
+"""The commands and code of the README and of docs/data.md, run as they stand but for their budgets."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,8 @@ import pytest
 from hubdata import mnist, sketches, stories
 from retain.cli import main
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text() + (ROOT / "docs/data.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -20,7 +21,8 @@ def blocks(language: str) -> list[str]:
 def test_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("mybook.txt").write_text("It was a dark and stormy night; the rain fell in torrents.\n" * 200)
-    np.save("sensor.npy", np.random.default_rng(0).integers(0, 32, 20_000))
+    for name in ("sensor.npy", "later.npy"):
+        np.save(name, np.random.default_rng(len(name)).integers(0, 32, 20_000))
     # What the lines would take from the hub, or a user has: local copies, the column of one under another name.
     monkeypatch.setenv("RETAIN_CACHE", str(tmp_path / "cache"))
     stories(tmp_path / "stories", train=900)

@@ -20,7 +20,7 @@ from retain.data import load_data
 from retain.evaluate import LEFT, evaluate
 from retain.objectives.losses import predictive_loss
 from retain.report import analyses, history
-from retain.report.analyses import bptt_gradient, settles, smt_gradient, spread
+from retain.report.analyses import bptt_gradient, geometry_of, settles, smt_gradient
 from retain.report.charts import colourings, history_charts
 from retain.report.gather import gather
 from retain.report.page import write_report
@@ -150,18 +150,18 @@ def test_smt_gradient_is_that_of_each_memory_alone():
 def test_spread_sees_a_collapse_and_only_a_collapse():
     torch.manual_seed(0)
     good = torch.randn(64, 20, 2, 8)
-    assert spread(good)["collapsed"] == []
-    assert 14 < spread(good)["effective_rank"] <= 16
-    assert spread(good)["between_sequences"] > 0.9
+    assert geometry_of(good)["collapsed"] == []
+    assert 14 < geometry_of(good)["effective_rank"] <= 16
+    assert geometry_of(good)["between_sequences"] > 0.9
     flat = torch.randn(64, 20, 1, 3) @ torch.randn(3, 16)
-    assert 2.5 < spread(flat)["effective_rank"] < 3.01
+    assert 2.5 < geometry_of(flat)["effective_rank"] < 3.01
     line = torch.randn(64, 20, 1, 1) * torch.randn(16)
-    assert "effective rank 1.0" in spread(line)["collapsed"][0]
+    assert "effective rank 1.0" in geometry_of(line)["collapsed"][0]
     point = 1 + 1e-3 * good
-    assert any("same way" in reason for reason in spread(point)["collapsed"])
+    assert any("same way" in reason for reason in geometry_of(point)["collapsed"])
     clock = torch.randn(1, 20, 2, 8).expand(64, -1, -1, -1)
-    assert any("hardly depends on the input" in reason for reason in spread(clock)["collapsed"])
-    assert len(spread(torch.ones(8, 6, 1, 4))["collapsed"]) == 3
+    assert any("hardly depends on the input" in reason for reason in geometry_of(clock)["collapsed"])
+    assert len(geometry_of(torch.ones(8, 6, 1, 4))["collapsed"]) == 3
 
 
 def test_geometry_of_a_run(retrieval_run):

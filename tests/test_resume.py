@@ -2,16 +2,19 @@
 
 import dataclasses
 import errno
+import json
 import os
 import shutil
 
 import pytest
+import torch
 
 from conftest import tiny
 from retain import checkpoint
 from retain.checkpoint import CheckpointError, latest_checkpoint, load_files
-from retain.config_json import load_config
+from retain.config_json import load_config, to_dict
 from retain.model.cells import build_cell
+from retain.run import load_run
 from retain.train import Interrupted, train
 from runs import PHASES, Changed, Crash, assert_same_run, crash_at, lines, run, stop_after
 
@@ -110,7 +113,8 @@ def test_a_full_disk_leaves_the_previous_checkpoint(never_stopped, tmp_path, mon
 def test_a_run_goes_on_with_its_own_data_alone(never_stopped, tmp_path):
     config, whole = never_stopped()
     out = tmp_path / "run"
-    shutil.copytree(whole, out)
+    with pytest.raises(Interrupted):
+        run(config, out, at=stop_after(2), data=Changed(config))
     other = Changed(config)
     other.info = other.inner.info | {"sha256": "another"}
     with pytest.raises(ValueError, match="resume: the data has changed: its sha256 was .* and is 'another' now"):
@@ -125,9 +129,45 @@ def test_a_run_goes_on_with_its_own_cell_alone(never_stopped, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     shutil.rmtree(latest_checkpoint(out))  # there are steps left to do
-    cell = build_cell(config.memory, dataclasses.replace(config.cell, width=24))
-    with pytest.raises(ValueError, match="the weights in .* do not fit its config.json"):
+    cell = build_cell(config.memory, config.cell)
+    with pytest.raises(ValueError, match=r"was trained with the cell that its config names; leave out cell="):
         train(config, out, resume=True, cell=cell, progress_bar=False)
+    with pytest.raises(ValueError, match=r"was trained with the data that its config names; leave out data="):
+        train(config, out, resume=True, data=Changed(config), progress_bar=False)
+    with pytest.raises(Interrupted, match=r"go on with: retain.train.train\(config, out, resume=True, …\)"):
+        run(config, tmp_path / "own", at=stop_after(2), cell=cell)
+    with pytest.raises(ValueError, match=r"was trained with cell of its own; give it, as in train\(.*cell=…\)"):
+        train(config, tmp_path / "own", resume=True, progress_bar=False)
+
+
+def test_a_run_says_where_it_does_not_go_on_bit_for_bit(never_stopped, tmp_path, caplog):
+    config, whole = never_stopped()
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    shutil.rmtree(latest_checkpoint(out))
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        train(config, out, resume=True, progress_bar=False)
+    finally:
+        torch.set_num_threads(before)
+    assert f"threads was {before} and is {before + 1} now, so that it does not go on bit for bit" in caplog.text
+
+
+def test_a_checkpoint_is_a_model_that_can_be_scored(never_stopped, retain):
+    config, out = never_stopped()
+    folder = latest_checkpoint(out)
+    code, said, _ = retain("eval", folder, "--json")
+    assert code == 0 and json.loads(said)["teacher_bits_per_token"] is not None
+    (folder / "eval-test.json").unlink()
+    assert load_files(folder)[1]["config"] == to_dict(config)
+
+
+def test_a_later_phase_of_smt_keeps_the_readout(tmp_path):
+    config = tiny(phases=("bptt", "smt"), bptt__budget="4steps", smt__budget="1steps", smt__lr=1e-9)
+    train(config, tmp_path / "run", progress_bar=False)
+    before, after = (load_run(tmp_path / "run", phase=phase).rnn.readout for phase in (0, 1))
+    torch.testing.assert_close(before.state_dict(), after.state_dict(), rtol=0, atol=1e-6)
 
 
 def test_a_run_goes_on_where_its_data_has_moved_to(tmp_path):

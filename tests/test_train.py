@@ -12,6 +12,7 @@ from torch import nn
 
 from conftest import tiny
 from retain.checkpoint import best_checkpoint, latest_checkpoint, load_files
+from retain.config import DataConfig
 from retain.data import load_data
 from retain.devices import make_accelerator
 from retain.evaluate import evaluate
@@ -122,9 +123,12 @@ def test_metrics_have_every_loss_and_figure(never_stopped):
     assert [line["step"] for line in training] == list(range(1, 13))
     for line in training:
         speed = {"tokens_per_second", "data_wait"}
-        assert line.keys() == common | {"lr", "gradient_norm"} | speed | LOSSES[line["phase"]]
+        models = ("rnn", "teacher") if line["phase"] == "smt" else ("rnn",)
+        norms = {f"gradient_norm_{model}" for model in models}
+        assert line.keys() == common | {"lr", "gradient_norm"} | norms | speed | LOSSES[line["phase"]]
         assert line["tokens"] == 32 * line["step"]
         assert line["gradient_norm"] > 0
+        assert math.hypot(*(line[norm] for norm in norms)) == pytest.approx(line["gradient_norm"], rel=1e-4)
     for before, line in pairwise(training):
         took = line["seconds"] - before["seconds"]
         assert line["tokens_per_second"] == pytest.approx(32 / took, rel=0.001 / took + 0.01), "since the line before"
@@ -198,7 +202,12 @@ class Poisoned(nn.Module):
 
 @pytest.mark.parametrize(
     ("at", "phase", "loss", "good"),
-    [(1, "smt", "loss", None), (3, "smt", "loss", 2), (5, "dmt", "loss", 4), (9, "bptt", "loss", 8)],
+    [
+        (1, "smt", "loss_dyn", None),
+        (3, "smt", "loss_dyn", 2),
+        (5, "dmt", "loss_dyn", 4),
+        (9, "bptt", "loss_readout", 8),
+    ],
 )
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, at, phase, loss, good):
     config = tiny(phases=PHASES, budget="12steps", checkpoint_every="2steps")
@@ -211,7 +220,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, at, phase, loss, good
         run(config, out, poison, cell=cell)
     message = str(caught.value)
     assert f"became nan at step {at} in phase {phase}; " in message
-    assert message.startswith(loss)
+    assert message.startswith(f"{loss} became")
     assert f"try a lower {phase}.lr" in message
     if good is None:
         assert "there is no checkpoint yet" in message
@@ -330,7 +339,10 @@ def test_a_phase_may_read_a_part_of_each_sequence(tmp_path):
         seen.add(start)
     assert seen == set(range(7))
     assert part_of(batch, None) is batch
+    with pytest.raises(ValueError, match="smt.seq_len: 4 is a part of a sequence, and an answer needs it all"):
+        tiny(smt__seq_len=4)
+    text = DataConfig(name="stdlib", seq_len=8)
     with pytest.raises(ValueError, match="smt.seq_len: 9 is longer than data.seq_len 8"):
-        tiny(smt__seq_len=9)
-    summary = run(tiny(smt__seq_len=4, budget="2steps"), tmp_path / "run")
+        tiny(smt__seq_len=9, data=text)
+    summary = run(tiny(smt__seq_len=4, budget="2steps", data=text), tmp_path / "run")
     assert summary["tokens"] == 4 * 4 + 4 * 8

@@ -17,8 +17,10 @@ import torch
 from conftest import tiny
 from retain import devices
 from retain.checkpoint import latest_checkpoint, load_files
+from retain.config import DataConfig
 from retain.config_json import load_config, save_config
 from retain.devices import make_accelerator, start_trackers
+from retain.processes import agreed
 from retain.train import train
 from runs import LOSSES, PHASES, Changed, assert_same_run, lines, run
 
@@ -149,20 +151,20 @@ class Ranks(Changed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["rms", "batch"])
-def test_two_processes_equal_one_with_both_their_batches(tmp_path, norm):
-    """Uniformity is left out, a loss over pairs within a process; so is on_policy, which takes a part of a batch."""
+@pytest.mark.parametrize("norm, on_policy, pieces", [("rms", 0.5, 1), ("batch", 0.5, 1), ("batch", 0.0, 2)])
+def test_two_processes_equal_one_with_both_their_batches(tmp_path, norm, on_policy, pieces):
+    """Uniformity is left out, a loss over pairs within a process; on-policy memories are drawn anew in each piece."""
 
     def config(size, **changes):
         sizes = {f"{phase}__batch_size": size for phase in PHASES}
         return tiny(
             # On a machine without a GPU, auto is the CPU: processes must know of each other there, too.
-            phases=PHASES, budget="12steps", memory__norm=norm, smt__lambda_unif=0.0, smt__on_policy=0.0, device="auto",
-            **sizes, **changes,
+            phases=PHASES, budget="12steps", memory__norm=norm, smt__lambda_unif=0.0, smt__on_policy=on_policy,
+            device="auto", **sizes, **changes,
         )  # fmt: skip
 
     # Pieces and what is computed again change nothing either.
-    save_config(config(4, smt__pieces=2, teacher__recompute=True), tmp_path / "two.json")
+    save_config(config(4, smt__pieces=pieces, teacher__recompute=True), tmp_path / "two.json")
     workers = two_workers(tmp_path / "two.json", tmp_path / "two")
     train(config(8), tmp_path / "one", data=Ranks(config(8)), progress_bar=False)
     for worker in workers:
@@ -175,6 +177,13 @@ def test_two_processes_equal_one_with_both_their_batches(tmp_path, norm):
         for name in {"gradient_norm", *LOSSES[a["phase"]]} - {"loss_unif", "relative_drift"}:
             assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-5), (a["step"], name)
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
+
+
+def test_processes_agree_to_the_last_digit(monkeypatch):
+    """DMT's horizon doubles at exact shares of its phase: 0.35 rounded to float32 is less than 0.35."""
+    monkeypatch.setattr("retain.processes.broadcast", lambda values: values)
+    main = SimpleNamespace(num_processes=2, device="cpu")
+    assert agreed(main, 7 / 20, 1 / 3, 0) == [7 / 20, 1 / 3, 0.0]
 
 
 @pytest.mark.slow
@@ -206,6 +215,34 @@ def test_two_processes_refuse_a_folder_together(tmp_path):
         said, _ = worker.communicate(timeout=200)
         assert worker.returncode == 1 and "ValueError: out: " in said and "already exists" in said, said
     assert [p.name for p in out.iterdir()] == ["other"]
+
+
+@pytest.mark.slow
+def test_torchrun_trains_one_run(tmp_path):
+    config = tiny(device="auto", data=DataConfig(name="stdlib", seq_len=8))
+    save_config(config, tmp_path / "two.json")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    line = ["-m", "retain", "train", "--config", str(tmp_path / "two.json"), "--out", str(tmp_path / "run")]
+    done = subprocess.run([*launcher, *line], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("next: retain eval") == 1, "the main process alone says what it did"
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["processes"] == 2 and summary["tokens"] == 12 * 2 * 4 * 8
+
+
+@pytest.mark.slow
+def test_tensorboard_is_told_of_every_loss(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(tiny(tracker="auto", budget="2steps", phases=("smt",)), tmp_path / "run", progress_bar=False)
+    written = {file.parent for file in (tmp_path / "run").rglob("events.out.tfevents*")}
+    read = [accumulator.EventAccumulator(str(folder)).Reload() for folder in written]
+    (found,) = (events for events in read if "loss" in events.Tags()["scalars"])  # another has the settings
+    assert {*LOSSES["smt"], "lr", "validation_bits_per_token"} <= set(found.Tags()["scalars"])
+    written = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
+    assert [event.value for event in found.Scalars("loss")] == pytest.approx(written, rel=1e-6)
 
 
 @pytest.mark.parametrize("tracker, project", [("tensorboard", "trackers"), ("wandb", "retain"), ("trackio", "retain")])

@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 
 from retain.studies import SOLVED
-from retain.tables import Results, new_figure, spread, table
+from retain.tables import Results, mean_and_deviation, new_figure, table
 
 COSTS = {"seconds": "seconds", "sequential_steps": "sequential steps"}
 
@@ -41,7 +41,7 @@ def by_length(comparisons: list[Results]) -> str:
         row = [f"{length_of(results)} ({results['seeds']} seed{'s' if results['seeds'] > 1 else ''})"]
         for method in methods:
             runs, cost = results["methods"][method]["runs"], solved(results, method)
-            own = spread([r["test"]["accuracy"] for r in runs if "test" in r])
+            own = mean_and_deviation([r["test"]["accuracy"] for r in runs if "test" in r])
             took = "–" if cost is None else f"{cost['seconds']:,.0f} s, {cost['sequential_steps']:,.0f}"
             row.append(f"{own}; {took}")
         rows.append(row)

@@ -103,7 +103,7 @@ def save_checkpoint(
         _tidy(parent)
         _write_folder(folder, files)
     except OSError as error:
-        raise CheckpointError(failed(folder, error, [path for _, path in _steps(run)])) from error
+        raise CheckpointError(failed(folder, error, checkpoints(run))) from error
     past = [s for s, _ in _steps(run) if s <= step]
     kept = {*past[:keep], best}
     for other, path in _steps(run):
@@ -112,6 +112,16 @@ def save_checkpoint(
         if other not in kept:
             _delete(path)
     return folder
+
+
+def run_of(path: Path) -> Path:
+    """The run folder that a checkpoint, or what a phase left, stands in; any other folder is the run itself."""
+    return path.parent.parent if path.parent.name in ("checkpoints", "phases") else path
+
+
+def checkpoints(run: str | Path) -> list[Path]:
+    """The run's checkpoints, newest first, damaged ones included."""
+    return [folder for _, folder in _steps(Path(run))]
 
 
 def latest_checkpoint(run: str | Path) -> Path:
@@ -193,6 +203,8 @@ def load_model(run: str | Path, names: Iterable[str] | None = None, device: str 
             way_out = f"or delete {run / 'manifest.json'} to load the checkpoints instead ({usable} is good)"
             raise CheckpointError(f"{error}, {way_out}") from error
     if not _steps(run):
+        if (run / "model.safetensors").exists():
+            raise CheckpointError(f"{run}: model.safetensors needs its manifest.json and state.json; copy them, too")
         what = "holds neither an exported model nor a checkpoint" if run.is_dir() else "no such run folder"
         raise CheckpointError(f"{run}: {what}; train first, or name another run folder")
     return load_files(best_checkpoint(run), names, device)

@@ -255,7 +255,12 @@ def with_budget(config: RunConfig, budget: str) -> RunConfig:
 
 def best_rate(rates: dict[str, dict[str, Any]]) -> str:
     """The factor whose trial has the fewest bits per token on validation; one that diverged is last."""
-    return min(rates, key=lambda lr: rates[lr].get("validation_bits_per_token", float("inf")))
+
+    def bits(lr: str) -> float:
+        found = rates[lr].get("validation_bits_per_token")
+        return float("inf") if found is None else found
+
+    return min(rates, key=bits)
 
 
 def check_lengths(comparison: Comparison) -> None:

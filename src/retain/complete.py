@@ -11,6 +11,7 @@ from torch import Tensor
 
 from retain.arguments import Usage
 from retain.config import RunConfig
+from retain.data.batches import evenly_spaced
 from retain.data.images import events_vocabulary, from_events, levels_of, read_image, to_events
 from retain.generate import check_sampling, generate, save_image_grid
 from retain.model.rnn import RNN
@@ -35,7 +36,7 @@ def true_images(config: RunConfig, count: int | None, files: list[str]) -> Tenso
     if config.data.events:
         if not config.data.reset or config.data.stream:
             raise ValueError("complete: events carried over or streamed are no whole images; give --images FILE")
-        index = np.arange(min(count or 1, data.documents("test")))  # type: ignore[attr-defined]
+        index = evenly_spaced(data.documents("test"), count or 1)  # type: ignore[attr-defined]
         drawn = [from_events(data.document("test", int(i)), config.data) for i in index]  # type: ignore[attr-defined]
         return torch.from_numpy(np.stack(drawn).reshape(len(drawn), -1)).long()
     return torch.cat([batch["targets"] for batch in data.windows("test", 256, count)])

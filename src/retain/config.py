@@ -104,7 +104,9 @@ class CellConfig:
     width: int = 512
     """Hidden width of the mlp, gated, delta and transformer; gru, lstm and elman have the memory's own size."""
     heads: int = 4
+    """Attention heads of the transformer."""
     layers: int = 1
+    """Hidden layers of the mlp and gated, blocks of the transformer; the others have one."""
     residual: bool = True
     """mlp and transformer: m + f(m, x) instead of f(m, x)."""
 
@@ -217,7 +219,7 @@ class PhaseConfig:
     batch_size: int = 32
     """Sequences per process and micro-batch."""
     seq_len: int | None = None
-    """Train on a random part of this many tokens of every sequence; None is all of data.seq_len."""
+    """Train on a random part of so many tokens of every sequence, but of tasks and digits; None is data.seq_len."""
     accumulate: int = 1
     """Micro-batches per optimizer step. Each is a mean over its own targets, and all count alike."""
     lr: float = 3e-3
@@ -268,13 +270,13 @@ class SMTConfig(PhaseConfig):
     detach_labels: bool = False
     """No gradient of f reaches the teacher: not through the m_t it starts from, nor the m_{t+1} it should give."""
     lambda_unif: float = 0.1
-    """The paper has 0.001; docs/log.md tells why not here."""
+    """The paper has 0.001; docs/following.md tells why not here."""
     lambda_trunk: float = 1.0
     """Plain next-target loss of the encoder's trunk (state and register encoders)."""
     lambda_readout: float = 1.0
     """Cross-entropy of the readout on what f makes; trains the readout, f, and by way of m_t the encoder."""
     lambda_distill: float = 0.0
-    """The same against the teacher's probabilities (its trunk's, or its decoder's) instead of the target."""
+    """Cross-entropy of the readout against the teacher's probabilities (its trunk's, else its decoder's), beside it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -315,7 +317,7 @@ class DMTConfig(PhaseConfig):
     lambda_readout: float = 1.0
     """Cross-entropy of the readout on the RNN's own memories."""
     lambda_distill: float = 0.0
-    """The same against the teacher's probabilities (its trunk's, or its decoder's) instead of the target."""
+    """Cross-entropy of the readout against the teacher's probabilities (its trunk's, else its decoder's), beside it."""
     predictive: bool = True
     """Let both cross-entropies also train f, through the steps of its stretch (unroll)."""
 
@@ -408,6 +410,11 @@ class RunConfig:
             steps = {"smt": "steps_per_sequence", "dmt": "horizon", "bptt": "truncate"}[phase]
             own = getattr(self, phase)
             value, length = getattr(own, steps), self.data.seq_len
+            if own.seq_len is not None and self.data.name in ("digits", *TASK_DATA):
+                cut = (
+                    "every image starts at its first pixel" if self.data.name == "digits" else "an answer needs it all"
+                )
+                raise ValueError(f"{phase}.seq_len: {own.seq_len} is a part of a sequence, and {cut}; leave it out")
             if own.seq_len is not None and own.seq_len > length:
                 raise ValueError(f"{phase}.seq_len: {own.seq_len} is longer than data.seq_len {length}")
             if value is not None and value > (own.seq_len or length):

@@ -43,9 +43,9 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     teacher.to(accelerator.device)
     replay_parts(rnn, teacher)
     phases = {}
-    for name, budget in zip(config.phases, config.budgets(), strict=True):
+    for index, (name, budget) in enumerate(zip(config.phases, config.budgets(), strict=True)):
         own: PhaseConfig = getattr(config, name)
-        objective = objective_of(name, config, rnn, teacher)
+        objective = objective_of(index, config, rnn, teacher)
         probe = _Probe(objective, data, own, accelerator)
         per_step = own.batch_size * own.accumulate
         tokens = per_step * (own.seq_len or data.seq_len) * accelerator.num_processes
@@ -53,7 +53,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
         chain = objective.sequential_steps(own.seq_len or data.seq_len, 1.0)
         steps = budget.amount / {"s": seconds, "steps": 1, "tokens": tokens, "sequential": chain}[budget.unit]
         trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-        phases[name] = {
+        phases[name if name not in phases else f"{name}, phase {index + 1}"] = {
             "budget": str(budget),
             "steps": max(1, round(steps)),
             "tokens_per_step": tokens,

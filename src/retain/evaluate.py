@@ -18,7 +18,7 @@ from retain.model.teacher import Readout, Teacher
 from retain.objectives.losses import where_asked
 
 LOGITS = 2**26
-"""Numbers that the logits of what is read at once are at most, and its memories."""
+"""At most so many numbers in the logits (B, T + 1, V), and in the memories (B, T + 1, K, D), of one batch."""
 
 MEMORIES = 2**15
 """Memories that a readout reads at once, at most: all of a validation would fill a GPU where a memory has many tokens,

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retain.checkpoint import run_of
 from retain.model.cells import CELLS, GRUCell, LSTMCell
 from retain.model.graphs import Replayed
 from retain.model.modes import evaluating
@@ -118,7 +119,7 @@ def fast_step(rnn: RNN, batch: int = 1) -> Step:
     if can_compile(device):
         if device.type == "cpu":
             fast = compiled(exact, "step", STEP_ON_CPU)
-            step = checked(fast, exact, lambda: compiled(exact, "step"), tolerance=0.1 if bf16 else 1e-3)
+            step = first_step_checked(fast, exact, lambda: compiled(exact, "step"), tolerance=0.1 if bf16 else 1e-3)
         else:
             step = compiled(exact, "step")
     if device.type == "cuda" and type(rnn.cell) in CELLS.values():  # one of the user's may look at values
@@ -137,7 +138,7 @@ def fast_step(rnn: RNN, batch: int = 1) -> Step:
     return run
 
 
-def checked(fast: Step, exact: Step, otherwise: Callable[[], Step], tolerance: float) -> Step:
+def first_step_checked(fast: Step, exact: Step, otherwise: Callable[[], Step], tolerance: float) -> Step:
     """`fast`, if its first step is that of `exact`, up to `tolerance` of the largest value; if not, `otherwise()`."""
     chosen: Step | None = None
 
@@ -193,7 +194,7 @@ def save_image_grid(tokens: Tensor, shape: tuple[int, int], levels: int, path: s
     height, width = shape
     zoom, gap = max(1, 48 // max(height, width)), 4
     images = tokens.cpu().numpy().reshape(-1, height, width)
-    images = np.where(images < 0, 64, images * (255 // max(levels - 1, 1))).astype(np.uint8)
+    images = np.where(images < 0, 64, images * 255 // max(levels - 1, 1)).astype(np.uint8)
     images = images.repeat(zoom, 1).repeat(zoom, 2)
     rows = -(-len(images) // columns)
     columns = min(columns, len(images))
@@ -208,6 +209,7 @@ def save_image_grid(tokens: Tensor, shape: tuple[int, int], levels: int, path: s
 
 def read_tokenizer(path: Path) -> Any:
     """The tokenizer that a run was trained with; None where its tokens are bytes or numbers."""
+    path = run_of(path)
     if not (path / "tokenizer.json").exists():
         return None
     try:

@@ -63,7 +63,7 @@ def _read(rnn: RNN, data: DocumentsData, split: Split, batch_size: int, limit: i
             logits, memory = rnn(part, memory)
             said = torch.cat([before, logits[:, :-1]], 1).float()
             loss = F.cross_entropy(said.transpose(1, 2), part, reduction="none")
-            nats += float((loss * real[:, start : start + chunk]).sum())
+            nats += float(loss[real[:, start : start + chunk]].sum())
             before = logits[:, -1:]
         tokens_read += sum(map(len, documents))
     return {

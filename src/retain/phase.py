@@ -13,10 +13,12 @@ from retain.model.teacher import Teacher
 from retain.objectives import BPTT, DMT, SMT
 
 
-def objective_of(name: str, config: RunConfig, rnn: RNN, teacher: Teacher) -> SMT | DMT | BPTT:
-    """The objective of the phase `name`; the class says what it does to both models when it is made."""
+def objective_of(index: int, config: RunConfig, rnn: RNN, teacher: Teacher) -> SMT | DMT | BPTT:
+    """The objective of phase `index` (0, 1, …); the class says what it does to both models when it is made."""
+    name = config.phases[index]
     if name == "smt":
-        return SMT(teacher, rnn, config.smt, config.teacher.future_len, fresh_readout=config.init_from is None)
+        fresh = index == 0 and config.init_from is None  # else the readout has been trained
+        return SMT(teacher, rnn, config.smt, config.teacher.future_len, fresh_readout=fresh)
     if name == "dmt":
         return DMT(teacher, rnn, config.dmt, trunk_trained=config.has_teacher and config.smt.lambda_trunk > 0)
     return BPTT(rnn, config.bptt)

@@ -29,5 +29,6 @@ def agreed(accelerator: Accelerator, *values: float) -> list[float]:
     """What the main process says: clocks and signals differ between processes, and all must do the same."""
     if accelerator.num_processes == 1:
         return list(values)
-    said: list[float] = broadcast(torch.tensor(values, device=accelerator.device).float()).tolist()
+    # In double precision, as one process has it: DMT's horizon doubles at exact shares of its phase.
+    said: list[float] = broadcast(torch.tensor(values, dtype=torch.float64, device=accelerator.device)).tolist()
     return said

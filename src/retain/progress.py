@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from retain.budget import Budget
@@ -78,8 +80,11 @@ class Every:
 
 
 @contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """Turn Ctrl-C and SIGTERM into an event that the loop reads between steps; a second Ctrl-C is the ordinary one."""
+def stop_signals(say: str = "") -> Iterator[threading.Event]:
+    """Turn Ctrl-C and SIGTERM into an event that the loop reads between steps; a second Ctrl-C is the ordinary one.
+
+    `say` is told on a terminal at the first.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -89,6 +94,9 @@ def stop_signals() -> Iterator[threading.Event]:
     def ask(number: int, frame: Any) -> None:
         stop.set()
         signal.signal(number, before[number])
+        if say and number == signal.SIGINT and sys.stderr.isatty():
+            with suppress(OSError):
+                os.write(2, f"\n{say}\n".encode())  # a progress bar may be in the midst of writing to sys.stderr
 
     for number in before:
         signal.signal(number, ask)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 from torch import nn
 
 from retain import __version__
-from retain.checkpoint import export, load_files, load_model
+from retain.arguments import option_of
+from retain.checkpoint import export, load_files, load_model, run_of
 from retain.config import READ_BY_CELL, DataConfig, RunConfig
-from retain.config_json import flatten, load_config, save_config, to_dict
+from retain.config_json import flatten, from_dict, load_config, save_config, to_dict
 from retain.data.batches import Data
 from retain.lock import LOCK
 from retain.model.cells import CELLS, build_cell
@@ -75,18 +77,40 @@ def prepare_folder(config: RunConfig, out: Path, resume: bool) -> None:
     if resume:
         if not saved.exists():
             raise ValueError(f"resume: {out} holds no run; leave out --resume to start one")
-        before, now = flatten(to_dict(load_config(saved))), flatten(to_dict(config))
-        for key in sorted(now.keys() - MAY_CHANGE):
-            if before.get(key) != now[key]:
-                raise ValueError(
-                    f"resume: {key} was {before.get(key)!r} in {out} and is {now[key]!r} now; "
-                    f"resume without it, or train into a new --out"
-                )
+        refuse_change(load_config(saved), config, out)
+        if not began(out) and lost_checkpoints(out):
+            raise ValueError(
+                f"resume: {out / 'checkpoints'} is gone, and with it what the run had learnt; bring it back, or delete "
+                f"{out} to train anew"
+            )
     elif out.exists() and (
         # A process that was killed may have left its lock, and a file that was not yet in its place.
         not out.is_dir() or any(f.name != LOCK and not f.name.startswith(".tmp-") for f in out.iterdir())
     ):
         raise ValueError(f"out: {out} already exists; add --resume to go on with it, or name another folder")
+
+
+def refuse_change(before: RunConfig, now: RunConfig, out: Path, remedy: str = "resume without it") -> None:
+    """Refuse to go on with settings that the run did not have. Raises ValueError naming the first of them."""
+    then, given = flatten(to_dict(before)), flatten(to_dict(now))
+    for key in sorted(given.keys() - MAY_CHANGE):
+        if then.get(key) != given[key]:
+            raise ValueError(
+                f"resume: {key} was {then.get(key)!r} in {out} and is {given[key]!r} now; "
+                f"{remedy}, or train into a new --out"
+            )
+
+
+def lost_checkpoints(out: Path) -> bool:
+    """Whether a run without a checkpoint once had one.
+
+    Its first validation that is a number leaves one, before another step is made.
+    """
+    if (out / "phases").exists():
+        return True
+    path = out / "metrics.jsonl"
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return any(re.search(rb'"validation_bits_per_token": \d', line) for line in lines[:-1])
 
 
 def same_data(out: Path, data: Data) -> None:
@@ -113,7 +137,7 @@ def data_changed(before: dict[str, Any], info: dict[str, Any]) -> str | None:
 
 def own_tokenizer(config: DataConfig, path: Path) -> DataConfig:
     """The tokenizer of a run is the copy in its folder, where the file that it began with is gone."""
-    copy = path / "tokenizer.json"
+    copy = run_of(path) / "tokenizer.json"
     if config.tokenizer is None or Path(config.tokenizer).expanduser().exists() or not copy.exists():
         return config
     return dataclasses.replace(config, tokenizer=str(copy.resolve()))
@@ -143,10 +167,8 @@ def load_run(
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"run: {path} is not a folder; give the folder that `retain train` wrote")
-    if not (path / "config.json").exists():
-        raise ValueError(f"run: {path} holds no config.json; give the folder that `retain train` wrote")
-    config = load_config(path / "config.json")
-    config = dataclasses.replace(config, data=own_tokenizer(config.data, path))
+    written = config_of(path)
+    config = dataclasses.replace(written, data=own_tokenizer(written.data, path))
     names = ["model", "teacher"] if teacher else ["model"]
     if phase is not None and not 0 <= phase < len(config.phases):
         raise ValueError(f"phase: {phase} must lie in 0 … {len(config.phases) - 1}, for {', '.join(config.phases)}")
@@ -154,6 +176,7 @@ def load_run(
         tensors, state = load_model(path, names, device)
     else:
         tensors, state = load_files(phase_folder(path, config, phase), names, device)
+    refuse_other_model(written, state, path)
     if cell is None and (own := state.get("own_cell")):
         raise ValueError(f"run: {path} was trained with a cell of your own, {own}; give it, as in load(RUN, cell=…)")
     rnn, guide = build(config, state["vocab_size"], cell)
@@ -163,10 +186,34 @@ def load_run(
     return Run(path, config, state, rnn.to(device).eval(), guide.to(device).eval() if teacher else None)
 
 
-def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher) -> None:
+def config_of(path: Path) -> RunConfig:
+    """The config of a run, or of one of its checkpoints, whose state has it. Raises ValueError where there is none."""
+    if (path / "config.json").exists():
+        return load_config(path / "config.json")
+    saved = load_files(path, [])[1].get("config") if run_of(path) != path else None
+    if saved is None:
+        raise ValueError(f"run: {path} holds no config.json; give the folder that `retain train` wrote")
+    return from_dict(RunConfig, saved)
+
+
+def refuse_other_model(config: RunConfig, state: dict[str, Any], path: Path) -> None:
+    """A setting that weights do not show, changed in config.json since, would make another RNN of them: ValueError."""
+    if "config" not in state:
+        return  # of an earlier version
+    then, now = flatten(to_dict(from_dict(RunConfig, state["config"]))), flatten(to_dict(config))
+    for key in sorted(now):
+        if key.startswith(("memory.", "teacher.", "cell.")) and then.get(key) != now[key]:
+            raise ValueError(
+                f"run: {path / 'config.json'} was changed: {key} was {then.get(key)!r} when these weights were trained "
+                f"and is {now[key]!r} now; put it back"
+            )
+
+
+def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, own_cell: str | None = None) -> None:
     """Give both the weights of the run `config.init_from`; the teacher where a phase uses it and the run trained it.
 
-    Raises ValueError where they do not fit, CheckpointError for damaged weights.
+    `own_cell`: the class of a cell that was given in Python. Raises ValueError where they do not fit, CheckpointError
+    for damaged weights.
     """
     path = Path(config.init_from or "")
     if not (path / "config.json").exists():
@@ -189,9 +236,12 @@ def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher) -> Non
         if before[name] != now[name]:
             raise ValueError(
                 f"init_from: {path} has {name} {before[name]} and this run {now[name]}; "
-                f"give --{name.replace('_', '-')} {before[name]}"
+                f"give {' '.join(option_of(name, before[name]))}"
             )
     tensors, state = load_model(path, ["model", "teacher"] if with_teacher else ["model"])
+    refuse_other_model(source, state, path)
+    if (theirs := state.get("own_cell")) != own_cell:
+        raise ValueError(f"init_from: {path} has {theirs or 'no'} cell of its own, and this run {own_cell or 'none'}")
     if state["vocab_size"] != data.vocab_size:
         raise ValueError(
             f"init_from: {path} has a vocabulary of {state['vocab_size']} tokens, this data one of {data.vocab_size}; "
@@ -229,23 +279,35 @@ def save(rnn: RNN, config: RunConfig, path: str | Path, *, data: Data | None = N
             raise ValueError(
                 "config: with these weights it is another RNN; give the memory, teacher and cell of this one"
             )
-    state = {
+    state = state_of(config, rnn, data, Progress(), own_cell=type(rnn.cell).__qualname__ if own else None)
+    export(path, {"model": rnn.state_dict()}, state)
+    save_config(config, path / "config.json")
+
+
+def state_of(
+    config: RunConfig, rnn: RNN, data: Data | None, progress: Progress, *, own_cell: str | None
+) -> dict[str, Any]:
+    """state.json: what a loader needs beside the weights, and where they come from.
+
+    `data` None: of the caller's own loop, of which nothing is known. `own_cell`: the class of a cell that was given in
+    Python.
+    """
+    return {
+        "config": to_dict(config),
         "vocab_size": rnn.vocab_size,
         "kind": "tokens" if data is None else data.kind,
         "image_shape": list(data.image_shape) if data is not None and data.image_shape else None,
         "end": getattr(data, "end", None),
-        "own_cell": type(rnn.cell).__qualname__ if own else None,
+        "own_cell": own_cell,
         "own_data": data is None,
         "data": {} if data is None else data.info,
-        "progress": dataclasses.asdict(Progress()),
+        "progress": dataclasses.asdict(progress),
         "versions": versions(),
         "device": str(rnn.m_0.device),
         "precision": "fp32",
         "processes": 1,
         "threads": torch.get_num_threads(),
     }
-    export(path, {"model": rnn.state_dict()}, state)
-    save_config(config, path / "config.json")
 
 
 def versions() -> dict[str, str]:
@@ -262,7 +324,7 @@ def finished(path: Path) -> bool:
 def guided(path: Path) -> bool:
     """Whether the run has a trained teacher: an RNN that was copied without its, to be shipped, stands alone."""
     alone = (path / "manifest.json").exists() and not (path / "teacher.safetensors").exists()
-    return not alone and (path / "config.json").exists() and load_config(path / "config.json").has_teacher
+    return not alone and path.is_dir() and config_of(path).has_teacher
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu", cell: nn.Module | None = None) -> RNN:

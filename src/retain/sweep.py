@@ -178,8 +178,8 @@ def check(sweep: Sweep) -> None:
                 sizes[config.data] = load_data(config.data).vocab_size
             with torch.device("meta"):
                 rnn, teacher = build(config, sizes[config.data])
-                for phase in config.phases:
-                    objective_of(phase, config, rnn, teacher)
+                for index in range(len(config.phases)):
+                    objective_of(index, config, rnn, teacher)
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"vary: {describe(values)}: {error}") from None
 

@@ -8,7 +8,7 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retain.tables import COSTS, new_figure, spread, table
+from retain.tables import COSTS, mean_and_deviation, new_figure, table
 
 if TYPE_CHECKING:
     from retain.sweep import Sweep
@@ -162,10 +162,10 @@ def main_table(results: Results) -> str:
         good, count = good_runs(point), len(point["runs"])
 
         def score(key: str, good: list[dict[str, Any]] = good) -> str:
-            return spread([run["validation"][key] for run in good])
+            return mean_and_deviation([run["validation"][key] for run in good])
 
         def mean(key: str, good: list[dict[str, Any]] = good) -> str:
-            return spread([run[key] for run in good], ",.0f", deviation=False)
+            return mean_and_deviation([run[key] for run in good], ",.0f", deviation=False)
 
         shown = score(metric)
         if good and statistics.mean(run["validation"][metric] for run in good) == lead:

@@ -111,13 +111,13 @@ def main_table(results: Results, accuracy: bool) -> str:
         name = method if not failed else f"{method} ({failed} of {len(found['runs'])} runs diverged)"
 
         def test(key: str, form: str = ".3f", good: list[dict[str, Any]] = good) -> str:
-            return spread([r["test"].get(key) for r in good], form)
+            return mean_and_deviation([r["test"].get(key) for r in good], form)
 
         def mean(key: str, form: str, scale: float = 1, good: list[dict[str, Any]] = good) -> str:
-            return spread([r[key] / scale for r in good if r[key] is not None], form, deviation=False)
+            return mean_and_deviation([r[key] / scale for r in good if r[key] is not None], form, deviation=False)
 
         # Methods that the digits shown cannot tell apart share the first place.
-        shown = spread([r["test"][results["metric"]] for r in good], ".3f", deviation=False)
+        shown = mean_and_deviation([r["test"][results["metric"]] for r in good], ".3f", deviation=False)
         best = best or shown
         lead = good and shown == best and len(results["methods"]) > 1
         bold = f"**{test(results['metric'])}**" if lead else test(results["metric"])
@@ -173,8 +173,8 @@ def length_table(results: Results, accuracy: bool) -> str:
         good = [r for r in found["runs"] if "lengths" in r]
         row = [method]
         for length in map(str, results["lengths"]):
-            own = spread([r["lengths"][length][metric] for r in good])
-            theirs = spread([r["lengths"][length][f"teacher_{metric}"] for r in good])
+            own = mean_and_deviation([r["lengths"][length][metric] for r in good])
+            theirs = mean_and_deviation([r["lengths"][length][f"teacher_{metric}"] for r in good])
             row.append(own if theirs == "–" else f"{own} ({theirs})")
         rows.append(row)
     return text + table(["method", *map(str, results["lengths"])], rows)
@@ -193,7 +193,7 @@ def ranked(results: Results) -> list[tuple[str, dict[str, Any]]]:
     return sorted(results["methods"].items(), key=key)
 
 
-def spread(values: Iterable[float | None], form: str = ".3f", deviation: bool = True) -> str:
+def mean_and_deviation(values: Iterable[float | None], form: str = ".3f", deviation: bool = True) -> str:
     """Mean ± standard deviation (of a sample) of what is there; – for nothing."""
     known = [v for v in values if v is not None]
     if not known:

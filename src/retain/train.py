@@ -21,7 +21,9 @@ from tqdm import tqdm
 
 from retain.budget import Budget, parse_budget
 from retain.checkpoint import (
+    Loaded,
     best_checkpoint,
+    checkpoints,
     export,
     latest_checkpoint,
     load_files,
@@ -30,7 +32,7 @@ from retain.checkpoint import (
     save_files,
 )
 from retain.config import PhaseConfig, RunConfig
-from retain.config_json import save_config
+from retain.config_json import from_dict, save_config
 from retain.data import Data, load_data
 from retain.data.prefetch import Prefetch
 from retain.devices import compile_parts, keep_pages, make_accelerator, replay_parts, start_trackers
@@ -52,9 +54,10 @@ from retain.run import (
     own_tokenizer,
     phase_folder,
     prepare_folder,
+    refuse_change,
     same_data,
     start_from,
-    versions,
+    state_of,
 )
 
 log = logging.getLogger("retain")
@@ -79,11 +82,11 @@ def train(
 ) -> dict[str, Any]:
     """Train the phases of `config` and write everything into the run folder `out`; returns its summary.
 
-    `cell`: the user's own cell in place of the one the config names (see `retain.model.cells`). `data`: anything
-    with the methods of `retain.data.Data`, in place of what the config names. `resume` goes on from the newest
-    checkpoint, bit for bit where budgets are in steps or tokens. The model exported at the end is the one of the
-    best validation. Raises ValueError for what the user got wrong, TrainingError for a loss that is not finite,
-    CheckpointError where the disk refuses, Interrupted on Ctrl-C or SIGTERM after a checkpoint.
+    `cell`: the user's own cell in place of the one the config names (see `retain.model.cells`). `data`: a
+    `retain.data.Data` or anything with its methods and attributes, in place of what the config names. `resume` goes on
+    from the newest checkpoint, bit for bit where budgets are in steps or tokens. The model exported at the end is the
+    one of the best validation. Raises ValueError for what the user got wrong, TrainingError for a loss that is not
+    finite, CheckpointError where the disk refuses, Interrupted on Ctrl-C or SIGTERM after a checkpoint.
     """
     out = Path(out)
     accelerator = make_accelerator(config, out)
@@ -95,7 +98,7 @@ def train(
         torch.manual_seed(config.seed)
         rnn, teacher = build(config, data.vocab_size, cell)
         if config.init_from is not None and not began(out):
-            start_from(config, data, rnn, teacher)
+            start_from(config, data, rnn, teacher, None if cell is None else type(cell).__qualname__)
         if accelerator.device.type == "cpu":
             keep_pages()
         main = accelerator.is_main_process
@@ -107,7 +110,7 @@ def train(
             prepare_folder(config, out, resume)  # another run may have come in between
 
         together(accelerator, hold)
-        if main:
+        if main and not (resume and began(out)):
             save_config(config, out / "config.json")
         if main and not began(out):
             replace_file(out / "data.json", json.dumps(data.info, indent=2).encode() + b"\n")
@@ -119,7 +122,7 @@ def train(
         teacher.to(accelerator.device)
         loop = Loop(config, out, accelerator, data, rnn, teacher, cell is not None, own_data, progress_bar and main)
         try:
-            with stop_signals() as stop:
+            with stop_signals("stopping after this step; Ctrl-C again stops at once and saves nothing") as stop:
                 return loop.run(resume, stop)
         finally:
             loop.batches.close()
@@ -151,18 +154,28 @@ class Loop:
         self.batches = Prefetch(data, config.seed, accelerator.process_index, pin=pin)
         self.logged_at = (0.0, 0.0, 0)
         """Seconds of training, seconds of waiting for data, and tokens, when a step was last logged."""
+        # Of the phase that is run:
+        self.objective: SMT | DMT | BPTT
+        self.optimizer: Any
+        self.named: list[tuple[str, nn.Parameter]]
 
     def run(self, resume: bool, stop: threading.Event) -> dict[str, Any]:
         saved = None
         if resume:
             if began(self.out):
                 saved = load_files(latest_checkpoint(self.out), device=self.accelerator.device)
+                if "config" in saved[1]:  # config.json may have been changed since
+                    trained = from_dict(RunConfig, saved[1]["config"])
+                    refuse_change(trained, self.config, self.out, "put it back in config.json")
                 now, before = self.accelerator.num_processes, saved[1]["processes"]
                 if now != before:
                     raise ValueError(
                         f"resume: {self.out} was trained by {before} processes, and they are {now} now; start as many "
                         f"({before} × batch_size is one batch), or train into a new --out"
                     )
+                self.same_as(saved[1])
+                if self.main:
+                    save_config(self.config, self.out / "config.json")  # what may change has changed
                 self.progress = Progress(**saved[1]["progress"])
                 self.logged_at = (self.progress.seconds, 0.0, self.progress.tokens)
             elif self.main:
@@ -170,10 +183,11 @@ class Loop:
             if self.main:
                 p = self.progress
                 truncate_after(self.out / "metrics.jsonl", p.step, validated=p.validated == p.step)
+        first = self.progress.phase
+        self.prepare_batch(first)  # while parts are compiled and an optimizer is built
         if self.config.compile:
             compile_parts(self.rnn, self.teacher)
         replay_parts(self.rnn, self.teacher)
-        first = self.progress.phase
         for index in range(first, len(self.config.phases)):
             if index > first or saved is None:
                 if index:
@@ -183,6 +197,27 @@ class Loop:
                 self.progress.phase_seconds = 0.0
             self.run_phase(index, saved if index == first else None, stop)
         return self.finish()
+
+    def prepare_batch(self, index: int) -> None:
+        """Begin with a phase's next batch, where it has a step left: else a stream would be read up to it in vain."""
+        p, budget = self.progress, self.budget_of(index)
+        if p.spent(budget.unit) < budget.amount:
+            self.batches.begin(p.micro_batches, getattr(self.config, self.config.phases[index]).batch_size)
+
+    def same_as(self, state: dict[str, Any]) -> None:
+        """Refuse to go on with another cell or other data than was given in Python; say what else is not alike."""
+        for what, key, given in (("cell", "own_cell", self.own_cell), ("data", "own_data", self.own_data)):
+            before = state.get(key) or None
+            if before != (given or None):
+                how = f"give it, as in train(config, out, resume=True, {what}=…)" if before else f"leave out {what}="
+                whose = f"{what} of its own" if before else f"the {what} that its config names"
+                raise ValueError(f"resume: {self.out} was trained with {whose}; {how}")
+        now = self.state()
+        for name in ("precision", "device", "threads"):
+            then = str(state.get(name)).partition(":")[0]
+            if self.main and then != str(now[name]).partition(":")[0]:
+                change = f"{name} was {then} and is {now[name]}"
+                log.warning("%s: %s now, so that it does not go on bit for bit", self.out, change)
 
     def go_on_reading(self, index: int) -> None:
         """A phase of smaller batches goes on where the one before it stopped, as a stream cannot go back."""
@@ -201,10 +236,11 @@ class Loop:
         least = 1e-3 if budget.unit == "s" else 1
         return dataclasses.replace(budget, amount=max(least, budget.amount - max(0, beyond)))
 
-    def run_phase(self, index: int, saved: Any, stop: threading.Event) -> None:
+    def run_phase(self, index: int, saved: Loaded | None, stop: threading.Event) -> None:
         name, budget, p = self.config.phases[index], self.budget_of(index), self.progress
         config: PhaseConfig = getattr(self.config, name)
-        objective = objective_of(name, self.config, self.rnn, self.teacher)
+        self.prepare_batch(index)
+        objective = objective_of(index, self.config, self.rnn, self.teacher)
         objective.zero_grad()  # a user's cell may bring gradients of its own
         named = [(n, q) for n, q in objective.named_parameters() if q.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -219,7 +255,8 @@ class Loop:
             fill(self.rnn, tensors["model"], self.out)
             fill(self.teacher, tensors["teacher"], self.out)
             load_optimizer(optimizer, named, tensors["optimizer"], state["optimizer"])
-        wrapped, prepared = self.accelerator.prepare(objective, optimizer)
+        wrapped, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.objective, self.named = objective, named
         every = {
             "checkpoint": Every(parse_budget(self.config.checkpoint_every), p),
             "validate": Every(parse_budget(self.config.validate_every), p),
@@ -234,15 +271,17 @@ class Loop:
             while True:
                 done, halt = agreed(self.accelerator, p.spent(budget.unit) / budget.amount, stop.is_set())
                 if halt:
-                    self.checkpoint(objective, prepared, named)
+                    self.checkpoint()
                     several = self.accelerator.num_processes
                     start = f"torchrun --nproc-per-node {several} -m retain" if several > 1 else "retain"
                     again = f"{start} train --out {shlex.quote(str(self.out))} --resume"
+                    if self.own_cell or self.own_data:
+                        again = "retain.train.train(config, out, resume=True, …) and the same cell and data"
                     raise Interrupted(f"stopped at step {p.step} and saved; go on with: {again}")
                 if done >= 1:
                     break
                 logged = p.step % self.config.log_every == 0
-                record = self.step(objective, wrapped, prepared, config, done, logged)
+                record = self.step(wrapped, config, done, logged)
                 clock.tick()
                 if logged and self.main:
                     self.log(record | self.since_logged())
@@ -253,43 +292,36 @@ class Loop:
                 if every["validate"].budget.unit == "s":
                     (due,) = agreed(self.accelerator, due)
                 if due:
-                    self.validate(objective, prepared, named)
+                    self.validate()
                     clock.tick()
                 if every["checkpoint"].due(p):
-                    self.checkpoint(objective, prepared, named)
+                    self.checkpoint()
                     clock.tick()
             objective.finish()
             if p.validated != p.step:
-                self.validate(objective, prepared, named)
-            self.checkpoint(objective, prepared, named)
+                self.validate()
+            self.checkpoint()
             if self.main:
                 # Checkpoints rotate; what a phase did can only be shown by the model that it left.
                 folder = phase_folder(self.out, self.config, index)
                 tensors = {"model": self.rnn.state_dict(), "teacher": self.teacher.state_dict()}
-                save_files(folder, tensors, self.state(), previous=[latest_checkpoint(self.out)])
+                save_files(folder, tensors, self.state(), previous=checkpoints(self.out))
             clock.tick()
         finally:
             bar.close()
             forget()
             self.accelerator.free_memory()
 
-    def step(
-        self,
-        objective: SMT | DMT | BPTT,
-        wrapped: nn.Module,
-        optimizer: Any,
-        config: PhaseConfig,
-        done: float,
-        logged: bool,
-    ) -> dict[str, float]:
-        """One optimizer step; returns its losses as numbers, each the mean over its micro-batches.
+    def step(self, wrapped: nn.Module, config: PhaseConfig, done: float, logged: bool) -> dict[str, float]:
+        """One optimizer step of the objective, `wrapped` for several processes; returns its losses as numbers, each the
+        mean over its micro-batches.
 
         Raises TrainingError if one is not finite.
         """
         p = self.progress
         seed = seed_of(self.config.seed, p.step)
         lr = learning_rate(config, done)
-        for group in optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = lr
         parts, length = [], 0  # kept on the device: to read them waits for it
         for micro in range(config.accumulate):
@@ -306,23 +338,32 @@ class Loop:
             parts.append(torch.stack([*losses.values()]).detach().float())
             p.tokens += count * self.accelerator.num_processes
             p.phase_tokens += count * self.accelerator.num_processes
-        norm = self.accelerator.clip_grad_norm_(wrapped.parameters(), config.clip)
-        values = torch.cat([torch.stack(parts).mean(0), norm.detach().float()[None]])
+        norms = self.gradient_norms() if logged else {}
+        norms["gradient_norm"] = self.accelerator.clip_grad_norm_(wrapped.parameters(), config.clip)
+        values = torch.cat([torch.stack(parts).mean(0), torch.stack([*norms.values()]).detach().float()])
         if self.accelerator.num_processes > 1 and logged:
             values = self.accelerator.reduce(values, "mean")
-        record = dict(zip([*losses, "gradient_norm"], values.tolist(), strict=True))
-        for name, value in record.items():
+        record = dict(zip([*losses, *norms], values.tolist(), strict=True))
+        for name, value in sorted(record.items(), key=lambda item: item[0] == "loss"):  # the sum comes last
             if not math.isfinite(value):
                 self.refuse(name, value)
-        optimizer.step()
-        optimizer.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         p.step += 1
         p.phase_step += 1
         # Micro-batches do not wait for each other: however many there are, the chain is the longest of them.
-        sequential = objective.sequential_steps(length, done)
+        sequential = self.objective.sequential_steps(length, done)
         p.sequential += sequential
         p.phase_sequential += sequential
         return record | {"lr": lr}
+
+    def gradient_norms(self) -> dict[str, torch.Tensor]:
+        """Of the RNN's gradient and of the teacher's, where it has one, before they are clipped together."""
+        found = {}
+        for name, model in (("rnn", self.rnn), ("teacher", self.teacher)):
+            if gradients := [p.grad for p in model.parameters() if p.grad is not None]:
+                found[f"gradient_norm_{name}"] = nn.utils.get_total_norm(gradients)
+        return found
 
     def since_logged(self) -> dict[str, float]:
         """Speed since the last logged step, with all that took time, and the share of it that was waiting for data."""
@@ -355,11 +396,11 @@ class Loop:
         numbers = {k: v for k, v in line.items() if isinstance(v, (int, float)) and k != "step"}
         self.accelerator.log(numbers, step=p.step)
 
-    def validate(self, objective: SMT | DMT | BPTT, optimizer: Any, named: Any) -> None:
+    def validate(self) -> None:
         """Score the RNN alone on validation; the best so far is checkpointed, and exported in the end."""
         self.progress.validated = self.progress.step
         if self.main:
-            objective.finish()
+            self.objective.finish()
             start = time.perf_counter()
             guide = self.teacher if self.config.has_teacher else None  # else nothing ever trained it
             with self.accelerator.autocast():
@@ -374,17 +415,17 @@ class Loop:
             if value < self.progress.best_value:
                 self.progress.best_step, self.progress.best_value = self.progress.step, value
                 self.saved_at = None  # a checkpoint of this step made before does not know that it is the best
-                self.checkpoint(objective, optimizer, named)
+                self.checkpoint()
         self.accelerator.wait_for_everyone()
 
-    def checkpoint(self, objective: SMT | DMT | BPTT, optimizer: Any, named: Any) -> None:
+    def checkpoint(self) -> None:
         """Save model, teacher, optimizer and progress, once per step."""
         p = self.progress
         if not self.main or self.saved_at == p.step:
             return
-        objective.finish()
-        inner = getattr(optimizer, "optimizer", optimizer)
-        tensors, rest = optimizer_tensors(inner, named)
+        self.objective.finish()
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        tensors, rest = optimizer_tensors(inner, self.named)
         save_checkpoint(
             self.out,
             p.step,
@@ -396,21 +437,12 @@ class Loop:
 
     def state(self) -> dict[str, Any]:
         """What a loader needs beside the weights, and where they come from."""
-        data, a = self.data, self.accelerator
-        return {
-            "vocab_size": data.vocab_size,
-            "kind": data.kind,
-            "image_shape": list(data.image_shape) if data.image_shape else None,
-            "end": getattr(data, "end", None),
-            "own_cell": self.own_cell,
+        a = self.accelerator
+        state = state_of(self.config, self.rnn, self.data, self.progress, own_cell=self.own_cell)
+        return state | {
             "own_data": self.own_data,
-            "data": data.info,
-            "progress": dataclasses.asdict(self.progress),
-            "versions": versions(),
-            "device": str(a.device),
             "precision": a.mixed_precision if a.mixed_precision != "no" else "fp32",
             "processes": a.num_processes,
-            "threads": torch.get_num_threads(),
         }
 
     def finish(self) -> dict[str, Any]:
@@ -429,10 +461,12 @@ class Loop:
                 "tokens": p.tokens,
                 "sequential_steps": p.sequential,
                 "best_step": p.best_step,
-                "validation_bits_per_token": p.best_value,
+                "validation_bits_per_token": p.best_value if math.isfinite(p.best_value) else None,
                 "parameters": sum(q.numel() for q in self.rnn.parameters()),
                 "teacher_parameters": sum(q.numel() for q in self.teacher.parameters()),
-                **self.state(),
+                **{key: value for key, value in self.state().items() if key not in ("config", "progress")},
+                "progress": dataclasses.asdict(p)
+                | {"best_value": p.best_value if math.isfinite(p.best_value) else None},
             }
             replace_file(self.out / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
         self.accelerator.wait_for_everyone()

@@ -51,6 +51,16 @@ def test_the_next_is_prepared_before_it_is_asked_for(slow):
     assert all(name.startswith("batches") for _, _, name in slow.asked)
 
 
+def test_the_first_is_prepared_while_other_things_are_done(slow):
+    """Compiling, an optimizer: no step waits for it."""
+    batches = Prefetch(slow, 0, 0)
+    batches.begin(3, 4).result()
+    assert slow.asked[0][:2] == (3, 4)
+    assert torch.equal(batches.take(3, 4)["tokens"], torch.tensor([0, 3, 0, 4]))
+    batches.close()
+    assert [asked[:2] for asked in slow.asked].count((3, 4)) == 1
+
+
 def test_only_waiting_counts(slow):
     slow.gate = threading.Event()
     batches = Prefetch(slow, 0, 0)

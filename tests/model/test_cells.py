@@ -165,7 +165,8 @@ def test_fast_rollouts_in_bfloat16_are_those_of_float32_but_for_rounding(kind):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             rolled = cell.rollout(memory, inputs)
         found.append(gradients((rolled.float() * weights).sum(), cell) | {"memories": rolled.float()})
-    assert not torch.equal(found[0]["memories"], found[1]["memories"])
+    # What an Elman cell remembers is a tanh of a product, which would be rounded with it.
+    assert torch.equal(found[0]["memories"], found[1]["memories"]) == (kind == "elman")
     for name, exact in found[0].items():
         assert (found[1][name] - exact).norm() < 0.05 * exact.norm(), name
 

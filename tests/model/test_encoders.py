@@ -131,7 +131,11 @@ def test_windows_of_a_known_width_hold_the_same(context_len, tokens, monkeypatch
         near = teacher.encode(tokens, steps)
         with monkeypatch.context() as patch:
             patch.setattr("torch.compiler.is_compiling", lambda: True)
-            torch.testing.assert_close(teacher.encode(tokens, steps), near)
+            padded = teacher.encode(tokens, steps)
+        torch.testing.assert_close(padded, near)
+        weights = torch.randn_like(near)
+        found = [gradients((memory * weights).sum(), teacher.encoder) for memory in (padded, near)]
+        torch.testing.assert_close(*found)
     assert teacher.empty_memory().isfinite().all()
 
 
@@ -143,7 +147,7 @@ def test_windows_read_a_few_at_a_time_hold_the_same(context_len, tokens, monkeyp
         whole, widths = teacher.encode(tokens), []
         embed = teacher.encoder.embed.forward
         monkeypatch.setattr(teacher.encoder.embed, "forward", lambda x: widths.append(x.numel()) or embed(x))
-        monkeypatch.setattr("retain.model.encoders.AT_ONCE", 200)
+        monkeypatch.setattr("retain.model.encoders.WINDOW_NUMBERS", 200)
         torch.testing.assert_close(teacher.encode(tokens), whole)
     assert len(widths) > 2 and max(widths) * teacher.encoder.embed.embedding_dim <= 200
 

@@ -215,8 +215,8 @@ def test_where_it_is_to_be_launched_nothing_is_captured(monkeypatch):
 
 
 CELLS = {
-    "gated": gated_rollout.forward,
-    "delta": delta_rollout.forward,
+    "gated": gated_rollout.replayed_forward,
+    "delta": delta_rollout.replayed_forward,
     "transformer": None,
     "mlp": None,
     "lstm": None,

@@ -17,6 +17,7 @@ from retain.model.layers import (
     angles,
     at_least_float32,
     attention,
+    plain_attention,
     rms,
     rotary,
     squared_relu,
@@ -45,6 +46,21 @@ def test_attention_equals_torchs(length, kind, dtype):
         strict=True,
     ):
         assert_close(a.double(), b, tolerance)
+
+
+@pytest.mark.parametrize("kind", ["all", "causal", "mask"])
+def test_plain_attention_equals_torchs_in_double_precision(kind):
+    """Which `attention` itself takes for half precision alone."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    mask = torch.rand(2, 1, 5, 5) < 0.5
+    mask[..., 0] = True
+    settings = {"causal": kind == "causal", "mask": mask if kind == "mask" else None}
+    ours, torchs = plain_attention(q, k, v, **settings), naive.attention(q, k, v, **settings)
+    assert_close(ours, torchs)
+    weights = torch.randn_like(torchs)
+    for a, b in zip(*(torch.autograd.grad((x * weights).sum(), (q, k, v)) for x in (ours, torchs)), strict=True):
+        assert_close(a, b)
 
 
 def test_many_queries_may_share_one_key():

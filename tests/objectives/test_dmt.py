@@ -157,6 +157,18 @@ def test_every_trainable_parameter_has_a_gradient(kind, cell, changes):
     assert any("readout" in name for name in frozen) == (changes.get("lambda_readout") == 0)
 
 
+def test_a_stretch_of_the_whole_sequence_has_no_use_for_a_horizon(monkeypatch):
+    """It starts from m_0 whatever the horizon, so that nothing is rolled out beside it."""
+    monkeypatch.setattr("retain.objectives.dmt.rollout_from_teacher", lambda *a: pytest.fail("thrown away"))
+    found = []
+    for progress in (0.0, 1.0):
+        objective = DMT(*models(), config(unroll=None, horizon=1, horizon_growth=0.5))
+        losses = objective(batch() | {"progress": progress})
+        found.append(losses | gradients(losses["loss"], objective))
+        assert losses["horizon"] == 6
+    assert_close(*found)
+
+
 def test_rnn_starts_from_the_teachers_m_0():
     teacher, rnn = models()
     objective = DMT(teacher, rnn, config())

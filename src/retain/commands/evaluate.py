@@ -7,9 +7,13 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from retain.arguments import Usage, take_run
+
+if TYPE_CHECKING:
+    from retain.data.batches import Data, Split
+    from retain.run import Run
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class Eval:
     """Score the RNN alone, from m_0, on a whole split, next to its teacher."""
 
     split: Literal["train", "validation", "test", "all"] | None = None
-    """None is test, or, of a text or a .npy that --data names, all of it."""
+    """None is test, or with --data of a text or a .npy the whole file."""
     json: bool = False
     """Print all figures as JSON."""
     limit: int | None = None
@@ -79,25 +83,7 @@ def eval_command(argv: list[str]) -> None:
     batch_size = args.batch_size or batch_for(data, run.rnn)
     batches = data.windows(split, batch_size, args.limit)
     seen = tqdm(batches, desc=split, unit="batch", leave=False, disable=not sys.stderr.isatty())
-    result = {
-        "run": str(path),
-        "preset": run.config.preset,
-        "split": split,
-        "seq_len": data.seq_len,
-        "phases": list(run.config.phases),
-        "parameters": sum(p.numel() for p in run.rnn.parameters()),
-        "training_seconds": run.state["progress"]["seconds"],
-        "training_tokens": run.state["progress"]["tokens"],
-        **evaluate(run.rnn, run.teacher, seen),
-        "side_by_side": batch_size,
-        "chance": data.chance if data.answers else None,
-        "data": data.info,
-        "versions": run.state["versions"],
-    }
-    per_token = 1.0 if data.kind == "text" else (data.bytes_per_token or {}).get(split)
-    for name in ("bits_per_token", "teacher_bits_per_token"):
-        bits = result[name]
-        result[name.replace("token", "byte")] = None if bits is None or per_token is None else bits / per_token
+    result = record_of(run, data, split, batch_size, evaluate(run.rnn, run.teacher, seen))
     from retain.data.documents import DocumentsData
 
     if isinstance(data, DocumentsData):
@@ -114,6 +100,30 @@ def eval_command(argv: list[str]) -> None:
         keep_printed(path / f"eval-{split}{part}{other}.json", json.dumps(result, indent=2))
 
 
+def record_of(run: Run, data: Data, split: Split, batch_size: int, scores: dict[str, Any]) -> dict[str, Any]:
+    """What eval-SPLIT.json says: of which run and which data the scores are, and the scores."""
+    record = {
+        "run": str(run.path),
+        "preset": run.config.preset,
+        "split": split,
+        "seq_len": data.seq_len,
+        "phases": list(run.config.phases),
+        "parameters": sum(p.numel() for p in run.rnn.parameters()),
+        "training_seconds": run.state["progress"]["seconds"],
+        "training_tokens": run.state["progress"]["tokens"],
+        **scores,
+        "side_by_side": batch_size,
+        "chance": data.chance if data.answers else None,
+        "data": data.info,
+        "versions": run.state["versions"],
+    }
+    per_token = 1.0 if data.kind == "text" else (data.bytes_per_token or {}).get(split)
+    for name in ("bits_per_token", "teacher_bits_per_token"):
+        bits = record[name]
+        record[name.replace("token", "byte")] = None if bits is None or per_token is None else bits / per_token
+    return record
+
+
 def report(result: dict[str, Any]) -> str:
     """The figures of an evaluation as a few lines for a person."""
     from retain.evaluate import LEFT, has_left
@@ -126,11 +136,17 @@ def report(result: dict[str, Any]) -> str:
 
     text = f"{result['run']} on {result['split']}: {result['sequences']:,} sequences, {result['tokens']:,} targets\n"
     text += line("bits per token", result["bits_per_token"], result["teacher_bits_per_token"], ".3f")
-    asked = [(t, bits) for t, bits in enumerate(result["bits_by_position"]) if bits is not None]
-    if len(asked) > 1:
+
+    def by_position(values: list[float | None] | None) -> str:
+        """The first, the middle and the last position that has one."""
+        asked = [(t, value) for t, value in enumerate(values or []) if value is not None]
+        if len(asked) < 2:
+            return ""
         some = dict([asked[0], asked[len(asked) // 2], asked[-1]])
-        said = ", ".join(f"{bits:.3f} at t = {t}" for t, bits in some.items())
-        text += f"{'  by position':<18}{said} (--json has all)\n"
+        said = ", ".join(f"{value:.3f} at t = {t}" for t, value in some.items())
+        return f"{'  by position':<18}{said} (--json has all)\n"
+
+    text += by_position(result["bits_by_position"])
     if result["bits_per_byte"] is not None and result["bits_per_byte"] != result["bits_per_token"]:
         text += line("bits per byte", result["bits_per_byte"], result["teacher_bits_per_byte"], ".3f")
     chance = f"   chance {result['chance']:.3f}\n" if result["chance"] is not None else "\n"
@@ -141,7 +157,7 @@ def report(result: dict[str, Any]) -> str:
     text += line("drift", result["drift"], None, ".4f")
     text += line("relative drift", result["relative_drift"], None, ".3f").rstrip("\n")
     text += f"   {LEFT}\n" if has_left(result) else "\n" if result["relative_drift"] is not None else ""
-    text += line("  at the end", result["relative_drift_last"], None, ".3f")
+    text += by_position(result["relative_drift_by_position"])
     text += f"{'parameters':<18}{result['parameters']:,}\n"
     return text + (
         f"{'tokens per second':<18}{result['tokens_per_second']:,.0f}, up to {result['side_by_side']} sequences at once"

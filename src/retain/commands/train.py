@@ -9,7 +9,7 @@ from pathlib import Path
 from shlex import quote
 
 from retain.arguments import Usage, parse, take_option
-from retain.config import PHASES, READ_BY_CELL, RunConfig
+from retain.config import PHASES, READ_BY_CELL, DMTConfig, RunConfig, SMTConfig
 from retain.config_json import load_config
 from retain.presets import NEED_DATA, PRESETS
 
@@ -119,11 +119,23 @@ def unread(argv: list[str], config: RunConfig) -> list[str]:
             found.append(f"{option}: not read, there is no teacher in a run of {', '.join(config.phases)}")
         elif (section, field) == ("smt", "lambda_trunk") and config.teacher.encoder == "window":
             found.append(f"{option}: not read, a window encoder has no trunk")
+        elif (section, field) in (("smt", "on_policy"), ("smt", "horizon")) and covers(config.smt, config):
+            found.append(f"{option}: not read, f runs over the whole sequence (smt.unroll)")
+        elif section == "dmt" and field.startswith("horizon") and covers(config.dmt, config):
+            found.append(f"{option}: not read, f runs over the whole sequence (dmt.unroll)")
         elif (section, field) == ("smt", "horizon") and config.smt.on_policy == 0:
             found.append(f"{option}: not read, with smt.on_policy 0")
         elif (section, field) == ("dmt", "horizon") and config.dmt.horizon_growth == 0:
             found.append(f"{option}: not read, with dmt.horizon_growth 0 it is dmt.horizon_end from the first step on")
     return found
+
+
+def covers(phase: SMTConfig | DMTConfig, config: RunConfig) -> bool:
+    """Whether the phase runs f over the whole sequence at a stretch."""
+    length = phase.seq_len or config.data.seq_len
+    if isinstance(phase, SMTConfig):
+        length = min(length, phase.steps_per_sequence or length)
+    return phase.unroll is None or phase.unroll >= length
 
 
 def train_command(argv: list[str]) -> None:
@@ -143,8 +155,13 @@ def train_command(argv: list[str]) -> None:
 
     summary = train(config, out, resume=resume, progress_bar=not quiet)
     if summary:
+        bits = summary["validation_bits_per_token"]
+        best = (
+            "the RNN alone has no finite score on validation"
+            if bits is None
+            else f"best RNN at step {summary['best_step']}, {bits:.3f} bits/token on validation"
+        )
         print(
-            f"{out}: {summary['steps']} steps, {summary['tokens']:,} tokens, {summary['seconds']:.0f} s; "
-            f"best RNN at step {summary['best_step']}, {summary['validation_bits_per_token']:.3f} bits/token on "
-            f"validation\nnext: retain eval {quote(str(out))}, retain generate {quote(str(out))}"
+            f"{out}: {summary['steps']} steps, {summary['tokens']:,} tokens, {summary['seconds']:.0f} s; {best}\n"
+            f"next: retain eval {quote(str(out))}, retain generate {quote(str(out))}"
         )

@@ -9,10 +9,10 @@ from retain.data.batches import Batch, Data
 
 
 class Prefetch:
-    """The batches of `data` for one seed and rank, each begun when the one before it is taken.
+    """The batches of `data` for one seed and rank, each begun when the one before it is taken, the first by `begin`.
 
     A batch is still a function of (seed, number, rank, size): one that was prepared and is not asked for is thrown
-    away. `pin` puts it into page-locked memory, from where a GPU fetches it without a copy. Errors of `data` are
+    away. `pin` puts it into page-locked memory, which a GPU copies from while the host goes on. Errors of `data` are
     raised where its batch is taken. `waited`: seconds spent in `take` so far.
     """
 
@@ -25,22 +25,22 @@ class Prefetch:
     def take(self, number: int, size: int) -> Batch:
         """Batch `number` of `size` sequences; the next one is begun."""
         start = time.perf_counter()
+        batch = self.begin(number, size).result()
+        self.waited += time.perf_counter() - start
+        self.begin(number + 1, size)
+        return batch
+
+    def begin(self, number: int, size: int) -> Future[Batch]:
+        """Prepare this batch, where that is not being done, while other things are."""
         if self._next is None or self._next[0] != (number, size):
             if self._next is not None:
                 self._next[1].cancel()
-            self._begin(number, size)
-        assert self._next is not None
-        batch = self._next[1].result()
-        self.waited += time.perf_counter() - start
-        self._begin(number + 1, size)
-        return batch
+            self._next = (number, size), self._thread.submit(self._make, number, size)
+        return self._next[1]
 
     def close(self) -> None:
         """Wait for the thread to end; what it prepared is thrown away."""
         self._thread.shutdown(cancel_futures=True)
-
-    def _begin(self, number: int, size: int) -> None:
-        self._next = (number, size), self._thread.submit(self._make, number, size)
 
     def _make(self, number: int, size: int) -> Batch:
         batch = self.data.batch(self.seed, number, self.rank, size)

@@ -140,9 +140,13 @@ PROJECTING = (MLPCell, GatedCell, DeltaCell, TransformerCell)
 """Cells that read an input through their `from_input` alone; with `projected` they take it as already projected."""
 
 
-def in_own_dtype(memory: Tensor) -> AbstractContextManager[Any]:
-    """On CUDA autocast would run PyTorch's own cells in half precision, and round all that they remember to it."""
-    return torch.autocast("cuda", enabled=False) if memory.is_cuda else nullcontext()
+def in_own_dtype(memory: Tensor, cell: nn.Module) -> AbstractContextManager[Any]:
+    """On CUDA autocast would run PyTorch's own cells in half precision, and round all that they remember to it.
+
+    So it would on a CPU with `nn.RNN`, whose state is the tanh of a product; gates add up in float32 there.
+    """
+    halved = memory.is_cuda or isinstance(cell, nn.RNN)
+    return torch.autocast(memory.device.type, enabled=False) if halved else nullcontext()
 
 
 class GRUCell(nn.Module):
@@ -159,7 +163,7 @@ class GRUCell(nn.Module):
         """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D)."""
         dtype = next(self.cell.parameters()).dtype
         state = (memory.flatten(1) / REACH)[None]
-        with in_own_dtype(memory):
+        with in_own_dtype(memory, self.cell):
             states = self.cell(inputs.to(dtype), state.to(dtype))[0]
         return (states * REACH).unflatten(-1, memory.shape[-2:])
 
@@ -182,7 +186,7 @@ class LSTMCell(nn.Module):
     def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
         dtype = self.cell.weight_hh.dtype
         h, c = (memory.flatten(1).to(dtype) / REACH).chunk(2, 1)
-        with in_own_dtype(memory):
+        with in_own_dtype(memory, self.cell):
             return (torch.cat(self.cell(inputs.to(dtype), (h, c)), 1) * REACH).view_as(memory)
 
     def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def delta_rollout(
     if torch.is_grad_enabled() and any(x.requires_grad for x in needed):
         rolled: tuple[Tensor, Tensor] = _DeltaRollout.apply(*needed, cut or (0, len(inputs)))
         return rolled
-    registers, held = forward(*needed, False)
+    registers, held = replayed_forward(*needed, False)
     return registers, held
 
 
@@ -125,7 +125,7 @@ class _DeltaRollout(torch.autograd.Function):
         cut: Cut,
     ) -> tuple[Tensor, Tensor]:
         ctx.cut, weights = cut, (gain, from_memory, from_store, out)
-        registers, held, *kept = forward(register, store, inputs, *weights, True)
+        registers, held, *kept = replayed_forward(register, store, inputs, *weights, True)
         ctx.save_for_backward(register, registers, store, held, *weights, *kept)
         return registers, held
 
@@ -135,7 +135,7 @@ class _DeltaRollout(torch.autograd.Function):
         register, registers, store, held, gain, from_memory, from_store, out, *kept = ctx.saved_tensors
         streams = grad.shape[1]
         laid = Stretches(len(grad), streams, ctx.cut, grad.device)
-        of_register, of_store, of_inputs, *of_weights = backward(
+        of_register, of_store, of_inputs, *of_weights = replayed_backward(
             laid.lay_gradient(grad),
             laid.lay_gradient(grad_store),
             laid.lay(torch.cat([register[None], registers[:-1]])),
@@ -221,4 +221,4 @@ def _backward(
     return of_register, of_store, of_inputs, of_gain, of_from_memory, of_from_store, of_out
 
 
-forward, backward = Replayed(_forward, steps=2), Replayed(_backward, steps=0)
+replayed_forward, replayed_backward = Replayed(_forward, steps=2), Replayed(_backward, steps=0)

@@ -20,7 +20,7 @@ LOCAL = 4
 GROUP = 16
 """Steps whose registers attend together: each then sees the others' keys too, masked, so it must stay small."""
 
-AT_ONCE = 2**26
+WINDOW_NUMBERS = 2**26
 """Numbers in the windows that a pass without gradient reads at once: all steps of a validation would fill a GPU."""
 
 
@@ -142,7 +142,7 @@ class WindowEncoder(nn.Module):
         batch, per_step = tokens.shape[0], len(self.registers)
         if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             reach = tokens.shape[1] if self.context_len is None else min(tokens.shape[1], self.context_len)
-            at_once = max(1, AT_ONCE // (batch * (reach + per_step) * self.registers.shape[1]))
+            at_once = max(1, WINDOW_NUMBERS // (batch * (reach + per_step) * self.registers.shape[1]))
             if at_once < len(steps):
                 parts = [self(tokens, part, logits)[0] for part in steps.split(at_once)]
                 return torch.cat(parts, 1), None

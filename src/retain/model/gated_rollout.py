@@ -33,7 +33,7 @@ def gated_rollout(
     if torch.is_grad_enabled() and any(x.requires_grad for x in needed):
         memories: Tensor = _GatedRollout.apply(*needed, cut or (0, len(inputs)))
         return memories
-    return forward(*needed, False)[0]
+    return replayed_forward(*needed, False)[0]
 
 
 def _forward(
@@ -62,7 +62,7 @@ class _GatedRollout(torch.autograd.Function):
         ctx: Any, memory: Tensor, inputs: Tensor, gain: Tensor, from_memory: Tensor, out: Tensor, cut: Cut
     ) -> Tensor:
         ctx.cut = cut
-        memories, relus, both = forward(memory, inputs, gain, from_memory, out, True)
+        memories, relus, both = replayed_forward(memory, inputs, gain, from_memory, out, True)
         ctx.save_for_backward(memory, memories, gain, from_memory, out, relus, both)
         return memories
 
@@ -74,7 +74,7 @@ class _GatedRollout(torch.autograd.Function):
         laid = Stretches(len(grad), streams, ctx.cut, grad.device)
         grad, before = laid.lay_gradient(grad), laid.lay(torch.cat([memory[None], memories[:-1]]))
         kept = grad, before, laid.lay(relus), laid.lay(both)
-        of_memory, of_inputs, *of_weights = backward(*kept, gain, from_memory, out, streams, laid.comes_around)
+        of_memory, of_inputs, *of_weights = replayed_backward(*kept, gain, from_memory, out, streams, laid.comes_around)
         return of_memory, laid.back(of_inputs), *of_weights, None
 
 
@@ -120,4 +120,4 @@ def _backward(
     return of_memory, of_inputs, (of_scaled * normed).sum((0, 1)), of_from_memory, of_out
 
 
-forward, backward = Replayed(_forward, steps=1), Replayed(_backward, steps=0)
+replayed_forward, replayed_backward = Replayed(_forward, steps=1), Replayed(_backward, steps=0)

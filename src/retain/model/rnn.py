@@ -19,7 +19,7 @@ STEPWISE = (*PROJECTING, LSTMCell)
 """Our own cells that read step by step, so that a GPU replays their steps from graphs; cuDNN has kernels for a whole
 `nn.GRU` and `nn.RNN`."""
 
-AT_ONCE = 32
+STEPS_PER_GRAPH = 32
 """Steps of theirs that one CUDA graph holds: the casts of weights are made once for all of them."""
 
 
@@ -92,7 +92,7 @@ class RNN(nn.Module):
 
     @property
     def cuts(self) -> bool:
-        """Whether a `rollout` that is cut goes back through all its stretches side by side."""
+        """Whether `rollout(cut=…)` goes back through all stretches side by side; if not, one after another."""
         return not self.normalise and rolls(self.cell) and bool(getattr(self.cell, "cuts", False))
 
     def rollout(self, tokens: Tensor, memory: Tensor, cut: Cut | None = None) -> Tensor:
@@ -112,9 +112,9 @@ class RNN(nn.Module):
         inputs, memory = self.inputs(tokens), at_least_float32(memory)
         if self.cuts or type(self.cell) not in STEPWISE or not graphs.capturable([memory]):
             return self._read(memory, inputs, cut)[0]
-        # A GPU replays our own cells, AT_ONCE steps at a time.
+        # A GPU replays our own cells, STEPS_PER_GRAPH steps at a time.
         memories, replayed = [], _graphs_of(self)
-        for part in inputs.split(AT_ONCE, 1):
+        for part in inputs.split(STEPS_PER_GRAPH, 1):
             memories += replayed(memory, part)
             memory = memories[-1][:, -1]
         return torch.cat(memories, 1)

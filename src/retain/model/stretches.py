@@ -21,8 +21,8 @@ def ring(length: int, first: int, every: int, device: torch.device) -> Tensor:
 class Stretches:
     """The n stretches of (T, N, …), so that a gradient goes back through all at once: `every` steps of n · N streams.
 
-    Where nothing is cut, that is what there was. The last `streams` of the n · N have come around to the first step
-    before `comes_around` (None: none does); what stands there is the gradient of where the sequence began.
+    Sequences that are not cut are given back as they are. In the last `streams` of the n · N the steps come around to
+    the first one, at index `comes_around` (None: none does); the gradient that gets there is the initial memory's.
     """
 
     def __init__(self, length: int, streams: int, cut: Cut, device: torch.device):

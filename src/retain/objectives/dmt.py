@@ -61,36 +61,34 @@ class DMT(nn.Module):
         return min(end, start * 2 ** math.floor(done * doublings + 1e-9))
 
     def alone(self, horizon: int, length: int) -> bool:
-        """Whether the rollout can be what is trained: it never starts anew, and its gradient costs no more that way."""
+        """Whether the rollout can be what is trained: it never starts anew, and its gradient costs no more that way.
+
+        A stretch that is the whole sequence starts from m_0, whatever the horizon.
+        """
         steps = stretch(self.config.unroll, length)
-        able = steps == length or (steps > 1 and self.rnn.cuts)
-        return horizon == length and self.config.label_every == 1 and able
+        able = steps == length or (horizon == length and steps > 1 and self.rnn.cuts)
+        return self.config.label_every == 1 and able
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         tokens, targets, c = batch["tokens"], batch["targets"], self.config
         teacher = self._teacher[0]
         horizon = self.horizon(float(batch.get("progress", 1.0)), tokens.shape[1])
         alone = self.alone(horizon, tokens.shape[1])
-        guided = c.lambda_distill > 0 and self.trunk_trained
+        wants_trunk = c.lambda_distill > 0 and self.trunk_trained
+        own: Tensor | None = None  # where the rollout itself is what is trained
         with without_graph(), evaluating(teacher):
             if c.label_every > 1:
-                # The labels that are wanted, and m at the start: for an encoder that pays for each.
-                start = int(torch.randint(tokens.shape[1] - horizon + 1, ()))
-                steps = start + torch.arange(0, horizon + 1, min(c.label_every, horizon), device=tokens.device)
-                memory, trunk_logits = teacher.encode_with_trunk(tokens, steps, guided)  # (B, S + 1, K, D)
-                rolled = self.rnn.rollout(tokens[:, start : start + horizon], memory[:, 0])
-                own = torch.cat([memory[:, :1], rolled], 1)[:, steps[1:] - 1 - start]  # (B, S, K, D)
-                tokens, targets = tokens[:, steps[1:] - 1], targets[:, steps]
-                trunk_logits = None if trunk_logits is None else trunk_logits[:, steps]
+                tokens, targets, memory, trunk_logits, own = self.some_steps(tokens, targets, horizon, wants_trunk)
             else:
                 # (B, T + 1, K, D), (B, T + 1, V)
-                memory, trunk_logits = teacher.encode_with_trunk(tokens, logits=guided)
+                memory, trunk_logits = teacher.encode_with_trunk(tokens, logits=wants_trunk)
                 if not alone:
-                    own = rollout_from_teacher(self.rnn, memory, tokens, horizon)
-        if alone:
-            predicted = unroll_alone(self.rnn, memory[:, 0], tokens, stretch(c.unroll, tokens.shape[1]))  # (B, T, K, D)
+                    own = rollout_from_teacher(self.rnn, memory, tokens, horizon)  # (B, T, K, D)
+        steps = stretch(c.unroll, tokens.shape[1])
+        if own is None:
+            predicted = unroll_alone(self.rnn, memory[:, 0], tokens, steps)  # (B, T, K, D)
         else:
-            predicted = unroll(self.rnn, own, tokens, stretch(c.unroll, tokens.shape[1]))
+            predicted = unroll(self.rnn, own, tokens, steps)
         losses = {"loss_dyn": dynamics_loss(predicted, memory[:, 1:])}
         losses["loss"] = c.lambda_dyn * losses["loss_dyn"]
         if self.trains_readout:
@@ -104,20 +102,38 @@ class DMT(nn.Module):
             losses["loss"] = losses["loss"] + c.lambda_readout * losses["loss_readout"]
         if len(tokens) > 1:
             with torch.no_grad():
-                spread = (memory[:, 1:] - memory[:, 1:].mean(0)).square().mean()  # much faster than .var(0)
+                variance = (memory[:, 1:] - memory[:, 1:].mean(0)).square().mean()  # much faster than .var(0)
                 # A batch may hold one sequence several times, as small black and white images do.
-                losses["relative_drift"] = losses["loss_dyn"] / spread.clamp_min(1e-8)
-        losses["horizon"] = torch.full((), float(horizon), device=tokens.device)
+                losses["relative_drift"] = losses["loss_dyn"] / variance.clamp_min(1e-8)
+        losses["horizon"] = torch.full((), float(tokens.shape[1] if alone else horizon), device=tokens.device)
         return losses
+
+    def some_steps(
+        self, tokens: Tensor, targets: Tensor, horizon: int, wants_trunk: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+        """One rollout of `horizon` steps from a random place, and every `label_every`-th of its S steps to train.
+
+        Of these alone the teacher is asked, for an encoder that pays for each label. Returns their tokens (B, S), and
+        targets (B, S + 1), labels (B, S + 1, K, D) and the trunk's logits (B, S + 1, V) from the start on; then the
+        RNN's own memories before each (B, S, K, D).
+        """
+        start = int(torch.randint(tokens.shape[1] - horizon + 1, ()))
+        steps = start + torch.arange(0, horizon + 1, min(self.config.label_every, horizon), device=tokens.device)
+        memory, trunk_logits = self._teacher[0].encode_with_trunk(tokens, steps, wants_trunk)
+        rolled = self.rnn.rollout(tokens[:, start : start + horizon], memory[:, 0])
+        own = torch.cat([memory[:, :1], rolled], 1)[:, steps[1:] - 1 - start]
+        trunk_logits = None if trunk_logits is None else trunk_logits[:, steps]
+        return tokens[:, steps[1:] - 1], targets[:, steps], memory, trunk_logits, own
 
     def sequential_steps(self, length: int, progress: float = 0.0) -> int:
         """The longest chain of one optimizer step: labels, rollout, f and readout; back through the last two."""
         teacher = self._teacher[0]
         cell = self.rnn.depth * stretch(self.config.unroll, length)
         readout = self.rnn.readout.depth if self.trains_readout else 0
-        rollout = self.horizon(progress, length) * self.rnn.depth
+        alone = self.alone(self.horizon(progress, length), length)
+        rollout = (length if alone else self.horizon(progress, length)) * self.rnn.depth
         by_decoder = self.config.lambda_distill and not (self.trunk_trained and hasattr(teacher.encoder, "trunk"))
-        again = 0 if self.alone(self.horizon(progress, length), length) else cell
+        again = 0 if alone else cell
         forward = teacher.depth + max(rollout + again + readout, teacher.decoder.depth if by_decoder else 0)
         return forward + (cell + readout if self.config.predictive else max(cell, readout))
 

@@ -37,7 +37,8 @@ def predictive_loss(logits: Tensor, targets: Tensor, count: Tensor | None = None
     """Mean cross-entropy in nats (Eq. 2). logits (..., V), targets (...) where IGNORE never counts.
 
     Zero where no target counts. Under `torch.distributed` the mean over processes of what is returned is the
-    mean over all their targets. `count` (from `counted_targets`): of how many targets it is a part of the mean.
+    mean over all their targets. `count` (from `counted_targets`): divide by this many targets instead, where these
+    logits are one part of a larger mean.
     """
     total = F.cross_entropy(
         at_least_float32(logits).flatten(0, -2), targets.flatten(), ignore_index=IGNORE, reduction="sum"
@@ -46,7 +47,7 @@ def predictive_loss(logits: Tensor, targets: Tensor, count: Tensor | None = None
 
 
 def counted_targets(targets: Tensor) -> Tensor:
-    """How many targets count, the mean over processes; never below a tiny number, so that nothing over it is 0."""
+    """How many targets are not IGNORE, the mean over processes; at least 1e-9, so that a sum over none gives 0."""
     count = (targets != IGNORE).sum().float()
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(count)

@@ -22,9 +22,9 @@ def in_pieces(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum, with gradient, and the sum of each loss, without, over `pieces` of the sequence.
 
-    memory (B, S + 1, K, D) at the ends of S steps. losses(memory[:, a : b + 1], a, b) gives the scalars of steps a …
-    b - 1, which add up over the pieces; of what they depend on, gradients are for `memory` and `parameters`. They are
-    computed at once, in the forward pass, piece by piece, and nothing is computed twice.
+    memory (B, S + 1, K, D) at the ends of S steps. losses(memory[:, a : b + 1], a, b) gives scalars of the steps a …
+    b - 1 that add up over the pieces. Gradients for `memory` and `parameters` are computed in this forward pass, piece
+    by piece and nothing twice; whatever else the losses depend on gets none.
     """
     steps = memory.shape[1] - 1
     cuts = torch.linspace(0, steps, min(pieces, steps) + 1).round().int().tolist()

@@ -15,30 +15,30 @@ def stretch(unroll: int | None, length: int) -> int:
     return length if unroll is None else min(unroll, length)
 
 
-def unroll(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int, own: int = 0, horizon: int = 1) -> Tensor:
+def unroll(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int, own: Tensor | None = None, horizon: int = 1) -> Tensor:
     """What f makes of `memory` at each token, on its own for at most `steps` steps: (B, T, K, D).
 
     memory (B, T or more, K, D) before each token, tokens (B, T). The sequence is cut into segments of `steps`, at a
     random offset; each starts from `memory`, goes on from what f made, and all run side by side. So the sequential
     depth is `steps`, forward and in the gradient, however long the sequence is. One step is f of every memory at once.
-    The first `own` sequences start from f's own memories instead, without a graph, at most `horizon` steps away
-    from `memory`.
+    The sequences `own` (n,), indices into the batch, start from f's own memories instead, without a graph, at most
+    `horizon` steps away from `memory`.
     """
     length = tokens.shape[1]
     horizon = min(horizon, length)
     if steps == 1:
         start = memory[:, :length]
-        if own:
-            start = torch.cat([rollout_from_teacher(rnn, memory[:own], tokens[:own], horizon), start[own:]])
+        if own is not None:
+            start = start.index_copy(0, own, rollout_from_teacher(rnn, memory[own], tokens[own], horizon))
         return rnn.update(start, tokens)
     steps = min(steps, length)
     offset = int(torch.randint(steps, ())) if steps < length else 0
     where = ring(length, offset, steps, tokens.device).clamp_max(length - 1)  # (n, steps)
     segments, start = tokens[:, where].flatten(0, 1), memory[:, where[:, 0]]
-    if own and steps < length:
+    if own is not None and steps < length:
         at = where[int(offset == 0) :, 0]  # m_0 is the teacher's and f's
-        apart = own_memories(rnn, memory[:own], tokens[:own], at, horizon)
-        start = torch.cat([torch.cat([start[:own, : -len(at)], apart], 1), start[own:]])
+        apart = own_memories(rnn, memory[own], tokens[own], at, horizon)
+        start = start.index_copy(0, own, torch.cat([start[own, : -len(at)], apart], 1))
     if offset:
         # There the last segment has come around to t = 0, and starts a second time.
         around = steps - offset

@@ -79,7 +79,7 @@ class SMT(nn.Module):
             losses["loss_trunk"] = predictive_loss(trunk_logits, targets)
         labels = memory.detach() if c.detach_labels else memory
         inputs, asked = tokens[:, first : first + count], targets[:, first : first + count + 1]
-        own, in_all = round(c.on_policy * len(tokens)), counted_targets(asked) if self.trains_readout else None
+        own, in_all = on_policy_rows(tokens, c.on_policy), counted_targets(asked) if self.trains_readout else None
         guide = decoder = None
         if c.lambda_distill:
             guide, decoder = (memory, self.teacher.decoder) if trunk_logits is None else (trunk_logits[:, steps], None)
@@ -162,6 +162,16 @@ class SMT(nn.Module):
 def copy_readout(teacher: Teacher, rnn: RNN) -> None:
     """Give the RNN's readout the decoder's weights: they have one shape but for the future's embedding."""
     rnn.readout.load_state_dict({k: v for k, v in teacher.decoder.state_dict().items() if not k.startswith("embed")})
+
+
+def on_policy_rows(tokens: Tensor, fraction: float) -> Tensor | None:
+    """Which sequences of the batch start f from its own memories (n,), None where none does.
+
+    Evenly spread, so that the batches of several processes, one after another, are a batch of one process.
+    """
+    size = len(tokens)
+    count = round(fraction * size)
+    return (2 * torch.arange(count, device=tokens.device) + 1) * size // (2 * count) if count else None
 
 
 def spread(count: int, wanted: int | None, device: torch.device) -> Tensor:

@@ -165,7 +165,7 @@ def _norms(gradient: Tensor) -> list[float]:
 def geometry(run: Run, data: Data, plotted: int = 1200) -> dict[str, Any]:
     """Where memories lie: principal components, effective rank, uniformity, and whether they have collapsed.
 
-    `rnn` and `teacher` (null where it was not trained) each have the figures of `spread`; `points` are some of the
+    `rnn` and `teacher` (null where it was not trained) each have the figures of `geometry_of`; `points` are some of the
     RNN's memories and of the teacher's in the RNN's first three principal components, with position, last token and
     the task's hidden state where it is known.
     """
@@ -191,8 +191,8 @@ def geometry(run: Run, data: Data, plotted: int = 1200) -> dict[str, Any]:
     last = tokens.flatten()[every].tolist()
     hidden = hidden_state(data, tokens, index)
     return {
-        "rnn": spread(own),
-        "teacher": None if labels is None else spread(labels),
+        "rnn": geometry_of(own),
+        "teacher": None if labels is None else geometry_of(labels),
         "explained": [float(s) for s in share[:3]],
         "points": {
             "rnn": project(chosen),
@@ -207,7 +207,7 @@ def geometry(run: Run, data: Data, plotted: int = 1200) -> dict[str, Any]:
     }
 
 
-def spread(memories: Tensor) -> dict[str, Any]:
+def geometry_of(memories: Tensor) -> dict[str, Any]:
     """Figures of memories (B, T + 1, K, D), m_0 left out, and what is wrong with them.
 
     `effective_rank`: exp of the entropy of the singular values' shares (Roy & Vetterli 2007), of K·D at most.

@@ -48,12 +48,14 @@ LABELS = {
     "loss_trunk": "loss_trunk",
     "loss_distill": "loss_distill",
     "gradient_norm": "gradient norm",
+    "gradient_norm_rnn": "gradient norm, RNN",
+    "gradient_norm_teacher": "gradient norm, teacher",
     "relative_drift": "relative drift in DMT",
     "validation_bits_per_token": "validation bits per token",
     "validation_accuracy": "validation accuracy",
     "validation_relative_drift": "validation relative drift",
 }
-LOG = ("loss_dyn", "gradient_norm")
+LOG = ("loss_dyn", "gradient_norm", "gradient_norm_rnn", "gradient_norm_teacher")
 
 
 def history_charts(runs: list[dict[str, Any]]) -> list[Chart]:

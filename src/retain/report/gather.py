@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from retain.arguments import option_of
 from retain.config import RunConfig
 from retain.config_json import flatten, load_config, to_dict
 from retain.data import Data, load_data
@@ -176,12 +177,7 @@ def command_of(config: RunConfig, path: Path) -> str:
     for key, value in now.items():
         if value == before.get(key) or key in ("data.path", "preset") or (key == "data.name" and config.data.path):
             continue
-        option = "--" + key.replace("_", "-")
-        if isinstance(value, bool):
-            head, _, tail = option.rpartition(".")
-            line.append(option if value else f"{head}.no-{tail}" if head else f"--no-{tail[2:]}")
-        else:
-            line += [option, *map(str, value if isinstance(value, list) else [value])]
+        line += option_of(key, value)
     try:
         same = train_config(line[1:])[0] == config
     except Exception:  # whatever the parser says of it, it is not a line to show

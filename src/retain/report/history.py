@@ -105,7 +105,7 @@ def curves(columns: dict[str, Floats], points: int) -> dict[str, dict[str, list[
     axes = [axis for axis in AXES if axis in columns]
     found = {}
     for name, values in sorted(columns.items()):
-        measured = name.startswith(("loss", "validation_")) or name in ("gradient_norm", "relative_drift")
+        measured = name.startswith(("loss", "validation_", "gradient_norm")) or name == "relative_drift"
         if not measured or name == "validation_seconds":
             continue
         where = np.flatnonzero(np.isfinite(values))
