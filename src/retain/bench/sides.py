@@ -62,15 +62,17 @@ def batch_of(size: Size) -> dict[str, Tensor]:
     return {"tokens": windows[:, :-1].contiguous(), "targets": windows}
 
 
-def training_step(objective: nn.Module, batch: dict[str, Tensor], *, bf16: bool = True) -> Callable[[], Tensor]:
-    """One optimizer step; the random numbers in it are the same in every repetition of every side."""
+def training_step(
+    objective: nn.Module, batch: dict[str, Tensor], *, bf16: bool = True, seed: int | None = None
+) -> Callable[[], Tensor]:
+    """One optimizer step. Its random numbers are those of `seed`, or of a new one in each repetition, on every side."""
     parameters = [p for p in objective.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
     turn = 0
 
     def step() -> Tensor:
         nonlocal turn
-        torch.manual_seed(turn)
+        torch.manual_seed(turn if seed is None else seed)
         turn += 1
         with autocast(bf16):
             loss: Tensor = objective(batch)["loss"]
@@ -83,11 +85,26 @@ def training_step(objective: nn.Module, batch: dict[str, Tensor], *, bf16: bool 
     return step
 
 
-def smt_step(size: Size, *, compiled: bool = False, bf16: bool = True, **teacher: object) -> Callable[[], Tensor]:
+def full_window(size: Size) -> int:
+    """A seed by which SMT takes a memory that has as many tokens before it as the window encoder reads.
+
+    Else a step of 50 tokens would be held against one of 300.
+    """
+    context = size.teacher.context_len or size.length
+    for seed in range(1000):
+        torch.manual_seed(seed)
+        if int(torch.randint(size.length, ())) >= context:
+            return seed
+    raise ValueError(f"length: {size.length} leaves no window of {context} whole")
+
+
+def smt_step(
+    size: Size, *, compiled: bool = False, bf16: bool = True, seed: int | None = None, **teacher: object
+) -> Callable[[], Tensor]:
     rnn, guide = models(size, **teacher)
     quicken(rnn, guide, compiled)
     config = size.smt if guide_labels_all(size, teacher) else dataclasses.replace(size.smt, steps_per_sequence=1)
-    return training_step(SMT(guide, rnn, config, size.teacher.future_len), batch_of(size), bf16=bf16)
+    return training_step(SMT(guide, rnn, config, size.teacher.future_len), batch_of(size), bf16=bf16, seed=seed)
 
 
 def quicken(rnn: RNN, teacher: Teacher, compiled: bool) -> None:
