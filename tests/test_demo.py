@@ -22,7 +22,9 @@ def test_the_demo_gives_all_one_budget_and_shows_what_was_scored(monkeypatch, tm
     for row in rows:
         folder = Path(row["run"])
         assert load_config(folder / "config.json").budget == "1s"
-        assert json.loads((folder / "eval-test.json").read_text())["bits_per_token"] == row["bits_per_token"]
+        scored = json.loads((folder / "eval-test.json").read_text())
+        assert scored["bits_per_token"] == row["bits_per_token"] and scored["split"] == "test"
+        assert {"files", "bytes", "sha256"} <= {key.partition(".")[0] for key in scored["data"]}
         assert f"{row['bits_per_token']:.3f}" in said
         assert (row["teacher_bits_per_token"] is None) == ("BPTT" in row["method"])
 

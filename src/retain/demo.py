@@ -34,6 +34,8 @@ def methods(config: RunConfig) -> dict[str, RunConfig]:
 
 
 def main() -> None:
+    from retain.checkpoint import keep_printed
+    from retain.commands.evaluate import record_of
     from retain.data import load_data
     from retain.evaluate import batch_for, evaluate
     from retain.generate import generate
@@ -50,7 +52,7 @@ def main() -> None:
     print(
         f"Pretraining a character-level RNN on the source of Python's standard library "
         f"({sum(files.values())} files, {sum(data.info['bytes'].values()) / 1e6:.1f} MB), "
-        f"{seconds:.0f} s for each of three methods."
+        f"{seconds:.0f} s for each of three methods, about {3 * seconds / 60 + 0.5:.0f} minutes in all."
     )
     runs = methods(config)
     folders = {name: OUT / name.replace(" → ", "-").replace(", ", "-").replace(" ", "-").lower() for name in runs}
@@ -65,13 +67,15 @@ def main() -> None:
         shutil.rmtree(OUT)
     rows: list[dict[str, Any]] = []
     start = time.perf_counter()
-    for name, run in runs.items():
-        print(f"\n{name}", file=sys.stderr)
+    for number, (name, run) in enumerate(runs.items(), 1):
+        print(f"\n{name} ({number} of {len(runs)})", file=sys.stderr)
         folder = folders[name]
         summary = train(run, folder)
         trained = load_run(folder, teacher=run.has_teacher)
-        result = evaluate(trained.rnn, trained.teacher, data.windows("test", batch_for(data, trained.rnn)))
-        (folder / "eval-test.json").write_text(json.dumps(result, indent=2) + "\n")
+        size = batch_for(data, trained.rnn)
+        scores = evaluate(trained.rnn, trained.teacher, data.windows("test", size))
+        result = record_of(trained, data, "test", size, scores)
+        keep_printed(folder / "eval-test.json", json.dumps(result, indent=2))
         rows.append(
             {
                 "method": name,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from retain.config import RunConfig
 from retain.presets import PRESETS
 from retain.sweep import describe, with_values
-from retain.tables import spread, table
+from retain.tables import mean_and_deviation, table
 
 if TYPE_CHECKING:  # it would load PyTorch, for --help too
     from retain.data.batches import Split
@@ -30,6 +30,8 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "stretches of 8": {"smt.unroll": 8, "dmt.unroll": 8},
     "less uniformity, the paper's": {"smt.lambda_unif": 0.001},
     "SMT from the teacher's memories alone": {"smt.on_policy": 0.0},
+    "no probabilities of the teacher": {"smt.lambda_distill": 0.0, "dmt.lambda_distill": 0.0},
+    "SMT's rate falling": {"smt.schedule": "cosine"},
     "SMT for all the steps, no DMT": {"phases": ["smt"], "smt.schedule": "cosine"},  # as DMT's rate would fall
     "DMT over the whole sequence": {"dmt.unroll": None},
     "weight 0.1 on the teacher's memory in DMT": {"dmt.lambda_dyn": 0.1},
@@ -118,7 +120,9 @@ def ablation(quick: bool = False) -> Study:
         for name, changes in WITHOUT.items():
             for seed in range(seeds):
                 shared = {"budget": f"{steps}steps", "validate_every": f"{steps}steps", "seed": seed, "tracker": None}
-                runs[f"{preset}-{slug(name)}-seed{seed}"] = with_values(PRESETS[preset](), shared | changes)
+                config = with_values(PRESETS[preset](), shared | changes)
+                if not changes or config != with_values(PRESETS[preset](), shared):  # else the preset is so already
+                    runs[f"{preset}-{slug(name)}-seed{seed}"] = config
     line = (
         f"retain train PRESET --budget {steps}steps --validate-every {steps}steps --seed SEED, and for each row what "
         "it names"
@@ -140,11 +144,14 @@ def ablation_table(results: Mapping[str, Any]) -> str:
     for name, changes in WITHOUT.items():
         row = [f"{name}: `{describe(changes)}`" if changes else name]
         for preset, quality in ABLATED.items():
+            if changes and with_values(PRESETS[preset](), changes) == PRESETS[preset]():
+                row += ["as shipped", "", ""]
+                continue
             mine = f"{preset}-{slug(name)}-seed"
             found = [r["validation"] for run, r in results.items() if run.startswith(mine) and "validation" in r]
             diverged = sum(run.startswith(mine) and "failed" in r for run, r in results.items())
             for key in (quality, f"teacher_{quality}", "relative_drift"):
-                row.append(spread([r[key] for r in found]))
+                row.append(mean_and_deviation([r[key] for r in found]))
             row[-3] += f" ({diverged} diverged)" if diverged else ""
         rows.append(row)
     held = []
