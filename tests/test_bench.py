@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from retain.bench.sides import PAPER, SMALL, at, full_window
 from retain.config import DMTConfig
 from retain.objectives import DMT, SMT
 
+ROOT = Path(__file__).parents[1]
 GOALS = {
     "smt-small": (4, True),
     "smt-paper": (4, True),
@@ -57,15 +59,17 @@ def test_a_goal_is_met_from_its_side():
     assert Row("", 0.5, False, 0.5, "").met and not Row("", 0.5, False, 0.6, "").met
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_rows_are_kept_beside_each_other(device, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("which", page.FIGURES)
+def test_rows_are_kept_beside_each_other(which, tmp_path, monkeypatch, capsys):
+    device, precision = which.split() if " " in which else (which, "bfloat16")
     monkeypatch.setattr(page, "by_turns", lambda *sides: [1.0])
     monkeypatch.setattr(page, "product", lambda size: None)
     monkeypatch.setattr(page, "device", lambda: torch.device(device))
+    monkeypatch.setattr(page, "precision", lambda: getattr(torch, precision))
     page.machine.cache_clear()
     monkeypatch.setattr(page, "PAGE", tmp_path / "benchmarks.md")
-    monkeypatch.setitem(page.FIGURES, device, tmp_path / "benchmarks.json")
-    begin, end = page.MARKS[device]
+    monkeypatch.setitem(page.FIGURES, which, tmp_path / "benchmarks.json")
+    begin, end = page.MARKS[which]
     (tmp_path / "benchmarks.md").write_text(f"Words.\n{begin}\nold\n{end}\nMore words.\n")
     monkeypatch.setitem(ROWS, "growth", lambda: Row("growing", 5, False, 7.25, "a against b"))
     monkeypatch.setitem(ROWS, "bptt", lambda: Row("bptt", 0.2, False, 0.125, "c against d"))
@@ -76,6 +80,14 @@ def test_rows_are_kept_beside_each_other(device, tmp_path, monkeypatch, capsys):
     assert text.startswith("Words.") and text.endswith("More words.\n") and "old" not in text
     assert "| ≤ 5 | 7.25 | **not met** | a against b |" in text and "| ≤ 0.2 | 0.12 | met | c against d |" in text
     assert set(json.loads((tmp_path / "benchmarks.json").read_text())["rows"]) == {"growth", "bptt"}
+
+
+@pytest.mark.parametrize("which", page.FIGURES)
+def test_the_page_is_of_its_figures(which):
+    kept = json.loads((ROOT / page.FIGURES[which]).read_text())
+    begin, end = page.MARKS[which]
+    shown = (ROOT / page.PAGE).read_text().partition(begin)[2].partition(end)[0]
+    assert shown.split() == page.markdown(kept["machine"], kept["rows"]).split()
 
 
 def test_an_unknown_row_is_named(capsys):

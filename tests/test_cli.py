@@ -180,6 +180,7 @@ def test_the_progress_bar_goes_to_stderr_and_quiet_silences_it(retain, tiny_file
     code, said, complaints = retain("train", "--config", tiny_file, "--out", tmp_path / "run")
     assert code == 0
     assert "smt" in complaints and "dmt" in complaints and "ETA" in complaints
+    assert "12/12 steps" in complaints and "/6 steps" not in complaints, "what is left is left of the whole run"
     assert "ETA" not in said
 
 

@@ -41,12 +41,15 @@ def captured(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_run_has_the_losses_of_an_eager_one(tmp_path, caplog, captured, monkeypatch):
+@pytest.mark.parametrize("encoder, cell", [("state", "mlp"), ("window", "transformer")])
+def test_a_compiled_run_has_the_losses_of_an_eager_one(encoder, cell, tmp_path, caplog, captured, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: name)
-    settings = {"phases": ("smt",), "budget": "3steps", "validation_sequences": 4, "smt__on_policy": 0.0}
+    settings = {"phases": ("smt", "dmt", "bptt"), "budget": "6steps", "validation_sequences": 4, "memory__norm": "rms"}
+    settings |= {"teacher__encoder": encoder, "cell__kind": cell}
     for compiled in (False, True):
         train(tiny(compile=compiled, **settings), tmp_path / str(compiled), progress_bar=False)
-    assert captured == ["StateEncoder.forward", "Decoder.forward", "Readout.forward", "MLPCell.forward"]
+    parts = (f"{encoder.title()}Encoder", "Decoder", "Readout", {"mlp": "MLPCell"}.get(cell, "TransformerCell"))
+    assert captured == [f"{part}.forward" for part in parts]
     assert_close(losses(tmp_path / "True"), losses(tmp_path / "False"), 1e-4)
     assert "compile:" not in caplog.text
 

@@ -262,8 +262,15 @@ class Loop:
             "validate": Every(parse_budget(self.config.validate_every), p),
         }
         clock = Clock(p)
+        # Where phases count alike, what is left is left of the run.
+        alike = len({b.unit for b in self.budgets}) == 1
+        whole = sum(b.amount for b in self.budgets) if alike else budget.amount
+
+        def over() -> float:
+            return min(p.total(budget.unit) if alike else p.spent(budget.unit), whole)
+
         bar = tqdm(
-            total=budget.amount, initial=min(p.spent(budget.unit), budget.amount), unit=budget.unit, desc=name,
+            total=whole, initial=over(), unit=budget.unit, desc=name,
             disable=not self.bar, mininterval=0.5 if sys.stderr.isatty() else 10, dynamic_ncols=True,
             bar_format="{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} {unit}, ETA {remaining}{postfix}",
         )  # fmt: skip
@@ -287,7 +294,7 @@ class Loop:
                     self.log(record | self.since_logged())
                 speed = p.phase_tokens / max(p.phase_seconds, 1e-9)
                 bar.set_postfix_str(f"loss {record['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
-                bar.update(min(p.spent(budget.unit), budget.amount) - bar.n)
+                bar.update(over() - bar.n)
                 due: float = every["validate"].due(p)
                 if every["validate"].budget.unit == "s":
                     (due,) = agreed(self.accelerator, due)

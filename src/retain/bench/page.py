@@ -1,4 +1,4 @@
-"""What a benchmark found: a table in docs/benchmarks.md, of CPUs or of GPUs, and the figures as JSON beside it."""
+"""What a benchmark found: its table in docs/benchmarks.md, of such a machine, and the figures as JSON beside it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,15 @@ from retain.results import write
 from retain.tables import table
 
 PAGE = Path("docs/benchmarks.md")
-FIGURES = {"cpu": Path("docs/benchmarks.json"), "cuda": Path("docs/benchmarks-cuda.json")}
+FIGURES = {
+    "cpu bfloat16": Path("docs/benchmarks.json"),
+    "cpu float32": Path("docs/benchmarks-float32.json"),
+    "cuda": Path("docs/benchmarks-cuda.json"),
+}
+"""By device and, of a CPU, the precision of its products: ratios of the one say nothing of the other."""
 MARKS = {
-    "cpu": ("<!-- bench begin -->", "<!-- bench end -->"),
+    "cpu bfloat16": ("<!-- bench begin -->", "<!-- bench end -->"),
+    "cpu float32": ("<!-- bench float32 begin -->", "<!-- bench float32 end -->"),
     "cuda": ("<!-- bench cuda begin -->", "<!-- bench cuda end -->"),
 }
 
@@ -46,7 +52,8 @@ def machine() -> dict[str, Any]:
 def save(rows: dict[str, Row]) -> None:
     """Keep the figures of these rows, beside those of rows measured before on this machine."""
     here = machine()
-    figures, marks = FIGURES[here["device"]], MARKS[here["device"]]
+    which = f"cpu {here['precision']}" if here["device"] == "cpu" else here["device"]
+    figures, marks = FIGURES[which], MARKS[which]
     kept = json.loads(figures.read_text()) if figures.exists() else {}
     same = {k: v for k, v in kept.get("machine", {}).items() if k not in ("date", "products_gflops")}
     if same != {k: v for k, v in here.items() if k in same} or not same:
