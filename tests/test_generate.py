@@ -10,8 +10,10 @@ import torch
 from conftest import tiny
 from hubdata import tokenizer
 from naive import VOCAB, assert_close, models
+from retain import devices
+from retain import generate as fast
 from retain.config import CELLS, CellConfig, MemoryConfig, TeacherConfig
-from retain.generate import check_sampling, generate, sample, save_image_grid, token_writer
+from retain.generate import READ_AT_ONCE, check_sampling, generate, sample, save_image_grid, token_writer
 from retain.model.rnn import RNN
 
 
@@ -228,6 +230,38 @@ def test_the_measure_of_memory_tells():
     before = live_bytes()
     kept = [torch.zeros(100) for _ in range(3)]
     assert live_bytes() - before == len(kept) * 400
+
+
+class NormedCell(torch.nn.Module):
+    """A user's own, with a norm, which takes memory and weights of one dtype only."""
+
+    def __init__(self, memory):
+        super().__init__()
+        self.norm, self.map = torch.nn.LayerNorm(memory.width), torch.nn.Linear(memory.width, memory.width)
+
+    def forward(self, memory, inputs):
+        return memory + self.map(self.norm(memory) + inputs[:, None])
+
+
+def test_a_fast_step_in_bfloat16_leaves_a_users_cell_alone(monkeypatch):
+    monkeypatch.setattr(devices, "fast_bf16", lambda device: True)
+    monkeypatch.setattr(devices, "can_compile", lambda device: False)
+    monkeypatch.setattr(fast, "BF16_PRODUCTS", 0)
+    memory = MemoryConfig(tokens=2, width=8, norm="batch")
+    readout = TeacherConfig(encoder="state", width=8, heads=1, layers=1, decoder_layers=1, future_len=1)
+    rnn = RNN(VOCAB, memory, readout, CellConfig(), NormedCell(memory))
+    token, held = torch.tensor([1, 2, 3]), rnn.init_memory(3)
+    logits, after = fast.fast_step(rnn, 3)(token, held)
+    assert after.dtype == torch.float32
+    for got, wanted in zip((logits, after), rnn.step(token, held), strict=True):
+        assert_close(got, wanted.detach(), 0.05)
+
+
+@pytest.mark.parametrize("length", [1, READ_AT_ONCE, READ_AT_ONCE + 1])
+def test_a_prompt_read_in_parts_is_the_prompt(rnn, length):
+    prompt = torch.randint(VOCAB, (2, length))
+    likeliest = rnn(prompt)[0][:, -1].argmax(-1)
+    assert torch.equal(drawn(rnn, prompt, 1, temperature=0)[:, 0], likeliest)
 
 
 def test_a_long_prompt_costs_no_more_memory(rnn):

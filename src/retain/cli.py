@@ -100,7 +100,8 @@ def one_line_errors() -> Iterator[None]:
         if isinstance(error, OSError) and error.strerror:
             fail(f"{error.filename or 'disk'}: {error.strerror}", code)
         if out_of_memory(error):
-            fail(f"{NO_MEMORY} ({str(error).splitlines()[0]})", code)
+            graphs = "; on a GPU RETAIN_CUDA_GRAPHS=0 keeps no graphs" if "CUDA" in str(error) else ""
+            fail(f"{NO_MEMORY}{graphs} ({str(error).splitlines()[0]})", code)
         fail(str(error), code)
 
 

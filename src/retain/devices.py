@@ -104,7 +104,7 @@ def compile_parts(rnn: RNN, teacher: Teacher) -> None:
     varies on some memory tasks. Without a compiler they stay as they are."""
     if can_compile(rnn.m_0.device):
         parts = {"encoder": teacher.encoder, "decoder": teacher.decoder, "readout": rnn.readout}
-        if not rolls(rnn.cell):  # else its rollout is what runs, which is written out by hand
+        if not rolls(rnn.cell) or rnn.normalise:  # else its rollout is what runs, which is written out by hand
             parts["cell"] = rnn.cell
         for name, part in parts.items():
             part.forward = compiled(part.forward, name)

@@ -96,6 +96,10 @@ BF16_PRODUCTS = 8_000_000
 slower, up to three times (docs/log.md)."""
 
 
+READ_AT_ONCE = 256
+"""Tokens of a prompt whose memories are held at once, while it is read."""
+
+
 def fast_step(rnn: RNN, batch: int = 1) -> Step:
     """`rnn.step` compiled, for long texts: the first step takes as long as compiling does, a minute or so.
 
@@ -112,8 +116,9 @@ def fast_step(rnn: RNN, batch: int = 1) -> Step:
     frozen = copy.deepcopy(rnn).eval()
     if bf16:
         frozen.bfloat16()
-        if isinstance(frozen.cell, (GRUCell, LSTMCell)):
-            frozen.cell.float()  # they compute memory in the dtype of their weights
+        if isinstance(frozen.cell, (GRUCell, LSTMCell)) or type(rnn.cell) not in CELLS.values():
+            # They compute memory in the dtype of their weights; of a user's cell nothing is known.
+            frozen.cell.float()
     exact: Step = frozen.step
     step = exact
     if can_compile(device):
@@ -173,8 +178,8 @@ def _stream(
     # Entered around each piece of work, not the yields: the caller's own code must not run inside it.
     with torch.inference_mode(), evaluating(rnn):
         memory = rnn.init_memory(len(prompt)) if memory is None else memory.to(device)
-        for token in prompt.to(device).unbind(1):
-            memory = rnn.update(memory, token)
+        for part in prompt.to(device).split(READ_AT_ONCE, 1) if prompt.shape[1] else ():
+            memory = rnn.rollout(part, memory)[:, -1].clone()  # a view would keep the memories of every step
         logits = rnn.readout(memory).float()
     for number in range(length):
         mode = evaluating(rnn) if any(part.training for part in parts) else nullcontext()

@@ -41,7 +41,8 @@ LONGER = "Retrieval over longer sequences"
 PAPERS_CELL = "The paper's cell, a Transformer"
 OTHER_CELLS = "A GRU and a residual MLP as the cell"
 LONGER_TEXT = "Text for a quarter of an hour"
-BY_NAME = (PAPERS_CELL, OTHER_CELLS, LONGER_TEXT)
+OWN_RATES = "Tasks at the presets' own rates"
+BY_NAME = (PAPERS_CELL, OTHER_CELLS, LONGER_TEXT, OWN_RATES)
 """Sections that are run only by the names of their comparisons."""
 OFF = (("pieces", 1), ("recompute", False))
 """Options that came after figures were kept, and what they are where they change nothing."""
@@ -102,6 +103,20 @@ def by_name(line: Callable[..., str]) -> dict[str, dict[str, str]]:
             "retrieval-mlp-cell": line("retrieval-mlp-cell", "retrieval", "smt", 120, 3, mlp),
         },
         LONGER_TEXT: {"stdlib-900": line("stdlib-900", "stdlib", "smt,gru", 900, 3, sweep=80)},
+        # What a user of the presets gets, who sweeps nothing.
+        OWN_RATES: {
+            "retrieval-own-rate": line("retrieval-own-rate", "retrieval", "smt", 120, 3, " --lrs 1"),
+            "retrieval-256-own-rate": line(
+                "retrieval-256-own-rate",
+                "retrieval",
+                "smt",
+                300,
+                3,
+                " --lrs 1 --data.seq-len 256 --teacher.future-len 256",
+            ),
+            "copy-own-rate": line("copy-own-rate", "copy", "smt", 300, 3, " --lrs 1"),
+            "stack-own-rate": line("stack-own-rate", "stack", "smt", 300, 3, " --lrs 1"),
+        },
     }
 
 

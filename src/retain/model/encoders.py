@@ -66,7 +66,8 @@ class StateEncoder(nn.Module):
 class RegisterEncoder(nn.Module):
     """K registers per wanted step read the trunk's layers up to that step, and each other.
 
-    The registers go through the trunk's own blocks and share its weights. Cost grows as T·S·K + S·K².
+    The registers go through the trunk's own blocks and share its weights. Work grows as T·S·K + S·K²; what is held
+    for the way back has a copy of the trunk's keys and values for each GROUP of steps.
     """
 
     def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
@@ -118,7 +119,9 @@ def grouped(steps: Tensor, per_step: int, length: int) -> list[tuple[slice, int,
     """
     found = []
     for first, part in zip(range(0, len(steps), GROUP), steps.split(GROUP), strict=True):
-        end = length if steps.device.type != "cpu" else int(part.max()) + 1  # no wait for another device
+        # As in WindowEncoder: no wait for another device, and nothing that is compiled anew for every step.
+        known = steps.device.type != "cpu" or torch.compiler.is_compiling()
+        end = length if known else int(part.max()) + 1
         of_step = torch.arange(len(part), device=steps.device).repeat_interleave(per_step)
         trunk = torch.arange(end, device=steps.device) <= part.repeat_interleave(per_step)[:, None]
         mask = torch.cat([trunk, of_step == of_step[:, None]], 1)

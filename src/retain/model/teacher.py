@@ -58,7 +58,8 @@ class Teacher(nn.Module):
         self.decoder = Decoder(vocab_size, memory, config)
 
     def encode(self, tokens: Tensor, steps: Tensor | None = None) -> Tensor:
-        """Memories m_t, (B, S, K, D) float32, at the `steps` (S,) wanted; None is all t = 0 … T. tokens (B, T)."""
+        """Memories m_t, (B, S, K, D) float32, at the `steps` (S,) wanted, each larger than the one before it; None is
+        all t = 0 … T. tokens (B, T)."""
         return self.encode_with_trunk(tokens, steps, logits=False)[0]
 
     def encode_with_trunk(
