@@ -1,5 +1,7 @@
 """The methods of `retain compare`: equal parameters, budgets and rates, and what is tried before what is claimed."""
 
+import json
+
 import pytest
 
 from conftest import tiny
@@ -68,6 +70,17 @@ def test_a_file_that_has_changed_is_another_comparison(tmp_path):
     compare(Comparison(methods=("bptt",), seeds=1, **shared), tmp_path / "out")  # nothing to train, nothing to mix
     with pytest.raises(ValueError, match=r"out: .*bptt.*: the data has changed: .* name another --out"):
         compare(Comparison(methods=("bptt",), seeds=2, **shared), tmp_path / "out")
+
+
+def test_embedded_data_of_another_version_is_another_comparison(tmp_path):
+    """As the library's source is, under another Python."""
+    shared = {"config": tiny(budget="2steps"), "methods": ("bptt",), "lrs": ("1",), "threads": 1}
+    compare(Comparison(seeds=1, **shared), tmp_path / "out")
+    (path,) = (tmp_path / "out/runs").glob("*/result.json")
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps(result | {"data": result["data"] | {"sha256": "another"}}))
+    with pytest.raises(ValueError, match=r"out: .*bptt.*: the data has changed: its sha256 was 'another'"):
+        compare(Comparison(seeds=2, **shared), tmp_path / "out")
 
 
 def test_truncated_is_a_quarter_of_what_is_read():

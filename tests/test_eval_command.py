@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from conftest import tiny
+from retain.checkpoint import export
 from retain.cli import main
 from retain.config import DataConfig
 from retain.data import load_data
 from retain.evaluate import LEFT, evaluate, has_left
+from retain.report.gather import gather
 from retain.run import load_run
 from retain.train import train
 
@@ -40,6 +42,58 @@ def test_another_file_is_scored_whole(text_run, tmp_path, capsys):
     main(["eval", str(text_run), "--data", str(other), "--seq-len", "18", "--json"])
     assert json.loads(capsys.readouterr().out)["sequences"] == 1
     assert "the file has only 19" in refused(capsys, "eval", text_run, "--data", other, "--seq-len", 19)
+
+
+def test_what_it_was_trained_on_is_not_scored_as_another_file(text_run, tmp_path, capsys):
+    """Wherever it lies by now: of its bytes nine in ten were learnt."""
+    moved = shutil.copy(load_run(text_run).config.data.path, tmp_path / "moved.txt")
+    main(["eval", str(text_run), "--json"])
+    own = json.loads(capsys.readouterr().out)
+    main(["eval", str(text_run), "--data", str(moved), "--json"])
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert found["split"] == "test" and found["bits_per_token"] == own["bits_per_token"]
+    assert said.err == f"retain: {moved} is what the run was trained on; its test split is scored\n"
+    main(["eval", str(text_run), "--data", str(moved), "--split", "all", "--json"])
+    said = capsys.readouterr()
+    assert json.loads(said.out)["split"] == "all"
+    assert said.err == f"retain: most of {moved} is what the run was trained on\n"
+
+
+def test_scores_of_an_earlier_model_are_not_shown_as_the_runs(text_run, tmp_path, capsys):
+    """Scored while it was trained, then resumed."""
+    run = shutil.copytree(text_run, tmp_path / "run")
+    main(["eval", str(run)])
+    main(["info", str(run)])
+    assert "earlier model" not in capsys.readouterr().out
+    early = json.loads((run / "eval-test.json").read_text())
+    (run / "eval-test.json").write_text(json.dumps(early | {"training_tokens": 1}))
+    main(["info", str(run)])
+    assert f"(of an earlier model; run retain eval {run} again)" in capsys.readouterr().out
+    found = gather(run)
+    assert found["test"] is None and "eval-test.json is of an earlier model" in " ".join(found["notes"])
+
+
+def test_an_rnn_that_runs_away_has_no_score_and_no_traceback(text_run, tmp_path, capsys):
+    run = shutil.copytree(text_run, tmp_path / "run")
+    whole = load_run(run, teacher=True)
+    whole.rnn.m_0.data.fill_(torch.inf)
+    export(run, {"model": whole.rnn.state_dict(), "teacher": whole.teacher.state_dict()}, whole.state)
+    main(["eval", str(run), "--json"])
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found["bits_per_token"] is found["bits_per_byte"] is None
+    main(["eval", str(run)])
+    assert "bits per token    none that is finite: the RNN alone runs away" in capsys.readouterr().out
+    main(["info", str(run)])
+    assert "no finite bits/token" in capsys.readouterr().out
+    assert "run: the RNN's logits are not finite after 0 tokens of its own" in refused(capsys, "generate", run)
+
+
+def test_a_task_is_scored_at_lengths_that_its_training_batches_could_not_have(tmp_path, capsys):
+    data = DataConfig(name="keys_values", seq_len=64, min_seq_len=8)
+    train(tiny(data=data, budget="2steps"), tmp_path / "run", progress_bar=False)
+    main(["eval", str(tmp_path / "run"), "--seq-len", "40", "--limit", "4", "--json"])
+    assert json.loads(capsys.readouterr().out)["seq_len"] == 40
 
 
 def test_rows_are_scored_whole(tmp_path, capsys):

@@ -148,10 +148,18 @@ def test_an_empty_split_is_refused():
 def test_memories_are_read_out_some_at_a_time(both, monkeypatch):
     teacher, rnn = both
     whole = evaluate(rnn, teacher, [batch(3)])
-    monkeypatch.setattr("retain.evaluate.MEMORIES", 4)
-    parts = evaluate(rnn, teacher, [batch(3)])
-    for name in ("bits_per_token", "teacher_bits_per_token", "accuracy", "tokens"):
-        assert parts[name] == pytest.approx(whole[name], rel=1e-6)
+    read, sizes = type(rnn.readout).forward, []
+    monkeypatch.setattr(
+        type(rnn.readout), "forward", lambda self, memory: sizes.append(len(memory)) or read(self, memory)
+    )
+    for name, value in (("MEMORIES", 4), ("LOGITS", 4 * rnn.vocab_size)):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"retain.evaluate.{name}", value)
+            sizes.clear()
+            parts = evaluate(rnn, teacher, [batch(3)])
+        assert max(sizes) == 4
+        for score in ("bits_per_token", "teacher_bits_per_token", "accuracy", "tokens"):
+            assert parts[score] == pytest.approx(whole[score], rel=1e-6)
 
 
 @pytest.mark.parametrize(

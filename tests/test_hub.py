@@ -22,7 +22,8 @@ from retain.config_json import load_config, save_config
 from retain.data import load_data
 from retain.generate import read_prompt
 from retain.presets import PRESETS
-from retain.run import build
+from retain.run import build, load, load_run
+from retain.run import save as retain_save
 
 HUB_PRESETS = [name for name in PRESETS if PRESETS[name]().data.name in ("documents", "images")]
 
@@ -180,7 +181,8 @@ def test_subwords_to_a_sample(retain, sources, tmp_path, monkeypatch):
     assert bits < result["bits_per_token"]
     assert f"bits per byte     {bits:.3f}" in retain("eval", out, "--split", "validation")[1]
     assert load_config(out / "config.json").data.tokenizer == str(path)
-    path.unlink()  # the run keeps its own
+    # The run keeps its own, whatever the file has become.
+    tokenizer(path, ["Another text altogether, quite other words."])
     code, again, complaint = retain("eval", out, "--split", "validation", "--json")
     assert (code, complaint) == (0, "") and json.loads(again)["bits_per_token"] == result["bits_per_token"]
     (out / "manifest.json").unlink()  # as if it had been killed before it was exported
@@ -189,6 +191,13 @@ def test_subwords_to_a_sample(retain, sources, tmp_path, monkeypatch):
     assert (code, complaint) == (0, "")
     assert said.startswith("Once ü")
     assert json.loads((out / "samples.json").read_text())["settings"]["prompt"] == "Once ü"
+    path.unlink()
+    config = load_run(out).config
+    data = load_data(config.data)
+    assert data.decode(data.encode("Once there was")).split() == ["Once", "there", "was"]
+    retain_save(load(out), config, tmp_path / "mine", data=data)
+    code, said, complaint = retain("generate", tmp_path / "mine", "--prompt", "Once", "--length", "5")
+    assert (code, complaint) == (0, "") and said.startswith("Once")
     (out / "tokenizer.json").write_text('{"version": ')
     code, said, complaint = retain("generate", out, "--prompt", "Once", "--length", "5")
     assert (code, said) == (2, "") and complaint.count("\n") == 1 and "tokenizer.json: is damaged" in complaint

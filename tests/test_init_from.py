@@ -169,6 +169,13 @@ def test_an_rnn_of_ones_own_loop_is_saved_and_loaded(own, tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "report.json").read_text())["runs"][0]["status"] == "finished"
 
 
+def test_an_rnn_in_double_precision_is_saved(tmp_path):
+    config = tiny()
+    rnn = RNN(9, config.memory, config.teacher, config.cell).double()
+    retain.save(rnn, config, tmp_path / "run")
+    assert same({k: v.float() for k, v in rnn.state_dict().items()}, retain.load(tmp_path / "run").state_dict())
+
+
 def test_a_config_of_another_rnn_is_refused(tmp_path):
     config = tiny()
     rnn = RNN(9, config.memory, config.teacher, config.cell)

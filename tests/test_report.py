@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,9 +25,10 @@ from retain.report.analyses import bptt_gradient, geometry_of, settles, smt_grad
 from retain.report.charts import colourings, history_charts
 from retain.report.gather import gather
 from retain.report.page import write_report
-from retain.report.samples import teacher_stream
+from retain.report.samples import continuations, teacher_stream
 from retain.report.verdict import _drift, _quality, ablation, verdict
 from retain.run import load_run
+from retain.train import train
 
 MISSING = [name for name in ("plotly", "matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
 if MISSING and not os.environ.get("RETAIN_REQUIRE_BROWSER"):
@@ -162,6 +164,8 @@ def test_spread_sees_a_collapse_and_only_a_collapse():
     clock = torch.randn(1, 20, 2, 8).expand(64, -1, -1, -1)
     assert any("hardly depends on the input" in reason for reason in geometry_of(clock)["collapsed"])
     assert len(geometry_of(torch.ones(8, 6, 1, 4))["collapsed"]) == 3
+    alone = geometry_of(good[:1])  # of one sequence nothing can be said
+    assert alone["collapsed"] == [] and alone["between_sequences"] is None
 
 
 def test_geometry_of_a_run(retrieval_run):
@@ -276,6 +280,26 @@ def test_samples_of_a_task_are_in_its_words(retrieval_run):
         answers = task.oracle(np.array([read + [0] * (task.seq_len - len(read))]))[0]
         assert row["data"] == task.answers[answers[len(read)]]
         assert {row[who].split()[0] for who in ("rnn", "teacher")} <= {*task.answers, *map(str, range(task.vocab_size))}
+
+
+def test_a_memory_of_one_number_has_a_page(tmp_path):
+    config = tiny(memory__tokens=1, memory__width=1, memory__norm="batch", budget="4steps")
+    train(config, tmp_path / "run", progress_bar=False)
+    found = write_report([tmp_path / "run"], tmp_path / "page.html")
+    assert (tmp_path / "page.html").exists(), found
+    geometry = json.loads((tmp_path / "page.json").read_text())["runs"][0]["geometry"]
+    assert geometry["explained"][1:] == [0, 0]
+
+
+def test_short_documents_are_gone_on_from_where_they_end(retrieval_run):
+    run = load_run(retrieval_run, teacher=True)
+    tokens = torch.full((4, 9), IGNORE)
+    tokens[:, :3] = 1
+    data = SimpleNamespace(
+        seq_len=8, windows=lambda *_: iter([{"targets": tokens}]), decode=lambda t: list(t), kind="tokens"
+    )
+    for row in continuations(run, data)["rows"]:
+        assert row["prompt"] == [1, 1, 1] and set(row["data"]) == {1}
 
 
 def test_the_json_has_every_number(text_run, tmp_path):

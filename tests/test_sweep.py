@@ -1,5 +1,6 @@
 """`retain sweep` and `make figures`: the runs that were asked for, nothing done twice, figures that are true."""
 
+import dataclasses
 import json
 import math
 import os
@@ -12,11 +13,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from conftest import tiny
 from retain import figures, grid
 from retain.budget import parse_budget
 from retain.commands.train import train_config
+from retain.compare import parameters
 from retain.config_json import load_config, save_config
 from retain.data import load_data
 from retain.evaluate import evaluate
@@ -374,6 +377,28 @@ def test_mistakes_are_one_clear_line_before_anything_is_run(retain, placed, monk
     for word in words:
         assert word in complaints, complaints
     assert sorted(str(p) for p in placed.rglob("*")) == before
+
+
+LOOKS = """
+class Cell(__import__("torch").nn.Module):
+    def __init__(self, memory, config):
+        super().__init__()
+        self.mix = __import__("torch").nn.Linear(memory.width, memory.width)
+
+    def forward(self, memory, inputs):
+        return memory + self.mix(inputs)[:, None] if inputs.abs().max() < 1e9 else memory
+"""
+
+
+def test_a_users_cell_may_look_at_values(tmp_path, monkeypatch):
+    """As it may in `retain train`: what is built without weights has none to look at."""
+    (tmp_path / "looks.py").write_text(LOOKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = dataclasses.replace(BASE, cell=dataclasses.replace(BASE.cell, kind="looks:Cell"))
+    check(Sweep(config=config, vary={"memory.width": (4, 8)}, seeds=1))
+    state = torch.random.get_rng_state()
+    assert parameters(config, 9) > 0
+    assert torch.equal(state, torch.random.get_rng_state())
 
 
 def test_the_command_says_what_it_wrote(retain, placed, here):

@@ -166,11 +166,10 @@ def matched(base: RunConfig, kind: str) -> RunConfig:
 
 def parameters(config: RunConfig, vocab_size: int) -> int:
     """Parameters of the RNN that is left when a run is over."""
-    import torch
-
     from retain.model.rnn import RNN
+    from retain.run import weightless
 
-    with torch.device("meta"):
+    with weightless(config.cell):
         rnn = RNN(vocab_size, config.memory, config.teacher, config.cell)
     return sum(p.numel() for p in rnn.parameters())
 
@@ -269,7 +268,7 @@ def check_lengths(comparison: Comparison) -> None:
 
     for length in comparison.lengths:
         try:
-            load_data(dataclasses.replace(comparison.config.data, seq_len=length))
+            load_data(comparison.config.data.at_length(length))
         except ValueError as error:
             raise ValueError(f"lengths: {length}: {error}") from None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from retain.budget import Budget, parse_budget
@@ -194,6 +194,10 @@ class DataConfig:
         self.check_read([name for name in READ_BY if name not in TASK_FIELDS])
         if self.revision is not None and not str(self.path).startswith("hf:"):
             raise ValueError(f"data.revision: {self.revision!r} is for a dataset of the hub, hf:NAME; leave it out")
+
+    def at_length(self, length: int) -> DataConfig:
+        """The same to be scored in sequences of this length. Those of training batches are no matter then."""
+        return replace(self, seq_len=length, min_seq_len=None)
 
     def check_read(self, names: Iterable[str] = READ_BY) -> None:
         """Raises ValueError where one of these fields is set and this data does not read it."""

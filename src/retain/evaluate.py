@@ -22,7 +22,7 @@ LOGITS = 2**26
 
 MEMORIES = 2**15
 """Memories that a readout reads at once, at most: all of a validation would fill a GPU where a memory has many tokens,
-and its kernels take no more than twice as many."""
+and its kernels take no more than twice as many. Fewer where the logits would be more than LOGITS."""
 
 
 def batch_for(data: Data, rnn: RNN) -> int:
@@ -37,6 +37,12 @@ class _Score:
         self.nats = torch.zeros(positions, dtype=torch.float64)
         self.hits = torch.zeros(positions, dtype=torch.float64)
         self.count = torch.zeros(positions, dtype=torch.float64)
+
+    def read(self, readout: Readout, memory: Tensor, answers: Tensor, positions: Tensor) -> None:
+        """What `readout` says of memory (N, K, D), a part at a time: answers (N,), asked at these positions (N,)."""
+        at_once = max(1, min(MEMORIES, LOGITS // readout.head.out_features))
+        for part, asked, where in zip(*(x.split(at_once) for x in (memory, answers, positions)), strict=True):
+            self.add(readout(part), asked, where)
 
     def add(self, logits: Tensor, answers: Tensor, positions: Tensor) -> None:
         """logits (N, V), answers (N,), and at which of the positions (N,) each is asked."""
@@ -53,11 +59,6 @@ class _Score:
 
     def bits_by_position(self) -> list[float | None]:
         return _or_none(self.nats / self.count / math.log(2))
-
-
-def read_out(readout: Readout, memory: Tensor) -> Tensor:
-    """Logits (N, V) of memory (N, K, D), MEMORIES of them at a time."""
-    return torch.cat([readout(part) for part in memory.split(MEMORIES)])
 
 
 def _or_none(values: Tensor) -> list[float | None]:
@@ -94,13 +95,13 @@ def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
         m_0 = rnn.init_memory(len(tokens))
         memory = torch.cat([m_0[:, None], rnn.rollout(tokens, m_0)], 1)  # (B, T + 1, K, D)
         answers, asked, at = where_asked(targets, memory, positions.expand_as(targets))
-        own.add(read_out(rnn.readout, asked), answers, at)
+        own.read(rnn.readout, asked, answers, at)
         seconds += time.perf_counter() - start
         read += tokens.numel()
         sequences += len(tokens)
         if teacher is not None:
             labels = teacher.encode(tokens)
-            theirs.add(read_out(teacher.decoder, where_asked(targets, labels)[1]), answers, at)
+            theirs.read(teacher.decoder, where_asked(targets, labels)[1], answers, at)
             apart, labels = (memory - labels).to(precise), labels.to(precise)
             squared = squared + apart.square().mean((2, 3)).sum(0).cpu()  # (T + 1,)
             total = total + labels.sum(0).cpu()  # (T + 1, K, D)

@@ -181,13 +181,24 @@ def _stream(
         for part in prompt.to(device).split(READ_AT_ONCE, 1) if prompt.shape[1] else ():
             memory = rnn.rollout(part, memory)[:, -1].clone()  # a view would keep the memories of every step
         logits = rnn.readout(memory).float()
+    token: Tensor | None = None
     for number in range(length):
         mode = evaluating(rnn) if any(part.training for part in parts) else nullcontext()
         with torch.inference_mode(), mode:
-            if number:
+            if token is not None:
                 logits, memory = step(token, memory)
-            token = sample(logits, temperature, top_k, top_p, generator)
+            token = _draw(logits, number, temperature, top_k, top_p, generator)
         yield token.clone()  # one that the caller may train on, which a tensor of inference mode is not
+
+
+def _draw(logits: Tensor, number: int, *settings: Any) -> Tensor:
+    """`sample`. Raises ValueError where nothing can be drawn, after `number` tokens."""
+    try:
+        return sample(logits, *settings)
+    except RuntimeError:
+        if logits.is_cuda or logits.isfinite().all():  # a GPU that has failed answers no more
+            raise
+        raise ValueError(f"run: the RNN's logits are not finite after {number} tokens of its own") from None
 
 
 def save_image_grid(tokens: Tensor, shape: tuple[int, int], levels: int, path: str | Path, columns: int = 8) -> None:

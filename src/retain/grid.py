@@ -6,7 +6,6 @@ figures, so that its weights may be deleted; a diverged one leaves why it failed
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -104,12 +103,12 @@ def read_result(folder: Path, config: RunConfig) -> Result | None:
 
 
 def same_data(folder: Path, config: RunConfig, known: dict[DataConfig, dict[str, Any]]) -> None:
-    """Refuse to go on beside a finished run whose file has changed since. Raises ValueError.
+    """Refuse to go on beside a finished run whose data has changed since. Raises ValueError.
 
-    `known` are the files that were read already, and what they are.
+    `known` is the data that was read already, and what it is.
     """
     result = read_result(folder, config)
-    if not result or "data" not in result or config.data.name not in ("text", "npy"):
+    if not result or not any(key.startswith("sha256") for key in result.get("data", {})):
         return
     from retain.data import load_data
     from retain.run import data_changed
@@ -268,7 +267,7 @@ def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int],
     if lengths:
         result["lengths"] = {}
     for length in lengths:
-        other = load_data(dataclasses.replace(run.config.data, seq_len=length))
+        other = load_data(run.config.data.at_length(length))
         batch = min(batch_for(other, run.rnn), max(1, 2**14 // length))
         scores = evaluate(run.rnn, guide, other.windows(split, batch, LENGTH_SEQUENCES))
         result["lengths"][str(length)] = {key: scores[key] for key in keep}

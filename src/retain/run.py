@@ -6,6 +6,8 @@ import dataclasses
 import json
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ from torch import nn
 
 from retain import __version__
 from retain.arguments import option_of
-from retain.checkpoint import export, load_files, load_model, run_of
-from retain.config import READ_BY_CELL, DataConfig, RunConfig
+from retain.checkpoint import export, load_files, load_model, replace_file, run_of
+from retain.config import READ_BY_CELL, CellConfig, DataConfig, RunConfig
 from retain.config_json import flatten, from_dict, load_config, save_config, to_dict
 from retain.data.batches import Data
 from retain.lock import LOCK
@@ -53,6 +55,14 @@ def build(config: RunConfig, vocab_size: int, cell: nn.Module | None = None) -> 
     """The RNN and the teacher of a run, freshly initialised; `cell` replaces the one the config names."""
     rnn = RNN(vocab_size, config.memory, config.teacher, config.cell, cell)
     return rnn, Teacher(vocab_size, config.memory, config.teacher)
+
+
+@contextmanager
+def weightless(cell: CellConfig) -> Iterator[None]:
+    """Inside, models are built without weights, to be counted or checked. A user's cell may look at values, and has
+    them; no random number is used up."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if cell.kind in CELLS else "cpu"):
+        yield
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,11 @@ def same_data(out: Path, data: Data) -> None:
         raise ValueError(f"resume: {difference}; bring it back, or train into a new --out")
 
 
+def same_checksum(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two files, by what `Data.info` says of them, are the same wherever they lie."""
+    return any(key.startswith("sha256") and one[key] == other.get(key) for key in one)
+
+
 def data_changed(before: dict[str, Any], info: dict[str, Any]) -> str | None:
     """What differs between the data that a run began with and that of now, in words; None where nothing does."""
     then, now = flatten(before), flatten(json.loads(json.dumps(info)))
@@ -135,10 +150,17 @@ def data_changed(before: dict[str, Any], info: dict[str, Any]) -> str | None:
     return None
 
 
+def keep_data(out: Path, data: Data) -> None:
+    """Write down in a run folder what the run reads, and a copy of the tokenizer that makes its tokens."""
+    replace_file(out / "data.json", json.dumps(data.info, indent=2).encode() + b"\n")
+    if tokenizer := getattr(data, "tokenizer", None):
+        replace_file(out / "tokenizer.json", tokenizer.encode())
+
+
 def own_tokenizer(config: DataConfig, path: Path) -> DataConfig:
-    """The tokenizer of a run is the copy in its folder, where the file that it began with is gone."""
+    """The tokenizer of a run is the copy in its folder: the file that it began with may be another by now, or gone."""
     copy = run_of(path) / "tokenizer.json"
-    if config.tokenizer is None or Path(config.tokenizer).expanduser().exists() or not copy.exists():
+    if config.tokenizer is None or not copy.exists():
         return config
     return dataclasses.replace(config, tokenizer=str(copy.resolve()))
 
@@ -271,7 +293,7 @@ def save(rnn: RNN, config: RunConfig, path: str | Path, *, data: Data | None = N
     if own and type(rnn.cell) in CELLS.values():
         raise ValueError(f"config: its cell is a {named.__name__}, the RNN's a {type(rnn.cell).__name__}")
     like = RNN(rnn.vocab_size, config.memory, config.teacher, config.cell, rnn.cell if own else None)
-    fill(like.to(rnn.m_0.device), rnn.state_dict(), path, "config")
+    fill(like.to(rnn.m_0), rnn.state_dict(), path, "config")
     token = torch.zeros(1, dtype=torch.long, device=rnn.m_0.device)
     with torch.no_grad(), evaluating(rnn, like):  # settings such as norm, heads, residual have no weights
         pairs = zip(rnn.step(token, rnn.init_memory(1)), like.step(token, rnn.init_memory(1)), strict=True)
@@ -280,6 +302,9 @@ def save(rnn: RNN, config: RunConfig, path: str | Path, *, data: Data | None = N
                 "config: with these weights it is another RNN; give the memory, teacher and cell of this one"
             )
     state = state_of(config, rnn, data, Progress(), own_cell=type(rnn.cell).__qualname__ if own else None)
+    if data is not None:
+        path.mkdir(parents=True, exist_ok=True)
+        keep_data(path, data)
     export(path, {"model": rnn.state_dict()}, state)
     save_config(config, path / "config.json")
 
@@ -308,6 +333,11 @@ def state_of(
         "processes": 1,
         "threads": torch.get_num_threads(),
     }
+
+
+def of_this_model(record: dict[str, Any], state: dict[str, Any]) -> bool:
+    """Whether what `retain eval` wrote down is of the model with this state, and not of one before it was resumed."""
+    return bool(record.get("training_tokens", state["progress"]["tokens"]) == state["progress"]["tokens"])
 
 
 def versions() -> dict[str, str]:

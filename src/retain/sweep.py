@@ -163,11 +163,9 @@ def runs_of(sweep: Sweep) -> dict[str, RunConfig]:
 
 def check(sweep: Sweep) -> None:
     """Build every combination's data and models before anything is trained. Raises ValueError naming the values."""
-    import torch
-
     from retain.data import load_data
     from retain.phase import objective_of
-    from retain.run import build
+    from retain.run import build, weightless
 
     sizes: dict[Any, int] = {}
     for values in sweep.combinations():
@@ -176,7 +174,7 @@ def check(sweep: Sweep) -> None:
             config.data.check_read()
             if config.data not in sizes:
                 sizes[config.data] = load_data(config.data).vocab_size
-            with torch.device("meta"):
+            with weightless(config.cell):
                 rnn, teacher = build(config, sizes[config.data])
                 for index in range(len(config.phases)):
                     objective_of(index, config, rnn, teacher)

@@ -51,6 +51,7 @@ from retain.run import (
     began,
     build,
     fill,
+    keep_data,
     own_tokenizer,
     phase_folder,
     prepare_folder,
@@ -113,9 +114,7 @@ def train(
         if main and not (resume and began(out)):
             save_config(config, out / "config.json")
         if main and not began(out):
-            replace_file(out / "data.json", json.dumps(data.info, indent=2).encode() + b"\n")
-            if tokenizer := getattr(data, "tokenizer", None):
-                replace_file(out / "tokenizer.json", tokenizer.encode())
+            keep_data(out, data)
         accelerator.wait_for_everyone()
         start_trackers(accelerator, config, out)
         rnn.to(accelerator.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ class Eval:
     """Score the RNN alone, from m_0, on a whole split, next to its teacher."""
 
     split: Literal["train", "validation", "test", "all"] | None = None
-    """None is test, or with --data of a text or a .npy the whole file."""
+    """None is test, or with --data of a text or a .npy that the run was not trained on the whole file."""
     json: bool = False
     """Print all figures as JSON."""
     limit: int | None = None
@@ -52,7 +53,7 @@ def eval_command(argv: list[str]) -> None:
     from retain.data import WHOLE, load_data
     from retain.data.paths import with_path
     from retain.evaluate import batch_for, evaluate
-    from retain.run import data_changed
+    from retain.run import data_changed, same_checksum
 
     data_config = run.config.data
     if args.data is not None:
@@ -64,9 +65,16 @@ def eval_command(argv: list[str]) -> None:
             "Python: retain.evaluate.evaluate(retain.load(RUN), None, data.windows('test', 256))"
         )
     if args.seq_len is not None:
-        data_config = dataclasses.replace(data_config, seq_len=args.seq_len)
+        data_config = data_config.at_length(args.seq_len)
     split = args.split or ("all" if args.data and data_config.name in WHOLE else "test")
     data, known = load_data(data_config, split == "all"), run.state["vocab_size"]
+    if split == "all" and same_checksum(data.info, run.state["data"]):
+        if args.split is None:
+            split = "test"
+            data = load_data(data_config)
+            print(f"retain: {args.data} is what the run was trained on; its test split is scored", file=sys.stderr)
+        else:
+            print(f"retain: most of {data_config.path} is what the run was trained on", file=sys.stderr)
     # An array says no more of its vocabulary than which tokens are in it.
     if data.vocab_size != known and not (data_config.name == "npy" and data.vocab_size < known):
         raise ValueError(
@@ -119,7 +127,7 @@ def record_of(run: Run, data: Data, split: Split, batch_size: int, scores: dict[
     }
     per_token = 1.0 if data.kind == "text" else (data.bytes_per_token or {}).get(split)
     for name in ("bits_per_token", "teacher_bits_per_token"):
-        bits = record[name]
+        bits = record[name] = record[name] if record[name] is not None and math.isfinite(record[name]) else None
         record[name.replace("token", "byte")] = None if bits is None or per_token is None else bits / per_token
     return record
 
@@ -136,6 +144,8 @@ def report(result: dict[str, Any]) -> str:
 
     text = f"{result['run']} on {result['split']}: {result['sequences']:,} sequences, {result['tokens']:,} targets\n"
     text += line("bits per token", result["bits_per_token"], result["teacher_bits_per_token"], ".3f")
+    if result["bits_per_token"] is None:
+        text += f"{'bits per token':<18}none that is finite: the RNN alone runs away\n"
 
     def by_position(values: list[float | None] | None) -> str:
         """The first, the middle and the last position that has one."""

@@ -20,14 +20,14 @@ class Info:
 def info_command(argv: list[str]) -> None:
     path, args = take_run(argv, "info", Info)
     from retain.config_json import to_dict
-    from retain.run import finished, load_run
+    from retain.run import finished, load_run, of_this_model
 
     run = load_run(path)
     results, scores = {}, {}
     for file in sorted(path.glob("eval-*.json")):
         try:
             results[file.stem] = found = json.loads(file.read_text())
-            scores[file.stem] = found["bits_per_token"], found["accuracy"]
+            scores[file.stem] = found["bits_per_token"], found["accuracy"], of_this_model(found, run.state)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file}: is damaged ({error}); delete it, or run retain eval again") from None
     state = {k: v for k, v in run.state.items() if k != "optimizer"}
@@ -60,5 +60,6 @@ def info_command(argv: list[str]) -> None:
         f"  made by   {made}, {state['precision']} on {state['device']}",
     ]
     print("\n".join(lines))
-    for name, (bits, accuracy) in scores.items():
-        print(f"  {name}   {bits:.3f} bits/token, accuracy {accuracy:.3f}")
+    for name, (bits, accuracy, current) in scores.items():
+        of = "" if current else f"   (of an earlier model; run retain eval {path} again)"
+        print(f"  {name}   {'no finite' if bits is None else f'{bits:.3f}'} bits/token, accuracy {accuracy:.3f}{of}")

@@ -66,8 +66,14 @@ class Data(ABC):
             yield self.sequences(split, index[start : start + batch_size])
 
     def encode(self, text: str) -> list[int]:
-        """A prompt as tokens. Raises ValueError; see `encode`."""
-        return encode(text, self.kind, self.vocab_size)
+        """A prompt as tokens, those of a tokenizer its subwords. Raises ValueError; see `encode`."""
+        if self.tokenizer is None:
+            return encode(text, self.kind, self.vocab_size)
+        from tokenizers import Tokenizer
+
+        from retain.generate import read_prompt
+
+        return read_prompt(Tokenizer.from_str(self.tokenizer), text)
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Tokens as text; see `decode`. Those of a tokenizer are its subwords."""

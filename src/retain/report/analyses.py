@@ -40,7 +40,7 @@ def longer_data(config: RunConfig) -> tuple[Data | None, str | None]:
     if config.data.name == "digits":
         return None, "an image has a fixed number of pixels, so there is nothing beyond the training length"
     try:
-        return load_data(dataclasses.replace(config.data, seq_len=LONGER * config.data.seq_len)), None
+        return load_data(config.data.at_length(LONGER * config.data.seq_len)), None
     except ValueError as error:
         return None, f"nothing beyond the training length: {error}"
 
@@ -50,7 +50,7 @@ def by_length(run: Run, sequences: int = SEQUENCES) -> list[dict[str, Any]]:
     found, trained = [], run.config.data.seq_len
     for length in (trained // 2, trained, 2 * trained, LONGER * trained):
         try:
-            data = load_data(dataclasses.replace(run.config.data, seq_len=length))
+            data = load_data(run.config.data.at_length(length))
         except ValueError:  # too short for the task
             continue
         batches = data.windows(SPLIT, min(128, batch_for(data, run.rnn)), min(sequences, 256))
@@ -193,7 +193,7 @@ def geometry(run: Run, data: Data, plotted: int = 1200) -> dict[str, Any]:
     return {
         "rnn": geometry_of(own),
         "teacher": None if labels is None else geometry_of(labels),
-        "explained": [float(s) for s in share[:3]],
+        "explained": F.pad(share[:3], (0, 3 - len(share[:3]))).tolist(),
         "points": {
             "rnn": project(chosen),
             "teacher": None if labels is None else project(labels[:, 1:].flatten(2).flatten(0, 1)[every]),
@@ -212,11 +212,12 @@ def geometry_of(memories: Tensor) -> dict[str, Any]:
 
     `effective_rank`: exp of the entropy of the singular values' shares (Roy & Vetterli 2007), of K·D at most.
     `uniformity`: Eq. 4, 0 where all memories point one way. `between_sequences`: share of the variance that is
-    between sequences at one position; near 0 the memory counts steps and knows nothing of what was read.
+    between sequences at one position; near 0 the memory counts steps and knows nothing of what was read. Of one
+    sequence alone there is none (null).
     """
     flat = memories[:, 1:].flatten(2)
     total = flat.flatten(0, 1).var(0, correction=0).mean()
-    between = flat.var(0, correction=0).mean() / total.clamp_min(1e-12)
+    between = float(flat.var(0, correction=0).mean() / total.clamp_min(1e-12)) if len(flat) > 1 else None
     some = flat.flatten(0, 1)
     some = some[torch.linspace(0, len(some) - 1, min(2000, len(some))).long()]
     singular = torch.linalg.svdvals(some - some.mean(0))
@@ -230,13 +231,13 @@ def geometry_of(memories: Tensor) -> dict[str, Any]:
         reasons.append(f"effective rank {rank:.1f}: memories lie on less than a plane")
     if uniformity > -0.1:
         reasons.append(f"uniformity {uniformity:.2f}: all memories point nearly the same way")
-    if not math.isfinite(float(between)) or between < 0.01:
-        reasons.append(f"{float(between):.1%} of the variance is between sequences: memory hardly depends on the input")
+    if between is not None and (not math.isfinite(between) or between < 0.01):
+        reasons.append(f"{between:.1%} of the variance is between sequences: memory hardly depends on the input")
     return {
         "effective_rank": rank,
         "dimensions": flat.shape[-1],
         "uniformity": uniformity,
-        "between_sequences": float(between),
+        "between_sequences": between,
         "collapsed": reasons,
     }
 

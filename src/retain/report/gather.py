@@ -18,7 +18,7 @@ from retain.data import Data, load_data
 from retain.report import analyses
 from retain.report.history import read_history
 from retain.report.samples import samples
-from retain.run import Run, finished, guided, load_run, own_tokenizer, phase_folder
+from retain.run import Run, finished, guided, load_run, of_this_model, own_tokenizer, phase_folder
 
 T = TypeVar("T")
 STILL_WRITING = 180.0
@@ -74,6 +74,9 @@ def gather(path: Path, parts: tuple[str, ...] = PARTS) -> dict[str, Any]:
     if run is not None:
         found["state"] = {k: v for k, v in run.state.items() if k != "optimizer"}
         found["parameters"] = sum(p.numel() for p in run.rnn.parameters())
+        if isinstance(found["test"], dict) and not of_this_model(found["test"], run.state):
+            notes.append(f"eval-test.json is of an earlier model and is left out; run retain eval {path} again")
+            found["test"] = None
     if run is not None and data is not None:
         checksum = {k: v for k, v in data.info.items() if k.startswith("sha256")}
         trained_on = {k: v for k, v in (run.state.get("data") or {}).items() if k.startswith("sha256")}
