@@ -8,8 +8,8 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,27 @@ STEP_ON_CPU: Options = {
 most of the time: small products take their own kernels, found by trying, and nothing goes through Python between."""
 
 
+class _WithoutChoices:
+    """stderr but for the kernels that were tried, of which the compiler tells there whatever one asks of it."""
+
+    def __init__(self, stderr: Any):
+        self.stderr = stderr
+
+    def write(self, text: str) -> int:
+        return len(text) if text.startswith("Autotune Choices Stats") else int(self.stderr.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stderr, name)
+
+
+@contextmanager
+def _compiling(options: Options) -> Iterator[None]:
+    import torch._inductor.config
+
+    with torch._inductor.config.patch(options), redirect_stderr(_WithoutChoices(sys.stderr)):  # type: ignore[type-var]
+        yield
+
+
 def compiled(function: Callable[..., Any], name: str, options: Options | None = None) -> Callable[..., Any]:
     """`function` by torch.compile; at the first failure it stays as it is from then on, with a note in the log.
 
@@ -167,7 +188,7 @@ def compiled(function: Callable[..., Any], name: str, options: Options | None = 
     fast: Callable[..., Any] | None = torch.compile(function, options=options)
     # The first call compiles. Given to torch.compile alone, `freezing` comes too late: what is a constant is decided
     # while the function is traced, by the settings of that moment.
-    settings: Any = torch._inductor.config.patch(options or {})
+    settings: Any = _compiling(options or {})
 
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal fast, settings

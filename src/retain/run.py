@@ -362,6 +362,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", cell: nn.Modul
 
     `memory = rnn.init_memory(batch)`, then `logits, memory = rnn.step(token, memory)` for every token. Nothing in it
     requires a gradient, so that a stream holds on to nothing; `rnn.train().requires_grad_()` to train it further.
+    Its weights are float32 and stay so: `torch.autocast`, or `retain.generate.fast_step`, computes in bfloat16.
     `cell` is the user's own cell where the run was trained with one that its config cannot name.
     Raises ValueError where there is no run, CheckpointError for damaged weights.
     """
