@@ -69,7 +69,9 @@ def test_scores_of_an_earlier_model_are_not_shown_as_the_runs(text_run, tmp_path
     early = json.loads((run / "eval-test.json").read_text())
     (run / "eval-test.json").write_text(json.dumps(early | {"training_tokens": 1}))
     main(["info", str(run)])
-    assert f"(of an earlier model; run retain eval {run} again)" in capsys.readouterr().out
+    assert "(of an earlier model: score it again)" in capsys.readouterr().out
+    main(["info", str(run), "--json"])
+    assert json.loads(capsys.readouterr().out)["results"]["eval-test"]["current"] is False
     found = gather(run)
     assert found["test"] is None and "eval-test.json is of an earlier model" in " ".join(found["notes"])
 
@@ -86,7 +88,9 @@ def test_an_rnn_that_runs_away_has_no_score_and_no_traceback(text_run, tmp_path,
     assert "bits per token    none that is finite: the RNN alone runs away" in capsys.readouterr().out
     main(["info", str(run)])
     assert "no finite bits/token" in capsys.readouterr().out
-    assert "run: the RNN's logits are not finite after 0 tokens of its own" in refused(capsys, "generate", run)
+    for more in ([], ["--temperature", "0"]):
+        told = refused(capsys, "generate", run, *more)
+        assert "run: the RNN's logits are not finite after 0 tokens of its own" in told
 
 
 def test_a_task_is_scored_at_lengths_that_its_training_batches_could_not_have(tmp_path, capsys):

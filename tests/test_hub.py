@@ -20,10 +20,11 @@ from hubdata import PARTS, SMALL, real, stories, tokenizer
 from retain.config import DataConfig
 from retain.config_json import load_config, save_config
 from retain.data import load_data
-from retain.generate import read_prompt
+from retain.data.subwords import read_prompt
 from retain.presets import PRESETS
 from retain.run import build, load, load_run
 from retain.run import save as retain_save
+from retain.train import train
 
 HUB_PRESETS = [name for name in PRESETS if PRESETS[name]().data.name in ("documents", "images")]
 
@@ -195,6 +196,7 @@ def test_subwords_to_a_sample(retain, sources, tmp_path, monkeypatch):
     config = load_run(out).config
     data = load_data(config.data)
     assert data.decode(data.encode("Once there was")).split() == ["Once", "there", "was"]
+    assert train(config, out, resume=True, progress_bar=False) is not None  # the copy is the run's own
     retain_save(load(out), config, tmp_path / "mine", data=data)
     code, said, complaint = retain("generate", tmp_path / "mine", "--prompt", "Once", "--length", "5")
     assert (code, complaint) == (0, "") and said.startswith("Once")

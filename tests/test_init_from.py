@@ -153,6 +153,11 @@ def test_an_rnn_of_ones_own_loop_is_saved_and_loaded(own, tmp_path, capsys):
     config = tiny()
     data = load_data(config.data)
     rnn = RNN(data.vocab_size, config.memory, config.teacher, config.cell, Own() if own else None)
+    if own:
+        rnn.cell.table = torch.nn.Buffer(torch.ones(2, dtype=torch.float64))
+        retain.save(rnn, config, tmp_path / "precise", data=data)
+        assert rnn.cell.table.dtype == torch.float64, "the caller's cell stays as it is"
+        del rnn.cell.table
     retain.save(rnn, config, tmp_path / "run", data=data)
     back = retain.load(tmp_path / "run", cell=Own() if own else None)
     assert same(rnn.state_dict(), back.state_dict())

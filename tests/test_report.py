@@ -291,15 +291,15 @@ def test_a_memory_of_one_number_has_a_page(tmp_path):
     assert geometry["explained"][1:] == [0, 0]
 
 
-def test_short_documents_are_gone_on_from_where_they_end(retrieval_run):
+def test_short_documents_are_gone_on_from_their_middle(retrieval_run):
     run = load_run(retrieval_run, teacher=True)
     tokens = torch.full((4, 9), IGNORE)
-    tokens[:, :3] = 1
+    tokens[:, :4] = 1
     data = SimpleNamespace(
         seq_len=8, windows=lambda *_: iter([{"targets": tokens}]), decode=lambda t: list(t), kind="tokens"
     )
     for row in continuations(run, data)["rows"]:
-        assert row["prompt"] == [1, 1, 1] and set(row["data"]) == {1}
+        assert row["prompt"] == [1, 1] and set(row["data"]) == {1}
 
 
 def test_the_json_has_every_number(text_run, tmp_path):

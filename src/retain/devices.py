@@ -159,7 +159,9 @@ class _WithoutChoices:
         self.stderr = stderr
 
     def write(self, text: str) -> int:
-        return len(text) if text.startswith("Autotune Choices Stats") else int(self.stderr.write(text))
+        if not text.startswith("Autotune Choices Stats"):
+            self.stderr.write(text)
+        return len(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stderr, name)
@@ -169,7 +171,8 @@ class _WithoutChoices:
 def _compiling(options: Options) -> Iterator[None]:
     import torch._inductor.config
 
-    with torch._inductor.config.patch(options), redirect_stderr(_WithoutChoices(sys.stderr)):  # type: ignore[type-var]
+    stderr: Any = _WithoutChoices(sys.stderr) if sys.stderr else sys.stderr
+    with torch._inductor.config.patch(options), redirect_stderr(stderr):
         yield
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retain.checkpoint import run_of
 from retain.model.cells import CELLS, GRUCell, LSTMCell
 from retain.model.graphs import Replayed
 from retain.model.modes import evaluating
@@ -83,7 +82,7 @@ def generate(
     `memory` (B, K, D) is one to go on from instead of m_0, as `rnn.step` gave it; the prompt may then be empty, (B, 0).
     What is kept is one memory, whatever the length. The RNN is in evaluation mode while it works, and between tokens
     in the mode that it had. `step` replaces `rnn.step`, as `fast_step` does. Raises ValueError for settings that make
-    no sense, before anything is read.
+    no sense, before anything is read, and later where the logits are no numbers.
     """
     check_sampling(length, temperature, top_k, top_p)
     if memory is not None and memory.shape != (len(prompt), *rnn.m_0.shape):
@@ -96,17 +95,17 @@ BF16_PRODUCTS = 8_000_000
 slower, up to three times (docs/log.md)."""
 
 
-READ_AT_ONCE = 256
-"""Tokens of a prompt whose memories are held at once, while it is read."""
+READ_AT_ONCE = 2**22
+"""At most so many numbers in the memories that are held while a prompt is read, a part of it at a time."""
 
 
 def fast_step(rnn: RNN, batch: int = 1) -> Step:
     """`rnn.step` compiled, for long texts: the first step takes as long as compiling does, a minute or so.
 
     The weights are a copy of what they are now: in bfloat16 where products in it are fast and, on a CPU, `batch`
-    streams make them large enough; memory stays float32. Nothing it gives back can be differentiated. Where nothing
-    can be compiled there is a note in the log, and the step runs as it is. What it gives back is of inference mode:
-    `.clone()` it before changing it in place.
+    streams make them large enough; memory stays float32, and so does a user's own cell. Nothing it gives back can be
+    differentiated. Where nothing can be compiled there is a note in the log, and the step runs as it is. What it gives
+    back is of inference mode: `.clone()` it before changing it in place.
     """
     from retain.devices import STEP_ON_CPU, can_compile, compiled, fast_bf16
 
@@ -119,6 +118,7 @@ def fast_step(rnn: RNN, batch: int = 1) -> Step:
         if isinstance(frozen.cell, (GRUCell, LSTMCell)) or type(rnn.cell) not in CELLS.values():
             # They compute memory in the dtype of their weights; of a user's cell nothing is known.
             frozen.cell.float()
+            frozen.embed.float()
     exact: Step = frozen.step
     step = exact
     if can_compile(device):
@@ -178,7 +178,8 @@ def _stream(
     # Entered around each piece of work, not the yields: the caller's own code must not run inside it.
     with torch.inference_mode(), evaluating(rnn):
         memory = rnn.init_memory(len(prompt)) if memory is None else memory.to(device)
-        for part in prompt.to(device).split(READ_AT_ONCE, 1) if prompt.shape[1] else ():
+        at_once = max(1, min(256, READ_AT_ONCE // max(1, memory.numel())))
+        for part in prompt.to(device).split(at_once, 1) if prompt.shape[1] else ():
             memory = rnn.rollout(part, memory)[:, -1].clone()  # a view would keep the memories of every step
         logits = rnn.readout(memory).float()
     token: Tensor | None = None
@@ -193,12 +194,17 @@ def _stream(
 
 def _draw(logits: Tensor, number: int, *settings: Any) -> Tensor:
     """`sample`. Raises ValueError where nothing can be drawn, after `number` tokens."""
+    lost = ValueError(f"run: the RNN's logits are not finite after {number} tokens of its own")
     try:
-        return sample(logits, *settings)
+        token = sample(logits, *settings)
     except RuntimeError:
         if logits.is_cuda or logits.isfinite().all():  # a GPU that has failed answers no more
             raise
-        raise ValueError(f"run: the RNN's logits are not finite after {number} tokens of its own") from None
+        raise lost from None
+    # The likeliest of what is no number is a token, too.
+    if not settings[0] and not logits.is_cuda and not logits.amax().isfinite():
+        raise lost
+    return token
 
 
 def save_image_grid(tokens: Tensor, shape: tuple[int, int], levels: int, path: str | Path, columns: int = 8) -> None:
@@ -221,49 +227,3 @@ def save_image_grid(tokens: Tensor, shape: tuple[int, int], levels: int, path: s
         grid[top : top + height * zoom, left : left + width * zoom] = image
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(grid).save(path)
-
-
-def read_tokenizer(path: Path) -> Any:
-    """The tokenizer that a run was trained with; None where its tokens are bytes or numbers."""
-    path = run_of(path)
-    if not (path / "tokenizer.json").exists():
-        return None
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise ValueError("tokenizer: this run needs tokenizers; run pip install 'retain[hub]'") from None
-    try:
-        return Tokenizer.from_file(str(path / "tokenizer.json"))
-    except Exception as error:  # the library raises no other
-        raise ValueError(f"{path / 'tokenizer.json'}: is damaged ({error}); copy the one of --data.tokenizer") from None
-
-
-def read_prompt(tokenizer: Any, text: str) -> list[int]:
-    """A prompt as subwords. Raises ValueError for a character that the vocabulary lacks."""
-    try:
-        encoded = tokenizer.encode(text, add_special_tokens=False)
-    except Exception as error:  # the library raises no other
-        raise ValueError(f"prompt: {text!r} is not in the tokenizer's vocabulary ({error})") from None
-    known = {place for start, end in encoded.offsets for place in range(start, end)}
-    for place, character in enumerate(text):
-        if place not in known and not character.isspace():  # which some tokenizers leave out
-            raise ValueError(f"prompt: {character!r} is not in the tokenizer's vocabulary")
-    return list(encoded.ids)
-
-
-def token_writer(tokenizer: Any) -> Callable[[int], None]:
-    """Writes subwords to stdout as they come, each as soon as its characters are whole."""
-    from tokenizers.decoders import DecodeStream
-
-    stream = DecodeStream(skip_special_tokens=False)
-
-    def write(token: int) -> None:
-        nonlocal stream
-        try:
-            text = stream.step(tokenizer, token)
-        except Exception:  # bytes that are no UTF-8, after which the library's stream is of no more use
-            stream = DecodeStream(skip_special_tokens=False)
-            text = stream.step(tokenizer, token)
-        print(text or "", end="", flush=True)
-
-    return write

@@ -3,7 +3,7 @@
 Each is one `retain compare` line. Its figures are kept as docs/results/NAME.json: what stands there is not run again,
 and the tables of docs/results.md can be made from the repository alone. About seven hours on two cores; stop it
 whenever you like, it goes on where it was. `make results-quick` gives the same tables from one seed and short
-budgets, under runs/results-quick, within half an hour. What is in BY_NAME takes two hours more, and is run when it is
+budgets, under runs/results-quick, within half an hour. What is in BY_NAME takes three hours more, and is run when it is
 named.
 """
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from retain import __version__
 from retain.arguments import option_of
-from retain.checkpoint import export, load_files, load_model, replace_file, run_of
+from retain.checkpoint import CheckpointError, export, failed, load_files, load_model, replace_file, run_of
 from retain.config import READ_BY_CELL, CellConfig, DataConfig, RunConfig
 from retain.config_json import flatten, from_dict, load_config, save_config, to_dict
 from retain.data.batches import Data
@@ -103,7 +103,10 @@ def prepare_folder(config: RunConfig, out: Path, resume: bool) -> None:
 def refuse_change(before: RunConfig, now: RunConfig, out: Path, remedy: str = "resume without it") -> None:
     """Refuse to go on with settings that the run did not have. Raises ValueError naming the first of them."""
     then, given = flatten(to_dict(before)), flatten(to_dict(now))
+    own = str((out / "tokenizer.json").resolve())  # what `load_run` says of a run that has a copy
     for key in sorted(given.keys() - MAY_CHANGE):
+        if key == "data.tokenizer" and given[key] == own:
+            continue
         if then.get(key) != given[key]:
             raise ValueError(
                 f"resume: {key} was {then.get(key)!r} in {out} and is {given[key]!r} now; "
@@ -143,7 +146,7 @@ def data_changed(before: dict[str, Any], info: dict[str, Any]) -> str | None:
     then, now = flatten(before), flatten(json.loads(json.dumps(info)))
     both = then.keys() & now.keys()
     if any(key.startswith("sha256") for key in both):
-        both -= {"path", "prepared"}  # it may have moved
+        both -= {"path", "prepared", "revision"}  # it may have moved
     for key in sorted(both):
         if then[key] != now[key]:
             return f"the data has changed: its {key} was {then[key]!r} and is {now[key]!r} now"
@@ -163,6 +166,21 @@ def own_tokenizer(config: DataConfig, path: Path) -> DataConfig:
     if config.tokenizer is None or not copy.exists():
         return config
     return dataclasses.replace(config, tokenizer=str(copy.resolve()))
+
+
+def read_tokenizer(path: Path) -> Any:
+    """The tokenizer that a run was trained with; None where its tokens are bytes or numbers."""
+    path = run_of(path)
+    if not (path / "tokenizer.json").exists():
+        return None
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise ValueError("tokenizer: this run needs tokenizers; run pip install 'retain[hub]'") from None
+    try:
+        return Tokenizer.from_file(str(path / "tokenizer.json"))
+    except Exception as error:  # the library raises no other
+        raise ValueError(f"{path / 'tokenizer.json'}: is damaged ({error}); copy the one of --data.tokenizer") from None
 
 
 def began(out: Path) -> bool:
@@ -293,7 +311,12 @@ def save(rnn: RNN, config: RunConfig, path: str | Path, *, data: Data | None = N
     if own and type(rnn.cell) in CELLS.values():
         raise ValueError(f"config: its cell is a {named.__name__}, the RNN's a {type(rnn.cell).__name__}")
     like = RNN(rnn.vocab_size, config.memory, config.teacher, config.cell, rnn.cell if own else None)
-    fill(like.to(rnn.m_0), rnn.state_dict(), path, "config")
+    if own:  # it is the caller's very cell, which stays as it is
+        like.cell = nn.Identity()
+    like.to(rnn.m_0)
+    if own:
+        like.cell = rnn.cell
+    fill(like, rnn.state_dict(), path, "config")
     token = torch.zeros(1, dtype=torch.long, device=rnn.m_0.device)
     with torch.no_grad(), evaluating(rnn, like):  # settings such as norm, heads, residual have no weights
         pairs = zip(rnn.step(token, rnn.init_memory(1)), like.step(token, rnn.init_memory(1)), strict=True)
@@ -302,11 +325,13 @@ def save(rnn: RNN, config: RunConfig, path: str | Path, *, data: Data | None = N
                 "config: with these weights it is another RNN; give the memory, teacher and cell of this one"
             )
     state = state_of(config, rnn, data, Progress(), own_cell=type(rnn.cell).__qualname__ if own else None)
-    if data is not None:
-        path.mkdir(parents=True, exist_ok=True)
-        keep_data(path, data)
     export(path, {"model": rnn.state_dict()}, state)
-    save_config(config, path / "config.json")
+    try:
+        if data is not None:
+            keep_data(path, data)
+        save_config(config, path / "config.json")
+    except OSError as error:
+        raise CheckpointError(failed(path, error)) from error
 
 
 def state_of(

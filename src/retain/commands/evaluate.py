@@ -97,7 +97,8 @@ def eval_command(argv: list[str]) -> None:
     if isinstance(data, DocumentsData):
         from retain.likelihood import document_likelihood
 
-        result["whole_documents"] = document_likelihood(run.rnn, data, split, batch_size=batch_size, limit=args.limit)
+        whole = document_likelihood(run.rnn, data, split, batch_size=batch_size, limit=args.limit)
+        result["whole_documents"] = {key: finite(value) for key, value in whole.items()}
     # Of other data, or of a part, it must not pass for the run's own score.
     part = f"-length{args.seq_len}" if args.seq_len else ""
     part += f"-limit{args.limit}" if args.limit else ""
@@ -127,9 +128,14 @@ def record_of(run: Run, data: Data, split: Split, batch_size: int, scores: dict[
     }
     per_token = 1.0 if data.kind == "text" else (data.bytes_per_token or {}).get(split)
     for name in ("bits_per_token", "teacher_bits_per_token"):
-        bits = record[name] = record[name] if record[name] is not None and math.isfinite(record[name]) else None
+        bits = record[name] = finite(record[name])
         record[name.replace("token", "byte")] = None if bits is None or per_token is None else bits / per_token
     return record
+
+
+def finite(value: float | None) -> float | None:
+    """None for what is no number, which JSON has no word for."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def report(result: dict[str, Any]) -> str:
@@ -161,7 +167,7 @@ def report(result: dict[str, Any]) -> str:
         text += line("bits per byte", result["bits_per_byte"], result["teacher_bits_per_byte"], ".3f")
     chance = f"   chance {result['chance']:.3f}\n" if result["chance"] is not None else "\n"
     text += line("accuracy", result["accuracy"], result["teacher_accuracy"], ".3f").rstrip("\n") + chance
-    if whole := result.get("whole_documents"):
+    if (whole := result.get("whole_documents")) and whole["bits_per_document"] is not None:
         text += line("bits per document", whole["bits_per_document"], None, ".1f").rstrip("\n")
         text += f"   over {whole['documents']:,} whole documents\n"
     text += line("drift", result["drift"], None, ".4f")

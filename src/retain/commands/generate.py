@@ -55,7 +55,7 @@ def generate_command(argv: list[str]) -> None:
         raise Usage(f"seed: {args.seed} must not be negative, and lie below {SEEDS}")
     if args.out is not None and not args.out.lower().endswith(".png"):
         raise Usage(f"out: {args.out} must be a .png")
-    from retain.run import load_run
+    from retain.run import load_run, read_tokenizer
 
     run = load_run(path, teacher=False, device=args.device)
     if args.complete is not None or args.images:
@@ -68,14 +68,12 @@ def generate_command(argv: list[str]) -> None:
     import torch
 
     from retain.data import decode, encode
+    from retain.data.subwords import read_prompt, token_writer
     from retain.generate import (
         check_sampling,
         fast_step,
         generate,
-        read_prompt,
-        read_tokenizer,
         save_image_grid,
-        token_writer,
     )
 
     kind, shape, vocab_size = run.state["kind"], run.state["image_shape"], run.state["vocab_size"]

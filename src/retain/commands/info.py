@@ -26,8 +26,10 @@ def info_command(argv: list[str]) -> None:
     results, scores = {}, {}
     for file in sorted(path.glob("eval-*.json")):
         try:
-            results[file.stem] = found = json.loads(file.read_text())
-            scores[file.stem] = found["bits_per_token"], found["accuracy"], of_this_model(found, run.state)
+            found = json.loads(file.read_text())
+            current = of_this_model(found, run.state)
+            results[file.stem] = found | {"current": current}
+            scores[file.stem] = found["bits_per_token"], found["accuracy"], current
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file}: is damaged ({error}); delete it, or run retain eval again") from None
     state = {k: v for k, v in run.state.items() if k != "optimizer"}
@@ -61,5 +63,5 @@ def info_command(argv: list[str]) -> None:
     ]
     print("\n".join(lines))
     for name, (bits, accuracy, current) in scores.items():
-        of = "" if current else f"   (of an earlier model; run retain eval {path} again)"
+        of = "" if current else "   (of an earlier model: score it again)"
         print(f"  {name}   {'no finite' if bits is None else f'{bits:.3f}'} bits/token, accuracy {accuracy:.3f}{of}")

@@ -71,7 +71,7 @@ class Data(ABC):
             return encode(text, self.kind, self.vocab_size)
         from tokenizers import Tokenizer
 
-        from retain.generate import read_prompt
+        from retain.data.subwords import read_prompt
 
         return read_prompt(Tokenizer.from_str(self.tokenizer), text)
 

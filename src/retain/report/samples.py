@@ -69,8 +69,9 @@ def continuations(run: Run, data: Data, count: int = 2, temperature: float = 0.7
     joined = 1 + (prompt_len + length) // whole.shape[1]
     starts = torch.linspace(0, max(0, len(whole) - joined), count).long().tolist()
     real = torch.stack([whole[s : s + joined].flatten()[: prompt_len + length] for s in starts])
-    # A short document is filled up, which is nothing to go on from.
-    prompt_len = max(1, int((real[:, :prompt_len] != IGNORE).int().cumprod(1).sum(1).min()))
+    # Of a short document its first half: it ends with its end, and is filled up, which is nothing to go on from.
+    shortest = int((real[:, : data.seq_len] != IGNORE).int().cumprod(1).sum(1).min())
+    prompt_len = max(1, min(prompt_len, shortest // 2))
     prompt = real[:, :prompt_len].clamp_min(0)
     with torch.inference_mode():
         own = torch.stack(list(generate(run.rnn, prompt, length, temperature=temperature, seed=0)), 1)
