@@ -126,7 +126,7 @@ def test_train_eval_generate_info(retain, tmp_path, monkeypatch):
     code, said, complaints = retain("info", out, "--json")
     assert (code, complaints) == (0, "")
     info = json.loads(said)
-    assert info["results"]["eval-test"] == result
+    assert info["results"]["eval-test"] == result | {"current": True}
     assert info["finished"] is True
     assert info["memory"] == [2, 8]
     code, said, _ = retain("info", out)
