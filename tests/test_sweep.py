@@ -26,6 +26,7 @@ from retain.evaluate import evaluate
 from retain.run import load_run
 from retain.sweep import Sweep, check, run_sweep, runs_of, sweep_of, value_of
 from retain.sweep_results import budget_of, choose_levels, compression, markdown, place, plot_quality
+from runs import OWN_CELL
 from test_grid import locked, steps_of, wait_for
 
 BASE = tiny(budget="4steps", validate_every="2steps")
@@ -379,20 +380,11 @@ def test_mistakes_are_one_clear_line_before_anything_is_run(retain, placed, monk
     assert sorted(str(p) for p in placed.rglob("*")) == before
 
 
-LOOKS = """
-class Cell(__import__("torch").nn.Module):
-    def __init__(self, memory, config):
-        super().__init__()
-        self.mix = __import__("torch").nn.Linear(memory.width, memory.width)
-
-    def forward(self, memory, inputs):
-        return memory + self.mix(inputs)[:, None] if inputs.abs().max() < 1e9 else memory
-"""
-
-
 def test_a_users_cell_may_look_at_values(tmp_path, monkeypatch):
     """As it may in `retain train`: what is built without weights has none to look at."""
-    (tmp_path / "looks.py").write_text(LOOKS)
+    looks = OWN_CELL.replace("        return memory", "        assert inputs.abs().max() < 1e9\n        return memory")
+    assert looks != OWN_CELL
+    (tmp_path / "looks.py").write_text(looks)
     monkeypatch.syspath_prepend(tmp_path)
     config = dataclasses.replace(BASE, cell=dataclasses.replace(BASE.cell, kind="looks:Cell"))
     check(Sweep(config=config, vary={"memory.width": (4, 8)}, seeds=1))

@@ -135,12 +135,12 @@ def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
         result |= {
             "teacher_bits_per_token": theirs.bits(),
             "teacher_accuracy": theirs.accuracy(),
-            "drift": _finite(float(drift[1:].mean())),
-            "relative_drift": _finite(float(drift[1:].mean() / variance[1:].mean()))
+            "drift": finite(float(drift[1:].mean())),
+            "relative_drift": finite(float(drift[1:].mean() / variance[1:].mean()))
             if variance[1:].mean() > 1e-8
             else None,
-            "drift_last": _finite(float(drift[-1])),
-            "relative_drift_last": _finite(float(relative[-1])),
+            "drift_last": finite(float(drift[-1])),
+            "relative_drift_last": finite(float(relative[-1])),
             "teacher_bits_by_position": theirs.bits_by_position(),
             "drift_by_position": _or_none(drift),
             "relative_drift_by_position": _or_none(relative),
@@ -148,8 +148,9 @@ def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
     return result
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def finite(value: float | None) -> float | None:
+    """None for what is no number, which JSON has no word for."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 LEFT = "it has left its teacher, and is no worse for it"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,7 @@ def eval_command(argv: list[str]) -> None:
     from retain.checkpoint import keep_printed
     from retain.data import WHOLE, load_data
     from retain.data.paths import with_path
-    from retain.evaluate import batch_for, evaluate
+    from retain.evaluate import batch_for, evaluate, finite
     from retain.run import data_changed, same_checksum
 
     data_config = run.config.data
@@ -111,6 +110,8 @@ def eval_command(argv: list[str]) -> None:
 
 def record_of(run: Run, data: Data, split: Split, batch_size: int, scores: dict[str, Any]) -> dict[str, Any]:
     """What eval-SPLIT.json says: of which run and which data the scores are, and the scores."""
+    from retain.evaluate import finite
+
     record = {
         "run": str(run.path),
         "preset": run.config.preset,
@@ -131,11 +132,6 @@ def record_of(run: Run, data: Data, split: Split, batch_size: int, scores: dict[
         bits = record[name] = finite(record[name])
         record[name.replace("token", "byte")] = None if bits is None or per_token is None else bits / per_token
     return record
-
-
-def finite(value: float | None) -> float | None:
-    """None for what is no number, which JSON has no word for."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 def report(result: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from retain.data import Data, load_data
 from retain.report import analyses
 from retain.report.history import read_history
 from retain.report.samples import samples
-from retain.run import Run, finished, guided, load_run, of_this_model, own_tokenizer, phase_folder
+from retain.run import Run, finished, guided, load_run, of_this_model, own_tokenizer, phase_folder, same_checksum
 
 T = TypeVar("T")
 STILL_WRITING = 180.0
@@ -78,9 +78,8 @@ def gather(path: Path, parts: tuple[str, ...] = PARTS) -> dict[str, Any]:
             notes.append(f"eval-test.json is of an earlier model and is left out; run retain eval {path} again")
             found["test"] = None
     if run is not None and data is not None:
-        checksum = {k: v for k, v in data.info.items() if k.startswith("sha256")}
-        trained_on = {k: v for k, v in (run.state.get("data") or {}).items() if k.startswith("sha256")}
-        if trained_on and checksum != trained_on:
+        trained_on = run.state.get("data") or {}
+        if any(key.startswith("sha256") for key in trained_on) and not same_checksum(trained_on, data.info):
             notes.append("the data here has another checksum than the data the run was trained on; figures may differ")
         if data.vocab_size != run.state["vocab_size"]:
             notes.append(
