@@ -47,7 +47,7 @@ def sample(
     """Draw one token per row: logits (B, V) → (B,).
 
     temperature 0 takes the likeliest; top_k keeps the k likeliest; top_p keeps the fewest whose probability
-    reaches p (Holtzman et al. 2020).
+    reaches p (Holtzman et al. 2020). Raises ValueError where logits are no numbers (a GPU raises RuntimeError).
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -62,7 +62,15 @@ def sample(
         ordered, order = probability.sort(-1, descending=True)
         beyond = ordered.cumsum(-1) - ordered >= top_p
         probability = torch.zeros_like(probability).scatter(-1, order, ordered.masked_fill(beyond, 0))
-    return torch.multinomial(probability, 1, generator=generator)[:, 0]
+    if probability.device.type != "cpu":
+        return torch.multinomial(probability, 1, generator=generator)[:, 0]
+    # One number a row and where it falls; `multinomial` draws one for every token that there is, on a CPU at 10 to 40
+    # times the cost. In float64, so that a large vocabulary's sum keeps its small parts.
+    upto = probability.cumsum(-1, dtype=torch.float64)
+    if not upto[:, -1].isfinite().all():
+        raise ValueError("logits: they are not finite, so that nothing can be drawn")
+    drawn = torch.rand(len(upto), 1, dtype=torch.float64, generator=generator) * upto[:, -1:]
+    return torch.searchsorted(upto, drawn, right=True)[:, 0]
 
 
 def generate(
@@ -197,7 +205,7 @@ def _draw(logits: Tensor, number: int, *settings: Any) -> Tensor:
     lost = ValueError(f"run: the RNN's logits are not finite after {number} tokens of its own")
     try:
         token = sample(logits, *settings)
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         if logits.is_cuda or logits.isfinite().all():  # a GPU that has failed answers no more
             raise
         raise lost from None
