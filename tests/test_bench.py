@@ -38,7 +38,7 @@ GOALS = {
 def test_goals_are_those_set(name, monkeypatch):
     """Each row as it is, on short sequences, each side run once and not timed."""
 
-    def by_turns(*sides):
+    def by_turns(*sides, repeats=1, primed=False):
         for side in sides:
             side()
         return [1.0] * len(sides)

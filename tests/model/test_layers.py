@@ -9,7 +9,9 @@ from naive import assert_close
 from retain.config import CellConfig, MemoryConfig
 from retain.model.cells import build_cell
 from retain.model.layers import (
+    BLOCK,
     PLAIN_ATTENTION_KEYS,
+    TABLED_POSITIONS,
     Block,
     MemoryNorm,
     Norm,
@@ -17,10 +19,12 @@ from retain.model.layers import (
     angles,
     at_least_float32,
     attention,
+    blocked_attention,
     plain_attention,
     rms,
     rotary,
     squared_relu,
+    summed_attention,
 )
 
 
@@ -48,19 +52,42 @@ def test_attention_equals_torchs(length, kind, dtype):
         assert_close(a.double(), b, tolerance)
 
 
-@pytest.mark.parametrize("kind", ["all", "causal", "mask"])
-def test_plain_attention_equals_torchs_in_double_precision(kind):
-    """Which `attention` itself takes for half precision alone."""
+WAYS = [(way, 5, kind) for way in (plain_attention, summed_attention) for kind in ("all", "causal", "mask")]
+
+
+@pytest.mark.parametrize("way, length, kind", [*WAYS, (blocked_attention, 2 * BLOCK + 3, "causal")])
+def test_ways_of_attention_equal_torchs_in_double_precision(way, length, kind):
+    """Which `attention` itself takes where they are faster: in half precision, or as a step is compiled."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    mask = torch.rand(2, 1, 5, 5) < 0.5
+    q, k, v = (torch.randn(2, 3, length, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    mask = torch.rand(2, 1, length, length) < 0.5
     mask[..., 0] = True
     settings = {"causal": kind == "causal", "mask": mask if kind == "mask" else None}
-    ours, torchs = plain_attention(q, k, v, **settings), naive.attention(q, k, v, **settings)
+    ours = way(q, k, v) if way is blocked_attention else way(q, k, v, **settings)
+    torchs = naive.attention(q, k, v, **settings)
     assert_close(ours, torchs)
     weights = torch.randn_like(torchs)
     for a, b in zip(*(torch.autograd.grad((x * weights).sum(), (q, k, v)) for x in (ours, torchs)), strict=True):
         assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_query_of_many_keys_equals_torchs(dtype, masked):
+    torch.manual_seed(0)
+    q, *kv = (torch.randn(3, 2, length, 8).to(dtype).requires_grad_() for length in (1, 20, 20))
+    exact = [x.detach().double().requires_grad_() for x in (q, *kv)]
+    mask = torch.rand(3, 1, 1, 20) < 0.5 if masked else None
+    fast, slow = attention(q, *kv, mask=mask), naive.attention(*exact, mask=mask)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.04
+    assert_close(fast.double(), slow, tolerance)
+    weights = torch.randn_like(slow)
+    for a, b in zip(
+        torch.autograd.grad((fast.double() * weights).sum(), (q, *kv)),
+        torch.autograd.grad((slow * weights).sum(), exact),
+        strict=True,
+    ):
+        assert_close(a.double(), b, tolerance)
 
 
 def test_many_queries_may_share_one_key():
@@ -82,6 +109,16 @@ def test_rotary_keeps_lengths_and_depends_on_distance_alone():
     assert_close(product(3, 1), product(103, 101))
     assert abs(product(3, 1) - product(3, 2)) > 1e-3
     assert_close(turned(q, 0), q)
+
+
+@pytest.mark.parametrize("length", [1, 7, TABLED_POSITIONS, TABLED_POSITIONS + 1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_angles_at_hand_are_those_computed(length, dtype):
+    transformer = Transformer(12, 2, 1).to(dtype)
+    found = transformer.first_angles(torch.zeros(1, length, 12, dtype=dtype))
+    exact = angles(torch.arange(length), 6, dtype)
+    for ours, theirs in zip(found, exact, strict=True):
+        assert torch.equal(ours.to(dtype), theirs.to(dtype))
 
 
 def test_causal_transformer_is_blind_to_what_follows():

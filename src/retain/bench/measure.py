@@ -45,11 +45,17 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def by_turns(*sides: Callable[[], object], repeats: int = REPEATS, warm: int = 2) -> list[float]:
-    """Median seconds of each side; they run in turns, `warm` rounds uncounted."""
+def by_turns(*sides: Callable[[], object], repeats: int = REPEATS, warm: int = 2, primed: bool = False) -> list[float]:
+    """Median seconds of each side; they run in turns, `warm` rounds uncounted.
+
+    `primed`: each runs once uncounted before it is timed. What takes a few milliseconds else pays for the caches that
+    the side before it has filled.
+    """
     seconds: list[list[float]] = [[] for _ in sides]
     for turn in range(warm + repeats):
         for side, taken in zip(sides, seconds, strict=True):
+            if primed:
+                side()
             spent = clock(side)
             if turn >= warm:
                 taken.append(spent)

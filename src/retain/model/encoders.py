@@ -80,10 +80,9 @@ class RegisterEncoder(nn.Module):
     def forward(self, tokens: Tensor, steps: Tensor, logits: bool = True) -> tuple[Tensor, Tensor | None]:
         x = self.trunk.inputs(tokens)  # (B, T + 1, W)
         transformer, per_step = self.trunk.transformer, len(self.registers)
-        positions = torch.arange(x.shape[1], device=x.device)
         # A register stands one past the last token it reads.
         own = (steps + 1).repeat_interleave(per_step)
-        turn, turn_own = transformer.angles(positions, x.dtype), transformer.angles(own, x.dtype)
+        turn, turn_own = transformer.first_angles(x), transformer.angles(own, x.dtype)
         registers = self.registers.repeat(len(steps), 1).expand(x.shape[0], -1, -1)  # (B, S·K, W)
         groups = grouped(steps, per_step, x.shape[1])
         *_, last = transformer.layers()

@@ -14,9 +14,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-PLAIN_ATTENTION_KEYS = 640
-"""In bfloat16 on a CPU, up to this many keys, attention is two batched products with a softmax. They beat the flash
-kernel beyond that, too (1,025 keys: 0.7 of its time), but hold memory that grows with the square of the length."""
+PLAIN_ATTENTION_KEYS = 512
+"""In bfloat16 on a CPU, up to this many keys, attention is two batched products with a softmax."""
+
+BLOCK = 256
+"""Queries at a time of causal attention beyond that: faster than both the two products and the flash kernel
+(docs/log.md), in memory that does not grow as the square of the length."""
+
+FEW_KEYS_COMPILED = 4
+"""A compiler for CPUs joins the weighted sums of so few keys with what stands around them; products stay apart."""
+
+TABLED_POSITIONS = 1026
+"""Angles of so many rotary positions are at hand on a CPU. A compiler would compute a cosine for every number that it
+turns (a tenth of a compiled step), and a step of one token has a dozen small calls less."""
 
 FUSED_BATCH = 2**15
 """Sequences that a GPU's kernel is given at once: they are an axis of CUDA's grid, which ends at 65,535."""
@@ -48,12 +58,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Te
     """
     if k.shape[-2] == 1 and mask is None:
         return v.expand_as(q)
-    # As measured: float32 on a CPU is fastest with SDPA at every shape of SMT, bfloat16 is not: plain, it takes a tenth
-    # to a third (docs/log.md); on a GPU SDPA chooses among its kernels (cuDNN's on an H100, also with a mask). A rule,
-    # and no timing at run time: the same run must compute the same everywhere. `python -m retain.bench attention`
-    # measures it again.
+    # As measured: one query is fastest as sums; float32 on a CPU is otherwise with SDPA at every shape of SMT, bfloat16
+    # is not: plain, it takes a tenth to a third (docs/log.md); on a GPU SDPA chooses among its kernels (cuDNN's on an
+    # H100, also with a mask). A rule, and no timing at run time: the same run must compute the same everywhere.
+    # `python -m retain.bench attention` measures it again.
     if q.device.type == "cpu":
+        compiling = torch.compiler.is_compiling()
+        if q.shape[-2] == 1 or (compiling and k.shape[-2] <= FEW_KEYS_COMPILED):
+            return summed_attention(q, k, v, causal=causal, mask=mask)
         plain = q.dtype == torch.bfloat16 and k.shape[-2] <= PLAIN_ATTENTION_KEYS
+        if q.dtype == torch.bfloat16 and not plain and causal and mask is None and not compiling:
+            return blocked_attention(q, k, v)
     else:
         few = k.shape[-2] <= FEW_KEYS and q.shape[:-2].numel() >= MANY_SEQUENCES
         plain = few and q.is_cuda and torch.version.cuda is not None
@@ -69,12 +84,68 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Te
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
     """`attention` as two batched products with a softmax between them."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return _masked(scores, causal, mask).softmax(-1) @ v
+
+
+def summed_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+    """`attention` of one query or few keys, as weighted sums: a product of matrices so small costs more to begin."""
+    scores = ((q * q.shape[-1] ** -0.5).unsqueeze(-2) * k.unsqueeze(-3)).sum(-1)
+    return (_masked(scores, causal, mask).softmax(-1).unsqueeze(-1) * v.unsqueeze(-3)).sum(-2)
+
+
+def _masked(scores: Tensor, causal: bool, mask: Tensor | None) -> Tensor:
+    """Scores (..., Q, S) in place, -inf where a query may not look."""
     if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
         # Added, which takes half the time that filling does. A softmax of bfloat16 computes in float32 inside.
-        scores.add_(torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -math.inf))
-    return scores.softmax(-1) @ v
+        scores.add_(torch.zeros(mask.shape, dtype=scores.dtype, device=scores.device).masked_fill_(~mask, -math.inf))
+    return scores
+
+
+def blocked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal `attention` of a long sequence, BLOCK queries at a time; q, k, v (..., S, C)."""
+    out: Tensor = _BlockedAttention.apply(q, k, v)
+    return out
+
+
+class _BlockedAttention(torch.autograd.Function):
+    """Nothing of size S x S is held: the way back computes a block's weights again, as Dao et al. (2022) do."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, out = q * q.shape[-1] ** -0.5, torch.empty_like(q)
+        for block in blocks(q.shape[-2]):
+            out[..., block, :] = _block_weights(q, k, block) @ v[..., : block.stop, :]
+        ctx.save_for_backward(q, k, v)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = ctx.saved_tensors
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for block in blocks(q.shape[-2]):
+            seen, own = slice(block.stop), grad[..., block, :]
+            weights = _block_weights(q, k, block)
+            grad_v[..., seen, :] += weights.transpose(-1, -2) @ own
+            of_weights = own @ v[..., seen, :].transpose(-1, -2)
+            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            grad_q[..., block, :] = of_scores @ k[..., seen, :]
+            grad_k[..., seen, :] += of_scores.transpose(-1, -2) @ q[..., block, :]
+        return grad_q.mul_(q.shape[-1] ** -0.5), grad_k, grad_v
+
+
+def blocks(length: int) -> Iterator[slice]:
+    """The positions 0 … length - 1, BLOCK at a time."""
+    return (slice(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK))
+
+
+def _block_weights(q: Tensor, k: Tensor, block: slice) -> Tensor:
+    """How much the queries of a block read of each key up to its end."""
+    scores = q[..., block, :] @ k[..., : block.stop, :].transpose(-1, -2)
+    _masked(scores[..., block], causal=True, mask=None)
+    return scores.softmax(-1)
 
 
 class _Rotary(torch.autograd.Function):
@@ -111,6 +182,19 @@ def angles(positions: Tensor, size: int, dtype: torch.dtype) -> Angles:
     angle = positions[:, None, None].to(dtype) * frequency
     cos, sin = angle.cos(), angle.sin()
     return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+
+
+_TABLES: dict[tuple[int, torch.dtype], Angles] = {}
+"""Angles of the first positions, by the size of the heads."""
+
+
+def tabulate(size: int) -> None:
+    """Put the angles of heads of `size` into the table."""
+    with torch.inference_mode(False), torch.no_grad():
+        for dtype in (torch.float32, torch.bfloat16):
+            if (size, dtype) not in _TABLES:
+                cos, sin = angles(torch.arange(TABLED_POSITIONS, device="cpu"), size, torch.float32)
+                _TABLES[size, dtype] = cos.to(dtype), sin.to(dtype)
 
 
 def rotary(x: Tensor, turn: Angles) -> Tensor:
@@ -275,6 +359,7 @@ class Transformer(nn.Module):
     def __init__(self, width: int, heads: int, layers: int, recompute: bool = False):
         super().__init__()
         self.recompute = recompute
+        tabulate(width // heads)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = Norm(width)
 
@@ -285,6 +370,14 @@ class Transformer(nn.Module):
         """What the heads at these positions (S,) are turned by."""
         block = next(self.layers())
         return angles(positions, block.qkv.in_features // block.heads, dtype)
+
+    def first_angles(self, x: Tensor) -> Angles:
+        """`angles` of the positions 0 … S - 1 of x (..., S, W), from the table where they stand in it."""
+        block, length = next(self.layers()), x.shape[-2]
+        tabled = _TABLES.get((block.qkv.in_features // block.heads, product_dtype(block.qkv.weight)))
+        if x.device.type != "cpu" or length > TABLED_POSITIONS or tabled is None:
+            return self.angles(torch.arange(length, device=x.device), x.dtype)
+        return tabled[0][:length], tabled[1][:length]
 
     def through(self, layer: Callable[..., Any], *args: Any, **settings: Any) -> Any:
         """What the layer makes of them; with `recompute` its activations are computed again when they are needed."""
@@ -298,7 +391,7 @@ class Transformer(nn.Module):
         """`keep`: return these positions alone, and compute no more of the last block than they need."""
         turn = None
         if x.shape[-2] > 1 or mask is not None:
-            turn = self.angles(torch.arange(x.shape[-2], device=x.device), x.dtype)
+            turn = self.first_angles(x)
         *before, last = self.layers()
         for block in before:
             x = self.through(block, x, turn, causal=causal, mask=mask)
