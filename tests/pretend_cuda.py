@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
+from contextlib import nullcontext
 
 # pretend_cuda.cpp, compiled: it must be there before torch is.
 ctypes.CDLL(os.environ["RETAIN_PRETEND_CUDA"], mode=ctypes.RTLD_GLOBAL)
@@ -145,7 +146,8 @@ def pytest_configure():
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(1.0, device="cuda") goes through the CPU
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     torch.Generator = Generator
-    torch.inference_mode = torch.no_grad  # a wrapper's views cannot be inference tensors
+    # A wrapper's views cannot be inference tensors.
+    torch.inference_mode = lambda mode=True: torch.no_grad() if mode else nullcontext()
     torch.Tensor.pin_memory = lambda self, device=None: self
     pretended = {
         "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0,
