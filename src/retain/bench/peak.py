@@ -9,20 +9,26 @@ import dataclasses
 import sys
 
 import torch
-from torch import nn
 
-from retain.bench.sides import SMALL, batch_of, models, smt_step, training_step
+from retain.bench.sides import SMALL, Size, at, batch_of, models, smt_step, training_step
 from retain.config import BPTTConfig
+from retain.devices import keep_pages
 from retain.grid import peak_memory
 from retain.objectives import BPTT
 
 
 def main() -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    training_step(nn.Linear(1, 1), {})  # what PyTorch first loads for an optimizer is code, and 80 MiB
+    device, side = "cuda" if torch.cuda.is_available() else "cpu", sys.argv[1]
+    keep_pages()  # as `retain train` does
+    if device == "cpu":
+        twice(side, at(SMALL, length=8, batch=2))  # what a first step loads is code, 80 to 150 MiB of it
     before = peak_memory(device)
-    size = dataclasses.replace(SMALL, length=256)
-    side = sys.argv[1]
+    twice(side, at(SMALL, length=256, batch=SMALL.batch))
+    print(peak_memory(device) - before)
+
+
+def twice(side: str, size: Size) -> None:
+    """Two steps of this side, its models freed after them."""
     if side == "frugal":
         size = dataclasses.replace(size, smt=dataclasses.replace(size.smt, pieces=8))
     step = (
@@ -32,7 +38,6 @@ def main() -> None:
     )
     for _ in range(2):
         step()
-    print(peak_memory(device) - before)
 
 
 if __name__ == "__main__":
