@@ -28,7 +28,7 @@ from retain.model.layers import (
 )
 
 
-@pytest.mark.parametrize("length", [1, 5, PLAIN_ATTENTION_KEYS, PLAIN_ATTENTION_KEYS + 1])
+@pytest.mark.parametrize("length", [1, 5, BLOCK, BLOCK + 1, PLAIN_ATTENTION_KEYS, PLAIN_ATTENTION_KEYS + 1])
 @pytest.mark.parametrize("kind", ["all", "causal", "mask"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_attention_equals_torchs(length, kind, dtype):
