@@ -69,7 +69,7 @@ def sample(
     upto = probability.cumsum(-1, dtype=torch.float64)
     if not upto[:, -1].isfinite().all():
         raise ValueError("logits: they are not finite, so that nothing can be drawn")
-    drawn = torch.rand(len(upto), 1, dtype=torch.float64, generator=generator) * upto[:, -1:]
+    drawn = torch.rand(len(upto), 1, dtype=upto.dtype, device=upto.device, generator=generator) * upto[:, -1:]
     return torch.searchsorted(upto, drawn, right=True)[:, 0]
 
 

@@ -21,10 +21,14 @@ def main() -> None:
     device, side = "cuda" if torch.cuda.is_available() else "cpu", sys.argv[1]
     keep_pages()  # as `retain train` does
     if device == "cpu":
-        twice(side, at(SMALL, length=8, batch=2))  # what a first step loads is code, 80 to 150 MiB of it
+        twice(side, at(SMALL, length=8, batch=2))  # what a first step loads is code, some 100 MiB of it
     before = peak_memory(device)
     twice(side, at(SMALL, length=256, batch=SMALL.batch))
-    print(peak_memory(device) - before)
+    held = 0
+    if device == "cpu":  # weights, gradients and two moments were there before, of the small step
+        parts = models(SMALL)[: 1 if side == "bptt" else 2]
+        held = 4 * sum(p.nbytes for part in parts for p in part.parameters())
+    print(peak_memory(device) - before + held)
 
 
 def twice(side: str, size: Size) -> None:

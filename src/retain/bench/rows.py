@@ -201,6 +201,7 @@ def attention() -> Row:
         "cell": (2048, 3, 3),
         "decoder": (128, 18, 18),
         "trunk": (32, 65, 65),
+        "middle trunk": (8, 257, 257),
         "long trunk": (4, 1025, 1025),
     }
     for name, (batch, queries, keys) in shapes.items():

@@ -15,12 +15,13 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 PLAIN_ATTENTION_KEYS = 640
-"""In bfloat16 on a CPU, up to this many keys, attention is two batched products with a softmax. They beat the flash
-kernel beyond that, too (1,025 keys: 0.85 of its time), but hold memory that grows with the square of the length."""
+"""In bfloat16 on a CPU, up to this many keys, attention that is not causal, or is compiled, is two batched products
+with a softmax. They beat the flash kernel beyond that, too (1,025 keys: 0.8 of its time), but hold memory that grows
+with the square of the length."""
 
 BLOCK = 256
-"""More keys than these, causal, are read by at most so many queries at a time: up to 512 that takes a little longer
-than two products (257 keys: 1.06 to 1.2 times), beyond it less (1,025 keys: 0.85), and it holds no square."""
+"""More keys than these, causal, are read by at most so many queries at a time: that takes a little longer than two
+products at first (257 keys: 1.06 to 1.2 times, 513: 1.08) and less later (1,025: 0.87), and it holds no square."""
 
 FEW_KEYS_COMPILED = 4
 """A compiler for CPUs joins the weighted sums of so few keys with what stands around them; products stay apart."""
@@ -59,10 +60,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Te
     """
     if k.shape[-2] == 1 and mask is None:
         return v.expand_as(q)
-    # As measured: one query is fastest as sums; float32 on a CPU is otherwise with SDPA at every shape of SMT, bfloat16
-    # is not: plain, it takes a tenth to a third (docs/log.md); on a GPU SDPA chooses among its kernels (cuDNN's on an
-    # H100, also with a mask). A rule, and no timing at run time: the same run must compute the same everywhere.
-    # `python -m retain.bench attention` measures it again.
+    # As measured on a CPU: one query is fastest as sums, compiled a few keys are; float32 is otherwise with SDPA at
+    # every shape of SMT, bfloat16 is not: plain or in blocks, it takes a tenth to two thirds (docs/log.md). On a GPU
+    # SDPA chooses among its kernels (cuDNN's on an H100, also with a mask). A rule, and no timing at run time: a run
+    # must compute the same twice. `python -m retain.bench attention` measures it again.
     if q.device.type == "cpu":
         compiling = torch.compiler.is_compiling()
         if q.shape[-2] == 1 or (compiling and k.shape[-2] <= FEW_KEYS_COMPILED):
@@ -126,7 +127,9 @@ class _BlockedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = ctx.saved_tensors
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        # Early keys are read by every block: so many summands want more than half precision.
+        wide = torch.promote_types(q.dtype, torch.float32)
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
         for block in blocks(q.shape[-2]):
             seen, own = slice(block.stop), grad[..., block, :]
             weights = _block_weights(q, k, block)
@@ -135,7 +138,7 @@ class _BlockedAttention(torch.autograd.Function):
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
             grad_q[..., block, :] = of_scores @ k[..., seen, :]
             grad_k[..., seen, :] += of_scores.transpose(-1, -2) @ q[..., block, :]
-        return grad_q.mul_(q.shape[-1] ** -0.5), grad_k, grad_v
+        return grad_q.mul_(q.shape[-1] ** -0.5), grad_k.to(k.dtype), grad_v.to(v.dtype)
 
 
 def blocks(length: int) -> Iterator[slice]:
@@ -188,16 +191,17 @@ def angles(positions: Tensor, size: int, dtype: torch.dtype) -> Angles:
 
 
 _TABLES: dict[tuple[int, torch.dtype], Angles] = {}
-"""Angles of the first positions, by the size of the heads."""
+"""Angles of the first positions, by the size of the heads and the dtype."""
 
 
 def tabulate(size: int) -> None:
     """Put the angles of heads of `size` into the table."""
+    if (size, torch.float32) in _TABLES:
+        return
     with torch.inference_mode(False), torch.no_grad():
+        cos, sin = angles(torch.arange(TABLED_POSITIONS, device="cpu"), size, torch.float32)
         for dtype in (torch.float32, torch.bfloat16):
-            if (size, dtype) not in _TABLES:
-                cos, sin = angles(torch.arange(TABLED_POSITIONS, device="cpu"), size, torch.float32)
-                _TABLES[size, dtype] = cos.to(dtype), sin.to(dtype)
+            _TABLES[size, dtype] = cos.to(dtype), sin.to(dtype)
 
 
 def rotary(x: Tensor, turn: Angles) -> Tensor:
@@ -377,8 +381,10 @@ class Transformer(nn.Module):
     def first_angles(self, x: Tensor) -> Angles:
         """`angles` of the positions 0 … S - 1 of x (..., S, W), from the table where they stand in it."""
         block, length = next(self.layers()), x.shape[-2]
-        tabled = _TABLES.get((block.qkv.in_features // block.heads, product_dtype(block.qkv.weight)))
-        if x.device.type != "cpu" or length > TABLED_POSITIONS or tabled is None:
+        tabled = None
+        if x.device.type == "cpu" and length <= TABLED_POSITIONS and x.dtype != torch.float64:
+            tabled = _TABLES.get((block.qkv.in_features // block.heads, product_dtype(block.qkv.weight)))
+        if tabled is None:
             return self.angles(torch.arange(length, device=x.device), x.dtype)
         return tabled[0][:length], tabled[1][:length]
 
