@@ -22,9 +22,9 @@ from retain.data import load_data
 from retain.devices import replay_parts
 from retain.evaluate import evaluate
 from retain.generate import fast_step, generate
-from retain.model import delta_rollout, gated_rollout, layers
+from retain.model import attention as attending
+from retain.model import delta_rollout, gated_rollout
 from retain.model.graphs import _ALL, forget, launched
-from retain.model.layers import attention
 from retain.model.rnn import _GRAPHS
 from retain.objectives import BPTT, DMT, SMT
 from retain.presets import PRESETS
@@ -250,17 +250,17 @@ def test_what_smt_launches_does_not_grow_with_the_sequence_and_bptt_does():
 @pytest.mark.parametrize("kind", ["all", "causal", "mask of all", "mask of each"])
 @pytest.mark.parametrize("few", [False, True])
 def test_many_sequences_attend_some_at_a_time_and_few_keys_in_products(few, kind, monkeypatch):
-    monkeypatch.setattr("retain.model.layers.FUSED_BATCH", 2)
-    monkeypatch.setattr("retain.model.layers.MANY_SEQUENCES", 1 if few else 2**14)
+    monkeypatch.setattr("retain.model.attention.FUSED_BATCH", 2)
+    monkeypatch.setattr("retain.model.attention.MANY_SEQUENCES", 1 if few else 2**14)
     q, k, v = (torch.randn(5, 2, 3, 4) for _ in range(3))
     mask = torch.rand(*([5, 1] if kind == "mask of each" else []), 3, 3) < 0.5
     mask[..., 0] = True
     settings = {"causal": kind == "causal", "mask": mask if kind.startswith("mask") else None}
     there = settings | {"mask": settings["mask"].to("cuda:0") if settings["mask"] is not None else None}
-    calls, plain = [], layers.plain_attention
-    monkeypatch.setattr(layers, "plain_attention", lambda *a, **k: calls.append(1) or plain(*a, **k))
+    calls, plain = [], attending.plain_attention
+    monkeypatch.setattr(attending, "plain_attention", lambda *a, **k: calls.append(1) or plain(*a, **k))
     monkeypatch.setattr(torch.version, "cuda", "13")  # a pretended device has none
-    found = attention(*(part.to("cuda:0") for part in (q, k, v)), **there)
+    found = attending.attention(*(part.to("cuda:0") for part in (q, k, v)), **there)
     assert bool(calls) == few
     torch.testing.assert_close(found.cpu(), naive_attention(q, k, v, **settings))
 

@@ -7,10 +7,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import naive
 from naive import assert_close
 from retain.config import CellConfig, MemoryConfig
-from retain.model.cells import build_cell
-from retain.model.layers import (
+from retain.model.attention import (
     BLOCK,
     PLAIN_ATTENTION_KEYS,
+    attention,
+    blocked_attention,
+    plain_attention,
+    summed_attention,
+)
+from retain.model.cells import build_cell
+from retain.model.layers import (
     TABLED_POSITIONS,
     Block,
     MemoryNorm,
@@ -18,13 +24,9 @@ from retain.model.layers import (
     Transformer,
     angles,
     at_least_float32,
-    attention,
-    blocked_attention,
-    plain_attention,
     rms,
     rotary,
     squared_relu,
-    summed_attention,
 )
 
 

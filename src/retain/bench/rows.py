@@ -17,6 +17,7 @@ from retain.bench.sides import (
     PAPER,
     SMALL,
     WHOLE_ROLLOUT,
+    Size,
     at,
     batch_of,
     full_window,
@@ -28,7 +29,7 @@ from retain.bench.sides import (
 from retain.config import BPTTConfig
 from retain.devices import can_compile
 from retain.generate import fast_step, generate
-from retain.model import layers
+from retain.model import attention as ways_of_attention
 from retain.model.graphs import launched
 from retain.objectives import BPTT, DMT
 
@@ -64,20 +65,20 @@ def fastest(seconds: list[float]) -> str:
 
 
 def smt_small() -> Row:
-    """Ours in its faster way, eager or compiled."""
-    *ours, slow = by_turns(*(smt_step(SMALL, compiled=way) for way in ways()), naive.plain(smt_step(SMALL, bf16=False)))
-    what = "SMT step, small, against float32 with plain SDPA and no compile"
-    return Row(what, 4, True, slow / min(ours), f"{fastest(ours)} against {ms(slow)}")
+    return _smt(SMALL, "SMT step, small, against float32 with plain SDPA and no compile")
 
 
 def smt_paper() -> Row:
     """With a whole window on every side: compiled, on a CPU, the encoder takes any window for a whole one."""
-    seed = full_window(PAPER)
+    return _smt(PAPER, "SMT step, paper (window encoder), against the same", full_window(PAPER))
+
+
+def _smt(size: Size, what: str, seed: int | None = None) -> Row:
+    """Ours in its faster way, eager or compiled."""
     *ours, slow = by_turns(
-        *(smt_step(PAPER, compiled=way, seed=seed) for way in ways()),
-        naive.plain(smt_step(PAPER, bf16=False, seed=seed)),
+        *(smt_step(size, compiled=way, seed=seed) for way in ways()),
+        naive.plain(smt_step(size, bf16=False, seed=seed)),
     )
-    what = "SMT step, paper (window encoder), against the same"
     return Row(what, 4, True, slow / min(ours), f"{fastest(ours)} against {ms(slow)}")
 
 
@@ -208,7 +209,7 @@ def attention() -> Row:
         q, k, v = (torch.randn(batch, 4, length, 32).to(device(), precision()) for length in (queries, keys, keys))
         q, k, v = (x.requires_grad_() for x in (q, k, v))
         causal = queries == keys and name != "cell"
-        ways = (layers.attention, layers.plain_attention, naive.attention)
+        ways = (ways_of_attention.attention, ways_of_attention.plain_attention, naive.attention)
 
         def work(way: Callable[..., torch.Tensor], *inputs: torch.Tensor, causal: bool = causal) -> None:
             way(*inputs, causal=causal).float().sum().backward()
