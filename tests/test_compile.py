@@ -10,10 +10,11 @@ from torch._dynamo.utils import counters
 
 from conftest import tiny
 from naive import VOCAB, assert_close, models
-from retain import devices
+from retain import compiling, devices
 from retain.generate import fast_step, first_step_checked, generate
 from retain.model.layers import Norm, squared_relu
 from retain.train import train
+from runs import lines, run
 
 COMPILER = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="torch.compile needs a C++ compiler")
@@ -55,6 +56,43 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one(encoder, cell, tmp_path, 
     assert "compile:" not in caplog.text
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cell", ["transformer", "mlp", "lstm"])
+def test_a_cell_is_compiled_with_gradient_and_without_and_no_more_often(cell, tmp_path, captured, monkeypatch):
+    """Whatever a run asks of it: stretches, on-policy starts, horizons that grow, validation, phases of other sizes."""
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    keep = compiling.compiled
+    monkeypatch.setattr(compiling, "compiled", lambda f, name: keep(f, name) if name == "cell" else f)
+    settings = {"smt__unroll": 3, "smt__on_policy": 0.5, "smt__horizon": 4, "dmt__unroll": 2, "dmt__horizon": 2}
+    settings |= {"smt__batch_size": 4, "dmt__batch_size": 6, "bptt__batch_size": 5, "validation_sequences": 3}
+    config = tiny(
+        compile=True, phases=("smt", "dmt", "bptt"), budget="18steps", validate_every="3steps", cell__kind=cell,
+        memory__norm="rms", **settings
+    )  # fmt: skip
+    counters.clear()
+    train(config, tmp_path / "run", progress_bar=False)
+    assert counters["stats"]["unique_graphs"] == 2
+
+
+@pytest.mark.parametrize(
+    "own, steps", [({}, {"smt": 1 + 8, "dmt": 32}), ({"smt__budget": "24s"}, {"smt": 5, "dmt": 60})]
+)
+def test_what_compiling_takes_comes_off_the_whole_budget(own, steps, tmp_path, monkeypatch):
+    """Else the first phase would spend its share on it. What a phase has of its own is its own."""
+    seconds = [0.0]
+    monkeypatch.setattr("retain.progress.time.perf_counter", lambda: seconds[0])
+    monkeypatch.setattr("retain.train.compile_parts", lambda *models: None)
+
+    def pass_time(number):
+        seconds[0] += 1 if number else 20
+
+    config = tiny(compile=True, budget="60s", smt__share=0.2, dmt__share=0.8, log_every=1, **own)
+    run(config, tmp_path / "run", at=pass_time)
+    phases = [line["phase"] for line in lines(tmp_path / "run") if "loss" in line]
+    assert {phase: phases.count(phase) for phase in config.phases} == steps
+    assert seconds[0] == sum(steps.values()) + 19
+
+
 def test_without_a_compiler_there_is_a_note_and_an_eager_run(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(torch, "compile", lambda *_: pytest.fail("nothing can be compiled"))
@@ -73,7 +111,7 @@ def test_what_fails_to_compile_runs_as_it_is_and_is_not_tried_again(caplog, monk
         raise RuntimeError("no such luck\nand a long story")
 
     monkeypatch.setattr(torch, "compile", lambda function, options=None: broken)
-    double = devices.compiled(lambda x: 2 * x, "cell")
+    double = compiling.compiled(lambda x: 2 * x, "cell")
     with caplog.at_level(logging.WARNING):
         assert [double(x) for x in (1, 2, 3)] == [2, 4, 6]
     assert tried == [(1,)]
@@ -86,7 +124,7 @@ def test_what_fails_to_compile_runs_as_it_is_and_is_not_tried_again(caplog, monk
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiler_that_is_there_compiles(caplog):
     norm = Norm(4)
-    fast = devices.compiled(lambda x: squared_relu(norm(x)), "norm")
+    fast = compiling.compiled(lambda x: squared_relu(norm(x)), "norm")
     x = torch.randn(3, 4, requires_grad=True)
     weights = torch.randn(3, 4)
     found = [(y, *torch.autograd.grad((y * weights).sum(), (x, norm.gain))) for y in (fast(x), squared_relu(norm(x)))]
@@ -160,8 +198,8 @@ def test_kernels_that_are_wrong_are_not_taken(caplog):
 def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch):
     given = []
     monkeypatch.setattr(torch, "compile", lambda function, options=None: given.append(options))
-    devices.compiled(abs, "abs", {"freezing": True, "of another year": 1})
-    devices.compiled(abs, "abs")
+    compiling.compiled(abs, "abs", {"freezing": True, "of another year": 1})
+    compiling.compiled(abs, "abs")
     assert given == [{"freezing": True}, None]
 
 
@@ -176,7 +214,7 @@ def test_autocast_does_not_round_what_is_remembered(cell):
 
 def test_weights_in_bfloat16_keep_the_memory_in_float32(monkeypatch):
     monkeypatch.setattr(devices, "fast_bf16", lambda device: True)
-    monkeypatch.setattr(devices, "can_compile", lambda device: False)
+    monkeypatch.setattr(compiling, "can_compile", lambda device: False)
     monkeypatch.setattr("retain.generate.BF16_PRODUCTS", 10_000)
     for cell in ("gated", "delta", "transformer", "gru", "lstm"):
         rnn = models(cell=cell)[1].float().eval()

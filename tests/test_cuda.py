@@ -17,9 +17,9 @@ from conftest import tiny
 from naive import attention as naive_attention
 from naive import batch, models, smt_config
 from retain.cli import main
+from retain.compiling import replay_parts
 from retain.config import CELLS, BPTTConfig, DataConfig, DMTConfig
 from retain.data import load_data
-from retain.devices import replay_parts
 from retain.evaluate import evaluate
 from retain.generate import fast_step, generate
 from retain.model import attention as attending

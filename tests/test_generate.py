@@ -10,7 +10,7 @@ import torch
 from conftest import tiny
 from hubdata import tokenizer
 from naive import VOCAB, assert_close, models
-from retain import devices
+from retain import compiling, devices
 from retain import generate as fast
 from retain.config import CELLS, CellConfig, MemoryConfig, TeacherConfig
 from retain.data.subwords import token_writer
@@ -246,7 +246,7 @@ class NormedCell(torch.nn.Module):
 
 def test_a_fast_step_in_bfloat16_leaves_a_users_cell_alone(monkeypatch):
     monkeypatch.setattr(devices, "fast_bf16", lambda device: True)
-    monkeypatch.setattr(devices, "can_compile", lambda device: False)
+    monkeypatch.setattr(compiling, "can_compile", lambda device: False)
     monkeypatch.setattr(fast, "BF16_PRODUCTS", 0)
     memory = MemoryConfig(tokens=2, width=8, norm="batch")
     readout = TeacherConfig(encoder="state", width=8, heads=1, layers=1, decoder_layers=1, future_len=1)

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from retain.compiling import replay_parts
 from retain.config import PhaseConfig, RunConfig
 from retain.data import SPLITS, Data, load_data
-from retain.devices import make_accelerator, replay_parts
+from retain.devices import make_accelerator
 from retain.model.graphs import forget, launched
 from retain.phase import objective_of, part_of
 from retain.run import build

@@ -115,7 +115,8 @@ def fast_step(rnn: RNN, batch: int = 1) -> Step:
     differentiated. Where nothing can be compiled there is a note in the log, and the step runs as it is. What it gives
     back is of inference mode: `.clone()` it before changing it in place.
     """
-    from retain.devices import STEP_ON_CPU, can_compile, compiled, fast_bf16
+    from retain.compiling import STEP_ON_CPU, can_compile, compiled
+    from retain.devices import fast_bf16
 
     device = rnn.m_0.device
     weights = sum(p.numel() for part in (rnn.cell, rnn.readout) for p in part.parameters())

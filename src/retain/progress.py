@@ -25,6 +25,8 @@ class Progress:
     phase_seconds: float = 0.0
     phase_tokens: int = 0
     phase_sequential: int = 0
+    compiling: float = 0.0
+    """Seconds of a first step in which parts are compiled: of the run's, and of no phase's where all share them."""
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
@@ -39,7 +41,7 @@ class Progress:
 
     def spent(self, unit: str) -> float:
         return {
-            "s": self.phase_seconds,
+            "s": self.phase_seconds - (self.compiling if self.phase == 0 else 0.0),
             "steps": self.phase_step,
             "tokens": self.phase_tokens,
             "sequential": self.phase_sequential,

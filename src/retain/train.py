@@ -31,11 +31,12 @@ from retain.checkpoint import (
     save_checkpoint,
     save_files,
 )
+from retain.compiling import compile_parts, replay_parts
 from retain.config import PhaseConfig, RunConfig
 from retain.config_json import from_dict, save_config
 from retain.data import Data, load_data
 from retain.data.prefetch import Prefetch
-from retain.devices import compile_parts, keep_pages, make_accelerator, replay_parts, start_trackers
+from retain.devices import keep_pages, make_accelerator, start_trackers
 from retain.evaluate import batch_for, evaluate
 from retain.lock import alone
 from retain.metrics import append_line, truncate_after
@@ -227,13 +228,21 @@ class Loop:
         self.progress.micro_batches = max(self.progress.micro_batches, -(-read * before // now))
 
     def budget_of(self, index: int) -> Budget:
-        """The budget of a phase. Where all share one, what those before it took beyond theirs is not given twice."""
+        """The budget of a phase. Where all share one, what those before it took beyond theirs is not given twice, and
+        what compiling took is shared by all."""
         budget, p = self.budgets[index], self.progress
-        if any(getattr(self.config, name).budget for name in self.config.phases):
+        if not self.one_budget:
             return budget
-        beyond = p.total(budget.unit) - p.spent(budget.unit) - sum(b.amount for b in self.budgets[:index])
+        left = max(0.0, 1 - p.compiling / sum(b.amount for b in self.budgets))
+        before = p.compiling + left * sum(b.amount for b in self.budgets[:index])
+        beyond = p.total(budget.unit) - p.spent(budget.unit) - before
         least = 1e-3 if budget.unit == "s" else 1
-        return dataclasses.replace(budget, amount=max(least, budget.amount - max(0, beyond)))
+        return dataclasses.replace(budget, amount=max(least, left * budget.amount - max(0, beyond)))
+
+    @property
+    def one_budget(self) -> bool:
+        """Whether the phases share one budget, and none has its own."""
+        return not any(getattr(self.config, name).budget for name in self.config.phases)
 
     def run_phase(self, index: int, saved: Loaded | None, stop: threading.Event) -> None:
         name, budget, p = self.config.phases[index], self.budget_of(index), self.progress
@@ -289,6 +298,9 @@ class Loop:
                 logged = p.step % self.config.log_every == 0
                 record = self.step(wrapped, config, done, logged)
                 clock.tick()
+                if self.config.compile and p.step == 1 and budget.unit == "s" and self.one_budget:
+                    p.compiling = p.phase_seconds
+                    budget = self.budget_of(index)
                 if logged and self.main:
                     self.log(record | self.since_logged())
                 speed = p.phase_tokens / max(p.phase_seconds, 1e-9)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from naive import batch, models, smt_config
+from retain.compiling import replay_parts
 from retain.config import BPTTConfig, DMTConfig
-from retain.devices import replay_parts
 from retain.model import delta_rollout, gated_rollout, graphs
 from retain.model.graphs import Replayed
 from retain.model.rnn import _GRAPHS

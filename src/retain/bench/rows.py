@@ -26,8 +26,8 @@ from retain.bench.sides import (
     smt_step,
     training_step,
 )
+from retain.compiling import can_compile
 from retain.config import BPTTConfig
-from retain.devices import can_compile
 from retain.generate import fast_step, generate
 from retain.model import attention as ways_of_attention
 from retain.model.graphs import launched

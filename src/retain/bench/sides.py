@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from retain.bench.measure import autocast, device
+from retain.compiling import compile_parts, replay_parts
 from retain.config import CellConfig, DMTConfig, MemoryConfig, SMTConfig, TeacherConfig
-from retain.devices import compile_parts, replay_parts
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives import SMT
