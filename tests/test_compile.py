@@ -12,7 +12,7 @@ from conftest import tiny
 from naive import VOCAB, assert_close, models
 from retain import compiling, devices
 from retain.generate import fast_step, first_step_checked, generate
-from retain.model.layers import Norm, squared_relu
+from retain.model.layers import Embedding, Norm, squared_relu
 from retain.train import train
 from runs import lines, run
 
@@ -118,6 +118,18 @@ def test_what_fails_to_compile_runs_as_it_is_and_is_not_tried_again(caplog, monk
     assert [r.message for r in caplog.records] == [
         "compile: the cell failed to compile (no such luck); going on without torch.compile"
     ]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_embedding_has_the_rows_and_the_gradient_of_one_that_is_not(captured):
+    torch.manual_seed(0)
+    embed, where, weights = Embedding(5, 4), torch.randint(5, (3, 6)), torch.randn(3, 6, 4)
+    gradients = []
+    for lookup in (embed.forward, torch.compile(embed.forward)):
+        rows = lookup(where)
+        assert torch.equal(rows, embed.weight[where])
+        gradients += torch.autograd.grad((rows * weights).sum(), embed.weight)
+    assert_close(gradients[1], gradients[0], 1e-6)
 
 
 @needs_compiler

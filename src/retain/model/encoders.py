@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from retain.config import MemoryConfig, TeacherConfig
 from retain.model.attention import attention
-from retain.model.layers import Block, Norm, Transformer
+from retain.model.layers import Block, Embedding, Norm, Transformer
 
 LOCAL = 4
 """Tokens whose embeddings a trunk position sums: the newest few, so that no layer is spent on fetching them."""
@@ -34,7 +34,7 @@ class Trunk(nn.Module):
     def __init__(self, vocab_size: int, config: TeacherConfig):
         super().__init__()
         self.vocab_size = vocab_size
-        self.embed = nn.Embedding(LOCAL * vocab_size, config.width)
+        self.embed = Embedding(LOCAL * vocab_size, config.width)
         self.start = nn.Parameter(torch.randn(config.width) * 0.02)
         self.transformer = Transformer(config.width, config.heads, config.layers, config.recompute)
         self.head = nn.Linear(config.width, vocab_size)
@@ -135,7 +135,7 @@ class WindowEncoder(nn.Module):
     def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
         super().__init__()
         self.context_len = config.context_len
-        self.embed = nn.Embedding(vocab_size, config.width)
+        self.embed = Embedding(vocab_size, config.width)
         self.registers = nn.Parameter(torch.randn(memory.tokens, config.width) * 0.02)
         self.transformer = Transformer(config.width, config.heads, config.layers, config.recompute)
         self.to_memory = nn.Linear(config.width, memory.width, bias=False)

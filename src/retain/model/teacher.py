@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from retain.config import MemoryConfig, TeacherConfig
 from retain.model.encoders import ENCODERS
-from retain.model.layers import MemoryNorm, Transformer
+from retain.model.layers import Embedding, MemoryNorm, Transformer
 from retain.model.modes import evaluating
 
 
@@ -35,7 +35,7 @@ class Decoder(Readout):
 
     def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
         super().__init__(vocab_size, memory, config)
-        self.embed = nn.Embedding(vocab_size, config.width)
+        self.embed = Embedding(vocab_size, config.width)
         nn.init.normal_(self.embed.weight, std=0.02)
 
     def forward(self, memory: Tensor, future: Tensor | None = None) -> Tensor:
