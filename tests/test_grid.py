@@ -10,8 +10,9 @@ import time
 
 import pytest
 
+import retain.train
 from conftest import tiny
-from retain.config_json import save_config
+from retain.config_json import save_config, to_dict
 from retain.grid import _finish, curve, read_result, run_all, score, train_one
 from runs import run
 
@@ -93,6 +94,27 @@ def test_a_loss_that_is_not_finite_is_a_result(tmp_path):
     assert run_all({"bad": config}, tmp_path / "out", split="test")["bad"] == found, (
         "done: neither run again nor scored"
     )
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_is_compiled_is_rehearsed_so_that_no_run_pays_for_the_others(compiled, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)  # no compiler: it is about the order of things
+    trained, train = [], retain.train.train
+
+    def watched(config, out, **options):
+        trained.append((config.budget, config.smt.budget, config.dmt.budget, out))
+        return train(config, out, **options)
+
+    monkeypatch.setattr("retain.train.train", watched)
+    config = tiny(compile=compiled, budget="3steps", smt__budget="5steps")
+    found = train_one(config, tmp_path / "run")
+    *rehearsed, run = trained
+    assert run == ("3steps", "5steps", None, tmp_path / "run") and found["steps"] == 5 + 3
+    assert [settings[:3] for settings in rehearsed] == [("2steps", None, None)] * compiled
+    assert not any(folder.exists() for *_, folder in rehearsed)
+    assert (found.get("rehearsal_seconds", 0) > 0) == compiled and found["config"] == to_dict(config)
+    train_one(config, tmp_path / "run")
+    assert len(trained) == compiled + 2, "what goes on was rehearsed before"
 
 
 def test_peak_memory_is_of_the_process_alone():

@@ -6,6 +6,7 @@ figures, so that its weights may be deleted; a diverged one leaves why it failed
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -224,6 +226,8 @@ def train_one(config: RunConfig, folder: Path) -> Result:
 
     resume = (folder / "config.json").exists()
     result: Result = {"config": to_dict(config)}
+    if config.compile and not resume:
+        result["rehearsal_seconds"] = rehearse(config)
     try:
         summary = train(config, folder, resume=resume, progress_bar=False)
     except TrainingError as error:
@@ -239,6 +243,25 @@ def train_one(config: RunConfig, folder: Path) -> Result:
     result["curve"] = curve(folder / "metrics.jsonl")
     _write(folder, result)
     return result
+
+
+def rehearse(config: RunConfig) -> float:
+    """Seconds of a step of each phase, in a folder that is thrown away.
+
+    What a run compiles the compiler keeps on disk, and later runs of the same sizes find it there. Without a rehearsal
+    whichever run came first would pay for all, out of its budget.
+    """
+    import torch
+
+    from retain.train import TrainingError, train
+
+    start = time.perf_counter()
+    parts = {name: dataclasses.replace(getattr(config, name), budget=None) for name in config.phases}
+    short = dataclasses.replace(config, budget=f"{len(parts)}steps", tracker=None, **parts)
+    with tempfile.TemporaryDirectory() as folder, suppress(TrainingError):  # the run will say it
+        train(short, Path(folder) / "run", progress_bar=False)
+    torch.compiler.reset()
+    return time.perf_counter() - start
 
 
 def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int], device: str = "cpu") -> Result:

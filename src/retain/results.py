@@ -130,6 +130,9 @@ def on_papers_cell(line: Callable[..., str]) -> dict[str, str]:
     stack = " --cell.kind transformer --cell.layers 2 --cell.width 64"
     return {
         "stdlib-transformer": line("stdlib-transformer", "stdlib", "smt,bptt,tbptt", 240, 3, text),
+        "stdlib-transformer-compiled": line(
+            "stdlib-transformer-compiled", "stdlib", "smt,bptt,tbptt", 240, 3, text + " --compile"
+        ),
         "stdlib-transformer-rms": line("stdlib-transformer-rms", "stdlib", "smt,bptt", 240, 3, rms),
         "stack-transformer": line("stack-transformer", "stack", "smt,bptt", 300, 3, stack),
     }
