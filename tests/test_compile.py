@@ -74,8 +74,31 @@ def test_a_cell_is_compiled_with_gradient_and_without_and_no_more_often(cell, tm
     assert counters["stats"]["unique_graphs"] == 2
 
 
+def test_parts_are_compiled_for_what_is_run_often(tmp_path, monkeypatch):
+    """Nothing for validation alone but the encoder, whose labels DMT wants without a gradient; and no empty memory."""
+    ran = set()
+
+    def watched(function, name):
+        def call(first, *args, **settings):
+            ran.add((name, torch.is_grad_enabled(), first.shape[1] > 0))
+            return function(first, *args, **settings)
+
+        return call
+
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(compiling, "compiled", watched)
+    train(tiny(compile=True, budget="4steps"), tmp_path / "run", progress_bar=False)
+    both, one = ("encoder", "cell"), ("encoder", "cell", "decoder", "readout")
+    assert ran == {(name, False, True) for name in both} | {(name, True, True) for name in one}
+
+
 @pytest.mark.parametrize(
-    "own, steps", [({}, {"smt": 1 + 8, "dmt": 32}), ({"smt__budget": "24s"}, {"smt": 5, "dmt": 60})]
+    "own, steps",
+    [
+        ({}, {"smt": 1 + 8, "dmt": 32}),
+        ({"smt__budget": "24s"}, {"smt": 5, "dmt": 60}),
+        ({"budget": "15s"}, {"smt": 1 + 1, "dmt": 1}),
+    ],
 )
 def test_what_compiling_takes_comes_off_the_whole_budget(own, steps, tmp_path, monkeypatch):
     """Else the first phase would spend its share on it. What a phase has of its own is its own."""
@@ -86,7 +109,7 @@ def test_what_compiling_takes_comes_off_the_whole_budget(own, steps, tmp_path, m
     def pass_time(number):
         seconds[0] += 1 if number else 20
 
-    config = tiny(compile=True, budget="60s", smt__share=0.2, dmt__share=0.8, log_every=1, **own)
+    config = tiny(compile=True, smt__share=0.2, dmt__share=0.8, log_every=1, **{"budget": "60s"} | own)
     run(config, tmp_path / "run", at=pass_time)
     phases = [line["phase"] for line in lines(tmp_path / "run") if "loss" in line]
     assert {phase: phases.count(phase) for phase in config.phases} == steps
@@ -125,10 +148,12 @@ def test_a_compiled_embedding_has_the_rows_and_the_gradient_of_one_that_is_not(c
     torch.manual_seed(0)
     embed, where, weights = Embedding(5, 4), torch.randint(5, (3, 6)), torch.randn(3, 6, 4)
     gradients = []
-    for lookup in (embed.forward, torch.compile(embed.forward)):
+    for compiled, lookup in enumerate((embed.forward, torch.compile(embed.forward))):
         rows = lookup(where)
         assert torch.equal(rows, embed.weight[where])
-        gradients += torch.autograd.grad((rows * weights).sum(), embed.weight)
+        with torch.profiler.profile() as profile:
+            gradients += torch.autograd.grad((rows * weights).sum(), embed.weight)
+        assert ("retain::add_rows" in [event.key for event in profile.key_averages()]) == compiled
     assert_close(gradients[1], gradients[0], 1e-6)
 
 

@@ -106,11 +106,11 @@ def test_what_is_compiled_is_rehearsed_so_that_no_run_pays_for_the_others(compil
         return train(config, out, **options)
 
     monkeypatch.setattr("retain.train.train", watched)
-    config = tiny(compile=compiled, budget="3steps", smt__budget="5steps")
+    config = tiny(compile=compiled, budget="5steps", smt__budget="4steps")
     found = train_one(config, tmp_path / "run")
     *rehearsed, run = trained
-    assert run == ("3steps", "5steps", None, tmp_path / "run") and found["steps"] == 5 + 3
-    assert [settings[:3] for settings in rehearsed] == [("2steps", None, None)] * compiled
+    assert run == ("5steps", "4steps", None, tmp_path / "run") and found["steps"] == 4 + 5
+    assert [settings[:3] for settings in rehearsed] == [("5steps", "3steps", "3steps")] * compiled
     assert not any(folder.exists() for *_, folder in rehearsed)
     assert (found.get("rehearsal_seconds", 0) > 0) == compiled and found["config"] == to_dict(config)
     train_one(config, tmp_path / "run")

@@ -53,10 +53,11 @@ def _where_trained(forward: Callable[..., Tensor], name: str) -> Callable[..., T
 
 
 def _in_two_shapes(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The compiled step of a cell, such that there are two codes of it, with gradient and without.
+    """The compiled step of a cell, such that there are two codes of it, with gradient and without (of one memory alone
+    two more, where one is asked for).
 
-    Left alone the compiler makes another for every number of memories, for views of a longer sequence, and for memories
-    that have a gradient and that have none, each in 5 to 13 seconds, and after eight it gives up.
+    Left to itself the compiler makes another for every number of memories, for views of a longer sequence, and for
+    memories that have a gradient and that have none, each in 5 to 13 seconds, and after eight it gives up.
     """
     from torch._dynamo import maybe_mark_dynamic
 
@@ -146,9 +147,13 @@ def compiled(function: Callable[..., Any], name: str, options: Options | None = 
     import torch._inductor.config
 
     options = {key: value for key, value in (options or {}).items() if hasattr(torch._inductor.config, key)} or None
-    # The backward pass is compiled with the forward: a failure must come here, not in the middle of a step.
-    if hasattr(torch._functorch.config, "force_non_lazy_backward_lowering"):
-        torch._functorch.config.force_non_lazy_backward_lowering = True
+    wanted = {
+        "force_non_lazy_backward_lowering": True,  # with the forward: a failure must come here, not within a step
+        "autograd_cache_allow_custom_autograd_functions": True,  # ours depend on nothing but what they are given
+    }
+    for name_of_setting, value in wanted.items():
+        if hasattr(torch._functorch.config, name_of_setting):
+            setattr(torch._functorch.config, name_of_setting, value)
     fast: Callable[..., Any] | None = torch.compile(function, options=options)
     # The first call compiles. Given to torch.compile alone, `freezing` comes too late: what is a constant is decided
     # while the function is traced, by the settings of that moment.

@@ -384,8 +384,8 @@ class RunConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 where matrix products in it are fast (CUDA, a CPU with AMX or AVX512_BF16), else fp32."""
     compile: bool = False
-    """torch.compile the objective's modules (needs a C++ compiler); falls back to eager with a note. On a CPU this
-    takes a minute or two of each phase, out of its share of the budget: for runs of hours."""
+    """torch.compile the objective's modules (needs a C++ compiler); falls back to eager with a note. On a CPU the first
+    run of these sizes takes about a minute for it, out of its budget, and later ones some seconds."""
     log_every: int = 20
     """Optimizer steps between lines of metrics.jsonl."""
     checkpoint_every: str = "60s"

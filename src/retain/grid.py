@@ -7,6 +7,7 @@ figures, so that its weights may be deleted; a diverged one leaves why it failed
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -128,7 +129,7 @@ def _start(
     job |= {"split": split, "lengths": list(lengths)}
     env = dict(os.environ)
     if threads is not None:
-        env["OMP_NUM_THREADS"] = str(threads)
+        env |= {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
     complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe would fill up; _finish closes it
     process = subprocess.Popen(
         # The folder it is run in comes last, as in cli.py: a user's random.py must not replace Python's.
@@ -227,7 +228,7 @@ def train_one(config: RunConfig, folder: Path) -> Result:
     resume = (folder / "config.json").exists()
     result: Result = {"config": to_dict(config)}
     if config.compile and not resume:
-        result["rehearsal_seconds"] = rehearse(config)
+        result["rehearsal_seconds"] = rehearse(config, folder.parent)
     try:
         summary = train(config, folder, resume=resume, progress_bar=False)
     except TrainingError as error:
@@ -245,22 +246,24 @@ def train_one(config: RunConfig, folder: Path) -> Result:
     return result
 
 
-def rehearse(config: RunConfig) -> float:
-    """Seconds of a step of each phase, in a folder that is thrown away.
+def rehearse(config: RunConfig, beside: Path) -> float:
+    """Train a few steps of each phase, in a folder that is thrown away, and return the seconds of it.
 
     What a run compiles the compiler keeps on disk, and later runs of the same sizes find it there. Without a rehearsal
-    whichever run came first would pay for all, out of its budget.
+    whichever run came first would pay for all, out of its budget. A second size of batch is compiled for all sizes.
     """
     import torch
 
     from retain.train import TrainingError, train
 
     start = time.perf_counter()
-    parts = {name: dataclasses.replace(getattr(config, name), budget=None) for name in config.phases}
-    short = dataclasses.replace(config, budget=f"{len(parts)}steps", tracker=None, **parts)
-    with tempfile.TemporaryDirectory() as folder, suppress(TrainingError):  # the run will say it
+    phases = {name: dataclasses.replace(getattr(config, name), budget="3steps") for name in config.phases}
+    short = dataclasses.replace(config, tracker=None, **phases)
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=beside) as folder, suppress(TrainingError):  # the run says it
         train(short, Path(folder) / "run", progress_bar=False)
     torch.compiler.reset()
+    gc.collect()
     return time.perf_counter() - start
 
 

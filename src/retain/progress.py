@@ -25,8 +25,9 @@ class Progress:
     phase_seconds: float = 0.0
     phase_tokens: int = 0
     phase_sequential: int = 0
-    compiling: float = 0.0
-    """Seconds of a first step in which parts are compiled: of the run's, and of no phase's where all share them."""
+    compiling_seconds: float = 0.0
+    """Seconds of the run's first step where parts are compiled in it and all phases share one budget: they come off the
+    whole. What is compiled later, by a first validation or after resuming, comes off the phase it happens in."""
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
@@ -41,7 +42,7 @@ class Progress:
 
     def spent(self, unit: str) -> float:
         return {
-            "s": self.phase_seconds - (self.compiling if self.phase == 0 else 0.0),
+            "s": self.phase_seconds - (self.compiling_seconds if self.phase == 0 else 0.0),
             "steps": self.phase_step,
             "tokens": self.phase_tokens,
             "sequential": self.phase_sequential,

@@ -123,7 +123,7 @@ def by_name(line: Callable[..., str]) -> dict[str, dict[str, str]]:
 def on_papers_cell(line: Callable[..., str]) -> dict[str, str]:
     """The presets as they are but for the cell, a Transformer of a size that minutes of a core allow.
 
-    Text also with the paper's normalisation of memory, under which BPTT does better.
+    Text also compiled, and with the paper's normalisation of memory, under which BPTT does better.
     """
     text = " --cell.kind transformer --cell.layers 2 --cell.width 128 --memory.tokens 2 --memory.width 128"
     rms = text + " --memory.norm rms"

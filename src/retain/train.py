@@ -229,12 +229,12 @@ class Loop:
 
     def budget_of(self, index: int) -> Budget:
         """The budget of a phase. Where all share one, what those before it took beyond theirs is not given twice, and
-        what compiling took is shared by all."""
+        what a first step took that compiles is shared by all."""
         budget, p = self.budgets[index], self.progress
         if not self.one_budget:
             return budget
-        left = max(0.0, 1 - p.compiling / sum(b.amount for b in self.budgets))
-        before = p.compiling + left * sum(b.amount for b in self.budgets[:index])
+        left = max(0.0, 1 - p.compiling_seconds / sum(b.amount for b in self.budgets))
+        before = p.compiling_seconds + left * sum(b.amount for b in self.budgets[:index])
         beyond = p.total(budget.unit) - p.spent(budget.unit) - before
         least = 1e-3 if budget.unit == "s" else 1
         return dataclasses.replace(budget, amount=max(least, left * budget.amount - max(0, beyond)))
@@ -299,7 +299,7 @@ class Loop:
                 record = self.step(wrapped, config, done, logged)
                 clock.tick()
                 if self.config.compile and p.step == 1 and budget.unit == "s" and self.one_budget:
-                    p.compiling = p.phase_seconds
+                    p.compiling_seconds = p.phase_seconds
                     budget = self.budget_of(index)
                 if logged and self.main:
                     self.log(record | self.since_logged())

@@ -1,4 +1,4 @@
-"""Transformer parts: rotary positions, blocks, and the normalisation of memory."""
+"""Transformer parts: rotary positions, blocks, embeddings, and the normalisation of memory."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class _RMSNorm(torch.autograd.Function):
 @torch.library.custom_op("retain::add_rows", mutates_args=())
 def _add_rows(rows: Tensor, where: Tensor, count: int) -> Tensor:
     """rows (..., C) added up at their places `where` (...) in a table (count, C)."""
-    return torch.ops.aten.embedding_dense_backward(rows.contiguous(), where, count, -1, False)
+    return torch.ops.aten.embedding_dense_backward(rows, where, count, -1, False)
 
 
 @_add_rows.register_fake
@@ -170,6 +170,9 @@ class _Rows(torch.autograd.Function):
 class Embedding(nn.Embedding):
     """`nn.Embedding`; its gradient stays one call where a compiler for CPUs would write atomic additions, which take
     ten times as long."""
+
+    def __init__(self, count: int, width: int):
+        super().__init__(count, width)
 
     def forward(self, where: Tensor) -> Tensor:
         if torch.compiler.is_compiling() and where.device.type == "cpu":
