@@ -29,8 +29,8 @@ def can_compile(device: torch.device) -> bool:
 
 
 def compile_parts(rnn: RNN, teacher: Teacher) -> None:
-    """Compile the modules that are run again and again, each in as few shapes as there are. Without a compiler they
-    stay as they are.
+    """Compile the modules that are run again and again, each in as few graphs as will do. Without a compiler they stay
+    as they are.
 
     A copy of them that is made later would compute with these very weights.
     """
@@ -43,7 +43,7 @@ def compile_parts(rnn: RNN, teacher: Teacher) -> None:
     for name, part in (("decoder", teacher.decoder), ("readout", rnn.readout)):
         part.forward = _where_trained(part.forward, name)  # type: ignore[method-assign]
     if not rolls(cell) or rnn.normalise:  # else its rollout is what runs, which is written out by hand
-        cell.forward = _in_two_shapes(compiled(cell.forward, "cell"))
+        cell.forward = _in_two_graphs(compiled(cell.forward, "cell"))
 
 
 def _where_trained(forward: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
@@ -52,9 +52,9 @@ def _where_trained(forward: Callable[..., Tensor], name: str) -> Callable[..., T
     return lambda *args: (fast if torch.is_grad_enabled() else forward)(*args)
 
 
-def _in_two_shapes(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The compiled step of a cell, such that there are two codes of it, with gradient and without (of one memory alone
-    two more, where one is asked for).
+def _in_two_graphs(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The compiled step of a cell, such that it has two graphs, with gradient and without (and two more for one memory
+    alone, where that is asked for).
 
     Left to itself the compiler makes another for every number of memories, for views of a longer sequence, and for
     memories that have a gradient and that have none, each in 5 to 13 seconds, and after eight it gives up.

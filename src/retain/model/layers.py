@@ -156,6 +156,8 @@ def _(rows: Tensor, where: Tensor, count: int) -> Tensor:
 
 
 class _Rows(torch.autograd.Function):
+    """Rows of a table (count, C) at `where` (...), whose gradient a compiler does not look into."""
+
     @staticmethod
     def forward(ctx: Any, table: Tensor, where: Tensor) -> Tensor:
         ctx.save_for_backward(where)
@@ -168,8 +170,8 @@ class _Rows(torch.autograd.Function):
 
 
 class Embedding(nn.Embedding):
-    """`nn.Embedding`; its gradient stays one call where a compiler for CPUs would write atomic additions, which take
-    ten times as long."""
+    """`nn.Embedding`, (...) → (..., width); its gradient stays one call where a compiler for CPUs would write atomic
+    additions, which take ten times as long."""
 
     def __init__(self, count: int, width: int):
         super().__init__(count, width)
