@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from retain.errors import UserError
+
 T = TypeVar("T")
 D = TypeVar("D", int, None)
 
 
-class Usage(Exception):
+class Usage(UserError):
     """A mistake on the command line; the message is one line."""
 
 

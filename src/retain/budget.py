@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from retain.errors import UserError
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -28,18 +30,18 @@ class Budget:
 
 
 def parse_budget(text: str, name: str = "budget") -> Budget:
-    """Read '240s', '5m', '5000steps', '20Mtokens', '500ksequential'. Raises ValueError naming `name`."""
+    """Read '240s', '5m', '5000steps', '20Mtokens', '500ksequential'. Raises UserError naming `name`."""
     found = re.fullmatch(r"([-+]?[\d_.]+(?:e\d+)?)([kKMG]?)(s|m|h|steps|tokens|sequential)", text.strip())
     try:
         amount = float(found[1]) if found else math.nan
     except ValueError:
         amount = math.nan
     if found is None or not math.isfinite(amount) or (found[2] and found[3] in "smh"):
-        raise ValueError(
+        raise UserError(
             f"{name}: {text!r} is not an amount with a unit; write e.g. 240s, 5000steps, 20Mtokens or 500ksequential"
         )
     amount *= {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}[found[2]] * {"m": 60, "h": 3600}.get(found[3], 1)
     unit = "s" if found[3] in "smh" else found[3]
     if amount <= 0 or (unit != "s" and amount < 1):
-        raise ValueError(f"{name}: {text!r} is no training at all; give a positive amount, e.g. 240s")
+        raise UserError(f"{name}: {text!r} is no training at all; give a positive amount, e.g. 240s")
     return Budget(amount, unit)  # type: ignore[arg-type]

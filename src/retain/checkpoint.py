@@ -22,14 +22,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from retain.errors import CheckpointError, UserError
+
 FORMAT_VERSION = 1
 StateDicts = Mapping[str, Mapping[str, Tensor]]
 Loaded = tuple[dict[str, dict[str, Tensor]], dict[str, Any]]
 log = logging.getLogger("retain")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; the message is one line that names the file and the remedy."""
 
 
 def save_files(
@@ -85,14 +83,14 @@ def save_checkpoint(
     `best` is the step of the best checkpoint so far, `step` itself included; None leaves it as it was. It is stored in
     this checkpoint's own manifest, so that it can never disagree with a second file. Checkpoints of later steps belong
     to a future that this run has gone back on, and are deleted: else a resume would pick them up.
-    Raises ValueError for a bad step or keep, CheckpointError as `save_files` does.
+    Raises UserError for a bad step or keep, CheckpointError as `save_files` does.
     """
     if step < 0:
-        raise ValueError(f"step: {step} must not be negative")
+        raise UserError(f"step: {step} must not be negative")
     if keep < 1:
-        raise ValueError(f"keep: {keep} must be at least 1")
+        raise UserError(f"keep: {keep} must be at least 1")
     if best is not None and best > step:
-        raise ValueError(f"best: {best} must not be later than this step, {step}")
+        raise UserError(f"best: {best} must not be later than this step, {step}")
     run = Path(run)
     parent = run / "checkpoints"
     if best is None:
@@ -214,7 +212,7 @@ def _encode(tensors: StateDicts, state: dict[str, Any], best: int | None) -> dic
     files: dict[str, bytes] = {}
     for name, group in tensors.items():
         if Path(name).name != name or name.startswith("."):
-            raise ValueError(f"tensors: {name!r} cannot be a file name")
+            raise UserError(f"tensors: {name!r} cannot be a file name")
         owned, seen = {}, set()
         for key, tensor in group.items():
             tensor = tensor.detach().cpu().contiguous()
@@ -262,11 +260,11 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def keep_printed(path: Path, text: str) -> None:
-    """Write what was printed into its run folder. Raises ValueError where that cannot be."""
+    """Write what was printed into its run folder. Raises UserError where that cannot be."""
     try:
         replace_file(path, text.encode() + b"\n")
     except OSError as error:
-        raise ValueError(f"{path}: cannot be written, {error.strerror}; what was printed is not kept") from error
+        raise UserError(f"{path}: cannot be written, {error.strerror}; what was printed is not kept") from error
 
 
 def _write_file(path: Path, data: bytes) -> None:

@@ -7,6 +7,8 @@ import typing
 from dataclasses import is_dataclass
 from typing import Any, Literal
 
+from retain.errors import UserError
+
 
 def checked(value: Any, hint: Any, name: str) -> Any:
     """`value` if it fits the type `hint`, lists as tuples, whole numbers as floats."""
@@ -26,28 +28,28 @@ def checked(value: Any, hint: Any, name: str) -> Any:
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     wanted = " or ".join(map(str, args)) if origin is Literal else getattr(hint, "__name__", str(hint))
-    raise ValueError(f"{name}: {value!r} should be {wanted}")
+    raise UserError(f"{name}: {value!r} should be {wanted}")
 
 
 def typed(config: Any) -> None:
-    """Raises ValueError where a field has another type than it says, which Python itself would never ask."""
+    """Raises UserError where a field has another type than it says, which Python itself would never ask."""
     for name, hint in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
         if not is_dataclass(hint):
             checked(value, hint, name)
         elif not isinstance(value, typing.cast(type, hint)):
-            raise ValueError(f"{name}: {value!r} should be a {typing.cast(type, hint).__name__}")
+            raise UserError(f"{name}: {value!r} should be a {typing.cast(type, hint).__name__}")
 
 
 def positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name}: {value} must be positive and finite")
+            raise UserError(f"{name}: {value} must be positive and finite")
 
 
 def not_negative(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and not 0 <= value < math.inf:
-            raise ValueError(f"{name}: {value} must not be negative, and be finite")
+            raise UserError(f"{name}: {value} must not be negative, and be finite")

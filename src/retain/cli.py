@@ -117,12 +117,11 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def exit_code(error: Exception) -> int | None:
-    """2 for what the user can mend, 1 for a failed run, 130 for Ctrl-C; None for a defect, to be shown in full."""
-    if isinstance(error, (Usage, ValueError, OSError)) or out_of_memory(error):
+    """2 for what the user can mend, 1 for a failed run, 130 for a run that was stopped; None for a defect."""
+    if isinstance(error, OSError) or out_of_memory(error):
         return 2
-    name = type(error).__name__
-    # Compared by name: to import these here would cost the start-up of every command.
-    return {"CheckpointError": 2, "TrainingError": 1, "Interrupted": 130}.get(name)
+    code: int | None = getattr(error, "exit_code", None)
+    return code
 
 
 def fail(message: str, code: int) -> None:

@@ -11,6 +11,7 @@ from retain.arguments import Usage, refuse, take_option, whole
 from retain.budget import parse_budget
 from retain.config import BPTTConfig, CellConfig, MemoryConfig, RunConfig
 from retain.config_json import to_dict
+from retain.errors import UserError
 from retain.presets import PRESETS
 
 METHODS = ("smt", "smt+bptt", "bptt", "tbptt", "gru", "lstm")
@@ -69,28 +70,28 @@ class Comparison:
     def __post_init__(self) -> None:
         for method in self.methods:
             if method not in METHODS:
-                raise ValueError(f"methods: {method!r} is none of {', '.join(METHODS)}")
+                raise UserError(f"methods: {method!r} is none of {', '.join(METHODS)}")
         if not self.methods or not self.lrs:
-            raise ValueError("methods, lrs: name at least one of each")
+            raise UserError("methods, lrs: name at least one of each")
         for name in ("methods", "lrs", "lengths"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise ValueError(f"{name}: {','.join(map(str, values))} names one twice")
+                raise UserError(f"{name}: {','.join(map(str, values))} names one twice")
         if self.config.init_from is not None:
-            raise ValueError(
+            raise UserError(
                 f"init_from: every method starts anew; leave out {self.config.init_from} (--init-from None)"
             )
         if "bptt" in self.config.phases and {"smt", "smt+bptt"} & set(self.methods):
-            raise ValueError(
+            raise UserError(
                 f"phases: {' '.join(self.config.phases)}: smt trains no BPTT here, which smt+bptt shows; "
                 "give --phases smt dmt"
             )
         if self.seeds < 1:
-            raise ValueError(f"seeds: {self.seeds} must be at least 1")
+            raise UserError(f"seeds: {self.seeds} must be at least 1")
         if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads: {self.threads} must be at least 1")
+            raise UserError(f"threads: {self.threads} must be at least 1")
         if min(self.lengths, default=1) < 1:
-            raise ValueError(f"lengths: {min(self.lengths)} must be at least 1")
+            raise UserError(f"lengths: {min(self.lengths)} must be at least 1")
         for text in self.lrs:
             factor(text)
         if self.sweep_budget is not None:
@@ -98,14 +99,14 @@ class Comparison:
 
 
 def factor(text: str) -> float:
-    """'3', '0.3' or '1/3' as a number. Raises ValueError."""
+    """'3', '0.3' or '1/3' as a number. Raises UserError."""
     above, _, below = text.partition("/")
     try:
         value = float(above) / float(below or 1)
     except (ValueError, ZeroDivisionError):
         value = 0.0
     if not 0 < value < float("inf"):
-        raise ValueError(f"lrs: {text!r} is not a positive factor; write e.g. --lrs 1/3,1,3")
+        raise UserError(f"lrs: {text!r} is not a positive factor; write e.g. --lrs 1/3,1,3")
     return value
 
 
@@ -138,7 +139,7 @@ def matched(base: RunConfig, kind: str) -> RunConfig:
     """`base` with a gru or lstm cell, its memory as wide as gives the RNN as many parameters, within a tenth.
 
     The memory is one token, never normalised: that is `nn.GRU` and `nn.LSTM` as a user would have them.
-    Raises ValueError where no width comes near enough.
+    Raises UserError where no width comes near enough.
     """
     from retain.data import load_data
 
@@ -158,7 +159,7 @@ def matched(base: RunConfig, kind: str) -> RunConfig:
         low, high = (middle, high) if parameters(at(middle), vocab_size) < wanted else (low, middle)
     best = min((at(low), at(high)), key=lambda config: abs(parameters(config, vocab_size) - wanted))
     if abs(parameters(best, vocab_size) / wanted - 1) > WITHIN:
-        raise ValueError(
+        raise UserError(
             f"methods: no width of {kind} has within 10 % of the {wanted:,} parameters of the SMT run's RNN"
         )
     return best
@@ -190,7 +191,7 @@ def compare(comparison: Comparison, out: str | Path, *, jobs: int = 1, quiet: bo
     """Run what of the comparison is not done yet; returns its results and writes them into `out`.
 
     First the learning rates: seed 0 at each, the best chosen by bits per token on validation. Then the other seeds at
-    the best, and only those are scored on the test split. Raises ValueError for what the user got wrong.
+    the best, and only those are scored on the test split. Raises UserError for what the user got wrong.
     """
     from retain.grid import run_all
     from retain.tables import summarise, write_results
@@ -269,8 +270,8 @@ def check_lengths(comparison: Comparison) -> None:
     for length in comparison.lengths:
         try:
             load_data(comparison.config.data.at_length(length))
-        except ValueError as error:
-            raise ValueError(f"lengths: {length}: {error}") from None
+        except UserError as error:
+            raise UserError(f"lengths: {length}: {error}") from None
 
 
 def claim(comparison: Comparison, out: Path) -> None:

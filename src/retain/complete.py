@@ -13,6 +13,7 @@ from retain.arguments import Usage
 from retain.config import RunConfig
 from retain.data.batches import evenly_spaced
 from retain.data.images import events_vocabulary, from_events, levels_of, read_image, to_events
+from retain.errors import UserError
 from retain.generate import check_sampling, generate, save_image_grid
 from retain.model.rnn import RNN
 from retain.run import Run
@@ -24,18 +25,18 @@ HIDDEN = -1
 def true_images(config: RunConfig, count: int | None, files: list[str]) -> Tensor:
     """What is to be completed, (B, H·W) levels: `count` images of the test split evenly spaced, or these files.
 
-    Raises ValueError for files that are no images, or where the run's data says not how files become pixels.
+    Raises UserError for files that are no images, or where the run's data says not how files become pixels.
     """
     if files:
         if config.data.name != "images":
-            raise ValueError(f"images: {config.data.name} does not read image files; use --complete N")
+            raise UserError(f"images: {config.data.name} does not read image files; use --complete N")
         return torch.from_numpy(np.stack([read_image(f, config.data) for f in files]).reshape(len(files), -1)).long()
     from retain.data import load_data
 
     data = load_data(config.data)
     if config.data.events:
         if not config.data.reset or config.data.stream:
-            raise ValueError("complete: events carried over or streamed are no whole images; give --images FILE")
+            raise UserError("complete: events carried over or streamed are no whole images; give --images FILE")
         index = evenly_spaced(data.documents("test"), count or 1)  # type: ignore[attr-defined]
         drawn = [from_events(data.document("test", int(i)), config.data) for i in index]  # type: ignore[attr-defined]
         return torch.from_numpy(np.stack(drawn).reshape(len(drawn), -1)).long()
@@ -84,7 +85,7 @@ def complete_images(run: Run, path: Path, args: Any) -> dict[str, Any]:
     elif run.state["image_shape"] is not None:
         shape, levels = tuple(run.state["image_shape"]), run.state["vocab_size"]
     else:
-        raise ValueError(f"complete: this run is of {data.name}, not of images; give a --prompt instead")
+        raise UserError(f"complete: this run is of {data.name}, not of images; give a --prompt instead")
     check_sampling(0, args.temperature, args.top_k, args.top_p)
     truth = true_images(run.config, args.complete, list(args.images))
     sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}

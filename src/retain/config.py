@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from retain.budget import Budget, parse_budget
 from retain.checks import not_negative, positive, typed
+from retain.errors import UserError
 
 CELLS = ("transformer", "mlp", "gated", "delta", "gru", "lstm", "elman")
 READ_BY_CELL: dict[str, set[str]] = {
@@ -90,9 +91,9 @@ class TeacherConfig:
         positive(self, "width", "heads", "layers", "decoder_layers", "context_len")
         not_negative(self, "future_len")
         if self.width % (2 * self.heads):
-            raise ValueError(f"teacher.width: {self.width} must be a multiple of 2 x heads = {2 * self.heads}")
+            raise UserError(f"teacher.width: {self.width} must be a multiple of 2 x heads = {2 * self.heads}")
         if self.context_len is not None and self.encoder != "window":
-            raise ValueError(f"teacher.context_len: only the window encoder looks back a set way, not {self.encoder}")
+            raise UserError(f"teacher.context_len: only the window encoder looks back a set way, not {self.encoder}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +115,9 @@ class CellConfig:
         typed(self)
         positive(self, "width", "heads", "layers")
         if self.kind not in CELLS and not re.fullmatch(r"[\w.]+:\w+", self.kind):
-            raise ValueError(f"cell.kind: {self.kind!r} is none of {', '.join(CELLS)}, nor module:Class")
+            raise UserError(f"cell.kind: {self.kind!r} is none of {', '.join(CELLS)}, nor module:Class")
         if self.kind == "transformer" and self.width % (2 * self.heads):
-            raise ValueError(f"cell.width: {self.width} must be a multiple of 2 x heads = {2 * self.heads}")
+            raise UserError(f"cell.width: {self.width} must be a multiple of 2 x heads = {2 * self.heads}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,32 +180,32 @@ class DataConfig:
         positive(self, "seq_len", "min_seq_len", "vocab_size", "image_size")
         positive(self, "symbols", "copy_len", "depth", "pairs", "string_len")
         if not 0 <= self.label_noise < 1:
-            raise ValueError(f"data.label_noise: {self.label_noise} must lie in 0 … 1, below 1")
+            raise UserError(f"data.label_noise: {self.label_noise} must lie in 0 … 1, below 1")
         if self.name not in (*EMBEDDED_DATA, *FILE_DATA):
-            raise ValueError(f"data.name: {self.name!r} is none of {', '.join((*EMBEDDED_DATA, *FILE_DATA))}")
+            raise UserError(f"data.name: {self.name!r} is none of {', '.join((*EMBEDDED_DATA, *FILE_DATA))}")
         if self.name in FILE_DATA and not self.path:
-            raise ValueError(f"data.path: {self.name} needs a file; give --data PATH")
+            raise UserError(f"data.path: {self.name} needs a file; give --data PATH")
         if not 2 <= self.levels <= 256:
-            raise ValueError(f"data.levels: {self.levels} must lie in 2 … 256")
+            raise UserError(f"data.levels: {self.levels} must lie in 2 … 256")
         if self.threshold is not None and not 1 <= self.threshold <= 255:
-            raise ValueError(f"data.threshold: {self.threshold} must lie in 1 … 255")
+            raise UserError(f"data.threshold: {self.threshold} must lie in 1 … 255")
         if len(self.split) != 3 or min(self.split) <= 0 or not abs(sum(self.split) - 1) < 1e-6:
-            raise ValueError(f"data.split: {self.split} must be three positive fractions that sum to 1")
+            raise UserError(f"data.split: {self.split} must be three positive fractions that sum to 1")
         # Sizes of tasks stand in older run folders whatever the data is; the command line asks of them, too.
         self.check_read([name for name in READ_BY if name not in TASK_FIELDS])
         if self.revision is not None and not str(self.path).startswith("hf:"):
-            raise ValueError(f"data.revision: {self.revision!r} is for a dataset of the hub, hf:NAME; leave it out")
+            raise UserError(f"data.revision: {self.revision!r} is for a dataset of the hub, hf:NAME; leave it out")
 
     def at_length(self, length: int) -> DataConfig:
         """The same to be scored in sequences of this length. Those of training batches are no matter then."""
         return replace(self, seq_len=length, min_seq_len=None)
 
     def check_read(self, names: Iterable[str] = READ_BY) -> None:
-        """Raises ValueError where one of these fields is set and this data does not read it."""
+        """Raises UserError where one of these fields is set and this data does not read it."""
         for name, value in self.unread(self.name).items():
             if name in names:
                 readers = "memory tasks" if READ_BY[name] is TASK_DATA else ", ".join(READ_BY[name])
-                raise ValueError(f"data.{name}: {value!r} is for {readers}, not {self.name}; leave it out")
+                raise UserError(f"data.{name}: {value!r} is for {readers}, not {self.name}; leave it out")
 
     def unread(self, data: str) -> dict[str, Any]:
         """The fields that are set here and that data of this name does not read, with their values."""
@@ -241,7 +242,7 @@ class PhaseConfig:
         positive(self, "share", "batch_size", "seq_len", "accumulate", "lr", "clip")
         not_negative(self, "warmup", "weight_decay", "beta1", "beta2")
         if self.warmup >= 1 or self.beta1 >= 1 or self.beta2 >= 1:
-            raise ValueError(f"warmup, beta1, beta2: {self.warmup}, {self.beta1}, {self.beta2} must be below 1")
+            raise UserError(f"warmup, beta1, beta2: {self.warmup}, {self.beta1}, {self.beta2} must be below 1")
         if self.budget is not None:
             parse_budget(self.budget)
 
@@ -289,17 +290,17 @@ class SMTConfig(PhaseConfig):
         not_negative(self, "lambda_dec", "lambda_dyn", "lambda_unif", "lambda_trunk", "lambda_readout")
         not_negative(self, "lambda_distill")
         if self.unroll != 1 and self.sweeps > 1:
-            raise ValueError(
+            raise UserError(
                 f"unroll: {self.unroll} with sweeps {self.sweeps}: both go on from f's own memories; use one"
             )
         if self.pieces > 1 and self.sweeps > 1:
-            raise ValueError(
+            raise UserError(
                 f"pieces: {self.pieces} with sweeps {self.sweeps}: sweeps run through the whole sequence; use one"
             )
         if not 0 <= self.on_policy <= 1:
-            raise ValueError(f"on_policy: {self.on_policy} must lie in 0 … 1")
+            raise UserError(f"on_policy: {self.on_policy} must lie in 0 … 1")
         if self.lambda_dyn_end is not None and self.lambda_dyn <= 0:
-            raise ValueError(f"lambda_dyn: {self.lambda_dyn} must be positive to grow to lambda_dyn_end")
+            raise UserError(f"lambda_dyn: {self.lambda_dyn} must be positive to grow to lambda_dyn_end")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,10 +330,10 @@ class DMTConfig(PhaseConfig):
         super().__post_init__()
         positive(self, "horizon", "horizon_end", "unroll", "label_every")
         if self.unroll != 1 and self.label_every > 1:
-            raise ValueError(f"unroll: {self.unroll} needs the label of every step, not of every {self.label_every}th")
+            raise UserError(f"unroll: {self.unroll} needs the label of every step, not of every {self.label_every}th")
         not_negative(self, "lambda_dyn", "lambda_readout", "lambda_distill")
         if not 0 <= self.horizon_growth <= 1:
-            raise ValueError(f"horizon_growth: {self.horizon_growth} must lie in 0 … 1")
+            raise UserError(f"horizon_growth: {self.horizon_growth} must lie in 0 … 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,12 +349,12 @@ class BPTTConfig(PhaseConfig):
 
 
 def check_memory(memory: MemoryConfig, kind: str) -> None:
-    """Raises ValueError for a memory that a cell of this kind cannot have."""
+    """Raises UserError for a memory that a cell of this kind cannot have."""
     sizes, side = f"memory: {memory.tokens} x {memory.width}", math.isqrt(memory.width)
     if kind == "lstm" and memory.tokens * memory.width % 2:
-        raise ValueError(f"{sizes} must be even, the lstm keeps h and c in it")
+        raise UserError(f"{sizes} must be even, the lstm keeps h and c in it")
     if kind == "delta" and (memory.tokens < 3 or side % 2 or side**2 != memory.width):
-        raise ValueError(
+        raise UserError(
             f"{sizes}: the delta cell needs 3 memory tokens or more and a width that is the square of an even number; "
             "give e.g. memory.tokens 4 and memory.width 256"
         )
@@ -400,17 +401,17 @@ class RunConfig:
         typed(self)
         positive(self, "log_every", "validation_sequences")
         if not 0 <= self.seed < SEEDS:
-            raise ValueError(f"seed: {self.seed} must not be negative, and lie below {SEEDS}")
+            raise UserError(f"seed: {self.seed} must not be negative, and lie below {SEEDS}")
         if self.tracker is not None and self.tracker not in TRACKERS:
-            raise ValueError(f"tracker: {self.tracker!r} is none of {', '.join(TRACKERS)}, None")
+            raise UserError(f"tracker: {self.tracker!r} is none of {', '.join(TRACKERS)}, None")
         if not self.phases:
-            raise ValueError(f"phases: empty; name some of {', '.join(PHASES)}")
+            raise UserError(f"phases: empty; name some of {', '.join(PHASES)}")
         self._check_teacher()
         for name in ("budget", "checkpoint_every", "validate_every"):
             parse_budget(getattr(self, name), name)
         check_memory(self.memory, self.cell.kind)
         if self.memory.norm == "rms" and self.memory.width == 1:
-            raise ValueError("memory.width: 1 leaves nothing after rms normalisation; use norm batch or a wider memory")
+            raise UserError("memory.width: 1 leaves nothing after rms normalisation; use norm batch or a wider memory")
         for phase in set(self.phases):
             steps = {"smt": "steps_per_sequence", "dmt": "horizon", "bptt": "truncate"}[phase]
             own = getattr(self, phase)
@@ -419,12 +420,12 @@ class RunConfig:
                 cut = (
                     "every image starts at its first pixel" if self.data.name == "digits" else "an answer needs it all"
                 )
-                raise ValueError(f"{phase}.seq_len: {own.seq_len} is a part of a sequence, and {cut}; leave it out")
+                raise UserError(f"{phase}.seq_len: {own.seq_len} is a part of a sequence, and {cut}; leave it out")
             if own.seq_len is not None and own.seq_len > length:
-                raise ValueError(f"{phase}.seq_len: {own.seq_len} is longer than data.seq_len {length}")
+                raise UserError(f"{phase}.seq_len: {own.seq_len} is longer than data.seq_len {length}")
             if value is not None and value > (own.seq_len or length):
                 whose = f"{phase}.seq_len {own.seq_len}" if own.seq_len else f"data.seq_len {length}"
-                raise ValueError(f"{phase}.{steps}: {value} is longer than {whose}")
+                raise UserError(f"{phase}.{steps}: {value} is longer than {whose}")
 
     @property
     def has_teacher(self) -> bool:
@@ -436,7 +437,7 @@ class RunConfig:
         smt, dmt = self.smt, self.dmt
         follows = "dmt" in self.phases and (dmt.lambda_dyn > 0 or dmt.lambda_distill > 0)
         if follows and "smt" not in self.phases[: self.phases.index("dmt")] and self.init_from is None:
-            raise ValueError(
+            raise UserError(
                 "phases: dmt follows the teacher that smt trains; put smt before it, or start from a run that has one "
                 "(--init-from RUN)"
             )
@@ -446,9 +447,9 @@ class RunConfig:
         distilled = {"smt": smt.lambda_distill, "dmt": dmt.lambda_distill if "dmt" in self.phases else 0.0}
         for phase, weight in distilled.items():
             if weight and not predicts:
-                raise ValueError(f"{phase}.lambda_distill: the teacher predicts nothing; give smt.lambda_dec above 0")
+                raise UserError(f"{phase}.lambda_distill: the teacher predicts nothing; give smt.lambda_dec above 0")
         if self.phases == ("smt",) and not smt.lambda_dec and not smt.lambda_readout and not smt.lambda_distill:
-            raise ValueError("smt.lambda_readout: nothing trains the readout; give it or smt.lambda_dec above 0")
+            raise UserError("smt.lambda_readout: nothing trains the readout; give it or smt.lambda_dec above 0")
 
     def budgets(self) -> tuple[Budget, ...]:
         """The budget of each phase: its own, or its share of the run's."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from retain.checks import checked
 from retain.config import RunConfig
+from retain.errors import UserError
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -26,14 +27,14 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_dict(cls: Any, values: Any, name: str = "config") -> Any:
-    """The dataclass `cls` from JSON values. Raises ValueError for an unknown field or wrong type."""
+    """The dataclass `cls` from JSON values. Raises UserError for an unknown field or wrong type."""
     if not isinstance(values, dict):
-        raise ValueError(f"{name}: {values!r} is not an object of fields")
+        raise UserError(f"{name}: {values!r} is not an object of fields")
     hints = typing.get_type_hints(cls)
     fields = {f.name for f in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
-            raise ValueError(f"{name}.{key}: unknown field; {name} has {', '.join(sorted(fields))}")
+            raise UserError(f"{name}.{key}: unknown field; {name} has {', '.join(sorted(fields))}")
     built = {}
     for key, value in values.items():
         if dataclasses.is_dataclass(hints[key]):
@@ -42,11 +43,11 @@ def from_dict(cls: Any, values: Any, name: str = "config") -> Any:
             built[key] = checked(value, hints[key], f"{name}.{key}")
     try:
         return cls(**built)
-    except ValueError as error:
+    except UserError as error:
         section = name.removeprefix("config").lstrip(".")
         if not section or str(error).startswith(f"{section}."):
             raise
-        raise ValueError(f"{section}.{error}") from None
+        raise UserError(f"{section}.{error}") from None
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -56,16 +57,16 @@ def save_config(config: RunConfig, path: Path) -> None:
 
 
 def load_config(path: Path) -> RunConfig:
-    """Read a config.json. Raises ValueError naming the file and the field."""
+    """Read a config.json. Raises UserError naming the file and the field."""
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such config file") from None
+        raise UserError(f"{path}: no such config file") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read as a config file ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read as a config file ({error.strerror})") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a config in JSON ({error})") from None
+        raise UserError(f"{path}: not a config in JSON ({error})") from None
     try:
         return from_dict(RunConfig, values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None

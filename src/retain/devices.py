@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState, PartialState
 
 from retain.config import RunConfig
 from retain.config_json import flatten, to_dict
+from retain.errors import UserError
 from retain.run import check_device
 
 log = logging.getLogger("retain")
@@ -35,13 +36,13 @@ def installed(package: str) -> bool:
 
 
 def make_accelerator(config: RunConfig, out: Path) -> Accelerator:
-    """Accelerate's view of devices, precision and processes. Raises ValueError for what is not there."""
+    """Accelerate's view of devices, precision and processes. Raises UserError for what is not there."""
     check_device(config.device)
     tracker = config.tracker
     if tracker == "auto":
         tracker = "tensorboard" if installed("tensorboard") else None
     elif tracker is not None and not installed(tracker):
-        raise ValueError(f"tracker: {tracker} is not installed; pip install {tracker}, or --tracker None")
+        raise UserError(f"tracker: {tracker} is not installed; pip install {tracker}, or --tracker None")
     cuda = torch.cuda.is_available() and config.device in ("auto", "cuda")
     # Where there is no accelerator, processes are only told of each other if it is the CPU that is asked for.
     cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
@@ -56,7 +57,7 @@ def make_accelerator(config: RunConfig, out: Path) -> Accelerator:
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision, log_with=tracker, project_dir=str(out))
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > 1 and accelerator.num_processes != started:
-        raise ValueError(f"device: {config.device} does not join the {started} processes that were started; use cpu")
+        raise UserError(f"device: {config.device} does not join the {started} processes that were started; use cpu")
     return accelerator
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retain.data import Data
+from retain.errors import UserError
 from retain.model.modes import evaluating
 from retain.model.rnn import RNN
 from retain.model.teacher import Readout, Teacher
@@ -74,7 +75,7 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
     the variance of the teacher's memory across sequences, both also at the last position and by position
     (t = 0 … T; null where it is undefined; what fills up a short document counts as any token). `tokens` counts
     targets, `seconds` and `tokens_per_second` the RNN's own reading, with an answer where one is asked for. Teacher
-    and drift are null without a teacher. Raises ValueError where there is no batch.
+    and drift are null without a teacher. Raises UserError where there is no batch.
     """
     with evaluating(rnn, teacher):
         return _compare(rnn, teacher, batches)
@@ -107,7 +108,7 @@ def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
             total = total + labels.sum(0).cpu()  # (T + 1, K, D)
             total_squares = total_squares + labels.square().sum(0).cpu()
     if own is None:
-        raise ValueError("evaluate: the split holds no sequence")
+        raise UserError("evaluate: the split holds no sequence")
     result: dict[str, Any] = {
         "bits_per_token": own.bits(),
         "accuracy": own.accuracy(),

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retain.errors import UserError
 from retain.model.cells import CELLS, GRUCell, LSTMCell
 from retain.model.graphs import Replayed
 from retain.model.modes import evaluating
@@ -26,15 +27,15 @@ Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def check_sampling(length: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raises ValueError naming the setting that makes no sense."""
+    """Raises UserError naming the setting that makes no sense."""
     if length < 0:
-        raise ValueError(f"length: {length} must not be negative")
+        raise UserError(f"length: {length} must not be negative")
     if not math.isfinite(temperature) or temperature < 0:
-        raise ValueError(f"temperature: {temperature} must be 0 (the likeliest token) or above")
+        raise UserError(f"temperature: {temperature} must be 0 (the likeliest token) or above")
     if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k: {top_k} must be at least 1")
+        raise UserError(f"top_k: {top_k} must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p: {top_p} must lie in 0 … 1, above 0")
+        raise UserError(f"top_p: {top_p} must lie in 0 … 1, above 0")
 
 
 def sample(
@@ -47,7 +48,7 @@ def sample(
     """Draw one token per row: logits (B, V) → (B,).
 
     temperature 0 takes the likeliest; top_k keeps the k likeliest; top_p keeps the fewest whose probability
-    reaches p (Holtzman et al. 2020). Raises ValueError where logits are no numbers (a GPU raises RuntimeError).
+    reaches p (Holtzman et al. 2020). Raises UserError where logits are no numbers (a GPU raises RuntimeError).
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -68,7 +69,7 @@ def sample(
     # times the cost. In float64, so that a large vocabulary's sum keeps its small parts.
     upto = probability.cumsum(-1, dtype=torch.float64)
     if not upto[:, -1].isfinite().all():
-        raise ValueError("logits: they are not finite, so that nothing can be drawn")
+        raise UserError("logits: they are not finite, so that nothing can be drawn")
     drawn = torch.rand(len(upto), 1, dtype=upto.dtype, device=upto.device, generator=generator) * upto[:, -1:]
     return torch.searchsorted(upto, drawn, right=True)[:, 0]
 
@@ -89,12 +90,12 @@ def generate(
 
     `memory` (B, K, D) is one to go on from instead of m_0, as `rnn.step` gave it; the prompt may then be empty, (B, 0).
     What is kept is one memory, whatever the length. The RNN is in evaluation mode while it works, and between tokens
-    in the mode that it had. `step` replaces `rnn.step`, as `fast_step` does. Raises ValueError for settings that make
+    in the mode that it had. `step` replaces `rnn.step`, as `fast_step` does. Raises UserError for settings that make
     no sense, before anything is read, and later where the logits are no numbers.
     """
     check_sampling(length, temperature, top_k, top_p)
     if memory is not None and memory.shape != (len(prompt), *rnn.m_0.shape):
-        raise ValueError(f"memory: {tuple(memory.shape)} is not that of prompt, {(len(prompt), *rnn.m_0.shape)}")
+        raise UserError(f"memory: {tuple(memory.shape)} is not that of prompt, {(len(prompt), *rnn.m_0.shape)}")
     return _stream(rnn, step or rnn.step, prompt, length, temperature, top_k, top_p, seed, memory)
 
 
@@ -202,8 +203,8 @@ def _stream(
 
 
 def _draw(logits: Tensor, number: int, *settings: Any) -> Tensor:
-    """`sample`. Raises ValueError where nothing can be drawn, after `number` tokens."""
-    lost = ValueError(f"run: the RNN's logits are not finite after {number} tokens of its own")
+    """`sample`. Raises UserError where nothing can be drawn, after `number` tokens."""
+    lost = UserError(f"run: the RNN's logits are not finite after {number} tokens of its own")
     try:
         token = sample(logits, *settings)
     except (RuntimeError, ValueError):

@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from retain.config import DataConfig, RunConfig
 from retain.config_json import flatten, from_dict, to_dict
+from retain.errors import UserError
 from retain.lock import alone
 from retain.progress import stop_signals
 
@@ -51,7 +52,7 @@ def run_all(
 
     Each trained RNN is then scored, once, on all of `split`, and at other `lengths` of the sequence. What has a result
     is not run again; call it with the same runs to go on after a kill. Returns name → result; that of a
-    run whose loss was not finite has "failed", a message. Raises ValueError where a folder holds another run or a run
+    run whose loss was not finite has "failed", a message. Raises UserError where a folder holds another run or a run
     is impossible, Interrupted on Ctrl-C or SIGTERM, when every run has saved a checkpoint.
     """
     out = Path(out)
@@ -84,14 +85,14 @@ def run_all(
             for process, _ in processes.values():
                 process.wait()
     if stopped:
-        from retain.train import Interrupted
+        from retain.errors import Interrupted
 
         raise Interrupted("stopped and saved; the same command goes on")
     return {name: read_result(out / name, config) or {} for name, config in runs.items()}
 
 
 def read_result(folder: Path, config: RunConfig) -> Result | None:
-    """The result of a finished run, None where it is not. Raises ValueError if it is that of another config."""
+    """The result of a finished run, None where it is not. Raises UserError if it is that of another config."""
     path = folder / "result.json"
     if not path.exists():
         return None
@@ -99,14 +100,14 @@ def read_result(folder: Path, config: RunConfig) -> Result | None:
         result = json.loads(path.read_text())
         same = from_dict(RunConfig, result["config"]) == config
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"out: {path} is not a result of this version; delete {folder} to run it anew") from None
+        raise UserError(f"out: {path} is not a result of this version; delete {folder} to run it anew") from None
     if not same:
-        raise ValueError(f"out: {folder} holds another run; name another --out, or delete it")
+        raise UserError(f"out: {folder} holds another run; name another --out, or delete it")
     return result
 
 
 def same_data(folder: Path, config: RunConfig, known: dict[DataConfig, dict[str, Any]]) -> None:
-    """Refuse to go on beside a finished run whose data has changed since. Raises ValueError.
+    """Refuse to go on beside a finished run whose data has changed since. Raises UserError.
 
     `known` is the data that was read already, and what it is.
     """
@@ -119,7 +120,7 @@ def same_data(folder: Path, config: RunConfig, known: dict[DataConfig, dict[str,
     if config.data not in known:
         known[config.data] = load_data(config.data).info
     if difference := data_changed(result["data"], known[config.data]):
-        raise ValueError(f"out: {folder}: {difference}; bring it back, or name another --out")
+        raise UserError(f"out: {folder}: {difference}; bring it back, or name another --out")
 
 
 def _start(
@@ -154,13 +155,13 @@ def _finish(name: str, process: subprocess.Popen[str], complaints: IO[str], fold
         why = lines[-1] if lines else f"it ended with {process.returncode}"
         if process.returncode < 0:
             why = f"killed by signal {-process.returncode}, for want of memory perhaps; try --jobs 1 or smaller batches"
-        raise ValueError(f"{name}: {why.removeprefix('retain: ')} (run folder: {folder})")
+        raise UserError(f"{name}: {why.removeprefix('retain: ')} (run folder: {folder})")
 
 
 def claim(out: Path, file: str, spec: dict[str, Any], what: str, free: Sequence[str] = ()) -> None:
     """Write `spec` (JSON values, with a run's "config") to `out`/`file`, which says whose folder it is.
 
-    Raises ValueError where the folder holds another `what`: one that differs in more than its `free` fields.
+    Raises UserError where the folder holds another `what`: one that differs in more than its `free` fields.
     """
     path = out / file
     now = json.loads(json.dumps(spec))
@@ -170,15 +171,15 @@ def claim(out: Path, file: str, spec: dict[str, Any], what: str, free: Sequence[
             saved["config"] = to_dict(from_dict(RunConfig, saved["config"]))
             before, after = flatten(saved), flatten(now)
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"out: {path} is not readable as a {what}; name another --out") from None
+            raise UserError(f"out: {path} is not readable as a {what}; name another --out") from None
         for key, value in after.items():
             if key not in free and before.get(key) != value:
-                raise ValueError(
+                raise UserError(
                     f"out: {out} holds another {what} ({key.removeprefix('config.')} is {before.get(key)!r} there, "
                     f"{value!r} here); name another --out"
                 )
     elif out.exists() and (not out.is_dir() or any(not f.name.startswith(".tmp-") for f in out.iterdir())):
-        raise ValueError(f"out: {out} already exists and holds no {what}; name another folder")
+        raise UserError(f"out: {out} already exists and holds no {what}; name another folder")
     from retain.checkpoint import replace_file
 
     out.mkdir(parents=True, exist_ok=True)
@@ -223,7 +224,8 @@ def _work(job: dict[str, Any]) -> None:
 
 def train_one(config: RunConfig, folder: Path) -> Result:
     """Train a run, or go on with it, and write its result."""
-    from retain.train import TrainingError, train
+    from retain.errors import TrainingError
+    from retain.train import train
 
     resume = (folder / "config.json").exists()
     result: Result = {"config": to_dict(config)}
@@ -254,7 +256,8 @@ def rehearse(config: RunConfig, beside: Path) -> float:
     """
     import torch
 
-    from retain.train import TrainingError, train
+    from retain.errors import TrainingError
+    from retain.train import train
 
     start = time.perf_counter()
     phases = {name: dataclasses.replace(getattr(config, name), budget="3steps") for name in config.phases}
@@ -274,7 +277,7 @@ def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int],
     from retain.run import load_run
 
     if not (folder / "manifest.json").exists() or not (folder / "model.safetensors").exists():
-        raise ValueError(f"its weights were deleted before it was scored; delete {folder} to run it anew")
+        raise UserError(f"its weights were deleted before it was scored; delete {folder} to run it anew")
     run = load_run(folder, teacher=True, device=device)
     guide = run.teacher if config.has_teacher else None
     keep = (

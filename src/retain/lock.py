@@ -8,6 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from retain.errors import UserError
+
 LOCK = ".lock"
 PATIENCE = 3.0
 """Seconds in which a process that is being killed has let go."""
@@ -15,7 +17,7 @@ PATIENCE = 3.0
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Hold the folder `out`, which is made. Raises ValueError where another process has it.
+    """Hold the folder `out`, which is made. Raises UserError where another process has it.
 
     The system lets go of it when this process dies, however it dies.
     """
@@ -24,7 +26,7 @@ def alone(out: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=PATIENCE)
     except Timeout:
-        raise ValueError(f"out: another process is at work in {out}; wait for it, or name another --out") from None
+        raise UserError(f"out: another process is at work in {out}; wait for it, or name another --out") from None
     try:
         yield
     finally:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from retain.checkpoint import CheckpointError, failed, replace_file
+from retain.checkpoint import failed, replace_file
+from retain.errors import CheckpointError
 
 
 def append_line(path: str | Path, record: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from retain.checkpoint import CheckpointError
+from retain.errors import CheckpointError, UserError
 
 # Options of an optimizer that say how it computes on this machine: the resuming one keeps its own.
 HOW_NOT_WHAT = ("params", "foreach", "fused", "capturable", "differentiable")
@@ -19,7 +19,7 @@ def optimizer_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The optimizer's state under parameter names: its tensors as "NAME/ENTRY", and JSON for all the rest.
 
-    Takes `model.named_parameters()`. Raises ValueError if the optimizer has a parameter that is not among them.
+    Takes `model.named_parameters()`. Raises UserError if the optimizer has a parameter that is not among them.
     """
     names = {parameter: name for name, parameter in named_parameters}
     groups = _grouping(optimizer, names)
@@ -74,5 +74,5 @@ def load_optimizer(
 def _grouping(optimizer: Optimizer, names: Mapping[Tensor, str]) -> list[dict[str, list[int]]]:
     """Name and shape of the parameters of each group, in order."""
     if any(parameter not in names for group in optimizer.param_groups for parameter in group["params"]):
-        raise ValueError("named_parameters: lacks some of the optimizer's parameters; pass model.named_parameters()")
+        raise UserError("named_parameters: lacks some of the optimizer's parameters; pass model.named_parameters()")
     return [{names[p]: list(p.shape) for p in group["params"]} for group in optimizer.param_groups]

@@ -8,21 +8,23 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list
 
+from retain.errors import UserError
+
 
 def together(accelerator: Accelerator, check: Callable[[], None]) -> None:
     """`check` in the main process, before it changes what the others would look at; what it refuses, or the disk, all
-    raise as a ValueError."""
+    raise as a UserError."""
     problem: list[str | None] = [None]
     if accelerator.is_main_process:
         try:
             check()
         except OSError as error:
             problem = [f"{error.filename or 'disk'}: {error.strerror or error}"]
-        except ValueError as error:
+        except UserError as error:
             problem = [str(error)]
     broadcast_object_list(problem)
     if problem[0] is not None:
-        raise ValueError(problem[0])
+        raise UserError(problem[0])
 
 
 def agreed(accelerator: Accelerator, *values: float) -> list[float]:

@@ -24,6 +24,7 @@ from retain.cli import one_line_errors
 from retain.compare import compare, comparison_of
 from retain.config import RunConfig
 from retain.config_json import to_dict
+from retain.errors import UserError
 from retain.presets import PRESETS
 from retain.studies import STUDIES, Study
 
@@ -306,7 +307,7 @@ def main(argv: list[str] | None = None) -> None:
                     run_study(name, STUDIES[name](args.quick), runs, folder)
                 else:
                     run_comparison(name, lines[name], folder)
-            except ValueError as error:
+            except UserError as error:
                 # The others need not wait for it.
                 failed.append(name)
                 print(f"{name}: {error}; to run it anew from its beginning, delete {runs}", file=sys.stderr, flush=True)

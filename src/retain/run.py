@@ -17,10 +17,11 @@ from torch import nn
 
 from retain import __version__
 from retain.arguments import option_of
-from retain.checkpoint import CheckpointError, export, failed, load_files, load_model, replace_file, run_of
+from retain.checkpoint import export, failed, load_files, load_model, replace_file, run_of
 from retain.config import READ_BY_CELL, CellConfig, DataConfig, RunConfig
 from retain.config_json import flatten, from_dict, load_config, save_config, to_dict
 from retain.data.batches import Data
+from retain.errors import CheckpointError, UserError
 from retain.lock import LOCK
 from retain.model.cells import CELLS, build_cell
 from retain.model.modes import evaluating
@@ -33,15 +34,15 @@ MAY_CHANGE = {"device", "tracker", "log_every", "data.path"}
 
 
 def check_device(name: str) -> None:
-    """Raises ValueError for a device that is not there."""
+    """Raises UserError for a device that is not there."""
     try:
         kind = name if name == "auto" else torch.device(name).type
     except RuntimeError:
-        raise ValueError(f"device: {name!r} is none of auto, cpu, cuda, mps") from None
+        raise UserError(f"device: {name!r} is none of auto, cpu, cuda, mps") from None
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: cuda was asked for, but PyTorch sees no CUDA device here; use --device cpu")
+        raise UserError("device: cuda was asked for, but PyTorch sees no CUDA device here; use --device cpu")
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device: mps was asked for, but it is not available here; use --device cpu")
+        raise UserError("device: mps was asked for, but it is not available here; use --device cpu")
 
 
 def fastest() -> str:
@@ -82,14 +83,14 @@ def phase_folder(path: Path, config: RunConfig, index: int) -> Path:
 
 
 def prepare_folder(config: RunConfig, out: Path, resume: bool) -> None:
-    """Refuse to overwrite another run, or to go on with another config than the run's. Raises ValueError."""
+    """Refuse to overwrite another run, or to go on with another config than the run's. Raises UserError."""
     saved = out / "config.json"
     if resume:
         if not saved.exists():
-            raise ValueError(f"resume: {out} holds no run; leave out --resume to start one")
+            raise UserError(f"resume: {out} holds no run; leave out --resume to start one")
         refuse_change(load_config(saved), config, out)
         if not began(out) and lost_checkpoints(out):
-            raise ValueError(
+            raise UserError(
                 f"resume: {out / 'checkpoints'} is gone, and with it what the run had learnt; bring it back, or delete "
                 f"{out} to train anew"
             )
@@ -97,18 +98,18 @@ def prepare_folder(config: RunConfig, out: Path, resume: bool) -> None:
         # A process that was killed may have left its lock, and a file that was not yet in its place.
         not out.is_dir() or any(f.name != LOCK and not f.name.startswith(".tmp-") for f in out.iterdir())
     ):
-        raise ValueError(f"out: {out} already exists; add --resume to go on with it, or name another folder")
+        raise UserError(f"out: {out} already exists; add --resume to go on with it, or name another folder")
 
 
 def refuse_change(before: RunConfig, now: RunConfig, out: Path, remedy: str = "resume without it") -> None:
-    """Refuse to go on with settings that the run did not have. Raises ValueError naming the first of them."""
+    """Refuse to go on with settings that the run did not have. Raises UserError naming the first of them."""
     then, given = flatten(to_dict(before)), flatten(to_dict(now))
     own = str((out / "tokenizer.json").resolve())  # what `load_run` says of a run that has a copy
     for key in sorted(given.keys() - MAY_CHANGE):
         if key == "data.tokenizer" and given[key] == own:
             continue
         if then.get(key) != given[key]:
-            raise ValueError(
+            raise UserError(
                 f"resume: {key} was {then.get(key)!r} in {out} and is {given[key]!r} now; "
                 f"{remedy}, or train into a new --out"
             )
@@ -127,13 +128,13 @@ def lost_checkpoints(out: Path) -> bool:
 
 
 def same_data(out: Path, data: Data) -> None:
-    """Refuse to go on with other data than the run began with. Raises ValueError naming what differs."""
+    """Refuse to go on with other data than the run began with. Raises UserError naming what differs."""
     try:
         before = json.loads((out / "data.json").read_text())
     except (OSError, ValueError):
         return  # as damaged as it is, it says nothing
     if difference := data_changed(before, data.info):
-        raise ValueError(f"resume: {difference}; bring it back, or train into a new --out")
+        raise UserError(f"resume: {difference}; bring it back, or train into a new --out")
 
 
 def same_checksum(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -176,11 +177,11 @@ def read_tokenizer(path: Path) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise ValueError("tokenizer: this run needs tokenizers; run pip install 'retain[hub]'") from None
+        raise UserError("tokenizer: this run needs tokenizers; run pip install 'retain[hub]'") from None
     try:
         return Tokenizer.from_file(str(path / "tokenizer.json"))
     except Exception as error:  # the library raises no other
-        raise ValueError(f"{path / 'tokenizer.json'}: is damaged ({error}); copy the one of --data.tokenizer") from None
+        raise UserError(f"{path / 'tokenizer.json'}: is damaged ({error}); copy the one of --data.tokenizer") from None
 
 
 def began(out: Path) -> bool:
@@ -200,25 +201,25 @@ def load_run(
     """The trained run at `path`, in evaluation mode; while training is not over, its best checkpoint so far.
 
     `phase` (0, 1, …) loads the model as that phase left it instead of the best one.
-    Raises ValueError where there is no run or no such device, CheckpointError for damaged weights.
+    Raises UserError where there is no run or no such device, CheckpointError for damaged weights.
     """
     check_device(str(device))
     device = fastest() if str(device) == "auto" else device
     path = Path(path)
     if not path.is_dir():
-        raise ValueError(f"run: {path} is not a folder; give the folder that `retain train` wrote")
+        raise UserError(f"run: {path} is not a folder; give the folder that `retain train` wrote")
     written = config_of(path)
     config = dataclasses.replace(written, data=own_tokenizer(written.data, path))
     names = ["model", "teacher"] if teacher else ["model"]
     if phase is not None and not 0 <= phase < len(config.phases):
-        raise ValueError(f"phase: {phase} must lie in 0 … {len(config.phases) - 1}, for {', '.join(config.phases)}")
+        raise UserError(f"phase: {phase} must lie in 0 … {len(config.phases) - 1}, for {', '.join(config.phases)}")
     if phase is None:
         tensors, state = load_model(path, names, device)
     else:
         tensors, state = load_files(phase_folder(path, config, phase), names, device)
     refuse_other_model(written, state, path)
     if cell is None and (own := state.get("own_cell")):
-        raise ValueError(f"run: {path} was trained with a cell of your own, {own}; give it, as in load(RUN, cell=…)")
+        raise UserError(f"run: {path} was trained with a cell of your own, {own}; give it, as in load(RUN, cell=…)")
     rnn, guide = build(config, state["vocab_size"], cell)
     fill(rnn, tensors["model"], path)
     if teacher:
@@ -227,23 +228,23 @@ def load_run(
 
 
 def config_of(path: Path) -> RunConfig:
-    """The config of a run, or of one of its checkpoints, whose state has it. Raises ValueError where there is none."""
+    """The config of a run, or of one of its checkpoints, whose state has it. Raises UserError where there is none."""
     if (path / "config.json").exists():
         return load_config(path / "config.json")
     saved = load_files(path, [])[1].get("config") if run_of(path) != path else None
     if saved is None:
-        raise ValueError(f"run: {path} holds no config.json; give the folder that `retain train` wrote")
+        raise UserError(f"run: {path} holds no config.json; give the folder that `retain train` wrote")
     return from_dict(RunConfig, saved)
 
 
 def refuse_other_model(config: RunConfig, state: dict[str, Any], path: Path) -> None:
-    """A setting that weights do not show, changed in config.json since, would make another RNN of them: ValueError."""
+    """A setting that weights do not show, changed in config.json since, would make another RNN of them: UserError."""
     if "config" not in state:
         return  # of an earlier version
     then, now = flatten(to_dict(from_dict(RunConfig, state["config"]))), flatten(to_dict(config))
     for key in sorted(now):
         if key.startswith(("memory.", "teacher.", "cell.")) and then.get(key) != now[key]:
-            raise ValueError(
+            raise UserError(
                 f"run: {path / 'config.json'} was changed: {key} was {then.get(key)!r} when these weights were trained "
                 f"and is {now[key]!r} now; put it back"
             )
@@ -252,17 +253,17 @@ def refuse_other_model(config: RunConfig, state: dict[str, Any], path: Path) -> 
 def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, own_cell: str | None = None) -> None:
     """Give both the weights of the run `config.init_from`; the teacher where a phase uses it and the run trained it.
 
-    `own_cell`: the class of a cell that was given in Python. Raises ValueError where they do not fit, CheckpointError
+    `own_cell`: the class of a cell that was given in Python. Raises UserError where they do not fit, CheckpointError
     for damaged weights.
     """
     path = Path(config.init_from or "")
     if not (path / "config.json").exists():
-        raise ValueError(f"init_from: {path} holds no config.json; give the folder that `retain train` wrote")
+        raise UserError(f"init_from: {path} holds no config.json; give the folder that `retain train` wrote")
     source = load_config(path / "config.json")
     with_teacher = guided(path) and bool({"smt", "dmt"} & set(config.phases))
     untaught = "dmt" in config.phases and "smt" not in config.phases[: config.phases.index("dmt")]
     if untaught and not with_teacher:
-        raise ValueError(f"init_from: {path} ({', '.join(source.phases)}) has no teacher for dmt to follow")
+        raise UserError(f"init_from: {path} ({', '.join(source.phases)}) has no teacher for dmt to follow")
     # What the shapes of weights do not tell, too.
     same = ["memory.tokens", "memory.width", "memory.norm", "cell.kind", "teacher.heads"]
     read = READ_BY_CELL.get(config.cell.kind, {"heads", "residual"})
@@ -274,22 +275,22 @@ def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, own_ce
     before, now = flatten(to_dict(source)), flatten(to_dict(config))
     for name in same:
         if before[name] != now[name]:
-            raise ValueError(
+            raise UserError(
                 f"init_from: {path} has {name} {before[name]} and this run {now[name]}; "
                 f"give {' '.join(option_of(name, before[name]))}"
             )
     tensors, state = load_model(path, ["model", "teacher"] if with_teacher else ["model"])
     refuse_other_model(source, state, path)
     if (theirs := state.get("own_cell")) != own_cell:
-        raise ValueError(f"init_from: {path} has {theirs or 'no'} cell of its own, and this run {own_cell or 'none'}")
+        raise UserError(f"init_from: {path} has {theirs or 'no'} cell of its own, and this run {own_cell or 'none'}")
     if state["vocab_size"] != data.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"init_from: {path} has a vocabulary of {state['vocab_size']} tokens, this data one of {data.vocab_size}; "
             "give data of the same"
         )
     tokenizer = path / "tokenizer.json"
     if (tokenizer.read_text() if tokenizer.exists() else None) != getattr(data, "tokenizer", None):
-        raise ValueError(f"init_from: {path} read other tokens; give --data.tokenizer {tokenizer}")
+        raise UserError(f"init_from: {path} read other tokens; give --data.tokenizer {tokenizer}")
     fill(rnn, tensors["model"], path, "init_from")
     if with_teacher:
         fill(teacher, tensors["teacher"], path, "init_from")
@@ -301,7 +302,7 @@ def save(rnn: RNN, config: RunConfig, path: str | Path, *, data: Data | None = N
     `config` has the memory, teacher (its width, heads and decoder_layers are the readout's) and cell that it was made
     of; a cell of one's own that it does not name is to be given to `load` again. `data`: what `config.data` names,
     loaded, where it was trained on that; without it tokens are numbers, and eval asks for a file.
-    Raises ValueError where the folder is not empty or the config is not that of the RNN, CheckpointError where the
+    Raises UserError where the folder is not empty or the config is not that of the RNN, CheckpointError where the
     disk refuses.
     """
     path = Path(path)
@@ -309,7 +310,7 @@ def save(rnn: RNN, config: RunConfig, path: str | Path, *, data: Data | None = N
     named = type(build_cell(config.memory, config.cell))
     own = type(rnn.cell) is not named
     if own and type(rnn.cell) in CELLS.values():
-        raise ValueError(f"config: its cell is a {named.__name__}, the RNN's a {type(rnn.cell).__name__}")
+        raise UserError(f"config: its cell is a {named.__name__}, the RNN's a {type(rnn.cell).__name__}")
     like = RNN(rnn.vocab_size, config.memory, config.teacher, config.cell, rnn.cell if own else None)
     if own:  # it is the caller's very cell, which stays as it is
         like.cell = nn.Identity()
@@ -321,7 +322,7 @@ def save(rnn: RNN, config: RunConfig, path: str | Path, *, data: Data | None = N
     with torch.no_grad(), evaluating(rnn, like):  # settings such as norm, heads, residual have no weights
         pairs = zip(rnn.step(token, rnn.init_memory(1)), like.step(token, rnn.init_memory(1)), strict=True)
         if not all(torch.allclose(mine, its, rtol=1e-3, atol=1e-4, equal_nan=True) for mine, its in pairs):
-            raise ValueError(
+            raise UserError(
                 "config: with these weights it is another RNN; give the memory, teacher and cell of this one"
             )
     state = state_of(config, rnn, data, Progress(), own_cell=type(rnn.cell).__qualname__ if own else None)
@@ -389,13 +390,13 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", cell: nn.Modul
     requires a gradient, so that a stream holds on to nothing; `rnn.train().requires_grad_()` to train it further.
     Its weights are float32 and stay so: `torch.autocast`, or `retain.generate.fast_step`, computes in bfloat16.
     `cell` is the user's own cell where the run was trained with one that its config cannot name.
-    Raises ValueError where there is no run, CheckpointError for damaged weights.
+    Raises UserError where there is no run, CheckpointError for damaged weights.
     """
     return load_run(path, device=device, cell=cell).rnn.requires_grad_(False)
 
 
 def fill(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path, whose: str = "run") -> None:
-    """Load its weights. Raises ValueError where they are of another shape or name."""
+    """Load its weights. Raises UserError where they are of another shape or name."""
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
@@ -405,4 +406,4 @@ def fill(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path, whose:
             "init_from": f"the weights in {path} do not fit this run (--config {path} takes its sizes over)",
             "config": "it is not that of the RNN",
         }
-        raise ValueError(f"{whose}: {what[whose]}: {detail}") from None
+        raise UserError(f"{whose}: {what[whose]}: {detail}") from None

@@ -14,6 +14,7 @@ from retain.arguments import Usage, refuse, take_option, whole
 from retain.budget import Budget
 from retain.config import RunConfig
 from retain.config_json import checked, from_dict, to_dict
+from retain.errors import UserError
 from retain.presets import PRESETS
 
 VALIDATIONS = 20
@@ -59,20 +60,20 @@ class Sweep:
 
     def __post_init__(self) -> None:
         if not self.vary:
-            raise ValueError("vary: name at least one field, e.g. --vary data.seq-len=32,64,128")
+            raise UserError("vary: name at least one field, e.g. --vary data.seq-len=32,64,128")
         for name, values in self.vary.items():
             field_type(name)
             if not values:
-                raise ValueError(f"vary: {name} has no values; write e.g. {name}=1,2,4")
+                raise UserError(f"vary: {name} has no values; write e.g. {name}=1,2,4")
             if len(set(values)) < len(values):
-                raise ValueError(f"vary: {name}={','.join(map(str, values))} names one value twice")
+                raise UserError(f"vary: {name}={','.join(map(str, values))} names one value twice")
         if self.seeds < 1:
-            raise ValueError(f"seeds: {self.seeds} must be at least 1")
+            raise UserError(f"seeds: {self.seeds} must be at least 1")
         if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads: {self.threads} must be at least 1")
+            raise UserError(f"threads: {self.threads} must be at least 1")
         for level in self.levels:
             if not 0 < level < float("inf"):
-                raise ValueError(f"levels: {level} must be a positive loss in bits per token")
+                raise UserError(f"levels: {level} must be a positive loss in bits per token")
 
     def combinations(self) -> list[dict[str, Any]]:
         """Every combination of values, field → value, the last field fastest."""
@@ -80,7 +81,7 @@ class Sweep:
 
 
 def field_type(name: str) -> Any:
-    """The type of the dotted field of a RunConfig. Raises ValueError for what is no field, or cannot be varied."""
+    """The type of the dotted field of a RunConfig. Raises UserError for what is no field, or cannot be varied."""
     kind: Any = RunConfig
     parts = name.split(".")
     for i, part in enumerate(parts):
@@ -88,23 +89,23 @@ def field_type(name: str) -> Any:
         if part not in hints:
             where = ".".join(parts[:i])
             if not hints:
-                raise ValueError(f"vary: {name}: {where} is a value, with no fields of its own")
-            raise ValueError(f"vary: {name}: unknown field; {where or 'a run'} has {', '.join(sorted(hints))}")
+                raise UserError(f"vary: {name}: {where} is a value, with no fields of its own")
+            raise UserError(f"vary: {name}: unknown field; {where or 'a run'} has {', '.join(sorted(hints))}")
         kind = hints[part]
     if dataclasses.is_dataclass(kind):
         inside = ", ".join(f"{name}.{f.name}" for f in dataclasses.fields(kind))
-        raise ValueError(f"vary: {name}: vary a field of it: {inside}")
+        raise UserError(f"vary: {name}: vary a field of it: {inside}")
     if typing.get_origin(kind) is tuple:
-        raise ValueError(f"vary: {name}: is a list of values itself, and cannot be varied")
+        raise UserError(f"vary: {name}: is a list of values itself, and cannot be varied")
     if name == "seed":
-        raise ValueError("vary: seed: the seeds are 0 … N - 1; give --seeds N instead")
+        raise UserError("vary: seed: the seeds are 0 … N - 1; give --seeds N instead")
     if name == "preset":
-        raise ValueError("vary: preset: is a label only; run one sweep for each")
+        raise UserError("vary: preset: is a label only; run one sweep for each")
     return kind
 
 
 def value_of(name: str, text: str) -> Any:
-    """The value of a field that `text` stands for. Raises ValueError."""
+    """The value of a field that `text` stands for. Raises UserError."""
     kind = field_type(name)
     words = {"None": None, "none": None, "True": True, "true": True, "False": False, "false": False}
     candidates: list[Any] = [words[text]] if text in words else []
@@ -117,13 +118,13 @@ def value_of(name: str, text: str) -> Any:
     for candidate in candidates:
         try:
             return checked(candidate, kind, name)
-        except ValueError as error:
+        except UserError as error:
             problem = str(error)
-    raise ValueError(f"vary: {problem}")
+    raise UserError(f"vary: {problem}")
 
 
 def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
-    """The run with these values of dotted fields. Raises ValueError naming them where they do not go together."""
+    """The run with these values of dotted fields. Raises UserError naming them where they do not go together."""
     fields = to_dict(config)
     for name, value in values.items():
         *path, last = name.split(".")
@@ -133,8 +134,8 @@ def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
         inner[last] = value
     try:
         return from_dict(RunConfig, fields)
-    except ValueError as error:
-        raise ValueError(f"vary: {describe(values)}: {str(error).removeprefix('config.')}") from None
+    except UserError as error:
+        raise UserError(f"vary: {describe(values)}: {str(error).removeprefix('config.')}") from None
 
 
 def describe(values: dict[str, Any]) -> str:
@@ -147,7 +148,7 @@ def run_name(values: dict[str, Any], seed: int) -> str:
 
 
 def runs_of(sweep: Sweep) -> dict[str, RunConfig]:
-    """Name → run, seed by seed, so that one seed of everything is done first. Raises ValueError for a bad value."""
+    """Name → run, seed by seed, so that one seed of everything is done first. Raises UserError for a bad value."""
     base = dataclasses.replace(sweep.config, tracker=None)
 
     def run(values: dict[str, Any]) -> RunConfig:
@@ -162,7 +163,7 @@ def runs_of(sweep: Sweep) -> dict[str, RunConfig]:
 
 
 def check(sweep: Sweep) -> None:
-    """Build every combination's data and models before anything is trained. Raises ValueError naming the values."""
+    """Build every combination's data and models before anything is trained. Raises UserError naming the values."""
     from retain.data import load_data
     from retain.phase import objective_of
     from retain.run import build, weightless
@@ -178,8 +179,8 @@ def check(sweep: Sweep) -> None:
                 rnn, teacher = build(config, sizes[config.data])
                 for index in range(len(config.phases)):
                     objective_of(index, config, rnn, teacher)
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(f"vary: {describe(values)}: {error}") from None
+        except (UserError, RuntimeError) as error:
+            raise UserError(f"vary: {describe(values)}: {error}") from None
 
 
 def often(config: RunConfig) -> RunConfig:
@@ -194,7 +195,7 @@ def often(config: RunConfig) -> RunConfig:
 def run_sweep(sweep: Sweep, out: str | Path, *, jobs: int = 1, quiet: bool = True) -> dict[str, Any]:
     """Run what of the sweep is not done yet; returns its results and writes them into `out`.
 
-    Raises ValueError for what the user got wrong, Interrupted on Ctrl-C or SIGTERM once every run is saved.
+    Raises UserError for what the user got wrong, Interrupted on Ctrl-C or SIGTERM once every run is saved.
     """
     from retain.grid import claim, run_all
     from retain.sweep_results import summarise, write_results

@@ -37,6 +37,7 @@ from retain.config_json import from_dict, save_config
 from retain.data import Data, load_data
 from retain.data.prefetch import Prefetch
 from retain.devices import keep_pages, make_accelerator, start_trackers
+from retain.errors import Interrupted, TrainingError, UserError
 from retain.evaluate import batch_for, evaluate
 from retain.lock import alone
 from retain.metrics import append_line, truncate_after
@@ -65,14 +66,6 @@ from retain.run import (
 log = logging.getLogger("retain")
 
 
-class TrainingError(RuntimeError):
-    """Training had to stop: a loss that is not finite. The message names the last good checkpoint."""
-
-
-class Interrupted(Exception):
-    """Training was asked to stop (Ctrl-C, SIGTERM) and has checkpointed; the message says how to go on."""
-
-
 def train(
     config: RunConfig,
     out: str | Path,
@@ -87,7 +80,7 @@ def train(
     `cell`: the user's own cell in place of the one the config names (see `retain.model.cells`). `data`: a
     `retain.data.Data` or anything with its methods and attributes, in place of what the config names. `resume` goes on
     from the newest checkpoint, bit for bit where budgets are in steps or tokens. The model exported at the end is the
-    one of the best validation. Raises ValueError for what the user got wrong, TrainingError for a loss that is not
+    one of the best validation. Raises UserError for what the user got wrong, TrainingError for a loss that is not
     finite, CheckpointError where the disk refuses, Interrupted on Ctrl-C or SIGTERM after a checkpoint.
     """
     out = Path(out)
@@ -169,7 +162,7 @@ class Loop:
                     refuse_change(trained, self.config, self.out, "put it back in config.json")
                 now, before = self.accelerator.num_processes, saved[1]["processes"]
                 if now != before:
-                    raise ValueError(
+                    raise UserError(
                         f"resume: {self.out} was trained by {before} processes, and they are {now} now; start as many "
                         f"({before} × batch_size is one batch), or train into a new --out"
                     )
@@ -211,7 +204,7 @@ class Loop:
             if before != (given or None):
                 how = f"give it, as in train(config, out, resume=True, {what}=…)" if before else f"leave out {what}="
                 whose = f"{what} of its own" if before else f"the {what} that its config names"
-                raise ValueError(f"resume: {self.out} was trained with {whose}; {how}")
+                raise UserError(f"resume: {self.out} was trained with {whose}; {how}")
         now = self.state()
         for name in ("precision", "device", "threads"):
             then = str(state.get(name)).partition(":")[0]

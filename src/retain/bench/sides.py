@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from retain.bench.measure import autocast, device
 from retain.compiling import compile_parts, replay_parts
 from retain.config import CellConfig, DMTConfig, MemoryConfig, SMTConfig, TeacherConfig
+from retain.errors import UserError
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives import SMT
@@ -95,7 +96,7 @@ def full_window(size: Size) -> int:
         torch.manual_seed(seed)
         if int(torch.randint(size.length, ())) >= context:
             return seed
-    raise ValueError(f"length: {size.length} leaves no window of {context} whole")
+    raise UserError(f"length: {size.length} leaves no window of {context} whole")
 
 
 def smt_step(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from retain.arguments import Usage, take_run
+from retain.errors import UserError
 
 if TYPE_CHECKING:
     from retain.data.batches import Data, Split
@@ -59,7 +60,7 @@ def eval_command(argv: list[str]) -> None:
         data_config = with_path(data_config, args.data, None, None)
         data_config = dataclasses.replace(data_config, vocab_size=None)
     elif run.state.get("own_data"):
-        raise ValueError(
+        raise UserError(
             f"data: {path} was trained on data of your own, which no config names; give --data PATH, or score it in "
             "Python: retain.evaluate.evaluate(retain.load(RUN), None, data.windows('test', 256))"
         )
@@ -76,11 +77,9 @@ def eval_command(argv: list[str]) -> None:
             print(f"retain: most of {data_config.path} is what the run was trained on", file=sys.stderr)
     # An array says no more of its vocabulary than which tokens are in it.
     if data.vocab_size != known and not (data_config.name == "npy" and data.vocab_size < known):
-        raise ValueError(
-            f"data: its vocabulary has {data.vocab_size} tokens, the run's {known}; give data of the run's"
-        )
+        raise UserError(f"data: its vocabulary has {data.vocab_size} tokens, the run's {known}; give data of the run's")
     if data.kind != run.state["kind"]:
-        raise ValueError(
+        raise UserError(
             f"data: {args.data or data_config.name} is of {data.kind}, the run's of {run.state['kind']}; give data of "
             "the run's"
         )

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 from retain.arguments import take_run
+from retain.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def info_command(argv: list[str]) -> None:
             results[file.stem] = found | {"current": current}
             scores[file.stem] = found["bits_per_token"], found["accuracy"], current
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}: is damaged ({error}); delete it, or run retain eval again") from None
+            raise UserError(f"{file}: is damaged ({error}); delete it, or run retain eval again") from None
     state = {k: v for k, v in run.state.items() if k != "optimizer"}
     validated = math.isfinite(state["progress"]["best_value"])
     if not validated:

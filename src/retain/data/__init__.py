@@ -10,6 +10,7 @@ from retain.data.documents import load_documents
 from retain.data.pixels import load_digits
 from retain.data.tasks import TASKS, load_task
 from retain.data.text import load_npy, load_stdlib, load_text
+from retain.errors import UserError
 
 __all__ = ["IGNORE", "SPLITS", "Batch", "Data", "Kind", "Split", "decode", "encode", "load_data"]
 
@@ -30,15 +31,15 @@ EMBEDDED: dict[str, Callable[[DataConfig], Data]] = {
 def load_data(config: DataConfig, whole: bool = False) -> Data:
     """The data a configuration names, in its splits; with `whole`, a text or a .npy as the one split "all".
 
-    Raises ValueError naming the field, its value and what would be right.
+    Raises UserError naming the field, its value and what would be right.
     """
     if whole and config.name not in WHOLE:
-        raise ValueError(f"split: all is of a text or a .npy file, and this is {config.name}; name one of its splits")
+        raise UserError(f"split: all is of a text or a .npy file, and this is {config.name}; name one of its splits")
     if config.name in EMBEDDED and config.path is not None:
-        raise ValueError(f"data.path: {config.path!r} is not read by {config.name}; set data.name to text or npy")
+        raise UserError(f"data.path: {config.path!r} is not read by {config.name}; set data.name to text or npy")
     data = WHOLE[config.name](config, True) if whole else (FILES | EMBEDDED)[config.name](config)
     if config.vocab_size not in (None, data.vocab_size):
-        raise ValueError(
+        raise UserError(
             f"data.vocab_size: {config.vocab_size} is not that of {config.name}; leave it out or set {data.vocab_size}"
         )
     return data

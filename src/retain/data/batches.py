@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from retain.config import IGNORE
+from retain.errors import UserError
 
 Batch = dict[str, torch.Tensor]
 """`tokens` (B, T) int64 and `targets` (B, T + 1) int64."""
@@ -66,7 +67,7 @@ class Data(ABC):
             yield self.sequences(split, index[start : start + batch_size])
 
     def encode(self, text: str) -> list[int]:
-        """A prompt as tokens, those of a tokenizer its subwords. Raises ValueError; see `encode`."""
+        """A prompt as tokens, those of a tokenizer its subwords. Raises UserError; see `encode`."""
         if self.tokenizer is None:
             return encode(text, self.kind, self.vocab_size)
         from tokenizers import Tokenizer
@@ -88,7 +89,7 @@ class Data(ABC):
 def encode(text: str, kind: Kind, vocab_size: int) -> list[int]:
     """A prompt as tokens: the UTF-8 bytes of a text, else whitespace-separated integers.
 
-    Raises ValueError naming what is not among the tokens.
+    Raises UserError naming what is not among the tokens.
     """
     if kind == "text":
         # A shell argument that is not UTF-8 arrives as surrogates; give its bytes back unchanged.
@@ -97,7 +98,7 @@ def encode(text: str, kind: Kind, vocab_size: int) -> list[int]:
     for word in text.split():
         token = int(word) if word.isascii() and word.isdigit() else -1
         if not 0 <= token < vocab_size:
-            raise ValueError(f"prompt: {word!r} is not among the tokens 0 … {vocab_size - 1}")
+            raise UserError(f"prompt: {word!r} is not among the tokens 0 … {vocab_size - 1}")
         tokens.append(token)
     return tokens
 
@@ -147,7 +148,7 @@ class StreamData(Data):
 
     Training windows start anywhere. Evaluation windows follow each other without overlap, so that every token of
     the split is predicted exactly once; the last is padded with token 0 and target IGNORE.
-    Raises ValueError if a split is shorter than one window.
+    Raises UserError if a split is shorter than one window.
     """
 
     def __init__(
@@ -156,7 +157,7 @@ class StreamData(Data):
         for split, stream in splits.items():
             if len(stream) <= seq_len:
                 where = "the file" if split == "all" else split
-                raise ValueError(
+                raise UserError(
                     f"data.seq_len: {seq_len} needs {seq_len + 1} tokens, but {where} has only {len(stream)}; "
                     "use more data or a shorter seq_len"
                 )
@@ -186,7 +187,7 @@ class StreamData(Data):
 class RowsData(Data):
     """One sequence of L integers per row of a 2-D array (N, L), split by row (fractions None: all of them); T = L - 1.
 
-    `what` names a row in errors. Raises ValueError if seq_len is not L - 1 or a split is left without a row.
+    `what` names a row in errors. Raises UserError if seq_len is not L - 1 or a split is left without a row.
     """
 
     def __init__(
@@ -203,9 +204,9 @@ class RowsData(Data):
     ) -> None:
         count, length = rows.shape
         if length < 2:
-            raise ValueError(f"data.path: {what.format(length)} leave nothing to predict; give at least 2 in a row")
+            raise UserError(f"data.path: {what.format(length)} leave nothing to predict; give at least 2 in a row")
         if seq_len != length - 1:
-            raise ValueError(f"data.seq_len: {seq_len} does not fit {what.format(length)}; set it to {length - 1}")
+            raise UserError(f"data.seq_len: {seq_len} does not fit {what.format(length)}; set it to {length - 1}")
         self.rows = rows
         self.vocab_size, self.seq_len, self.kind, self.image_shape = vocab_size, seq_len, kind, image_shape
         self.index: dict[Split, Ints] = {}
@@ -218,7 +219,7 @@ class RowsData(Data):
         parts = np.split(shuffled, cuts(count, fractions))
         for split, part in zip(SPLITS, parts, strict=True):
             if not len(part):
-                raise ValueError(f"data.split: {fractions} leaves {split} none of {count} rows; give it a larger part")
+                raise UserError(f"data.split: {fractions} leaves {split} none of {count} rows; give it a larger part")
             self.index[split] = np.sort(part)
         self.info = info | {"sequences": {split: len(self.index[split]) for split in SPLITS}}
 

@@ -13,6 +13,7 @@ from retain.data.batches import IGNORE, SPLITS, Batch, Data, Ints, Kind, Split, 
 from retain.data.hub import check_exists
 from retain.data.images import levels_of
 from retain.data.prepare import open_array, prepare
+from retain.errors import UserError
 
 
 class DocumentsData(Data):
@@ -20,7 +21,7 @@ class DocumentsData(Data):
 
     A document, its end symbol included, of more than T + 1 tokens is several sequences, one after the other; the
     last is padded with token 0 and target IGNORE. So over documents of up to T + 1 tokens the loss is their
-    likelihood; `document` gives whole ones for `retain.likelihood`. Raises ValueError for a split without documents.
+    likelihood; `document` gives whole ones for `retain.likelihood`. Raises UserError for a split without documents.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class DocumentsData(Data):
         self.first: dict[Split, Ints] = {}  # the number of each document's first sequence
         for split in SPLITS:
             if not len(ends[split]):
-                raise ValueError(f"data.split: {split} has none of the documents; give it a larger part, or more data")
+                raise UserError(f"data.split: {split} has none of the documents; give it a larger part, or more data")
             pieces = -(-np.diff(ends[split], prepend=0) // (seq_len + 1))
             self.first[split] = np.concatenate([[0], pieces.cumsum()])
 
@@ -80,10 +81,10 @@ class ImagesData(Data):
     ) -> None:
         pixels = image_shape[0] * image_shape[1]
         if seq_len != pixels - 1:
-            raise ValueError(f"data.seq_len: {seq_len} does not fit images of {pixels} pixels; set it to {pixels - 1}")
+            raise UserError(f"data.seq_len: {seq_len} does not fit images of {pixels} pixels; set it to {pixels - 1}")
         for split in SPLITS:
             if not len(rows[split]):
-                raise ValueError(f"data.split: {split} has none of the images; give it a larger part, or more data")
+                raise UserError(f"data.split: {split} has none of the images; give it a larger part, or more data")
         self.rows, self.kind = rows, "image"
         self.vocab_size, self.seq_len, self.image_shape, self.info = vocab_size, seq_len, image_shape, info
 

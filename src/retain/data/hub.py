@@ -18,6 +18,7 @@ from typing import Any
 from retain.config import DataConfig
 from retain.data.batches import Split
 from retain.data.paths import BUILDERS
+from retain.errors import UserError
 
 ROWS = 1000
 """Rows of a table; also as many as Arrow's own files have in one."""
@@ -46,15 +47,15 @@ class Source:
 
 
 def check_exists(path: str) -> None:
-    """Raises ValueError for a local path that does not exist."""
+    """Raises UserError for a local path that does not exist."""
     if not path.startswith("hf:") and not Path(path).expanduser().exists():
-        raise ValueError(f"data.path: {path!r} does not exist; give a dataset file, a folder, or hf:NAME")
+        raise UserError(f"data.path: {path!r} does not exist; give a dataset file, a folder, or hf:NAME")
 
 
 def fingerprint(path: str) -> list[Any]:
     """What tells a local source from a changed one: each file's relative path, size and time of change.
 
-    Of the hub: the name alone. Raises ValueError for a path that does not exist.
+    Of the hub: the name alone. Raises UserError for a path that does not exist.
     """
     if path.startswith("hf:"):
         return [path]
@@ -68,12 +69,12 @@ def fingerprint(path: str) -> list[Any]:
 
 
 def library() -> Any:
-    """The `datasets` library, quiet. Raises ValueError where it is not installed."""
+    """The `datasets` library, quiet. Raises UserError where it is not installed."""
     try:
         import datasets
         import huggingface_hub
     except ImportError:
-        raise ValueError("data: this needs Hugging Face datasets; run pip install 'retain[hub]'") from None
+        raise UserError("data: this needs Hugging Face datasets; run pip install 'retain[hub]'") from None
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     huggingface_hub.logging.set_verbosity(huggingface_hub.logging.CRITICAL)
     datasets.disable_progress_bars()
@@ -81,7 +82,7 @@ def library() -> Any:
 
 
 def open_source(config: DataConfig) -> Source:
-    """Open the dataset that data.path names. Raises ValueError in one line for all that may be wrong with it.
+    """Open the dataset that data.path names. Raises UserError in one line for all that may be wrong with it.
 
     A dataset of the hub is downloaded into the library's own cache first, unless data.stream: so a download that
     was cut short goes on, and HF_HUB_OFFLINE=1 works afterwards. Local files are read where they are.
@@ -92,9 +93,9 @@ def open_source(config: DataConfig) -> Source:
         if path.startswith("hf:"):
             name, _, subset = path[3:].partition(":")
             if not name:
-                raise ValueError(f"data.path: {path!r} names no dataset; write hf:NAME or hf:NAME:CONFIG")
+                raise UserError(f"data.path: {path!r} names no dataset; write hf:NAME or hf:NAME:CONFIG")
             if Path(name).is_dir():  # which the library would take for it
-                raise ValueError(
+                raise UserError(
                     f"data.path: {path!r}: there is a folder {name!r} here; give --data ./{name} for that, or go "
                     "elsewhere for the hub's"
                 )
@@ -108,7 +109,7 @@ def open_source(config: DataConfig) -> Source:
             splits[NAMES[name]] = dataset
     if "train" not in splits:
         if len(found) != 1:
-            raise ValueError(f"data.path: {path!r} has no split train, only {', '.join(found)}; rename one of them")
+            raise UserError(f"data.path: {path!r} has no split train, only {', '.join(found)}; rename one of them")
         splits = {"train": next(iter(found.values()))}
     return Source(splits, _revision(splits["train"]) or config.revision)
 
@@ -117,11 +118,11 @@ def _open_local(datasets: Any, path: Path, stream: bool) -> Any:
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return _saved(datasets.load_from_disk(str(path)), stream)
     if set("*?[") & set(str(path)):
-        raise ValueError(f"data.path: {str(path)!r}: the library takes *, ? and [ for patterns; rename it")
+        raise UserError(f"data.path: {str(path)!r}: the library takes *, ? and [ for patterns; rename it")
     if path.is_file():
         name, options = BUILDERS.get(path.suffix.lower()), {}
         if name is None:
-            raise ValueError(f"data.path: {str(path)!r} is none of {', '.join(BUILDERS)}, nor a folder of them")
+            raise UserError(f"data.path: {str(path)!r} is none of {', '.join(BUILDERS)}, nor a folder of them")
         if path.suffix.lower() == ".tsv":
             options["sep"] = "\t"
         builder = datasets.load_dataset_builder(name, data_files={"train": [str(path)]}, **options)
@@ -201,17 +202,17 @@ def one_line(path: str) -> Iterator[None]:
         said = " ".join(str(cause).split())[:300].rstrip(". ")
         if path.startswith("hf:"):
             if (isinstance(error, ValueError) and "BuilderConfig" in said) or "Config name is missing" in said:
-                raise ValueError(f"data.path: {path!r}: {said}; write hf:NAME:CONFIG") from None
+                raise UserError(f"data.path: {path!r}: {said}; write hf:NAME:CONFIG") from None
             import datasets
 
             offline = " (HF_HUB_OFFLINE is set)" if huggingface_hub.constants.HF_HUB_OFFLINE else ""
-            raise ValueError(
+            raise UserError(
                 f"data.path: {path!r} could not be loaded; tried {huggingface_hub.constants.ENDPOINT}{offline} and the "
                 f"cache {datasets.config.HF_DATASETS_CACHE}: {said}; {LOCAL}"
             ) from None
         if isinstance(cause, OSError) and cause.strerror and not isinstance(cause, pyarrow.ArrowException):
             said = f"{cause.filename or path}: {cause.strerror}"
-        raise ValueError(f"data.path: {path!r} cannot be read: {said}; check the file, or write it again") from None
+        raise UserError(f"data.path: {path!r} cannot be read: {said}; check the file, or write it again") from None
 
 
 def column_of(config: DataConfig) -> str:
@@ -239,7 +240,7 @@ def tables(split: Any, config: DataConfig) -> Iterator[Any]:
         if table is None:
             return
         if column not in table.column_names:
-            raise ValueError(
+            raise UserError(
                 f"data.column: {column!r} is not in {path!r}, which has {', '.join(table.column_names)}; name one of "
                 f"them with {'--image-column' if config.name == 'images' else '--text-column'}"
             )

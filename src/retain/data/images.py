@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from retain.config import DataConfig
+from retain.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -56,14 +57,14 @@ def darkest(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def read_image(path: str | Path, config: DataConfig) -> Pixels:
-    """The (N, N) levels of an image file. Raises ValueError for what is none."""
+    """The (N, N) levels of an image file. Raises UserError for what is none."""
     try:
         with Image.open(path) as image:
             return pixels_of(image, config)
     except FileNotFoundError:
-        raise ValueError(f"images: {str(path)!r} does not exist; check its name") from None
+        raise UserError(f"images: {str(path)!r} does not exist; check its name") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"images: {str(path)!r} is not an image that can be read ({error}); leave it out") from None
+        raise UserError(f"images: {str(path)!r} is not an image that can be read ({error}); leave it out") from None
 
 
 def stored_image(row: Any, path: str) -> Image.Image:
@@ -82,7 +83,7 @@ def stored_image(row: Any, path: str) -> Image.Image:
         image.load()
         return image
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(
+        raise UserError(
             f"data.path: {row.get('path')!r} of {path!r} is not an image that can be read ({error}); take it out"
         ) from None
 

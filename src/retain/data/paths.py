@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.config import EMBEDDED_DATA, DataConfig
+from retain.errors import UserError
 
 BUILDERS = {
     **dict.fromkeys((".json", ".jsonl"), "json"),
@@ -44,7 +45,7 @@ def holds_images(path: str) -> bool:
 def with_path(data: DataConfig, path: str, text_column: str | None, image_column: str | None) -> DataConfig:
     """The data configuration for what --data names; what it says of columns, images and so on is kept."""
     if text_column is not None and image_column is not None:
-        raise ValueError("--text-column, --image-column: give one of them")
+        raise UserError("--text-column, --image-column: give one of them")
     path = absolute(path)
     if path.endswith(".npy"):
         name = "npy"
@@ -57,7 +58,7 @@ def with_path(data: DataConfig, path: str, text_column: str | None, image_column
     else:
         name = "text"
     if name not in ("documents", "images") and (text_column or image_column):
-        raise ValueError(f"--text-column, --image-column: {path} is no dataset and has no columns; leave them out")
+        raise UserError(f"--text-column, --image-column: {path} is no dataset and has no columns; leave them out")
     changes: dict[str, Any] = {"name": name, "path": path, "column": text_column or image_column}
     if name == data.name and changes["column"] is None:
         changes["column"] = data.column

@@ -8,17 +8,18 @@ import numpy as np
 
 from retain.config import DataConfig
 from retain.data.batches import RowsData
+from retain.errors import UserError
 
 
 def load_digits(config: DataConfig) -> RowsData:
     """1,797 handwritten digits of 8 x 8 pixels in 17 levels, split 90 / 5 / 5 % by image.
 
-    From scikit-learn, where it is part of the package: nothing is downloaded. Raises ValueError if seq_len is not 63.
+    From scikit-learn, where it is part of the package: nothing is downloaded. Raises UserError if seq_len is not 63.
     """
     try:
         from sklearn import datasets  # slow to import, and only needed here
     except ImportError:
-        raise ValueError("data.name: digits needs scikit-learn; run pip install scikit-learn") from None
+        raise UserError("data.name: digits needs scikit-learn; run pip install scikit-learn") from None
     pixels = datasets.load_digits().data.astype(np.uint8)  # (1797, 64)
     info = {"name": "digits", "levels": 17, "sha256": hashlib.sha256(pixels.tobytes()).hexdigest()}
     return RowsData(

@@ -24,6 +24,7 @@ from retain.config import DataConfig
 from retain.data.batches import SPLITS, Split
 from retain.data.hub import Source, file_digest, fingerprint, open_source, tables
 from retain.data.rows import Codec, codec_of, text_bytes
+from retain.errors import UserError
 
 log = logging.getLogger("retain")
 
@@ -55,7 +56,7 @@ def prepare(config: DataConfig) -> tuple[Path, dict[str, Any], Codec]:
     """The folder of a source's arrays, its manifest and the codec of its tokens; prepared now if it is not yet there.
 
     A dataset of the hub that was prepared before is not asked for again: give data.revision to have another.
-    Raises ValueError in one line for whatever is wrong with the source, OSError where the disk refuses.
+    Raises UserError in one line for whatever is wrong with the source, OSError where the disk refuses.
     """
     from filelock import FileLock
 
@@ -81,14 +82,14 @@ def prepare(config: DataConfig) -> tuple[Path, dict[str, Any], Codec]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a prepared folder. Raises ValueError where the folder is damaged."""
+    """The manifest of a prepared folder. Raises UserError where the folder is damaged."""
     try:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
         for name, file in manifest["files"].items():
             if (size := (folder / name).stat().st_size) != file["bytes"]:
-                raise ValueError(f"{name} has {size} bytes instead of {file['bytes']}")
+                raise UserError(f"{name} has {size} bytes instead of {file['bytes']}")
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"data: the prepared {folder} is damaged ({error}); delete it and run again") from None
+        raise UserError(f"data: the prepared {folder} is damaged ({error}); delete it and run again") from None
     return manifest
 
 
@@ -149,7 +150,7 @@ class _Preparation:
             for file in files.values():
                 file.close()
         if not self.state.documents["train"]:
-            raise ValueError(
+            raise UserError(
                 f"data.path: {self.config.path!r} holds nothing to learn: {sum(self.state.rows.values())} rows, "
                 f"{self.state.empty} of them empty"
             )

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from retain.data.batches import IGNORE, Ints, unasked
 from retain.data.sizes import check_length, check_symbols, letters
+from retain.errors import UserError
 
 
 class Retrieval:
@@ -161,15 +162,15 @@ class KeysValues:
     def __init__(self, seq_len: int, *, symbols: int = 8, pairs: int = 8, string_len: int = 2) -> None:
         check_symbols(self.name, symbols)
         if string_len > seq_len:  # before anything is raised to its power
-            raise ValueError(f"data.string_len: {string_len} is longer than data.seq_len {seq_len}; give less")
+            raise UserError(f"data.string_len: {string_len} is longer than data.seq_len {seq_len}; give less")
         if symbols**string_len < pairs:
-            raise ValueError(
+            raise UserError(
                 f"data.pairs: {pairs} different keys are more than the {symbols**string_len} that data.symbols "
                 f"{symbols} and data.string_len {string_len} allow; give fewer pairs, or more symbols"
             )
         check_length(f"{self.name} of {pairs} pairs", seq_len, 2 * (pairs + 1) * string_len, "pairs")
         if symbols**string_len >= 2**63:
-            raise ValueError(f"data.string_len: {string_len} is too long for {symbols} symbols; keys must fit 63 bits")
+            raise UserError(f"data.string_len: {string_len} is too long for {symbols} symbols; keys must fit 63 bits")
         self.seq_len, self.symbols, self.pairs, self.string_len = seq_len, symbols, pairs, string_len
         self.vocab_size = symbols + 2
         self.answers = letters(symbols)
@@ -227,7 +228,7 @@ class MQAR:
     def __init__(self, seq_len: int, *, symbols: int = 32, pairs: int = 8) -> None:
         check_symbols(self.name, symbols)
         if pairs > symbols:
-            raise ValueError(
+            raise UserError(
                 f"data.pairs: {pairs} different keys are more than data.symbols {symbols} allows; "
                 f"give at most {symbols} pairs, or more symbols"
             )

@@ -14,6 +14,7 @@ from retain.config import DataConfig
 from retain.data.batches import Kind
 from retain.data.hub import column_of, library
 from retain.data.images import events_vocabulary, levels_of, pixels_of, stored_image, to_events
+from retain.errors import UserError
 
 BYTE_END = 0xFF
 """The end symbol among bytes: one that UTF-8 never uses, so that the vocabulary stays 256."""
@@ -44,7 +45,7 @@ def text_bytes(rows: Any) -> npt.NDArray[np.int64]:
 
 
 def codec_of(config: DataConfig) -> Codec:
-    """The codec that a configuration asks for. Raises ValueError for a tokenizer that cannot be used."""
+    """The codec that a configuration asks for. Raises UserError for a tokenizer that cannot be used."""
     if config.name == "images":
         return _images(config)
     if config.tokenizer is not None:
@@ -62,7 +63,7 @@ def _texts(rows: Any, config: DataConfig) -> list[str | None]:
 
     kind = rows.type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
-        raise ValueError(
+        raise UserError(
             f"data.column: {column_of(config)!r} of {config.path!r} holds {kind}, not text; "
             "name a column of text with --text-column"
         )
@@ -73,15 +74,15 @@ def _subwords(config: DataConfig) -> Codec:
     try:
         import tokenizers
     except ImportError:
-        raise ValueError("data.tokenizer: this needs tokenizers; run pip install 'retain[hub]'") from None
+        raise UserError("data.tokenizer: this needs tokenizers; run pip install 'retain[hub]'") from None
     path = Path(config.tokenizer or "").expanduser()
     try:
         content = path.read_text(encoding="utf-8")
         tokenizer = tokenizers.Tokenizer.from_str(content)
     except OSError as error:
-        raise ValueError(f"data.tokenizer: {str(path)!r} cannot be read ({error.strerror})") from None
+        raise UserError(f"data.tokenizer: {str(path)!r} cannot be read ({error.strerror})") from None
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"data.tokenizer: {str(path)!r} is not a tokenizer.json of Hugging Face tokenizers ({error})"
         ) from None
     tokenizer.no_padding()
@@ -107,7 +108,7 @@ def _images(config: DataConfig) -> Codec:
         if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
             return [None if row is None else {"bytes": row} for row in rows.to_pylist()]
         if not (pa.types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}):
-            raise ValueError(
+            raise UserError(
                 f"data.column: {column_of(config)!r} of {config.path!r} holds {kind}, not images; "
                 "name a column of images with --image-column"
             )

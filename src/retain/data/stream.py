@@ -15,6 +15,7 @@ from retain.data.batches import IGNORE, SPLITS, Batch, Data, Ints, Split, to_bat
 from retain.data.hub import Source, open_source, tables
 from retain.data.prepare import split_of_row
 from retain.data.rows import codec_of
+from retain.errors import UserError
 
 log = logging.getLogger("retain")
 
@@ -33,7 +34,7 @@ class StreamedData(Data):
     is always the same, and batch `step` is its sequences step · batch_size and following. Asked for in any other
     order than that of the steps, it is read again from its beginning up to there: so a resumed run goes on bit for bit,
     at the price of that reading. A phase of smaller batches reads on; larger ones leave out what lies between.
-    Raises ValueError as `prepare` does.
+    Raises UserError as `prepare` does.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -43,7 +44,7 @@ class StreamedData(Data):
         if self.codec.length is not None:
             self.image_shape = (config.image_size, config.image_size)
             if config.seq_len != self.codec.length - 1:
-                raise ValueError(
+                raise UserError(
                     f"data.seq_len: {config.seq_len} does not fit images of {self.codec.length} pixels; "
                     f"set it to {self.codec.length - 1}"
                 )
@@ -93,7 +94,7 @@ class StreamedData(Data):
         windows = self._windows(self._rows(source.splits[given], given, split, set(source.splits), LOOKED_AT))
         found = [window for _, window in zip(range(HELD_OUT), windows, strict=False)]
         if not found:
-            raise ValueError(f"data.split: {split} has none of the first {LOOKED_AT:,} rows; give it a larger part")
+            raise UserError(f"data.split: {split} has none of the first {LOOKED_AT:,} rows; give it a larger part")
         return _batch(found, self.seq_len)
 
     def _bytes_per_token(self, held: Batch) -> float:
@@ -130,7 +131,7 @@ class StreamedData(Data):
                 count += 1
                 yield row
             if not count:
-                raise ValueError(f"data.path: {self.config.path!r} holds nothing to learn")
+                raise UserError(f"data.path: {self.config.path!r} holds nothing to learn")
             epoch += 1
 
     def _windows(self, documents: Iterator[Ints]) -> Iterator[Ints]:

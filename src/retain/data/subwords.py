@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from retain.errors import UserError
+
 
 def read_prompt(tokenizer: Any, text: str) -> list[int]:
-    """A prompt as subwords. Raises ValueError for a character that the vocabulary lacks."""
+    """A prompt as subwords. Raises UserError for a character that the vocabulary lacks."""
     try:
         encoded = tokenizer.encode(text, add_special_tokens=False)
     except Exception as error:  # the library raises no other
-        raise ValueError(f"prompt: {text!r} is not in the tokenizer's vocabulary ({error})") from None
+        raise UserError(f"prompt: {text!r} is not in the tokenizer's vocabulary ({error})") from None
     known = {place for start, end in encoded.offsets for place in range(start, end)}
     for place, character in enumerate(text):
         if place not in known and not character.isspace():  # which some tokenizers leave out
-            raise ValueError(f"prompt: {character!r} is not in the tokenizer's vocabulary")
+            raise UserError(f"prompt: {character!r} is not in the tokenizer's vocabulary")
     return list(encoded.ids)
 
 

@@ -13,12 +13,13 @@ from retain.config import TASK_FIELDS, DataConfig
 from retain.data.batches import IGNORE, SPLITS, Batch, Data, Ints, Split, generator
 from retain.data.recall import MQAR, Copy, KeysValues, Retrieval, SelectiveCopy
 from retain.data.tracking import S3, S5, Dyck, Modular, Parity, Stack
+from retain.errors import UserError
 
 
 class Task(Protocol):
     """One memory task: what its sequences are and how to answer them.
 
-    Built from T and those fields of the data configuration that are among its knobs; ValueError for impossible sizes.
+    Built from T and those fields of the data configuration that are among its knobs; UserError for impossible sizes.
     The vocabulary does not depend on T, so that what is trained at one length can be scored at another.
     """
 
@@ -111,17 +112,17 @@ def _as_batch(tokens: Ints, targets: Ints) -> Batch:
 
 
 def load_task(config: DataConfig) -> TaskData:
-    """The task named by the configuration. Raises ValueError for settings it cannot have."""
+    """The task named by the configuration. Raises UserError for settings it cannot have."""
     return TaskData(build_task(config), config.label_noise, shorter_tasks(config))
 
 
 def build_task(config: DataConfig) -> Task:
-    """The task alone. Raises ValueError for a field that another task reads but not this one, too."""
+    """The task alone. Raises UserError for a field that another task reads but not this one, too."""
     task = TASKS[config.name]
     given = knobs_of(config)
     for name, value in given.items():
         if name not in task.knobs:
-            raise ValueError(f"data.{name}: {value} is not read by {config.name}; leave it out")
+            raise UserError(f"data.{name}: {value} is not read by {config.name}; leave it out")
     return task(config.seq_len, **given)
 
 
@@ -132,7 +133,7 @@ def knobs_of(config: DataConfig) -> dict[str, Any]:
 def shorter_tasks(config: DataConfig) -> list[Task]:
     """The same at half the length, a quarter, … down to min_seq_len, with as much less to remember.
 
-    Raises ValueError where the task cannot be that short.
+    Raises UserError where the task cannot be that short.
     """
     found: list[Task] = []
     length, full, knobs = config.seq_len // 2, build_task(config), knobs_of(config)
@@ -141,7 +142,7 @@ def shorter_tasks(config: DataConfig) -> list[Task]:
             knobs[full.amount] = max(1, getattr(full, full.amount) * length // config.seq_len)
         try:
             found.append(TASKS[config.name](length, **knobs))
-        except ValueError as error:
-            raise ValueError(f"data.min_seq_len: {config.min_seq_len} is too short: {error}") from None
+        except UserError as error:
+            raise UserError(f"data.min_seq_len: {config.min_seq_len} is too short: {error}") from None
         length //= 2
     return found

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from retain.config import DataConfig
 from retain.data.batches import SPLITS, Data, RowsData, Split, StreamData, cuts
+from retain.errors import UserError
 
 LEFT_OUT = {
     *("test", "tests", "idlelib", "encodings", "pydoc_data", "lib2to3", "turtledemo", "ensurepip"),
@@ -41,7 +42,7 @@ def load_stdlib(config: DataConfig) -> StreamData:
         parts[split_of(path)].append(content)
     for split in SPLITS:
         if not parts[split]:
-            raise ValueError(f"data.name: stdlib finds no source for {split} under {root}; use a text file instead")
+            raise UserError(f"data.name: stdlib finds no source for {split} under {root}; use a text file instead")
     streams = {split: np.frombuffer(b"".join(parts[split]), dtype=np.uint8) for split in SPLITS}
     info = {
         "name": "stdlib",
@@ -76,14 +77,14 @@ def load_text(config: DataConfig, whole: bool = False) -> StreamData:
 
     Up to 64 MiB the whole file is checked and info has its `sha256`. Of a larger one 256 evenly spaced blocks of
     64 KiB are checked, and info has `sha256_of_samples`, the SHA-256 of its size and those blocks, instead.
-    Raises ValueError for a file that is missing, empty, too short or not UTF-8.
+    Raises UserError for a file that is missing, empty, too short or not UTF-8.
     """
     path = checked_path(config, "a UTF-8 text file")
     try:
         info: dict[str, Any] = {"name": "text", "path": str(path)} | checksum_of(path, text=True)
         stream = np.memmap(path, dtype=np.uint8, mode="r")
     except OSError as error:
-        raise ValueError(f"data.path: {str(path)!r} cannot be read ({error.strerror}); check its permissions") from None
+        raise UserError(f"data.path: {str(path)!r} cannot be read ({error.strerror}); check its permissions") from None
     streams = split_stream(stream, config, whole)
     info["bytes"] = {split: len(part) for split, part in streams.items()}
     return StreamData(streams, vocab_size=256, seq_len=config.seq_len, kind="text", info=info)
@@ -93,7 +94,7 @@ def load_npy(config: DataConfig, whole: bool = False) -> Data:
     """Tokens from a .npy file, memory-mapped: 1-D is a stream cut in three, 2-D one sequence per row; `whole` is "all".
 
     Rows go to the splits by a fixed permutation. The file is scanned once, in blocks, for its range; its checksum
-    is as for `load_text`. Raises ValueError for anything but non-negative integers below the vocabulary size.
+    is as for `load_text`. Raises UserError for anything but non-negative integers below the vocabulary size.
     """
     path = checked_path(config, "a .npy file of integers")
     try:
@@ -101,7 +102,7 @@ def load_npy(config: DataConfig, whole: bool = False) -> Data:
         vocab_size = vocabulary_of(path, tokens, config.vocab_size)
         info: dict[str, Any] = {"name": "npy", "path": str(path)} | checksum_of(path, text=False)
     except OSError as error:
-        raise ValueError(f"data.path: {str(path)!r} cannot be read ({error.strerror}); check its permissions") from None
+        raise UserError(f"data.path: {str(path)!r} cannot be read ({error.strerror}); check its permissions") from None
     if tokens.ndim == 2:
         return RowsData(
             tokens,
@@ -120,12 +121,12 @@ def checked_path(config: DataConfig, wanted: str) -> Path:
     """The data file, known to exist and not to be empty."""
     path = Path(config.path or "").expanduser()
     if not path.exists():
-        raise ValueError(f"data.path: {str(path)!r} does not exist; give {wanted}")
+        raise UserError(f"data.path: {str(path)!r} does not exist; give {wanted}")
     if not path.is_file():
         what = "is a directory" if path.is_dir() else "is not a regular file"
-        raise ValueError(f"data.path: {str(path)!r} {what}; give {wanted}")
+        raise UserError(f"data.path: {str(path)!r} {what}; give {wanted}")
     if path.stat().st_size == 0:
-        raise ValueError(f"data.path: {str(path)!r} is empty; give {wanted}")
+        raise UserError(f"data.path: {str(path)!r} is empty; give {wanted}")
     return path
 
 
@@ -145,7 +146,7 @@ def sample_offsets(size: int) -> list[int]:
 
 
 def checksum_of(path: Path, *, text: bool) -> dict[str, str]:
-    """`sha256` of a file, or `sha256_of_samples` of a large one. With `text`, ValueError for what is not UTF-8."""
+    """`sha256` of a file, or `sha256_of_samples` of a large one. With `text`, UserError for what is not UTF-8."""
     size = path.stat().st_size
     checksum = hashlib.sha256() if size <= WHOLE else hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
@@ -159,13 +160,13 @@ def checksum_of(path: Path, *, text: bool) -> dict[str, str]:
 
 
 def check_utf8(block: bytes, offset: int, size: int, path: Path) -> None:
-    """Raise ValueError if a block of a file is not UTF-8; the characters its edges cut are let pass."""
+    """Raise UserError if a block of a file is not UTF-8; the characters its edges cut are let pass."""
     remedy = (
         "give a UTF-8 text file, or train on its bytes as they are: numpy.save('bytes.npy', numpy.fromfile(PATH, "
         "'uint8')), --data bytes.npy --data.vocab-size 256"
     )
     if (place := block.find(b"\0")) >= 0:
-        raise ValueError(f"data.path: {str(path)!r} holds a NUL byte at {offset + place}, it is not text; {remedy}")
+        raise UserError(f"data.path: {str(path)!r} holds a NUL byte at {offset + place}, it is not text; {remedy}")
     start = 0
     while offset and start < min(3, len(block)) and block[start] & 0xC0 == 0x80:
         start += 1
@@ -175,31 +176,31 @@ def check_utf8(block: bytes, offset: int, size: int, path: Path) -> None:
         if error.reason == "unexpected end of data" and offset + len(block) < size:
             return
         place = offset + start + error.start
-        raise ValueError(f"data.path: {str(path)!r} is not UTF-8 at byte {place}; {remedy}") from None
+        raise UserError(f"data.path: {str(path)!r} is not UTF-8 at byte {place}; {remedy}") from None
 
 
 def open_npy(path: Path) -> npt.NDArray[Any]:
-    """The array of a .npy file, memory-mapped. Raises ValueError unless it is 1-D or 2-D, of integers, not empty."""
+    """The array of a .npy file, memory-mapped. Raises UserError unless it is 1-D or 2-D, of integers, not empty."""
     with path.open("rb") as file:
         is_npy = file.read(6) == b"\x93NUMPY"
     if not is_npy:
-        raise ValueError(f"data.path: {str(path)!r} is not a .npy file; write one array of integers with numpy.save")
+        raise UserError(f"data.path: {str(path)!r} is not a .npy file; write one array of integers with numpy.save")
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError:
         raise
     except Exception as error:  # a damaged header may raise anything, as far as tokenize.TokenError
         if "Python objects" in str(error):
-            raise ValueError(
+            raise UserError(
                 f"data.path: {str(path)!r} holds pickled Python objects, which are never loaded; save integers"
             ) from None
-        raise ValueError(f"data.path: {str(path)!r} is empty or a damaged .npy file; save it again") from None
+        raise UserError(f"data.path: {str(path)!r} is empty or a damaged .npy file; save it again") from None
     if not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"data.path: {str(path)!r} holds {array.dtype}, not integers; save token numbers")
+        raise UserError(f"data.path: {str(path)!r} holds {array.dtype}, not integers; save token numbers")
     if array.ndim not in (1, 2):
-        raise ValueError(f"data.path: {str(path)!r} has {array.ndim} dimensions; save a stream (N,) or rows (N, L)")
+        raise UserError(f"data.path: {str(path)!r} has {array.ndim} dimensions; save a stream (N,) or rows (N, L)")
     if array.size == 0:
-        raise ValueError(f"data.path: {str(path)!r} is empty; give a .npy file of integers")
+        raise UserError(f"data.path: {str(path)!r} is empty; give a .npy file of integers")
     return array
 
 
@@ -216,16 +217,16 @@ def integers_of(path: Path, array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any
 
 
 def vocabulary_of(path: Path, array: npt.NDArray[Any], vocab_size: int | None) -> int:
-    """`vocab_size`, or one more than the largest token. Raises ValueError for a token outside it."""
+    """`vocab_size`, or one more than the largest token. Raises UserError for a token outside it."""
     smallest, largest = 0, 0
     for block in integers_of(path, array):
         smallest, largest = min(smallest, int(block.min())), max(largest, int(block.max()))
     if smallest < 0:
-        raise ValueError(f"data.path: {str(path)!r} holds the token {smallest}; tokens must not be negative")
+        raise UserError(f"data.path: {str(path)!r} holds the token {smallest}; tokens must not be negative")
     if vocab_size is not None and largest >= vocab_size:
-        raise ValueError(f"data.vocab_size: {vocab_size} is too small for token {largest}; set it to {largest + 1}")
+        raise UserError(f"data.vocab_size: {vocab_size} is too small for token {largest}; set it to {largest + 1}")
     if vocab_size is None and largest >= LARGEST_VOCABULARY:
-        raise ValueError(
+        raise UserError(
             f"data.path: {str(path)!r} holds the token {largest}; number the tokens from 0, or set data.vocab_size"
         )
     return largest + 1 if vocab_size is None else vocab_size

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from retain.data.batches import IGNORE, Ints, unasked
 from retain.data.sizes import check_length, check_symbols, letters
+from retain.errors import UserError
 
 
 class Stack:
@@ -111,7 +112,7 @@ class Dyck:
                 if token < self.symbols:
                     opened.append(token)
                 elif opened.pop() != token - self.symbols:
-                    raise ValueError(f"dyck: the bracket at {t} closes one of another kind")
+                    raise UserError(f"dyck: the bracket at {t} closes one of another kind")
                 answers[t + 1] = opened[-1] if opened else IGNORE
         return targets
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.config import CellConfig, MemoryConfig, check_memory
+from retain.errors import UserError
 from retain.model.delta_cell import DeltaCell
 from retain.model.gated_rollout import gated_rollout
 from retain.model.layers import Norm, Transformer, product_dtype, squared_relu
@@ -227,7 +228,7 @@ def rolls(cell: nn.Module) -> bool:
 def build_cell(memory: MemoryConfig, config: CellConfig) -> nn.Module:
     """The cell that `config.kind` names; a user's `module:Class` is built as Class(memory, config) and tried once.
 
-    Raises ValueError where the user's cell can't be imported, built or called, or returns another shape.
+    Raises UserError where the user's cell can't be imported, built or called, or returns another shape.
     """
     if config.kind in CELLS:
         check_memory(memory, config.kind)
@@ -236,7 +237,7 @@ def build_cell(memory: MemoryConfig, config: CellConfig) -> nn.Module:
     try:
         cell = getattr(importlib.import_module(module), name)(memory, config)
     except (Exception, SystemExit) as error:
-        raise ValueError(
+        raise UserError(
             f"cell.kind: cannot build {config.kind} as Class(memory_config, cell_config): {_line(error)}"
         ) from error
     return check_cell(cell, memory, config.kind)
@@ -245,10 +246,10 @@ def build_cell(memory: MemoryConfig, config: CellConfig) -> nn.Module:
 def check_cell(cell: nn.Module, memory: MemoryConfig, name: str) -> nn.Module:
     """Call the cell once on three memories.
 
-    Raises ValueError if it is no module, fails, returns no memory, or mixes them.
+    Raises UserError if it is no module, fails, returns no memory, or mixes them.
     """
     if not isinstance(cell, nn.Module):
-        raise ValueError(f"cell: {name} is a {type(cell).__name__}, not an nn.Module")
+        raise UserError(f"cell: {name} is a {type(cell).__name__}, not an nn.Module")
     like = next((p for p in cell.parameters() if p.is_floating_point()), torch.empty(0))
     example = torch.linspace(-1, 1, 3 * memory.tokens * memory.width, dtype=like.dtype, device=like.device)
     example = example.view(3, memory.tokens, memory.width)
@@ -257,24 +258,24 @@ def check_cell(cell: nn.Module, memory: MemoryConfig, name: str) -> nn.Module:
         with torch.enable_grad():  # a cell that changes the memory it is given fails here
             out = cell(read, torch.zeros_like(example[:, 0]))
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"cell: {name} must take forward(memory {tuple(example.shape)}, inputs (3, {memory.width})): {_line(error)}"
         ) from error
     if not isinstance(out, Tensor) or out.shape != example.shape or not out.is_floating_point():
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(f"cell: {name} returned {got}, not a memory of shape {tuple(example.shape)}")
+        raise UserError(f"cell: {name} returned {got}, not a memory of shape {tuple(example.shape)}")
     if not out.requires_grad:
-        raise ValueError(f"cell: {name} returned a memory without a gradient; leave out no_grad and detach")
+        raise UserError(f"cell: {name} returned a memory without a gradient; leave out no_grad and detach")
     try:
         (of_memory,) = torch.autograd.grad((out[0] * example[0]).sum(), read, allow_unused=True)
     except RuntimeError as error:
-        raise ValueError(f"cell: {name} has no backward pass: {_line(error)}") from error
+        raise UserError(f"cell: {name} has no backward pass: {_line(error)}") from error
     # Where there are only shapes (a model's parameters are counted so), there is nothing to see.
     seen = of_memory is not None and not of_memory.is_meta
     mixed = seen and bool(of_memory[1:].nan_to_num().any())
     # A branch that starts at zero shows no gradient yet.
     if mixed or any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in cell.modules()):
-        raise ValueError(f"cell: {name} lets sequences of a batch read each other's memory; leave out BatchNorm")
+        raise UserError(f"cell: {name} lets sequences of a batch read each other's memory; leave out BatchNorm")
     return cell
 
 

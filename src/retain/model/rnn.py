@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.config import CellConfig, MemoryConfig, TeacherConfig
+from retain.errors import UserError
 from retain.model import graphs
 from retain.model.cells import PROJECTING, LSTMCell, build_cell, check_cell, rolls
 from retain.model.layers import at_least_float32, rms
@@ -29,7 +30,7 @@ class RNN(nn.Module):
     Memory is a plain float32 tensor (B, K, D): save it, copy it, batch it, restore it.
     `cell` may be any `nn.Module` with forward(memory (N, K, D), inputs (N, D)) -> memory; by default the one
     that `cell_config` names. Of `readout` its width, heads and decoder_layers are read: the readout is a decoder's.
-    Raises ValueError for a cell that returns another shape.
+    Raises UserError for a cell that returns another shape.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ def _graphs_of(rnn: RNN) -> graphs.Replayed:
 
 
 def check_alike(teacher: Teacher, rnn: RNN) -> None:
-    """Raises ValueError where they do not have one memory, one normalisation of it and one vocabulary."""
+    """Raises UserError where they do not have one memory, one normalisation of it and one vocabulary."""
     norm = "rms" if rnn.normalise else "batch"
     theirs = {
         "memory.norm": (teacher.norm.kind, norm),
@@ -163,4 +164,4 @@ def check_alike(teacher: Teacher, rnn: RNN) -> None:
     }
     for name, (of_teacher, of_rnn) in theirs.items():
         if of_teacher != of_rnn:
-            raise ValueError(f"{name}: {of_teacher} of the teacher is not the RNN's, {of_rnn}; give both one config")
+            raise UserError(f"{name}: {of_teacher} of the teacher is not the RNN's, {of_rnn}; give both one config")

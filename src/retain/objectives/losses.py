@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retain.config import IGNORE
+from retain.errors import UserError
 from retain.model.layers import at_least_float32
 from retain.model.teacher import Readout
 
@@ -17,14 +18,14 @@ from retain.model.teacher import Readout
 def where_asked(targets: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """The targets that count, (B, T) → (N,), and what stands at their places in the others, (B, T, ...) → (N, ...).
 
-    Raises ValueError where there are not as many.
+    Raises UserError where there are not as many.
 
     A readout can cost more than f, and most memories of a memory task are asked nothing. How many are is known to the
     host alone, so an accelerator is waited for.
     """
     for part in others:
         if part.shape[:2] != targets.shape:
-            raise ValueError(
+            raise UserError(
                 f"targets: {tuple(targets.shape)} beside {tuple(part.shape[:2])} memories; give (B, T + 1), one for "
                 "m_0 and one after every token"
             )

@@ -30,7 +30,7 @@ class SMT(nn.Module):
     so until BPTT or the user thaws it), and the RNN's readout starts as the teacher's decoder, whatever it was, unless
     `fresh_readout` is False. After training, `finish()` gives the RNN its m_0 (and its readout, where that was not
     trained). `future_len` is F, how many tokens the decoder is shown after m_t (that of the TeacherConfig); 0 is none.
-    Raises ValueError for a teacher and an RNN of another memory or vocabulary.
+    Raises UserError for a teacher and an RNN of another memory or vocabulary.
     """
 
     def __init__(self, teacher: Teacher, rnn: RNN, config: SMTConfig, future_len: int, *, fresh_readout: bool = True):

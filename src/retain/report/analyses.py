@@ -14,6 +14,7 @@ from torch import Tensor
 from retain.config import IGNORE, RunConfig
 from retain.data import Data, Split, load_data
 from retain.data.batches import Ints, evenly_spaced
+from retain.errors import UserError
 from retain.evaluate import batch_for, evaluate
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
@@ -41,7 +42,7 @@ def longer_data(config: RunConfig) -> tuple[Data | None, str | None]:
         return None, "an image has a fixed number of pixels, so there is nothing beyond the training length"
     try:
         return load_data(config.data.at_length(LONGER * config.data.seq_len)), None
-    except ValueError as error:
+    except UserError as error:
         return None, f"nothing beyond the training length: {error}"
 
 
@@ -51,7 +52,7 @@ def by_length(run: Run, sequences: int = SEQUENCES) -> list[dict[str, Any]]:
     for length in (trained // 2, trained, 2 * trained, LONGER * trained):
         try:
             data = load_data(run.config.data.at_length(length))
-        except ValueError:  # too short for the task
+        except UserError:  # too short for the task
             continue
         batches = data.windows(SPLIT, min(128, batch_for(data, run.rnn)), min(sequences, 256))
         result = evaluate(run.rnn, run.teacher, batches)

@@ -15,6 +15,7 @@ from retain.arguments import option_of
 from retain.config import RunConfig
 from retain.config_json import flatten, load_config, to_dict
 from retain.data import Data, load_data
+from retain.errors import CheckpointError, UserError
 from retain.report import analyses
 from retain.report.history import read_history
 from retain.report.samples import samples
@@ -29,10 +30,10 @@ log = logging.getLogger("retain")
 
 
 def gather(path: Path, parts: tuple[str, ...] = PARTS) -> dict[str, Any]:
-    """Everything about the run at `path`. Raises ValueError where there is no run."""
+    """Everything about the run at `path`. Raises UserError where there is no run."""
     if not path.is_dir() or not (path / "config.json").exists():
         what = "holds no config.json" if path.is_dir() else "is not a folder"
-        raise ValueError(f"run: {path} {what}; give the folder that `retain train` wrote")
+        raise UserError(f"run: {path} {what}; give the folder that `retain train` wrote")
     config = load_config(path / "config.json")
     notes: list[str] = []
 
@@ -147,7 +148,7 @@ def positions(path: Path, run: Run, data: Data, history: dict[str, Any], notes: 
             try:
                 there = load_run(path, teacher=run.teacher is not None, phase=index)
                 found["phases"].append({"phase": name} | analyses.scores(there, data))
-            except (ValueError, RuntimeError) as error:
+            except (UserError, CheckpointError) as error:
                 notes.append(f"the model after {name}: {' '.join(str(error).split())}")
         elif any(p["phase"] == name for p in history["phases"]):
             notes.append(f"the model as {name} left it is not in {path / 'phases'}, so it is not compared")

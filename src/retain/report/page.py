@@ -10,6 +10,7 @@ from typing import Any
 
 from retain import __version__
 from retain.checkpoint import replace_file
+from retain.errors import UserError
 from retain.report.charts import Chart, colourings, grouped_charts
 from retain.report.gather import gather
 from retain.report.history import AXES
@@ -21,15 +22,13 @@ HERE = Path(__file__).parent
 def write_report(paths: list[Path], out: Path) -> dict[str, Any]:
     """Write the page `out` (.html) and the JSON next to it; returns what the JSON holds.
 
-    Raises ValueError for a folder that is no run; whatever a run lacks is told on the page.
+    Raises UserError for a folder that is no run; whatever a run lacks is told on the page.
     """
     numbers = out.with_suffix(".json")
     if numbers.exists() and not _is_report(numbers):
-        raise ValueError(f"out: {numbers} goes with {out.name}, but is there and no report; name another --out")
+        raise UserError(f"out: {numbers} goes with {out.name}, but is there and no report; name another --out")
     if out.exists() and not numbers.exists():
-        raise ValueError(
-            f"out: {out} is there and has no {numbers.name} beside it, as a report has; name another --out"
-        )
+        raise UserError(f"out: {out} is there and has no {numbers.name} beside it, as a report has; name another --out")
     plotly_script()
     runs = [gather(path) for path in paths]
     names = [run["name"] for run in runs]
@@ -45,11 +44,11 @@ def write_report(paths: list[Path], out: Path) -> dict[str, Any]:
 
 
 def plotly_script() -> str:
-    """Plotly's own script. Raises ValueError where it is not installed, which is told before anything is computed."""
+    """Plotly's own script. Raises UserError where it is not installed, which is told before anything is computed."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
-        raise ValueError("report: needs plotly; run pip install 'retain[report]'") from None
+        raise UserError("report: needs plotly; run pip install 'retain[report]'") from None
     return str(get_plotlyjs())
 
 

@@ -6,6 +6,7 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+from retain.errors import UserError
 from retain.report.charts import PALETTE, Chart, colourings, named_charts
 from retain.report.gather import PARTS, gather
 
@@ -20,7 +21,7 @@ STYLE = {"solid": "-", "dash": "--", "dot": ":"}
 def save_plot(run: Path, name: str, out: Path, axis: str = "step", colour: str | None = None) -> None:
     """Draw the plot `name` of the run into `out` (.png, .svg, .pdf), against `axis` where it has several.
 
-    Raises ValueError for a plot that this run does not have, naming those it has.
+    Raises UserError for a plot that this run does not have, naming those it has.
     """
     _figure()  # says what to install before anything is computed
     part = NEEDS.get(name)
@@ -36,7 +37,7 @@ def save_plot(run: Path, name: str, out: Path, axis: str = "step", colour: str |
                 m for m in MEMORY if found["geometry"] and (m != "memory-teacher" or found["geometry"]["teacher"])
             ]
             missing = f"; missing: {'; '.join(found['notes'])}" if found["notes"] else ""
-            raise ValueError(f"name: {name!r} is not a plot of {run}; it has {', '.join(names) or 'none'}{missing}")
+            raise UserError(f"name: {name!r} is not a plot of {run}; it has {', '.join(names) or 'none'}{missing}")
         figure = _lines(charts[name], axis)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=200, bbox_inches="tight", metadata={"Date": None} if out.suffix == ".svg" else None)
@@ -46,14 +47,14 @@ def _figure(**options: Any) -> tuple[Any, Any]:
     try:
         from matplotlib.figure import Figure  # without pyplot: no display is looked for
     except ImportError:
-        raise ValueError("plot: needs matplotlib; run pip install 'retain[report]'") from None
+        raise UserError("plot: needs matplotlib; run pip install 'retain[report]'") from None
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     return figure, figure.add_subplot(**options)
 
 
 def _lines(chart: Chart, axis: str) -> Any:
     if len(chart.axes) > 1 and axis not in chart.axes:
-        raise ValueError(f"x: {axis!r} was not logged by this run; use {', '.join(chart.axes)}")
+        raise UserError(f"x: {axis!r} was not logged by this run; use {', '.join(chart.axes)}")
     axis = axis if axis in chart.axes else next(iter(chart.axes))
     figure, axes = _figure()
     for line in chart.lines:
@@ -79,10 +80,10 @@ def _memory(found: dict[str, Any], name: str, colour: str | None) -> Any:
     who = "teacher" if name == "memory-teacher" else "rnn"
     if geometry is None or geometry["points"][who] is None:
         why = "; ".join(found["notes"]) or "it never trained a teacher"
-        raise ValueError(f"name: {name!r} cannot be drawn for {found['path']}: {why}")
+        raise UserError(f"name: {name!r} cannot be drawn for {found['path']}: {why}")
     ways = colourings(geometry)
     if colour is not None and colour not in ways:
-        raise ValueError(f"colour: {colour!r} is none of {', '.join(ways)}")
+        raise UserError(f"colour: {colour!r} is none of {', '.join(ways)}")
     colours = ways[colour or next(iter(ways))]
     x, y, z = geometry["points"][who]
     three = name == "memory-3d"
