@@ -86,7 +86,7 @@ def test_stories_from_a_folder_to_a_sample(retain, sources, tmp_path, monkeypatc
     assert result["tokens"] == sum(
         json.loads((out / "data.json").read_text())["splits"]["validation"][k] for k in ["tokens"]
     )
-    assert "over 34 whole documents" in retain("eval", out, "--split", "validation")[1]
+    assert "over 37 whole documents" in retain("eval", out, "--split", "validation")[1]
     code, said, complaint = retain("generate", out, "--prompt", "Once ü", "--length", "30")
     assert (code, complaint) == (0, "")
     assert said.startswith("Once ü")

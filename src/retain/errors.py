@@ -12,6 +12,10 @@ class UserError(ValueError):
     exit_code = 2
 
 
+class ChangedData(UserError):
+    """The data was changed or cut short while it was being read."""
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint is damaged or cannot be written; the message names the file."""
 

@@ -12,7 +12,7 @@ import threading
 import time
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -35,9 +35,10 @@ from retain.compiling import compile_parts, replay_parts
 from retain.config import PhaseConfig, RunConfig
 from retain.config_json import from_dict, save_config
 from retain.data import Data, load_data
+from retain.data.files import told
 from retain.data.prefetch import Prefetch
 from retain.devices import keep_pages, make_accelerator, start_trackers
-from retain.errors import Interrupted, TrainingError, UserError
+from retain.errors import ChangedData, Interrupted, TrainingError, UserError
 from retain.evaluate import batch_for, evaluate
 from retain.lock import alone
 from retain.metrics import append_line, truncate_after
@@ -109,6 +110,8 @@ def train(
             save_config(config, out / "config.json")
         if main and not began(out):
             keep_data(out, data)
+        if main and data.info.get("read"):
+            log.warning("%s", told(data.info["read"]))
         accelerator.wait_for_everyone()
         start_trackers(accelerator, config, out)
         rnn.to(accelerator.device)
@@ -289,7 +292,11 @@ class Loop:
                 if done >= 1:
                     break
                 logged = p.step % self.config.log_every == 0
-                record = self.step(wrapped, config, done, logged)
+                before = dataclasses.replace(p)
+                try:
+                    record = self.step(wrapped, config, done, logged)
+                except ChangedData as error:
+                    self.give_up(before, error)
                 clock.tick()
                 if self.config.compile and p.step == 1 and budget.unit == "s" and self.one_budget:
                     p.compiling_seconds = p.phase_seconds
@@ -367,6 +374,13 @@ class Loop:
         p.sequential += sequential
         p.phase_sequential += sequential
         return record | {"lr": lr}
+
+    def give_up(self, before: Progress, error: ChangedData) -> NoReturn:
+        """Save the model as the last whole step left it, which was at `before`, and end the run."""
+        for name, value in vars(before).items():
+            setattr(self.progress, name, value)
+        self.checkpoint()
+        raise TrainingError(f"{error}, and add --resume; stopped at step {before.step} and saved") from None
 
     def gradient_norms(self) -> dict[str, torch.Tensor]:
         """Of the RNN's gradient and of the teacher's, where it has one, before they are clipped together."""

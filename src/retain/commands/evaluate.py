@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import sys
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ class Eval:
     """Score the RNN alone, from m_0, on a whole split, next to its teacher."""
 
     split: Literal["train", "validation", "test", "all"] | None = None
-    """None is test, or with --data of a text or a .npy that the run was not trained on the whole file."""
+    """None is test, or with --data of a text or a .npy that the run was not trained on the whole file. all is the whole
+    file or folder, documents and images too."""
     json: bool = False
     """Print all figures as JSON."""
     limit: int | None = None
@@ -50,7 +52,8 @@ def eval_command(argv: list[str]) -> None:
     from tqdm import tqdm
 
     from retain.checkpoint import keep_printed
-    from retain.data import WHOLE, load_data
+    from retain.data import load_data
+    from retain.data.files import told
     from retain.data.paths import with_path
     from retain.evaluate import batch_for, evaluate, finite
     from retain.run import data_changed, same_checksum
@@ -66,15 +69,18 @@ def eval_command(argv: list[str]) -> None:
         )
     if args.seq_len is not None:
         data_config = data_config.at_length(args.seq_len)
-    split = args.split or ("all" if args.data and data_config.name in WHOLE else "test")
+    split = args.split or ("all" if args.data and data_config.name in ("text", "npy") else "test")
     data, known = load_data(data_config, split == "all"), run.state["vocab_size"]
-    if split == "all" and same_checksum(data.info, run.state["data"]):
+    same_source = data_config.path is not None and data_config.path == run.config.data.path
+    if split == "all" and (same_source or same_checksum(data.info, run.state["data"])):
         if args.split is None:
             split = "test"
             data = load_data(data_config)
             print(f"retain: {args.data} is what the run was trained on; its test split is scored", file=sys.stderr)
         else:
             print(f"retain: most of {data_config.path} is what the run was trained on", file=sys.stderr)
+    if (read := data.info.get("read")) and args.data is not None:
+        print(f"retain: {told(read)}", file=sys.stderr)
     # An array says no more of its vocabulary than which tokens are in it.
     if data.vocab_size != known and not (data_config.name == "npy" and data.vocab_size < known):
         raise UserError(f"data: its vocabulary has {data.vocab_size} tokens, the run's {known}; give data of the run's")
@@ -100,11 +106,16 @@ def eval_command(argv: list[str]) -> None:
     # Of other data, or of a part, it must not pass for the run's own score.
     part = f"-length{args.seq_len}" if args.seq_len else ""
     part += f"-limit{args.limit}" if args.limit else ""
-    other = f"-{Path(args.data).stem}" if args.data else ""
+    # Files of one name in two folders are two results.
+    other = f"-{Path(args.data).stem}-{short_digest(data_config.path or '')}" if args.data else ""
     try:
         print(json.dumps(result, indent=2) if args.json else report(result), flush=True)
     finally:  # also where nobody reads it to its end
         keep_printed(path / f"eval-{split}{part}{other}.json", json.dumps(result, indent=2))
+
+
+def short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
 
 
 def record_of(run: Run, data: Data, split: Split, batch_size: int, scores: dict[str, Any]) -> dict[str, Any]:
