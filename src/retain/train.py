@@ -12,7 +12,7 @@ import threading
 import time
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -292,11 +292,7 @@ class Loop:
                 if done >= 1:
                     break
                 logged = p.step % self.config.log_every == 0
-                before = dataclasses.replace(p)
-                try:
-                    record = self.step(wrapped, config, done, logged)
-                except ChangedData as error:
-                    self.give_up(before, error)
+                record = self.step(wrapped, config, done, logged)
                 clock.tick()
                 if self.config.compile and p.step == 1 and budget.unit == "s" and self.one_budget:
                     p.compiling_seconds = p.phase_seconds
@@ -325,6 +321,9 @@ class Loop:
                 tensors = {"model": self.rnn.state_dict(), "teacher": self.teacher.state_dict()}
                 save_files(folder, tensors, self.state(), previous=checkpoints(self.out))
             clock.tick()
+        except ChangedData as error:  # between two steps
+            self.checkpoint()
+            raise TrainingError(f"{error}, and add --resume; stopped at step {p.step} and saved") from None
         finally:
             bar.close()
             forget()
@@ -341,11 +340,14 @@ class Loop:
         lr = learning_rate(config, done)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        first = p.micro_batches
+        # All of them before anything changes: the data may refuse one.
+        taken = [self.batches.take(first + micro, config.batch_size) for micro in range(config.accumulate)]
         parts, length = [], 0  # kept on the device: to read them waits for it
         for micro in range(config.accumulate):
             # All that is random in a step follows from (seed, step), so that resuming needs no generator's state.
             torch.manual_seed(seed + micro)
-            batch: dict[str, Any] = part_of(self.batches.take(p.micro_batches, config.batch_size), config.seq_len)
+            batch: dict[str, Any] = part_of(taken[micro], config.seq_len)
             p.micro_batches += 1
             count, length = batch["tokens"].numel(), max(length, batch["tokens"].shape[1])
             batch = {k: v.to(self.accelerator.device, non_blocking=True) for k, v in batch.items()} | {"progress": done}
@@ -374,13 +376,6 @@ class Loop:
         p.sequential += sequential
         p.phase_sequential += sequential
         return record | {"lr": lr}
-
-    def give_up(self, before: Progress, error: ChangedData) -> NoReturn:
-        """Save the model as the last whole step left it, which was at `before`, and end the run."""
-        for name, value in vars(before).items():
-            setattr(self.progress, name, value)
-        self.checkpoint()
-        raise TrainingError(f"{error}, and add --resume; stopped at step {before.step} and saved") from None
 
     def gradient_norms(self) -> dict[str, torch.Tensor]:
         """Of the RNN's gradient and of the teacher's, where it has one, before they are clipped together."""
@@ -423,7 +418,6 @@ class Loop:
 
     def validate(self) -> None:
         """Score the RNN alone on validation; the best so far is checkpointed, and exported in the end."""
-        self.progress.validated = self.progress.step
         if self.main:
             self.objective.finish()
             start = time.perf_counter()
@@ -433,6 +427,7 @@ class Loop:
                 result = evaluate(
                     self.rnn, guide, self.data.windows("validation", batch_for(self.data, self.rnn), limit)
                 )
+            self.progress.validated = self.progress.step
             value = result["bits_per_token"]
             keep = ("bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift")
             record = {f"validation_{k}": result[k] for k in keep if result[k] is not None}
@@ -441,6 +436,7 @@ class Loop:
                 self.progress.best_step, self.progress.best_value = self.progress.step, value
                 self.saved_at = None  # a checkpoint of this step made before does not know that it is the best
                 self.checkpoint()
+        self.progress.validated = self.progress.step
         self.accelerator.wait_for_everyone()
 
     def checkpoint(self) -> None:

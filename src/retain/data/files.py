@@ -191,11 +191,11 @@ def _why_no_text(block: bytes, decoder: Any, offset: int) -> str | None:
                 return what
     if b"\0" in block:
         return "not text"
+    kept = len(decoder.getstate()[0])  # of a character that the block before cut
     try:
         decoder.decode(block)
     except UnicodeDecodeError as error:
-        # What the decoder kept of the block before stands before this one.
-        return f"not UTF-8 at byte {offset + error.end - 1}; convert it with iconv"
+        return f"not UTF-8 at byte {offset - kept + error.start}; convert it with iconv"
     return None
 
 
@@ -368,11 +368,12 @@ def share_out(files: list[tuple[str, int]], wanted: dict[str, float]) -> list[st
         groups[digest] = groups.get(digest, 0) + weight
     left = sorted(groups)
     given: dict[str, str] = {}
-    for split, fraction in sorted(wanted.items()):
+    for later, (split, fraction) in zip(reversed(range(len(wanted))), sorted(wanted.items()), strict=True):
         goal, taken = fraction * total, 0
         chosen: list[str] = []
         for digest in left:
-            if abs(goal - taken - groups[digest]) < abs(goal - taken) and len(left) - len(chosen) > 1:
+            nearer = abs(goal - taken - groups[digest]) < abs(goal - taken)
+            if nearer and len(left) - len(chosen) > later + 1:  # one for train, too
                 chosen.append(digest)
                 taken += groups[digest]
         if not chosen and len(left) > 1:

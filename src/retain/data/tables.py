@@ -172,7 +172,7 @@ def _records(path: Path, column: str) -> Iterator[tuple[str, Any]]:
                     yield f"line {number}", _parsed(line, path, f"line {number} of ")
             return
         content = file.read()
-    whole = _parsed(content, path) if content.strip() else []
+    whole = (_parsed(content, path) if content.strip() else []) or []
     if isinstance(whole, dict) and isinstance(whole.get(column), list | dict):
         values = whole[column]
         whole = list(values.values()) if isinstance(values, dict) else values

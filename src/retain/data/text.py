@@ -175,9 +175,7 @@ def _of_arrays(
 
 def _streams(streams: dict[Split, Stream], config: DataConfig, vocab_size: int, info: dict[str, Any]) -> StreamData:
     if config.ignore is not None:
-        raise UserError(
-            f"data.ignore: {config.ignore} is for rows (N, L) that are filled up, not a stream; leave it out"
-        )
+        raise UserError(f"data.ignore: {config.ignore} fills up rows (N, L), and this is a stream (N,); leave it out")
     info["tokens"] = {split: len(stream) for split, stream in streams.items()}
     return StreamData(streams, vocab_size=vocab_size, seq_len=config.seq_len, kind="tokens", info=info)
 
