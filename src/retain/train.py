@@ -35,8 +35,8 @@ from retain.compiling import compile_parts, replay_parts
 from retain.config import PhaseConfig, RunConfig
 from retain.config_json import from_dict, save_config
 from retain.data import Data, load_data
-from retain.data.files import told
 from retain.data.prefetch import Prefetch
+from retain.data.scan import told
 from retain.devices import keep_pages, make_accelerator, start_trackers
 from retain.errors import ChangedData, Interrupted, TrainingError, UserError
 from retain.evaluate import batch_for, evaluate

@@ -18,8 +18,8 @@ from PIL import Image
 from hubdata import SMALL
 from retain.config import IGNORE, DataConfig
 from retain.data import SPLITS, load_data
-from retain.data.files import share_out, split_by_names, told
 from retain.data.paths import with_path
+from retain.data.scan import share_out, split_by_names, told
 from retain.errors import UserError
 
 

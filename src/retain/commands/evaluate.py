@@ -53,8 +53,8 @@ def eval_command(argv: list[str]) -> None:
 
     from retain.checkpoint import keep_printed
     from retain.data import load_data
-    from retain.data.files import told
     from retain.data.paths import with_path
+    from retain.data.scan import told
     from retain.evaluate import batch_for, evaluate, finite
     from retain.run import data_changed, same_checksum
 

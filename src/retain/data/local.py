@@ -9,7 +9,8 @@ import numpy as np
 
 from retain.config import DataConfig
 from retain.data.batches import SPLITS, Split
-from retain.data.files import Found, scan, text_of
+from retain.data.files import text_of
+from retain.data.scan import Found, scan
 from retain.data.source import SHUFFLED, Piece, Rows, Source
 from retain.data.tables import ROWS, count_of, rows_of
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from retain.config import EMBEDDED_DATA, DataConfig
-from retain.data.files import holds, kind_by_name
+from retain.data.files import kind_by_name
+from retain.data.scan import holds
 from retain.errors import UserError
 
 

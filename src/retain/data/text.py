@@ -18,7 +18,8 @@ import numpy.typing as npt
 from retain.config import DataConfig
 from retain.data.batches import SPLITS, Data, RowsData, Split, Stream, StreamData, cuts
 from retain.data.file_array import HELD, FileArray
-from retain.data.files import NOT_TEXT, cannot_be_read, kind_by_name, split_by_names, unpacked, walk
+from retain.data.files import NOT_TEXT, cannot_be_read, kind_by_name, unpacked, walk
+from retain.data.scan import split_by_names
 from retain.errors import UserError
 
 LEFT_OUT = {
