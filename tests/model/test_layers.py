@@ -156,6 +156,23 @@ def test_memory_norm_equals_naive(kind, training):
         assert_close(fast.var((0, 1), correction=0), torch.ones(2, 4, dtype=torch.float64), 1e-4)
 
 
+@pytest.mark.parametrize("mean", [0.0, 1.0, -10.0, 30.0, 100.0])
+@pytest.mark.parametrize("deviation", [0.01, 1.0, 30.0])
+def test_memory_norm_is_exact_however_far_from_zero_memories_lie(mean, deviation):
+    """In float32: values, running statistics and gradient are those of the plain form in float64."""
+    torch.manual_seed(0)
+    norm = MemoryNorm("batch", 2, 4)
+    memory = (mean + deviation * torch.randn(64, 9, 2, 4)).requires_grad_()
+    exact = memory.detach().double().requires_grad_()
+    fast, slow = norm(memory), naive.memory_norm(norm, exact)
+    assert_close(fast.double(), slow, 2e-3)
+    assert_close(norm.variance / exact.var((0, 1), correction=0), torch.ones(2, 4), 1e-3)
+    weights = torch.randn_like(fast)
+    of_fast = torch.autograd.grad((fast * weights).sum(), memory)[0].double()
+    of_slow = torch.autograd.grad((slow * weights).sum(), exact)[0]
+    assert (of_fast - of_slow).norm() < 1e-3 * of_slow.norm()
+
+
 def test_memory_norm_learns_its_statistics_at_once_and_then_slowly():
     torch.manual_seed(0)
     norm = MemoryNorm("batch", 1, 3, momentum=0.1)
