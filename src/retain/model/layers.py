@@ -273,7 +273,8 @@ class Block(nn.Module):
         first, end = ends(keep, x.shape[-2])
         if causal and (first, end) != (x.shape[-2] - 1, x.shape[-2]):  # the last looks everywhere
             positions = torch.arange(x.shape[-2], device=x.device)
-            mask = positions <= positions[keep, None]
+            before = positions <= positions[keep, None]
+            mask = before if mask is None else mask & before
         heads = attention(*(part.transpose(-2, -3) for part in (q, k, v)), mask=mask)
         return self.mix(x[..., keep, :], heads)
 
