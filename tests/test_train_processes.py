@@ -213,8 +213,29 @@ def test_two_processes_refuse_a_folder_together(tmp_path):
     (out / "other").touch()
     for worker in two_workers(tmp_path / "tiny.json", out):
         said, _ = worker.communicate(timeout=200)
-        assert worker.returncode == 1 and "ValueError: out: " in said and "already exists" in said, said
+        assert worker.returncode == 1 and "UserError: out: " in said and "already exists" in said, said
     assert [p.name for p in out.iterdir()] == ["other"]
+
+
+BROKEN = """
+import retain.train
+def broken(*arguments): return {}["a defect"]
+retain.train.prepare_folder = broken
+"""
+
+
+@pytest.mark.slow
+def test_a_defect_of_the_main_process_ends_all(tmp_path):
+    save_config(tiny(device="auto"), tmp_path / "tiny.json")
+    main, other = two_workers(tmp_path / "tiny.json", tmp_path / "run", BROKEN)
+    try:
+        said = [worker.communicate(timeout=100)[0] for worker in (main, other)]
+    finally:
+        main.kill()
+        other.kill()
+    assert main.returncode == other.returncode == 1
+    assert "KeyError: 'a defect'" in said[0]
+    assert """RuntimeError: the main process failed: KeyError('a defect')""" in said[1]
 
 
 @pytest.mark.slow

@@ -9,13 +9,13 @@ import contextlib
 import importlib
 import io
 import os
-import re
 import sys
 import textwrap
 from collections.abc import Iterator
 
 from retain import __version__
 from retain.arguments import Usage
+from retain.errors import explain
 from retain.presets import PRESETS
 
 HELP = f"""\
@@ -94,34 +94,10 @@ def one_line_errors() -> Iterator[None]:
             sys.stdout.flush()
         except OSError:  # a full disk; nor must what is left be tried again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = exit_code(error)
-        if code is None or os.environ.get("RETAIN_DEBUG"):
+        explained = explain(error)
+        if explained is None or os.environ.get("RETAIN_DEBUG"):
             raise
-        if isinstance(error, OSError) and error.strerror:
-            fail(f"{error.filename or 'disk'}: {error.strerror}", code)
-        if out_of_memory(error):
-            graphs = "; on a GPU RETAIN_CUDA_GRAPHS=0 keeps no graphs" if "CUDA" in str(error) else ""
-            fail(f"{NO_MEMORY}{graphs} ({str(error).splitlines()[0]})", code)
-        fail(str(error), code)
-
-
-NO_MEMORY = (
-    "memory: there is not enough for these sizes; give a smaller batch_size, memory.width or data.seq_len, "
-    "or let SMT hold less: --smt.pieces 8 --teacher.recompute"
-)
-
-
-def out_of_memory(error: Exception) -> bool:
-    """By its words, for PyTorch on a CPU has no type for it."""
-    return isinstance(error, MemoryError) or re.search(r"can't allocate memory|out of memory", str(error)) is not None
-
-
-def exit_code(error: Exception) -> int | None:
-    """2 for what the user can mend, 1 for a failed run, 130 for a run that was stopped; None for a defect."""
-    if isinstance(error, OSError) or out_of_memory(error):
-        return 2
-    code: int | None = getattr(error, "exit_code", None)
-    return code
+        fail(*explained)
 
 
 def fail(message: str, code: int) -> None:

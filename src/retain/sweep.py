@@ -179,7 +179,7 @@ def check(sweep: Sweep) -> None:
                 rnn, teacher = build(config, sizes[config.data])
                 for index in range(len(config.phases)):
                     objective_of(index, config, rnn, teacher)
-        except (UserError, RuntimeError) as error:
+        except UserError as error:
             raise UserError(f"vary: {describe(values)}: {error}") from None
 
 

@@ -37,7 +37,7 @@ from retain.config_json import from_dict, save_config
 from retain.data import Data, load_data
 from retain.data.prefetch import Prefetch
 from retain.devices import keep_pages, make_accelerator, start_trackers
-from retain.errors import Interrupted, TrainingError, UserError
+from retain.errors import CheckpointError, Interrupted, TrainingError, UserError
 from retain.evaluate import batch_for, evaluate
 from retain.lock import alone
 from retain.metrics import append_line, truncate_after
@@ -386,7 +386,7 @@ class Loop:
     def refuse(self, name: str, value: float) -> None:
         try:
             good = f"the last good checkpoint is {latest_checkpoint(self.out)}"
-        except (RuntimeError, OSError):
+        except (CheckpointError, OSError):
             good = f"there is no checkpoint yet, so delete {self.out}"
         phase = self.config.phases[self.progress.phase]
         raise TrainingError(
