@@ -46,6 +46,7 @@ DEFECTS = [
     OSError("of a library's own"),
     OSError(errno.EBADF, "Bad file descriptor"),
     OSError(errno.EBADF, "Bad file descriptor", 7),
+    BrokenPipeError(errno.EPIPE, "Broken pipe"),
     ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
     TimeoutError("timed out"),
     type("Foreign", (Exception,), {"exit_code": 2})("of another library"),

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from retain.budget import Budget
+from retain.streams import is_terminal
 
 
 @dataclasses.dataclass
@@ -97,7 +98,7 @@ def stop_signals(say: str = "") -> Iterator[threading.Event]:
     def ask(number: int, frame: Any) -> None:
         stop.set()
         signal.signal(number, before[number])
-        if say and number == signal.SIGINT and sys.stderr.isatty():
+        if say and number == signal.SIGINT and is_terminal(sys.stderr):
             with suppress(OSError):
                 os.write(2, f"\n{say}\n".encode())  # a progress bar may be in the midst of writing to sys.stderr
 

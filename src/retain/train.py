@@ -62,6 +62,7 @@ from retain.run import (
     start_from,
     state_of,
 )
+from retain.streams import is_terminal
 
 log = logging.getLogger("retain")
 
@@ -272,7 +273,8 @@ class Loop:
 
         bar = tqdm(
             total=whole, initial=over(), unit=budget.unit, desc=name,
-            disable=not self.bar, mininterval=0.5 if sys.stderr.isatty() else 10, dynamic_ncols=True,
+            disable=not self.bar or sys.stderr is None,
+            mininterval=0.5 if is_terminal(sys.stderr) else 10, dynamic_ncols=True,
             bar_format="{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} {unit}, ETA {remaining}{postfix}",
         )  # fmt: skip
         try:
