@@ -27,15 +27,13 @@ from retain.config import DataConfig, RunConfig
 from retain.config_json import flatten, from_dict, to_dict
 from retain.errors import UserError, explain
 from retain.lock import alone
-from retain.progress import stop_signals
+from retain.progress import STOPS, stop_signals
 
 if TYPE_CHECKING:
     from retain.data.batches import Split
 
 CURVE = 40
 """Points of the validation curve that a result keeps."""
-STOPPED = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
-"""Signals by which others end a process; any other is a crash of its own."""
 LENGTH_SEQUENCES = 512
 """Sequences that a length other than the training length is scored on."""
 Result = dict[str, Any]
@@ -60,7 +58,7 @@ def run_all(
     Each trained RNN is then scored, once, on all of `split`, and at other `lengths` of the sequence. What has a result
     is not run again; call it with the same runs to go on after a kill. Returns name → result; that of a
     run whose loss was not finite has "failed", a message. Raises UserError where a folder holds another run or a run
-    is impossible, Interrupted on Ctrl-C or SIGTERM when every run has saved a checkpoint, RunError for a defect.
+    is impossible, RunError for a defect, Interrupted on Ctrl-C, SIGTERM or SIGHUP, when every run has saved.
     """
     out = Path(out)
     waiting = []
@@ -164,7 +162,7 @@ def _finish(name: str, process: subprocess.Popen[str], complaints: IO[str], fold
     where = f"(run folder: {folder})"
     if last.startswith("retain: "):
         raise UserError(f"{name}: {last.removeprefix('retain: ')} {where}")
-    if -code in STOPPED:
+    if -code in (*STOPS, signal.SIGKILL):  # others ended it; any other signal is a crash of its own
         why = ", for want of memory perhaps; try --jobs 1 or smaller batches" if -code == signal.SIGKILL else ""
         raise UserError(f"{name}: killed by signal {-code}{why} {where}")
     raise RunError("\n".join([f"{name}: it ended with {code} {where}", *lines]))

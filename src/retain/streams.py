@@ -72,7 +72,7 @@ def lossy_streams() -> Iterator[None]:
         pass
     os.close(descriptor)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        out, messages = (stream if stream and not getattr(stream, "closed", False) else nowhere for stream in before)
+        out, messages = (nowhere if stream is None or getattr(stream, "closed", False) else stream for stream in before)
         for stream in (out, messages):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")

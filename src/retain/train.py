@@ -82,7 +82,7 @@ def train(
     `retain.data.Data` or anything with its methods and attributes, in place of what the config names. `resume` goes on
     from the newest checkpoint, bit for bit where budgets are in steps or tokens. The model exported at the end is the
     one of the best validation. Raises UserError for what the user got wrong, TrainingError for a loss that is not
-    finite, CheckpointError where the disk refuses, Interrupted on Ctrl-C or SIGTERM after a checkpoint.
+    finite, CheckpointError where the disk refuses, Interrupted on Ctrl-C, SIGTERM or SIGHUP after a checkpoint.
     """
     out = Path(out)
     accelerator = make_accelerator(config, out)
