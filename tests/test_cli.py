@@ -236,16 +236,6 @@ def test_what_nobody_could_read_is_kept_all_the_same(retrieval_run, tmp_path):
     assert json.loads((out / "eval-test.json").read_text())["split"] == "test"
 
 
-def test_a_pipe_that_closes_early_is_no_error(text_run):
-    code = "import sys; from retain.cli import main; main(['generate', sys.argv[1], '--length', '3000'])"
-    command = [sys.executable, "-W", "error", "-c", code, str(text_run)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert len(process.stdout.read(1)) == 1
-        process.stdout.close()
-        assert process.stderr.read() == b""
-    assert process.returncode == 0
-
-
 def test_a_users_own_cell_is_found_where_the_command_runs(retain, tiny_file, tmp_path, monkeypatch):
     (tmp_path / "mycell.py").write_text(OWN_CELL)
     monkeypatch.chdir(tmp_path)

@@ -22,6 +22,7 @@ from retain.config_json import load_config, save_config
 from retain.devices import make_accelerator, start_trackers
 from retain.model.layers import MemoryNorm
 from retain.processes import agreed
+from retain.progress import STOPS
 from retain.train import train
 from runs import LOSSES, PHASES, Changed, assert_same_run, lines, run
 
@@ -80,7 +81,7 @@ def test_killed_at_random_moments_it_still_finishes_and_loses_little(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOPS)
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, number):
     config = tiny(phases=PHASES, budget="150steps")
     save_config(config, tmp_path / "tiny.json")
@@ -95,7 +96,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, number):
     stopped = max(line["step"] for line in lines(out))
     assert f"stopped at step {stopped} and saved; go on with: retain train --out {out} --resume" in complaints
     assert latest_checkpoint(out).name == f"step-{stopped:08d}"
-    if number == signal.SIGTERM:
+    if number != signal.SIGINT:
         run(config, out, resume=True)
     else:
         process = start("--out", out, "--resume")
@@ -255,8 +256,29 @@ def test_two_processes_refuse_a_folder_together(tmp_path):
     (out / "other").touch()
     for worker in two_workers(tmp_path / "tiny.json", out):
         said, _ = worker.communicate(timeout=200)
-        assert worker.returncode == 1 and "ValueError: out: " in said and "already exists" in said, said
+        assert worker.returncode == 1 and "UserError: out: " in said and "already exists" in said, said
     assert [p.name for p in out.iterdir()] == ["other"]
+
+
+BROKEN = """
+import retain.train
+def broken(*arguments): return {}["a defect"]
+retain.train.prepare_folder = broken
+"""
+
+
+@pytest.mark.slow
+def test_a_defect_of_the_main_process_ends_all(tmp_path):
+    save_config(tiny(device="auto"), tmp_path / "tiny.json")
+    main, other = two_workers(tmp_path / "tiny.json", tmp_path / "run", BROKEN)
+    try:
+        said = [worker.communicate(timeout=100)[0] for worker in (main, other)]
+    finally:
+        main.kill()
+        other.kill()
+    assert main.returncode == other.returncode == 1
+    assert "KeyError: 'a defect'" in said[0]
+    assert """RuntimeError: the main process failed: KeyError('a defect')""" in said[1]
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ from retain.data import Data, load_data
 from retain.data.prefetch import Prefetch
 from retain.data.scan import told
 from retain.devices import keep_pages, make_accelerator, start_trackers
-from retain.errors import ChangedData, Interrupted, TrainingError, UserError
+from retain.errors import ChangedData, CheckpointError, Interrupted, TrainingError, UserError
 from retain.evaluate import batch_for, evaluate
 from retain.lock import alone
 from retain.metrics import append_line, truncate_after
@@ -63,6 +63,7 @@ from retain.run import (
     start_from,
     state_of,
 )
+from retain.streams import is_terminal
 
 log = logging.getLogger("retain")
 
@@ -82,7 +83,7 @@ def train(
     `retain.data.Data` or anything with its methods and attributes, in place of what the config names. `resume` goes on
     from the newest checkpoint, bit for bit where budgets are in steps or tokens. The model exported at the end is the
     one of the best validation. Raises UserError for what the user got wrong, TrainingError for a loss that is not
-    finite, CheckpointError where the disk refuses, Interrupted on Ctrl-C or SIGTERM after a checkpoint.
+    finite, CheckpointError where the disk refuses, Interrupted on Ctrl-C, SIGTERM or SIGHUP after a checkpoint.
     """
     out = Path(out)
     accelerator = make_accelerator(config, out)
@@ -275,7 +276,8 @@ class Loop:
 
         bar = tqdm(
             total=whole, initial=over(), unit=budget.unit, desc=name,
-            disable=not self.bar, mininterval=0.5 if sys.stderr.isatty() else 10, dynamic_ncols=True,
+            disable=not self.bar or sys.stderr is None,
+            mininterval=0.5 if is_terminal(sys.stderr) else 10, dynamic_ncols=True,
             bar_format="{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} {unit}, ETA {remaining}{postfix}",
         )  # fmt: skip
         try:
@@ -395,7 +397,7 @@ class Loop:
     def refuse(self, name: str, value: float) -> None:
         try:
             good = f"the last good checkpoint is {latest_checkpoint(self.out)}"
-        except (RuntimeError, OSError):
+        except (CheckpointError, OSError):
             good = f"there is no checkpoint yet, so delete {self.out}"
         phase = self.config.phases[self.progress.phase]
         raise TrainingError(

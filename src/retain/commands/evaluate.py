@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from retain.arguments import Usage, take_run
 from retain.errors import UserError
+from retain.streams import is_terminal
 
 if TYPE_CHECKING:
     from retain.data.batches import Data, Split
@@ -94,7 +95,7 @@ def eval_command(argv: list[str]) -> None:
         print(f"retain: {difference}; what is scored may be what was trained on", file=sys.stderr)
     batch_size = args.batch_size or batch_for(data, run.rnn)
     batches = data.windows(split, batch_size, args.limit)
-    seen = tqdm(batches, desc=split, unit="batch", leave=False, disable=not sys.stderr.isatty())
+    seen = tqdm(batches, desc=split, unit="batch", leave=False, disable=not is_terminal(sys.stderr))
     result = record_of(run, data, split, batch_size, evaluate(run.rnn, run.teacher, seen))
     from retain.data.documents import DocumentsData
 
@@ -110,7 +111,7 @@ def eval_command(argv: list[str]) -> None:
     other = f"-{Path(args.data).stem}-{short_digest(data_config.path or '')}" if args.data else ""
     try:
         print(json.dumps(result, indent=2) if args.json else report(result), flush=True)
-    finally:  # also where nobody reads it to its end
+    finally:  # also where a full disk has no place for what is printed
         keep_printed(path / f"eval-{split}{part}{other}.json", json.dumps(result, indent=2))
 
 

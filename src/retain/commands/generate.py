@@ -129,6 +129,8 @@ def generate_command(argv: list[str]) -> None:
         sampled.append(int(token[0]))
         count += 1
         write(sampled[-1])
+        if getattr(sys.stdout, "unread", False):  # nobody waits for the rest
+            break
     print()
     kept = list(sampled)
     text = tokenizer.decode(kept) if tokenizer else decode(kept, kind)
@@ -147,7 +149,6 @@ def text_writer() -> Callable[[int], None]:
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def write(token: int) -> None:
-        sys.stdout.write(decoder.decode(bytes([token])))
-        sys.stdout.flush()
+        print(decoder.decode(bytes([token])), end="", flush=True)
 
     return write

@@ -12,7 +12,9 @@ def read_prompt(tokenizer: Any, text: str) -> list[int]:
     """A prompt as subwords. Raises UserError for a character that the vocabulary lacks."""
     try:
         encoded = tokenizer.encode(text, add_special_tokens=False)
-    except Exception as error:  # the library raises no other
+    except Exception as error:
+        if type(error) is not Exception:  # the library raises no other
+            raise
         raise UserError(f"prompt: {text!r} is not in the tokenizer's vocabulary ({error})") from None
     known = {place for start, end in encoded.offsets for place in range(start, end)}
     for place, character in enumerate(text):
@@ -31,7 +33,10 @@ def token_writer(tokenizer: Any) -> Callable[[int], None]:
         nonlocal stream
         try:
             text = stream.step(tokenizer, token)
-        except Exception:  # bytes that are no UTF-8, after which the library's stream is of no more use
+        except Exception as error:
+            if type(error) is not Exception:  # the library raises no other
+                raise
+            # Bytes that are no UTF-8, after which the library's stream is of no more use.
             stream = DecodeStream(skip_special_tokens=False)
             text = stream.step(tokenizer, token)
         print(text or "", end="", flush=True)
