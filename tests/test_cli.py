@@ -112,16 +112,18 @@ def test_train_eval_generate_info(retain, tmp_path, monkeypatch):
 
     code, said, complaints = retain("generate", out, "--prompt", "ab", "--length", "20", "--seed", "3")
     assert (code, complaints) == (0, "")
-    samples = json.loads((out / "samples.json").read_text())
-    assert said[:-1] in {"ab" + samples["text"], "ab" + samples["text"][:-1]}, "an unfinished character is not printed"
-    assert len(samples["tokens"]) == 20
-    assert (samples["settings"]["seed"], samples["settings"]["prompt"]) == (3, "ab")
-    assert samples["text"] == bytes(samples["tokens"]).decode(errors="replace")
+    settings = json.loads((out / "samples.json").read_text())["settings"]
+    assert (settings["seed"], settings["prompt"]) == (3, "ab")
+    (sample,) = json.loads((out / "samples.json").read_text())["samples"]
+    assert said == f"ab{sample['text']}\n"
+    assert len(sample["tokens"]) == 20
+    decoded = bytes(sample["tokens"]).decode(errors="replace")
+    assert sample["text"] in (decoded, decoded[:-1]), "an unfinished character is not printed"
     with monkeypatch.context() as patch:
         patch.setattr("retain.commands.generate.KEPT", 8)
         assert retain("generate", out, "--prompt", "ab", "--length", "20", "--seed", "3")[1] == said
-    end = json.loads((out / "samples.json").read_text())
-    assert (end["count"], end["tokens"]) == (20, samples["tokens"][-8:]), "memory does not grow with the length"
+    (end,) = json.loads((out / "samples.json").read_text())["samples"]
+    assert (end["count"], end["tokens"]) == (20, sample["tokens"][-8:]), "memory does not grow with the length"
 
     code, said, complaints = retain("info", out, "--json")
     assert (code, complaints) == (0, "")
@@ -215,8 +217,8 @@ def test_tokens_are_printed_with_spaces(retain, retrieval_run):
     code, said, _ = retain("generate", retrieval_run, "--prompt", "0 3 8", "--length", "4")
     assert code == 0
     assert said.startswith("0 3 8 ")
-    samples = json.loads((retrieval_run / "samples.json").read_text())
-    assert said.split()[3:] == [str(token) for token in samples["tokens"]]
+    (sample,) = json.loads((retrieval_run / "samples.json").read_text())["samples"]
+    assert said == f"0 3 8{sample['text']}\n" and said.split()[3:] == [str(token) for token in sample["tokens"]]
 
 
 def test_a_teacher_that_nothing_trained_is_not_scored(retain, tmp_path):
