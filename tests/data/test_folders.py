@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import os
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -410,3 +411,36 @@ def test_rows_are_filled_up_by_a_number_that_is_no_token(tmp_path):
     np.save(tmp_path / "b.npy", rows.ravel())
     with pytest.raises(UserError, match="data.ignore: -1 fills up rows"):
         loaded(tmp_path / "b.npy", ignore=-1)
+
+
+def test_texts_need_no_extra(mixed, monkeypatch):
+    """A folder of texts is read with what `pip install retain` brings."""
+    root, texts = mixed
+    for name in ("datasets", "pyarrow", "huggingface_hub"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match="is zst, which needs pyarrow; run pip install"):
+        loaded(root)
+    (root / "packed.txt.zst").unlink()
+    assert everything(loaded(root)) == sorted(text for name, text in texts.items() if not name.endswith("zst"))
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_a_folder_is_streamed_as_it_is_prepared(mixed, reset):
+    """Every document of training comes once in an epoch, in an order that follows from the seed."""
+    root, _ = mixed
+    prepared, streamed = loaded(root), loaded(root, reset=reset, stream=True)
+    train = sorted(text.encode() + b"\xff" for text in documents(prepared)["train"])
+    size = sum(map(len, train))
+
+    def epoch(seed):
+        read = []
+        for step in range(size):  # in pieces of at most nine tokens, of whole documents or of the stream
+            targets = streamed.batch(seed, step, 0, 1)["targets"]
+            read.append(bytes(targets[targets != IGNORE].tolist()))
+            if sum(map(len, read)) >= size:
+                return b"".join(read)[:size]
+
+    first = epoch(0)
+    assert sorted(part + b"\xff" for part in first.split(b"\xff")[:-1]) == train
+    assert epoch(0) == first != epoch(1)
+    assert streamed.info["read"]["files"] == 20 and streamed.info["read"]["skipped"].keys() == SKIPPED.keys()
