@@ -6,7 +6,6 @@ import itertools
 import math
 
 import torch
-from torch import nn
 
 from retain.config import IGNORE, CellConfig, MemoryConfig, SMTConfig, TeacherConfig
 from retain.model.encoders import LOCAL
@@ -134,7 +133,12 @@ def smt_config(**changes):
 
 
 def attention(q, k, v, causal=False, mask=None):
-    return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    if causal:
+        scores = scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), -math.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return scores.softmax(-1) @ v
 
 
 def memory_norm(norm, memory):

@@ -83,9 +83,9 @@ def grids_here(patch):
     return started
 
 
-def stop_after(steps, accumulate=1):
-    """Ctrl-C during the step that makes it `steps`."""
-    return lambda step: signal.raise_signal(signal.SIGINT) if step == steps * accumulate - 1 else None
+def stop_after(steps, accumulate=1, number=signal.SIGINT):
+    """Ctrl-C, or another signal, during the step that makes it `steps`."""
+    return lambda step: signal.raise_signal(number) if step == steps * accumulate - 1 else None
 
 
 def crash_at(steps):

@@ -247,7 +247,7 @@ def test_what_smt_launches_does_not_grow_with_the_sequence_and_bptt_does():
     assert launched(bptt, 64) > 3 * launched(bptt, 16)
 
 
-@pytest.mark.parametrize("kind", ["all", "causal", "mask of all", "mask of each"])
+@pytest.mark.parametrize("kind", ["all", "causal", "mask of all", "mask of each", "mask of all, causal"])
 @pytest.mark.parametrize("few", [False, True])
 def test_many_sequences_attend_some_at_a_time_and_few_keys_in_products(few, kind, monkeypatch):
     monkeypatch.setattr("retain.model.attention.FUSED_BATCH", 2)
@@ -255,7 +255,7 @@ def test_many_sequences_attend_some_at_a_time_and_few_keys_in_products(few, kind
     q, k, v = (torch.randn(5, 2, 3, 4) for _ in range(3))
     mask = torch.rand(*([5, 1] if kind == "mask of each" else []), 3, 3) < 0.5
     mask[..., 0] = True
-    settings = {"causal": kind == "causal", "mask": mask if kind.startswith("mask") else None}
+    settings = {"causal": kind.endswith("causal"), "mask": mask if kind.startswith("mask") else None}
     there = settings | {"mask": settings["mask"].to("cuda:0") if settings["mask"] is not None else None}
     calls, plain = [], attending.plain_attention
     monkeypatch.setattr(attending, "plain_attention", lambda *a, **k: calls.append(1) or plain(*a, **k))

@@ -38,7 +38,7 @@ def test_another_file_is_scored_whole(text_run, tmp_path, capsys):
     assert both["tokens"] == 18
     told = result["bits_by_position"][1:]
     assert told == pytest.approx(both["bits_by_position"][1:], rel=1e-4), "the last window has its first byte alone"
-    assert (text_run / "eval-all-other.json").exists()
+    assert len(list(text_run.glob("eval-all-other-????????.json"))) == 1
     main(["eval", str(text_run), "--data", str(other), "--seq-len", "18", "--json"])
     assert json.loads(capsys.readouterr().out)["sequences"] == 1
     assert "the file has only 19" in refused(capsys, "eval", text_run, "--data", other, "--seq-len", 19)
@@ -126,7 +126,7 @@ def test_a_task_at_another_length_is_not_called_other_data(retrieval_run, capsys
 
 
 def test_all_is_of_a_file(retrieval_run, capsys):
-    assert "split: all is of a text or a .npy file, and this is retrieval" in refused(
+    assert "split: all is of a file or a folder, and this is retrieval" in refused(
         capsys, "eval", retrieval_run, "--split", "all"
     )
 
@@ -176,3 +176,29 @@ def test_an_rnn_that_left_its_teacher_is_not_called_blind():
     assert not has_left(scores | {"bits_per_token": 2.5})
     assert not has_left(scores | {"relative_drift": 0.3})
     assert not has_left(scores | {"teacher_bits_per_token": None})
+
+
+def test_two_files_of_one_name_keep_two_results(text_run, tmp_path, capsys):
+    for folder, text in (("a", "whether 'tis nobler in the mind"), ("b", "to suffer the slings and arrows")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same.txt").write_text(text)
+        main(["eval", str(text_run), "--data", str(tmp_path / folder / "same.txt"), "--json"])
+    capsys.readouterr()
+    found = [json.loads(path.read_text())["data"]["path"] for path in text_run.glob("eval-all-same-*.json")]
+    assert sorted(found) == [str(tmp_path / folder / "same.txt") for folder in "ab"]
+
+
+def test_documents_are_scored_whole_when_asked_to(tmp_path, capsys):
+    for name, count in (("own", 40), ("other", 5)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            (tmp_path / name / f"{i}.md").write_text(f"document {i} of {name}, a short one")
+    data = DataConfig(name="documents", path=str(tmp_path / "own"), seq_len=8)
+    train(tiny(data=data, budget="4steps"), tmp_path / "run", progress_bar=False)
+    main(["eval", str(tmp_path / "run"), "--data", str(tmp_path / "other"), "--split", "all", "--json"])
+    said = capsys.readouterr()
+    size = sum(len(path.read_bytes()) + 1 for path in (tmp_path / "other").iterdir())
+    assert json.loads(said.out)["tokens"] == size, "every byte and every end"
+    assert said.err == "retain: read 5 files, 5 documents\n"
+    main(["eval", str(tmp_path / "run"), "--split", "all", "--json"])
+    assert "most of" in capsys.readouterr().err

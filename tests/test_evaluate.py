@@ -10,7 +10,7 @@ import torch
 import naive
 from naive import assert_close, batch, models
 from retain.config import IGNORE
-from retain.evaluate import batch_for, evaluate
+from retain.evaluate import _Spread, batch_for, evaluate
 
 TIMES = {"seconds", "tokens_per_second"}
 
@@ -58,6 +58,26 @@ def test_batches_do_not_matter(both, sizes):
     teacher, rnn = both
     whole, parts = evaluate(rnn, teacher, [data()]), evaluate(rnn, teacher, iter(split(data(), *sizes)))
     close(*({k: v for k, v in x.items() if k not in TIMES} for x in (parts, whole)))
+
+
+@pytest.mark.parametrize("dtype, mean", [(torch.float64, 1e7), (torch.float32, 100.0), (torch.float32, 0.0)])
+@pytest.mark.parametrize("sizes", [(10,), (5, 5), (7, 3), (1,) * 10, (9, 1)], ids=str)
+def test_the_spread_of_values_far_from_zero_is_exact(dtype, mean, sizes):
+    """Apple's GPUs have no more than float32."""
+    values, spread = (mean + 0.1 * torch.randn(10, 3, 2, dtype=torch.float64)).to(dtype), _Spread()
+    for part in values.split(sizes):
+        spread.add(part)
+    assert_close(spread.variance() / values.double().var(0, correction=0), torch.ones(3, 2), 1e-3)
+
+
+def test_drift_is_relative_to_the_variance_of_a_memory_far_from_zero_too(both):
+    teacher, rnn = both
+    encode = teacher.eval().encode
+    teacher.encode = lambda tokens: encode(tokens) + 1e7
+    slow = naive.evaluate(rnn, teacher, data())
+    found = evaluate(rnn, teacher, split(data(), 5, 5))
+    for key in ("relative_drift", "relative_drift_last"):
+        assert found[key] == pytest.approx(slow[key], rel=1e-5)
 
 
 def test_every_target_counts_once_whatever_its_batch():

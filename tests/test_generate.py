@@ -8,12 +8,10 @@ import pytest
 import torch
 
 from conftest import tiny
-from hubdata import tokenizer
 from naive import VOCAB, assert_close, models
 from retain import compiling, devices
 from retain import generate as fast
 from retain.config import CELLS, CellConfig, MemoryConfig, TeacherConfig
-from retain.data.subwords import token_writer
 from retain.generate import check_sampling, generate, sample, save_image_grid
 from retain.model.rnn import RNN
 
@@ -322,19 +320,3 @@ def test_dropout_is_off_while_it_works_and_the_mode_is_as_it_was(prompt):
         assert [part.training for part in rnn.modules()] == modes
         tokens.append(token)
     assert torch.equal(torch.stack(tokens, 1), wanted)
-
-
-def test_bytes_that_are_no_text_stop_no_sample(tmp_path, capsys):
-    """An RNN samples whatever it likes; the library's decoder then gives up, and a new one goes on."""
-    from tokenizers import Tokenizer
-
-    path = tokenizer(tmp_path / "tokenizer.json", ["the cat slept"])
-    made = Tokenizer.from_file(str(path))
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(made.get_vocab_size(), (20_000,), generator=generator).tolist()
-    write = token_writer(made)
-    for token in drawn:
-        write(token)
-    for token in made.encode(" the cat").ids:
-        write(token)
-    assert capsys.readouterr().out.endswith("the cat")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 import retain.train
 from conftest import tiny
 from retain.config_json import save_config, to_dict
-from retain.grid import _finish, curve, read_result, run_all, score, train_one
+from retain.errors import UserError
+from retain.grid import RunError, _finish, curve, read_result, run_all, score, train_one
 from runs import run
 
 
@@ -167,16 +169,33 @@ def test_no_more_than_so_many_run_at_once(tmp_path, monkeypatch, jobs):
     [
         ("import os; os.kill(os.getpid(), 9)", "one: killed by signal 9, for want of memory perhaps; try --jobs 1"),
         ("import sys; print('noise', file=sys.stderr); sys.exit('retain: smt.lr: 3')", "one: smt.lr: 3 (run folder: "),
-        ("raise SystemExit(3)", "one: it ended with 3 (run folder: "),
+        ("import os; os.kill(os.getpid(), 15)", "one: killed by signal 15 (run folder: "),
     ],
 )
 def test_a_run_that_dies_is_one_line(code, words, tmp_path):
+    with pytest.raises(UserError) as error:
+        ended(code, tmp_path)
+    assert str(error.value).startswith(words) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "code, words",
+    [
+        ("raise SystemExit(3)", "one: it ended with 3 (run folder: "),
+        ("import os; os.kill(os.getpid(), 11)", "one: it ended with -11 (run folder: "),
+        ("print(1 / 0)", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_run_that_crashes_is_a_defect(code, words, tmp_path):
+    with pytest.raises(RunError, match=re.escape(words)):
+        ended(code, tmp_path)
+
+
+def ended(code, folder):
     complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - _finish closes it
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=complaints, text=True)
     process.wait()
-    with pytest.raises(ValueError) as error:
-        _finish("one", process, complaints, tmp_path)
-    assert str(error.value).startswith(words) and "\n" not in str(error.value)
+    _finish("one", process, complaints, folder)
 
 
 def test_a_damaged_result_is_told_of(tmp_path):

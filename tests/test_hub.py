@@ -86,16 +86,16 @@ def test_stories_from_a_folder_to_a_sample(retain, sources, tmp_path, monkeypatc
     assert result["tokens"] == sum(
         json.loads((out / "data.json").read_text())["splits"]["validation"][k] for k in ["tokens"]
     )
-    assert "over 34 whole documents" in retain("eval", out, "--split", "validation")[1]
+    assert "over 37 whole documents" in retain("eval", out, "--split", "validation")[1]
     code, said, complaint = retain("generate", out, "--prompt", "Once ü", "--length", "30")
     assert (code, complaint) == (0, "")
     assert said.startswith("Once ü")
-    sampled = json.loads((out / "samples.json").read_text())["tokens"]
-    assert 255 not in sampled  # the end symbol ends a document
+    (sample,) = json.loads((out / "samples.json").read_text())["samples"]
+    assert 255 not in sample["tokens"]  # the end symbol ends a document
     drawn = [torch.tensor([token]) for token in (65, 255, 66)]
     monkeypatch.setattr("retain.generate.generate", lambda *a, **k: iter(drawn))
     assert retain("generate", out, "--prompt", "Once ")[1] == "Once A\n"
-    assert json.loads((out / "samples.json").read_text())["tokens"] == [65]
+    assert json.loads((out / "samples.json").read_text())["samples"][0]["tokens"] == [65]
 
 
 def test_images_are_completed_below_what_is_given(retain, sources, tmp_path):

@@ -17,7 +17,6 @@ from retain.results import BEGIN, BY_NAME, END, STALE, comparisons, fingerprint,
 from retain.studies import ABLATED, WITHOUT, ablation, ablation_table, credit, credit_table, slug
 from runs import grids_here
 
-
 _ablated = functools.cache(ablation)
 
 

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from retain import checkpoint
 from retain.checkpoint import CheckpointError, latest_checkpoint, load_files
 from retain.config_json import load_config, to_dict
 from retain.model.cells import build_cell
+from retain.progress import STOPS
 from retain.run import load_run
 from retain.train import Interrupted, train
 from runs import PHASES, Changed, Crash, assert_same_run, crash_at, lines, run, stop_after
@@ -43,6 +45,28 @@ def test_resuming_is_exact_for_the_other_encoders(never_stopped, tmp_path, encod
             run(config, out, stop_after(stop))
         run(config, out, resume=True)
         assert_same_run(out, whole)
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_every_signal_that_ends_a_process_saves_first(never_stopped, tmp_path, number):
+    config, whole = never_stopped()
+    handlers = [signal.getsignal(n) for n in STOPS]
+    with pytest.raises(Interrupted, match="stopped at step 3 and saved"):
+        run(config, tmp_path / "run", stop_after(3, number=number))
+    assert [signal.getsignal(n) for n in STOPS] == handlers
+    run(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+def test_under_nohup_a_run_outlives_its_terminal(never_stopped, tmp_path):
+    config, whole = never_stopped()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run(config, tmp_path / "run", stop_after(3, number=signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert_same_run(tmp_path / "run", whole)
 
 
 def test_stopping_again_and_again_changes_nothing(never_stopped, tmp_path):

@@ -20,7 +20,9 @@ from retain.checkpoint import latest_checkpoint, load_files
 from retain.config import DataConfig
 from retain.config_json import load_config, save_config
 from retain.devices import make_accelerator, start_trackers
+from retain.model.layers import MemoryNorm
 from retain.processes import agreed
+from retain.progress import STOPS
 from retain.train import train
 from runs import LOSSES, PHASES, Changed, assert_same_run, lines, run
 
@@ -79,7 +81,7 @@ def test_killed_at_random_moments_it_still_finishes_and_loses_little(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOPS)
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, number):
     config = tiny(phases=PHASES, budget="150steps")
     save_config(config, tmp_path / "tiny.json")
@@ -94,7 +96,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, number):
     stopped = max(line["step"] for line in lines(out))
     assert f"stopped at step {stopped} and saved; go on with: retain train --out {out} --resume" in complaints
     assert latest_checkpoint(out).name == f"step-{stopped:08d}"
-    if number == signal.SIGTERM:
+    if number != signal.SIGINT:
         run(config, out, resume=True)
     else:
         process = start("--out", out, "--resume")
@@ -129,6 +131,11 @@ if os.environ["RANK"] == "1":
 
 def two_workers(config, out, before=""):
     """`train` in two processes that are one run; each runs what is to be run `before`."""
+    return two_processes(before + WORKER, config, out)
+
+
+def two_processes(program, *arguments):
+    """A program in two processes that know of each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -136,7 +143,7 @@ def two_workers(config, out, before=""):
     for rank in range(2):
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
         places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-        command = [sys.executable, "-c", before + WORKER, str(config), str(out)]
+        command = [sys.executable, "-c", program, *map(str, arguments)]
         env = {**os.environ, **{key: str(value) for key, value in places.items()}}
         workers.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env))
     return workers
@@ -179,6 +186,42 @@ def test_two_processes_equal_one_with_both_their_batches(tmp_path, norm, on_poli
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
 
 
+NORM = """
+import sys
+import torch
+import torch.distributed as dist
+from retain.model.layers import MemoryNorm
+dist.init_process_group("gloo")
+rank, (memory, weights) = dist.get_rank(), torch.load(sys.argv[1])
+memory, norm = memory[rank].requires_grad_(), MemoryNorm("batch", 2, 4)
+normed = norm(memory)
+(normed * weights[rank]).sum().backward()
+torch.save([normed.detach(), memory.grad, norm.mean, norm.variance], f"{sys.argv[2]}/{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_memory_norm_of_two_processes_is_that_of_both_their_batches(tmp_path):
+    """Far from 0, where each has a mean of its own; the gradient, too."""
+    far = 30 + 0.1 * torch.arange(2).view(2, 1, 1, 1, 1)
+    memory, weights = far + 0.1 * torch.randn(2, 8, 5, 2, 4), torch.randn(2, 8, 5, 2, 4)
+    torch.save([memory, weights], tmp_path / "both.pt")
+    for worker in two_processes(NORM, tmp_path / "both.pt", tmp_path):
+        said, _ = worker.communicate(timeout=200)
+        assert worker.returncode == 0, said
+    exact = memory.double().flatten(0, 1).requires_grad_()
+    norm = MemoryNorm("batch", 2, 4).double()
+    normed = norm(exact)
+    (normed * weights.double().flatten(0, 1)).sum().backward()
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    for i, whole in enumerate([normed.detach(), exact.grad]):
+        torch.testing.assert_close(torch.cat([part[i] for part in parts]).double(), whole, rtol=1e-4, atol=1e-4)
+    for i, whole in enumerate([norm.mean, norm.variance], 2):
+        for part in parts:
+            torch.testing.assert_close(part[i].double(), whole, rtol=1e-5, atol=1e-5)
+
+
 def test_processes_agree_to_the_last_digit(monkeypatch):
     """DMT's horizon doubles at exact shares of its phase: 0.35 rounded to float32 is less than 0.35."""
     monkeypatch.setattr("retain.processes.broadcast", lambda values: values)
@@ -213,8 +256,29 @@ def test_two_processes_refuse_a_folder_together(tmp_path):
     (out / "other").touch()
     for worker in two_workers(tmp_path / "tiny.json", out):
         said, _ = worker.communicate(timeout=200)
-        assert worker.returncode == 1 and "ValueError: out: " in said and "already exists" in said, said
+        assert worker.returncode == 1 and "UserError: out: " in said and "already exists" in said, said
     assert [p.name for p in out.iterdir()] == ["other"]
+
+
+BROKEN = """
+import retain.train
+def broken(*arguments): return {}["a defect"]
+retain.train.prepare_folder = broken
+"""
+
+
+@pytest.mark.slow
+def test_a_defect_of_the_main_process_ends_all(tmp_path):
+    save_config(tiny(device="auto"), tmp_path / "tiny.json")
+    main, other = two_workers(tmp_path / "tiny.json", tmp_path / "run", BROKEN)
+    try:
+        said = [worker.communicate(timeout=100)[0] for worker in (main, other)]
+    finally:
+        main.kill()
+        other.kill()
+    assert main.returncode == other.returncode == 1
+    assert "KeyError: 'a defect'" in said[0]
+    assert """RuntimeError: the main process failed: KeyError('a defect')""" in said[1]
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Pretrain recurrent networks without backpropagation through time."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -22,12 +22,28 @@ _HOMES = {
 _MODULES = ("train", "evaluate", "generate")
 __all__ = ["__version__", *_HOMES, *_MODULES]
 
+if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from retain import evaluate as evaluate
+    from retain import generate as generate
+    from retain import train as train
+    from retain.config import RunConfig as RunConfig
+    from retain.data import load_data as load_data
+    from retain.model.rnn import RNN as RNN
+    from retain.model.teacher import Teacher as Teacher
+    from retain.objectives import BPTT as BPTT
+    from retain.objectives import DMT as DMT
+    from retain.objectives import SMT as SMT
+    from retain.presets import PRESETS as PRESETS
+    from retain.run import load as load
+    from retain.run import load_run as load_run
+    from retain.run import save as save
+else:  # or any name whatever would be one of type Any
 
-def __getattr__(name: str) -> Any:
-    import importlib
+    def __getattr__(name: str) -> Any:
+        import importlib
 
-    if name in _MODULES:
-        return importlib.import_module(f"retain.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'retain' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+        if name in _MODULES:
+            return importlib.import_module(f"retain.{name}")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'retain' has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOMES[name]), name)

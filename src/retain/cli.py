@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import os
-import re
 import sys
 import textwrap
 from collections.abc import Iterator
 
 from retain import __version__
 from retain.arguments import Usage
+from retain.errors import explain
 from retain.presets import PRESETS
+from retain.streams import divert, lossy_streams
 
 HELP = f"""\
 usage: retain COMMAND ...
@@ -44,7 +44,6 @@ presets:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; exits 0, 2 for a user's mistake, 1 for a failed run, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    print_anything()
     commands: dict[str, str] = {
         "train": "retain.commands.train:train_command",
         "eval": "retain.commands.evaluate:eval_command",
@@ -56,72 +55,45 @@ def main(argv: list[str] | None = None) -> None:
         "report": "retain.report.command:report_command",
         "plot": "retain.report.command:plot_command",
     }
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
-        return
-    if argv[0] in ("-V", "--version"):
-        print(f"retain {__version__}")
-        return
     with one_line_errors():
-        if argv[0] not in commands:
+        if not argv or argv[0] in ("-h", "--help", "help"):
+            print(HELP, end="")
+        elif argv[0] in ("-V", "--version"):
+            print(f"retain {__version__}")
+        elif argv[0] not in commands:
             raise Usage(f"command: {argv[0]!r} is none of {', '.join(commands)}")
-        # A user's own cell, module:Class, is looked for where the command is run, too.
-        sys.path.append(os.getcwd())
-        module, _, function = commands[argv[0]].partition(":")
-        getattr(importlib.import_module(module), function)(argv[1:])
-
-
-def print_anything() -> None:
-    """What the terminal's encoding lacks is printed as a question mark, and stops nothing."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+        else:
+            # A user's own cell, module:Class, is looked for where the command is run, too.
+            sys.path.append(os.getcwd())
+            module, _, function = commands[argv[0]].partition(":")
+            getattr(importlib.import_module(module), function)(argv[1:])
 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What the user can mend, a failed run and Ctrl-C end the process with one line on stderr; a defect in full."""
-    try:
-        yield
-        sys.stdout.flush()  # at exit it would be too late to say what is wrong with a full disk
-    except BrokenPipeError:
-        # The reader of our output (head, less) has gone; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        fail("interrupted", 130)
-    except Exception as error:
+    """What the user can mend, a failed run and Ctrl-C end the process with one line on stderr; a defect in full.
+
+    Nothing inside fails for want of someone who reads its output.
+    """
+    with lossy_streams():
         try:
-            sys.stdout.flush()
-        except OSError:  # a full disk; nor must what is left be tried again at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = exit_code(error)
-        if code is None or os.environ.get("RETAIN_DEBUG"):
-            raise
-        if isinstance(error, OSError) and error.strerror:
-            fail(f"{error.filename or 'disk'}: {error.strerror}", code)
-        if out_of_memory(error):
-            graphs = "; on a GPU RETAIN_CUDA_GRAPHS=0 keeps no graphs" if "CUDA" in str(error) else ""
-            fail(f"{NO_MEMORY}{graphs} ({str(error).splitlines()[0]})", code)
-        fail(str(error), code)
-
-
-NO_MEMORY = (
-    "memory: there is not enough for these sizes; give a smaller batch_size, memory.width or data.seq_len, "
-    "or let SMT hold less: --smt.pieces 8 --teacher.recompute"
-)
-
-
-def out_of_memory(error: Exception) -> bool:
-    """By its words, for PyTorch on a CPU has no type for it."""
-    return isinstance(error, MemoryError) or re.search(r"can't allocate memory|out of memory", str(error)) is not None
-
-
-def exit_code(error: Exception) -> int | None:
-    """2 for what the user can mend, 1 for a failed run, 130 for a run that was stopped; None for a defect."""
-    if isinstance(error, OSError) or out_of_memory(error):
-        return 2
-    code: int | None = getattr(error, "exit_code", None)
-    return code
+            try:
+                yield
+            except SystemExit as stop:
+                if stop.code:
+                    raise
+            sys.stdout.flush()  # at exit it would be too late to say what is wrong with a full disk
+        except KeyboardInterrupt:
+            fail("interrupted", 130)
+        except Exception as error:
+            try:
+                sys.stdout.flush()
+            except OSError:  # a full disk
+                divert(sys.stdout)
+            explained = explain(error)
+            if explained is None or os.environ.get("RETAIN_DEBUG"):
+                raise
+            fail(*explained)
 
 
 def fail(message: str, code: int) -> None:

@@ -42,6 +42,7 @@ READ_BY = {
     **dict.fromkeys((*TASK_FIELDS, "min_seq_len", "label_noise"), TASK_DATA),
     "split": FILE_DATA,
     "tokenizer": ("documents",),
+    "ignore": ("npy",),
     **dict.fromkeys(("column", "revision", "reset", "stream"), DATASETS),
     **dict.fromkeys(("image_size", "levels", "threshold", "invert", "events"), ("images",)),
 }
@@ -127,8 +128,9 @@ class DataConfig:
     name: str = "stdlib"
     """stdlib, digits, a memory task (see retain tasks), or text / npy / documents / images with a path."""
     path: str | None = None
-    """A text (UTF-8, read as bytes) or a 1-D or 2-D integer .npy, never loaded whole; for documents and images a
-    dataset: hf:NAME[:CONFIG], a parquet, JSON, CSV or Arrow file, a folder of them, or a folder of images."""
+    """A text (UTF-8, read as bytes) or a 1-D or 2-D integer .npy; for documents and images hf:NAME[:CONFIG], a
+    parquet, JSON, CSV or Arrow file, or a folder of texts, of such files or of images. Compressed files are
+    unpacked."""
     seq_len: int = 64
     """T, tokens read per training sequence; targets are T + 1."""
     min_seq_len: int | None = None
@@ -138,6 +140,9 @@ class DataConfig:
     """Fractions of train, validation and test, for a file."""
     vocab_size: int | None = None
     """For a .npy: tokens must lie below it. None: one more than the largest in the file."""
+    ignore: int | None = None
+    """For a .npy of rows: the number that fills up short rows at their end, as -1. It is no token and counts in no
+    loss."""
     symbols: int | None = None
     """Memory tasks but parity, s3, s5: number of symbols; of brackets in dyck; the modulus in modular."""
     copy_len: int | None = None
@@ -160,8 +165,7 @@ class DataConfig:
     """documents: a tokenizer.json of Hugging Face tokenizers; None reads UTF-8 bytes."""
     reset: bool = False
     """documents: memory starts at m_0 with each document, instead of being carried over from the one before.
-    What fills up a shorter one is no target, but is in the mean of loss_dyn and in memory's statistics, as any
-    token."""
+    What fills up a shorter one counts in no loss."""
     stream: bool = False
     """documents, images: train straight from the source, nothing is prepared on disk."""
     image_size: int = 28

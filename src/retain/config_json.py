@@ -64,7 +64,7 @@ def load_config(path: Path) -> RunConfig:
         raise UserError(f"{path}: no such config file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read as a config file ({error.strerror})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a config in JSON ({error})") from None
     try:
         return from_dict(RunConfig, values)

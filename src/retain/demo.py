@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.arguments import Usage
-from retain.cli import one_line_errors, print_anything
+from retain.cli import one_line_errors
 from retain.compare import matched, with_rate
 from retain.config import RunConfig
 from retain.lock import alone
@@ -42,7 +42,6 @@ def main() -> None:
     from retain.run import load_run
     from retain.train import train
 
-    print_anything()
     parser = argparse.ArgumentParser(prog="python -m retain.demo", description=__doc__)
     parser.add_argument("seconds", nargs="?", type=float, default=SECONDS, help="of training, each method")
     seconds = parser.parse_args().seconds

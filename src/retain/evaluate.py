@@ -62,6 +62,28 @@ class _Score:
         return _or_none(self.nats / self.count / math.log(2))
 
 
+class _Spread:
+    """Mean and variance of (B, ...) over B, batch by batch (Chan, Golub & LeVeque 1979).
+
+    Sums of squares less the square of a sum would cancel where the mean is far from 0.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self.squares = torch.zeros((), dtype=torch.float64)
+        """`squares`: of the distances from the mean, summed."""
+
+    def add(self, values: Tensor) -> None:
+        count, mean = len(values), values.mean(0)
+        squares, mean = (values - mean).square().sum(0).cpu().double(), mean.cpu().double()
+        both, apart = self.count + count, mean - self.mean
+        self.squares = self.squares + squares + apart.square() * (self.count * count / both)
+        self.mean, self.count = self.mean + apart * (count / both), both
+
+    def variance(self) -> Tensor:
+        return self.squares / self.count
+
+
 def _or_none(values: Tensor) -> list[float | None]:
     return [v if math.isfinite(v) else None for v in values.tolist()]
 
@@ -84,7 +106,7 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
 def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tensor]]) -> dict[str, Any]:
     device = rnn.m_0.device
     own: _Score | None = None
-    squared = total = total_squares = torch.zeros((), dtype=torch.float64)
+    squared, spread = torch.zeros((), dtype=torch.float64), _Spread()
     precise = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     sequences, seconds, read = 0, 0.0, 0
     for batch in batches:
@@ -105,8 +127,7 @@ def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
             theirs.read(teacher.decoder, where_asked(targets, labels)[1], answers, at)
             apart, labels = (memory - labels).to(precise), labels.to(precise)
             squared = squared + apart.square().mean((2, 3)).sum(0).cpu()  # (T + 1,)
-            total = total + labels.sum(0).cpu()  # (T + 1, K, D)
-            total_squares = total_squares + labels.square().sum(0).cpu()
+            spread.add(labels)
     if own is None:
         raise UserError("evaluate: the split holds no sequence")
     result: dict[str, Any] = {
@@ -129,7 +150,7 @@ def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
     }
     if teacher is not None:
         drift = squared / sequences
-        variance = (total_squares / sequences - (total / sequences).square()).clamp_min(0).mean((1, 2))
+        variance = spread.variance().mean((1, 2))  # (T + 1,)
         # All sequences share m_0, so its variance is rounding error and a ratio to it means nothing.
         relative = torch.where(variance > 1e-8, drift / variance, torch.nan)
         relative[0] = torch.nan

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,9 +25,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from retain.config import DataConfig, RunConfig
 from retain.config_json import flatten, from_dict, to_dict
-from retain.errors import UserError
+from retain.errors import UserError, explain
 from retain.lock import alone
-from retain.progress import stop_signals
+from retain.progress import STOPS, stop_signals
 
 if TYPE_CHECKING:
     from retain.data.batches import Split
@@ -36,6 +37,10 @@ CURVE = 40
 LENGTH_SEQUENCES = 512
 """Sequences that a length other than the training length is scored on."""
 Result = dict[str, Any]
+
+
+class RunError(Exception):
+    """The process of a run failed by a defect; the message has its traceback."""
 
 
 def run_all(
@@ -53,7 +58,7 @@ def run_all(
     Each trained RNN is then scored, once, on all of `split`, and at other `lengths` of the sequence. What has a result
     is not run again; call it with the same runs to go on after a kill. Returns name → result; that of a
     run whose loss was not finite has "failed", a message. Raises UserError where a folder holds another run or a run
-    is impossible, Interrupted on Ctrl-C or SIGTERM, when every run has saved a checkpoint.
+    is impossible, RunError for a defect, Interrupted on Ctrl-C, SIGTERM or SIGHUP, when every run has saved.
     """
     out = Path(out)
     waiting = []
@@ -151,11 +156,16 @@ def _finish(name: str, process: subprocess.Popen[str], complaints: IO[str], fold
     complaints.seek(0)
     lines = complaints.read().strip().splitlines()
     complaints.close()
-    if process.returncode:
-        why = lines[-1] if lines else f"it ended with {process.returncode}"
-        if process.returncode < 0:
-            why = f"killed by signal {-process.returncode}, for want of memory perhaps; try --jobs 1 or smaller batches"
-        raise UserError(f"{name}: {why.removeprefix('retain: ')} (run folder: {folder})")
+    code, last = process.returncode, lines[-1] if lines else ""
+    if not code:
+        return
+    where = f"(run folder: {folder})"
+    if last.startswith("retain: "):
+        raise UserError(f"{name}: {last.removeprefix('retain: ')} {where}")
+    if -code in (*STOPS, signal.SIGKILL):  # others ended it; any other signal is a crash of its own
+        why = ", for want of memory perhaps; try --jobs 1 or smaller batches" if -code == signal.SIGKILL else ""
+        raise UserError(f"{name}: killed by signal {-code}{why} {where}")
+    raise RunError("\n".join([f"{name}: it ended with {code} {where}", *lines]))
 
 
 def claim(out: Path, file: str, spec: dict[str, Any], what: str, free: Sequence[str] = ()) -> None:
@@ -196,10 +206,11 @@ def work() -> None:
     try:
         _work(job)
     except Exception as error:
-        if os.environ.get("RETAIN_DEBUG"):
+        explained = explain(error)
+        if explained is None or os.environ.get("RETAIN_DEBUG"):
             raise
-        print(f"retain: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+        print(f"retain: {explained[0]}", file=sys.stderr)
+        raise SystemExit(explained[1]) from None
 
 
 def _die_with_parent() -> None:

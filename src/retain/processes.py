@@ -8,23 +8,28 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list
 
-from retain.errors import UserError
+from retain.errors import UserError, explain
 
 
 def together(accelerator: Accelerator, check: Callable[[], None]) -> None:
-    """`check` in the main process, before it changes what the others would look at; what it refuses, or the disk, all
-    raise as a UserError."""
-    problem: list[str | None] = [None]
+    """`check` in the main process, before it changes what the others would look at.
+
+    What it raises there is raised in all: what the user can mend as a UserError in the others, a defect as one.
+    """
+    failed: Exception | None = None
+    told: list[tuple[bool, str] | None] = [None]
     if accelerator.is_main_process:
         try:
             check()
-        except OSError as error:
-            problem = [f"{error.filename or 'disk'}: {error.strerror or error}"]
-        except UserError as error:
-            problem = [str(error)]
-    broadcast_object_list(problem)
-    if problem[0] is not None:
-        raise UserError(problem[0])
+        except Exception as error:  # raised below: the others wait to be told
+            explained = explain(error)
+            failed, told = error, [(explained is not None, explained[0] if explained else repr(error))]
+    broadcast_object_list(told)
+    if failed is not None:
+        raise failed
+    if told[0] is not None:
+        mendable, said = told[0]
+        raise UserError(said) if mendable else RuntimeError(f"the main process failed: {said}")
 
 
 def agreed(accelerator: Accelerator, *values: float) -> list[float]:

@@ -14,6 +14,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from retain.budget import Budget
+from retain.streams import is_terminal
+
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Signals that ask a run to save and stop: Ctrl-C, kill, and a terminal that is closed."""
 
 
 @dataclasses.dataclass
@@ -84,20 +88,22 @@ class Every:
 
 @contextmanager
 def stop_signals(say: str = "") -> Iterator[threading.Event]:
-    """Turn Ctrl-C and SIGTERM into an event that the loop reads between steps; a second Ctrl-C is the ordinary one.
+    """Turn STOPS into an event that the loop reads between steps; a second one is the ordinary one.
 
-    `say` is told on a terminal at the first.
+    `say` is told on a terminal at the first Ctrl-C. Under nohup, where SIGHUP is ignored, it stays so.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.getsignal(number) or signal.SIG_DFL for number in STOPS}
+    # A shell has its background jobs ignore Ctrl-C, which is still heard when it is sent by kill.
+    before = {n: handler for n, handler in before.items() if n == signal.SIGINT or handler != signal.SIG_IGN}
 
     def ask(number: int, frame: Any) -> None:
         stop.set()
         signal.signal(number, before[number])
-        if say and number == signal.SIGINT and sys.stderr.isatty():
+        if say and number == signal.SIGINT and is_terminal(sys.stderr):
             with suppress(OSError):
                 os.write(2, f"\n{say}\n".encode())  # a progress bar may be in the midst of writing to sys.stderr
 

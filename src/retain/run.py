@@ -180,7 +180,9 @@ def read_tokenizer(path: Path) -> Any:
         raise UserError("tokenizer: this run needs tokenizers; run pip install 'retain[hub]'") from None
     try:
         return Tokenizer.from_file(str(path / "tokenizer.json"))
-    except Exception as error:  # the library raises no other
+    except Exception as error:
+        if type(error) is not Exception:  # the library raises no other
+            raise
         raise UserError(f"{path / 'tokenizer.json'}: is damaged ({error}); copy the one of --data.tokenizer") from None
 
 

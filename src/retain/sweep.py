@@ -179,7 +179,7 @@ def check(sweep: Sweep) -> None:
                 rnn, teacher = build(config, sizes[config.data])
                 for index in range(len(config.phases)):
                     objective_of(index, config, rnn, teacher)
-        except (UserError, RuntimeError) as error:
+        except UserError as error:
             raise UserError(f"vary: {describe(values)}: {error}") from None
 
 
@@ -195,7 +195,7 @@ def often(config: RunConfig) -> RunConfig:
 def run_sweep(sweep: Sweep, out: str | Path, *, jobs: int = 1, quiet: bool = True) -> dict[str, Any]:
     """Run what of the sweep is not done yet; returns its results and writes them into `out`.
 
-    Raises UserError for what the user got wrong, Interrupted on Ctrl-C or SIGTERM once every run is saved.
+    Raises UserError for what the user got wrong, Interrupted on Ctrl-C, SIGTERM or SIGHUP once every run is saved.
     """
     from retain.grid import claim, run_all
     from retain.sweep_results import summarise, write_results

@@ -36,8 +36,9 @@ from retain.config import PhaseConfig, RunConfig
 from retain.config_json import from_dict, save_config
 from retain.data import Data, load_data
 from retain.data.prefetch import Prefetch
+from retain.data.scan import told
 from retain.devices import keep_pages, make_accelerator, start_trackers
-from retain.errors import Interrupted, TrainingError, UserError
+from retain.errors import ChangedData, CheckpointError, Interrupted, TrainingError, UserError
 from retain.evaluate import batch_for, evaluate
 from retain.lock import alone
 from retain.metrics import append_line, truncate_after
@@ -62,6 +63,7 @@ from retain.run import (
     start_from,
     state_of,
 )
+from retain.streams import is_terminal
 
 log = logging.getLogger("retain")
 
@@ -81,7 +83,7 @@ def train(
     `retain.data.Data` or anything with its methods and attributes, in place of what the config names. `resume` goes on
     from the newest checkpoint, bit for bit where budgets are in steps or tokens. The model exported at the end is the
     one of the best validation. Raises UserError for what the user got wrong, TrainingError for a loss that is not
-    finite, CheckpointError where the disk refuses, Interrupted on Ctrl-C or SIGTERM after a checkpoint.
+    finite, CheckpointError where the disk refuses, Interrupted on Ctrl-C, SIGTERM or SIGHUP after a checkpoint.
     """
     out = Path(out)
     accelerator = make_accelerator(config, out)
@@ -109,6 +111,8 @@ def train(
             save_config(config, out / "config.json")
         if main and not began(out):
             keep_data(out, data)
+        if main and data.info.get("read"):
+            log.warning("%s", told(data.info["read"]))
         accelerator.wait_for_everyone()
         start_trackers(accelerator, config, out)
         rnn.to(accelerator.device)
@@ -272,7 +276,8 @@ class Loop:
 
         bar = tqdm(
             total=whole, initial=over(), unit=budget.unit, desc=name,
-            disable=not self.bar, mininterval=0.5 if sys.stderr.isatty() else 10, dynamic_ncols=True,
+            disable=not self.bar or sys.stderr is None,
+            mininterval=0.5 if is_terminal(sys.stderr) else 10, dynamic_ncols=True,
             bar_format="{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} {unit}, ETA {remaining}{postfix}",
         )  # fmt: skip
         try:
@@ -318,6 +323,9 @@ class Loop:
                 tensors = {"model": self.rnn.state_dict(), "teacher": self.teacher.state_dict()}
                 save_files(folder, tensors, self.state(), previous=checkpoints(self.out))
             clock.tick()
+        except ChangedData as error:  # between two steps
+            self.checkpoint()
+            raise TrainingError(f"{error}, and add --resume; stopped at step {p.step} and saved") from None
         finally:
             bar.close()
             forget()
@@ -334,11 +342,14 @@ class Loop:
         lr = learning_rate(config, done)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        first = p.micro_batches
+        # All of them before anything changes: the data may refuse one.
+        taken = [self.batches.take(first + micro, config.batch_size) for micro in range(config.accumulate)]
         parts, length = [], 0  # kept on the device: to read them waits for it
         for micro in range(config.accumulate):
             # All that is random in a step follows from (seed, step), so that resuming needs no generator's state.
             torch.manual_seed(seed + micro)
-            batch: dict[str, Any] = part_of(self.batches.take(p.micro_batches, config.batch_size), config.seq_len)
+            batch: dict[str, Any] = part_of(taken[micro], config.seq_len)
             p.micro_batches += 1
             count, length = batch["tokens"].numel(), max(length, batch["tokens"].shape[1])
             batch = {k: v.to(self.accelerator.device, non_blocking=True) for k, v in batch.items()} | {"progress": done}
@@ -386,7 +397,7 @@ class Loop:
     def refuse(self, name: str, value: float) -> None:
         try:
             good = f"the last good checkpoint is {latest_checkpoint(self.out)}"
-        except (RuntimeError, OSError):
+        except (CheckpointError, OSError):
             good = f"there is no checkpoint yet, so delete {self.out}"
         phase = self.config.phases[self.progress.phase]
         raise TrainingError(
@@ -409,7 +420,6 @@ class Loop:
 
     def validate(self) -> None:
         """Score the RNN alone on validation; the best so far is checkpointed, and exported in the end."""
-        self.progress.validated = self.progress.step
         if self.main:
             self.objective.finish()
             start = time.perf_counter()
@@ -419,6 +429,7 @@ class Loop:
                 result = evaluate(
                     self.rnn, guide, self.data.windows("validation", batch_for(self.data, self.rnn), limit)
                 )
+            self.progress.validated = self.progress.step
             value = result["bits_per_token"]
             keep = ("bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift")
             record = {f"validation_{k}": result[k] for k in keep if result[k] is not None}
@@ -427,6 +438,7 @@ class Loop:
                 self.progress.best_step, self.progress.best_value = self.progress.step, value
                 self.saved_at = None  # a checkpoint of this step made before does not know that it is the best
                 self.checkpoint()
+        self.progress.validated = self.progress.step
         self.accelerator.wait_for_everyone()
 
     def checkpoint(self) -> None:

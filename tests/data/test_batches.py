@@ -11,7 +11,7 @@ from hubdata import tokenizer
 from retain.config import DataConfig
 from retain.data import IGNORE, SPLITS, decode, encode, load_data
 from retain.data.batches import RowsData, StreamData, evenly_spaced
-from retain.data.text import integers_of, open_npy
+from retain.data.text import blocks_of, open_npy
 
 
 def stream_data(lengths=(50, 23, 24), seq_len=5):
@@ -162,7 +162,6 @@ def test_npy_stream(tmp_path, dtype):
     data = load_data(npy(tmp_path, array, seq_len=8))
     assert data.vocab_size == 100 and data.kind == "tokens"
     assert data.info["tokens"] == {"train": 900, "validation": 50, "test": 50}
-    assert isinstance(data.splits["train"], np.memmap)
     joined = torch.cat([b["targets"].flatten() for s in SPLITS for b in data.windows(s, 16)])
     assert joined[joined != IGNORE].tolist() == array.tolist()
     assert load_data(npy(tmp_path, array, seq_len=8, vocab_size=300)).vocab_size == 300
@@ -173,7 +172,6 @@ def test_npy_rows(tmp_path, order):
     array = np.asarray(np.arange(200).reshape(40, 5), order=order)
     data = load_data(npy(tmp_path, array, seq_len=4, split=(0.5, 0.25, 0.25)))
     assert data.vocab_size == 200 and data.info["sequences"] == {"train": 20, "validation": 10, "test": 10}
-    assert isinstance(data.rows, np.memmap)
     joined = torch.cat([b["targets"] for s in SPLITS for b in data.windows(s, 16)])
     assert sorted(joined.tolist()) == array.tolist()
 
@@ -182,8 +180,8 @@ def test_npy_is_scanned_in_blocks(tmp_path):
     array = np.zeros(2**20 + 7, dtype=np.uint16)
     array[-1] = 999
     config = npy(tmp_path, array)
-    mapped = open_npy(tmp_path / "tokens.npy")
-    assert [len(b) for b in integers_of(tmp_path / "tokens.npy", mapped)] == [2**20, 7]
+    array = open_npy(tmp_path / "tokens.npy")
+    assert [(start, len(block)) for start, block in blocks_of(array, 2**20)] == [(0, 2**20), (2**20, 7)]
     assert load_data(config).vocab_size == 1000
 
 
@@ -236,7 +234,7 @@ BAD_NPY_FILES = {
     "cut": (cut_npy, "damaged"),
     "nothing": (lambda p: p.touch(), "is empty; give a .npy file of integers"),
     "missing": (lambda p: None, "does not exist; give a .npy file of integers"),
-    "directory": (lambda p: p.mkdir(), "is a directory"),
+    "directory": (lambda p: p.mkdir(), "holds no .npy file"),
 }
 
 

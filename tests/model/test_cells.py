@@ -6,6 +6,7 @@ from torch import nn
 
 from naive import VOCAB, assert_close, gradients, randomise
 from retain.config import CELLS, CellConfig, MemoryConfig, TeacherConfig
+from retain.errors import UserError
 from retain.model.cells import CELLS as BUILT_IN
 from retain.model.cells import build_cell, check_cell
 from retain.model.rnn import RNN
@@ -354,3 +355,25 @@ def test_a_cell_of_ones_own_may_be_of_another_dtype():
 def test_a_memory_that_a_cell_cannot_have_is_refused_where_it_is_built(kind, memory, words):
     with pytest.raises(ValueError, match=words):
         build_cell(memory, CellConfig(kind=kind))
+
+
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("streams", [(3, 2), (1, 2), (2, 1), (2, 0)], ids=str)
+def test_a_memory_for_each_stream_or_a_clear_line(kind, layers, streams):
+    """None is read by all, nor does one read all, whichever way a cell is called."""
+    memories, rows = streams
+    memory_config = memory_of(kind, "batch")
+    cell = build_cell(memory_config, config(kind, layers=layers))
+    memory = torch.randn(memories, memory_config.tokens, memory_config.width)
+    ways = [lambda: cell(memory, torch.randn(rows, 4))]
+    if hasattr(cell, "rollout"):
+        ways.append(lambda: cell.rollout(memory, torch.randn(rows, 5, 4)))
+    if hasattr(cell, "from_input"):
+        ways.append(lambda: cell(memory, cell.from_input(torch.randn(rows, 4)), projected=True))
+    for way in ways:
+        with pytest.raises(UserError) as caught:
+            way()
+        assert str(caught.value) == (
+            f"memory: {memories} streams beside tokens of {rows}; give one memory for each stream"
+        )

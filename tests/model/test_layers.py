@@ -9,6 +9,7 @@ from naive import assert_close
 from retain.config import CellConfig, MemoryConfig
 from retain.model.attention import (
     BLOCK,
+    FEW_KEYS_COMPILED,
     PLAIN_ATTENTION_KEYS,
     attention,
     blocked_attention,
@@ -29,20 +30,31 @@ from retain.model.layers import (
     squared_relu,
 )
 
+THRESHOLDS = (1, FEW_KEYS_COMPILED, BLOCK, PLAIN_ATTENTION_KEYS)
+KINDS = ("all", "causal", "mask", "both")
 
-@pytest.mark.parametrize("length", [1, 5, BLOCK, BLOCK + 1, PLAIN_ATTENTION_KEYS, PLAIN_ATTENTION_KEYS + 1])
-@pytest.mark.parametrize("kind", ["all", "causal", "mask"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_attention_equals_torchs(length, kind, dtype):
+
+def looking(kind, *shape):
+    """What `kind` lets queries look at; each may look at the first key, for one that may look nowhere has no answer."""
+    mask = torch.rand(shape) < 0.5
+    mask[..., 0] = True
+    return {"causal": kind in ("causal", "both"), "mask": mask if kind in ("mask", "both") else None}
+
+
+@pytest.mark.parametrize("length", sorted({n + beyond for n in THRESHOLDS for beyond in (0, 1)}))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("compiling", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_attention_equals_naive(length, kind, compiling, dtype, monkeypatch):
+    """On both sides of every length at which it is computed in another way."""
     torch.manual_seed(0)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     q, k, v = (torch.randn(2, 3, length, 4).to(dtype).requires_grad_() for _ in range(3))
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    mask = torch.rand(2, 1, length, length) < 0.5
-    mask[..., 0] = True  # a query that may look nowhere has no answer
-    settings = {"causal": kind == "causal", "mask": mask if kind == "mask" else None}
+    settings = looking(kind, 2, 1, length, length)
     fast, slow = attention(q, k, v, **settings), naive.attention(*exact, **settings)
     assert fast.dtype == dtype and fast.shape == slow.shape
-    tolerance = 1e-9 if dtype == torch.float64 else 0.04
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 0.04}[dtype]
     assert_close(fast.double(), slow, tolerance)
     weights = torch.randn_like(slow)
     settings = {"allow_unused": True, "materialize_grads": True}
@@ -54,33 +66,31 @@ def test_attention_equals_torchs(length, kind, dtype):
         assert_close(a.double(), b, tolerance)
 
 
-WAYS = [(way, 5, kind) for way in (plain_attention, summed_attention) for kind in ("all", "causal", "mask")]
+WAYS = [(way, 5, kind) for way in (plain_attention, summed_attention) for kind in KINDS]
 
 
 @pytest.mark.parametrize("way, length, kind", [*WAYS, (blocked_attention, 2 * BLOCK + 3, "causal")])
-def test_ways_of_attention_equal_torchs_in_double_precision(way, length, kind):
+def test_ways_of_attention_equal_naive_in_double_precision(way, length, kind):
     """Which `attention` itself takes where they are faster: in half precision, or as a step is compiled."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, length, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    mask = torch.rand(2, 1, length, length) < 0.5
-    mask[..., 0] = True
-    settings = {"causal": kind == "causal", "mask": mask if kind == "mask" else None}
+    settings = looking(kind, 2, 1, length, length)
     ours = way(q, k, v) if way is blocked_attention else way(q, k, v, **settings)
-    torchs = naive.attention(q, k, v, **settings)
-    assert_close(ours, torchs)
-    weights = torch.randn_like(torchs)
-    for a, b in zip(*(torch.autograd.grad((x * weights).sum(), (q, k, v)) for x in (ours, torchs)), strict=True):
+    slow = naive.attention(q, k, v, **settings)
+    assert_close(ours, slow)
+    weights = torch.randn_like(slow)
+    for a, b in zip(*(torch.autograd.grad((x * weights).sum(), (q, k, v)) for x in (ours, slow)), strict=True):
         assert_close(a, b)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("masked", [False, True])
-def test_one_query_of_many_keys_equals_torchs(dtype, masked):
+def test_one_query_of_many_keys_equals_naive(dtype, masked):
     torch.manual_seed(0)
     q, *kv = (torch.randn(3, 2, length, 8).to(dtype).requires_grad_() for length in (1, 20, 20))
     exact = [x.detach().double().requires_grad_() for x in (q, *kv)]
-    mask = torch.rand(3, 1, 1, 20) < 0.5 if masked else None
-    fast, slow = attention(q, *kv, mask=mask), naive.attention(*exact, mask=mask)
+    settings = looking("mask" if masked else "all", 3, 1, 1, 20)
+    fast, slow = attention(q, *kv, **settings), naive.attention(*exact, **settings)
     tolerance = 1e-5 if dtype == torch.float32 else 0.04
     assert_close(fast.double(), slow, tolerance)
     weights = torch.randn_like(slow)
@@ -156,6 +166,23 @@ def test_memory_norm_equals_naive(kind, training):
         assert_close(fast.var((0, 1), correction=0), torch.ones(2, 4, dtype=torch.float64), 1e-4)
 
 
+@pytest.mark.parametrize("mean", [0.0, 1.0, -10.0, 30.0, 100.0])
+@pytest.mark.parametrize("deviation", [0.01, 1.0, 30.0])
+def test_memory_norm_is_exact_however_far_from_zero_memories_lie(mean, deviation):
+    """In float32: values, running statistics and gradient are those of the plain form in float64."""
+    torch.manual_seed(0)
+    norm = MemoryNorm("batch", 2, 4)
+    memory = (mean + deviation * torch.randn(64, 9, 2, 4)).requires_grad_()
+    exact = memory.detach().double().requires_grad_()
+    fast, slow = norm(memory), naive.memory_norm(norm, exact)
+    assert_close(fast.double(), slow, 2e-3)
+    assert_close(norm.variance / exact.var((0, 1), correction=0), torch.ones(2, 4), 1e-3)
+    weights = torch.randn_like(fast)
+    of_fast = torch.autograd.grad((fast * weights).sum(), memory)[0].double()
+    of_slow = torch.autograd.grad((slow * weights).sum(), exact)[0]
+    assert (of_fast - of_slow).norm() < 1e-3 * of_slow.norm()
+
+
 def test_memory_norm_learns_its_statistics_at_once_and_then_slowly():
     torch.manual_seed(0)
     norm = MemoryNorm("batch", 1, 3, momentum=0.1)
@@ -186,7 +213,7 @@ def test_rms_of_nothing_is_finite():
 
 
 @pytest.mark.parametrize("keep", [slice(-1, None), slice(2, None), slice(0, -1), slice(0, 5)])
-@pytest.mark.parametrize("causal, masked", [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("causal, masked", [(False, False), (True, False), (False, True), (True, True)])
 def test_positions_that_are_kept_are_those_of_the_whole(keep, causal, masked):
     torch.manual_seed(0)
     transformer = naive.randomise(Transformer(8, 2, 2)).double()

@@ -6,6 +6,7 @@ import torch
 import naive
 from naive import VOCAB, assert_close, batch, gradients, models
 from retain.config import CELLS, CellConfig, MemoryConfig, TeacherConfig
+from retain.errors import UserError
 from retain.model.rnn import RNN
 
 CASES = [(cell, norm) for cell in CELLS for norm in ("rms", "batch")]
@@ -90,6 +91,52 @@ def test_memory_can_be_saved_and_batched(rnn, tokens, tmp_path):
     order = torch.tensor([2, 0])
     assert_close(rnn(tokens[order, 4:], restored[order])[0], rnn(tokens)[0][order, 4:])
     assert torch.equal(memory, restored), "reading must not write into the caller's memory"
+
+
+READING = {
+    "forward": lambda rnn, tokens, memory: rnn(tokens, memory),
+    "rollout": lambda rnn, tokens, memory: rnn.rollout(tokens, memory),
+    "cut rollout": lambda rnn, tokens, memory: rnn.rollout(tokens, memory, (1, 2)),
+    "step": lambda rnn, tokens, memory: rnn.step(tokens[:, 0], memory),
+    "update": lambda rnn, tokens, memory: rnn.update(memory, tokens[:, 0]),
+}
+
+
+@pytest.mark.parametrize("streams", [(3, 2), (1, 2), (2, 1)], ids=str)
+@pytest.mark.parametrize("way", READING)
+def test_a_memory_for_each_stream_or_a_clear_line(rnn, way, streams):
+    """Broadcast, all streams would read one token, or one memory would be that of all."""
+    memories, rows = streams
+    for length in (1, 7):
+        tokens = torch.zeros(rows, length, dtype=torch.long)
+        with pytest.raises(UserError) as caught:
+            READING[way](rnn, tokens, torch.zeros(memories, *rnn.m_0.shape, dtype=torch.float64))
+        line = f"memory: {memories} streams beside tokens of {rows}; give one memory for each stream"
+        assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("way", READING)
+def test_memory_of_another_shape_is_a_clear_line(way):
+    rnn = models()[1]  # of 2 memory tokens of width 4
+    for shape in ((3, 4, 2), (3, 1, 4), (3, 2, 1), (3, 8), (2, 4)):
+        with pytest.raises(UserError) as caught:
+            READING[way](rnn, torch.zeros(3, 7, dtype=torch.long), torch.zeros(*shape, dtype=torch.float64))
+        assert str(caught.value) == f"memory: {shape} is the wrong shape; give (B, 2, 4)"
+
+
+@pytest.mark.parametrize("name, give", [("forward", "B, T"), ("rollout", "B, T"), ("step", "B")])
+def test_tokens_of_other_axes_are_a_clear_line(name, give):
+    rnn = models()[1]
+    for shape in ((), (2,), (2, 3), (2, 3, 4)):
+        if len(shape) == give.count(",") + 1:
+            continue
+        tokens = torch.zeros(shape, dtype=torch.long)
+        with pytest.raises(UserError, match=r"^tokens?: \(.*\) is the wrong shape; give \(" + give + r"\)$"):
+            getattr(rnn, name)(tokens, rnn.init_memory(2))
+    with pytest.raises(UserError, match="tokens: "):
+        rnn(torch.zeros(2, dtype=torch.long))
+    with pytest.raises(UserError, match=r"memory: \(2, 3\) streams beside tokens of 3; give"):
+        rnn.update(rnn.init_memory(6).view(2, 3, 2, 4), torch.zeros(3, dtype=torch.long))
 
 
 @pytest.mark.parametrize("length, first, every", [(6, 0, 2), (6, 1, 2), (7, 0, 3), (7, 2, 3), (5, 3, 4), (5, 2, 9)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import sys
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from retain.arguments import Usage, take_run
 from retain.errors import UserError
+from retain.streams import is_terminal
 
 if TYPE_CHECKING:
     from retain.data.batches import Data, Split
@@ -22,7 +24,8 @@ class Eval:
     """Score the RNN alone, from m_0, on a whole split, next to its teacher."""
 
     split: Literal["train", "validation", "test", "all"] | None = None
-    """None is test, or with --data of a text or a .npy that the run was not trained on the whole file."""
+    """None is test, or with --data of a text or a .npy that the run was not trained on the whole file. all is the whole
+    file or folder, documents and images too."""
     json: bool = False
     """Print all figures as JSON."""
     limit: int | None = None
@@ -50,8 +53,9 @@ def eval_command(argv: list[str]) -> None:
     from tqdm import tqdm
 
     from retain.checkpoint import keep_printed
-    from retain.data import WHOLE, load_data
+    from retain.data import load_data
     from retain.data.paths import with_path
+    from retain.data.scan import told
     from retain.evaluate import batch_for, evaluate, finite
     from retain.run import data_changed, same_checksum
 
@@ -66,15 +70,18 @@ def eval_command(argv: list[str]) -> None:
         )
     if args.seq_len is not None:
         data_config = data_config.at_length(args.seq_len)
-    split = args.split or ("all" if args.data and data_config.name in WHOLE else "test")
+    split = args.split or ("all" if args.data and data_config.name in ("text", "npy") else "test")
     data, known = load_data(data_config, split == "all"), run.state["vocab_size"]
-    if split == "all" and same_checksum(data.info, run.state["data"]):
+    same_source = data_config.path is not None and data_config.path == run.config.data.path
+    if split == "all" and (same_source or same_checksum(data.info, run.state["data"])):
         if args.split is None:
             split = "test"
             data = load_data(data_config)
             print(f"retain: {args.data} is what the run was trained on; its test split is scored", file=sys.stderr)
         else:
             print(f"retain: most of {data_config.path} is what the run was trained on", file=sys.stderr)
+    if (read := data.info.get("read")) and args.data is not None:
+        print(f"retain: {told(read)}", file=sys.stderr)
     # An array says no more of its vocabulary than which tokens are in it.
     if data.vocab_size != known and not (data_config.name == "npy" and data.vocab_size < known):
         raise UserError(f"data: its vocabulary has {data.vocab_size} tokens, the run's {known}; give data of the run's")
@@ -88,7 +95,7 @@ def eval_command(argv: list[str]) -> None:
         print(f"retain: {difference}; what is scored may be what was trained on", file=sys.stderr)
     batch_size = args.batch_size or batch_for(data, run.rnn)
     batches = data.windows(split, batch_size, args.limit)
-    seen = tqdm(batches, desc=split, unit="batch", leave=False, disable=not sys.stderr.isatty())
+    seen = tqdm(batches, desc=split, unit="batch", leave=False, disable=not is_terminal(sys.stderr))
     result = record_of(run, data, split, batch_size, evaluate(run.rnn, run.teacher, seen))
     from retain.data.documents import DocumentsData
 
@@ -100,11 +107,16 @@ def eval_command(argv: list[str]) -> None:
     # Of other data, or of a part, it must not pass for the run's own score.
     part = f"-length{args.seq_len}" if args.seq_len else ""
     part += f"-limit{args.limit}" if args.limit else ""
-    other = f"-{Path(args.data).stem}" if args.data else ""
+    # Files of one name in two folders are two results.
+    other = f"-{Path(args.data).stem}-{short_digest(data_config.path or '')}" if args.data else ""
     try:
         print(json.dumps(result, indent=2) if args.json else report(result), flush=True)
-    finally:  # also where nobody reads it to its end
+    finally:  # also where a full disk has no place for what is printed
         keep_printed(path / f"eval-{split}{part}{other}.json", json.dumps(result, indent=2))
+
+
+def short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
 
 
 def record_of(run: Run, data: Data, split: Split, batch_size: int, scores: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def info_command(argv: list[str]) -> None:
             current = of_this_model(found, run.state)
             results[file.stem] = found | {"current": current}
             scores[file.stem] = found["bits_per_token"], found["accuracy"], current
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{file}: is damaged ({error}); delete it, or run retain eval again") from None
     state = {k: v for k, v in run.state.items() if k != "optimizer"}
     validated = math.isfinite(state["progress"]["best_value"])

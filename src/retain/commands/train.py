@@ -19,8 +19,8 @@ Pretrain an RNN by the phases of a preset, into a run folder.
 --out DIR        the run folder (default: runs/PRESET)
 --resume         go on from the newest checkpoint in --out; its config is kept
 --config FILE    start from this config.json instead of a preset
---data PATH      what to train on: a text, an integer .npy, or a dataset: hf:NAME[:CONFIG] of the Hugging Face
-                 hub, a parquet, JSON, CSV or Arrow file, a folder of them, a folder of images
+--data PATH      what to train on: a text, an integer .npy, hf:NAME[:CONFIG] of the Hugging Face hub, a parquet,
+                 JSON, CSV or Arrow file, or a folder: of texts (each a document), of such files, or of images
 --text-column C  the dataset's column of texts (default: text)
 --image-column C the dataset's column of images, instead of texts (default: image)
 --stream         train straight from the dataset; nothing is prepared on disk

@@ -14,8 +14,7 @@ from retain.errors import UserError
 
 __all__ = ["IGNORE", "SPLITS", "Batch", "Data", "Kind", "Split", "decode", "encode", "load_data"]
 
-WHOLE: dict[str, Callable[[DataConfig, bool], Data]] = {"text": load_text, "npy": load_npy}
-FILES: dict[str, Callable[[DataConfig], Data]] = {
+FILES: dict[str, Callable[[DataConfig, bool], Data]] = {
     "text": load_text,
     "npy": load_npy,
     "documents": load_documents,
@@ -29,15 +28,18 @@ EMBEDDED: dict[str, Callable[[DataConfig], Data]] = {
 
 
 def load_data(config: DataConfig, whole: bool = False) -> Data:
-    """The data a configuration names, in its splits; with `whole`, a text or a .npy as the one split "all".
+    """The data a configuration names, in its splits; with `whole`, what its files hold as the one split "all".
 
     Raises UserError naming the field, its value and what would be right.
     """
-    if whole and config.name not in WHOLE:
-        raise UserError(f"split: all is of a text or a .npy file, and this is {config.name}; name one of its splits")
-    if config.name in EMBEDDED and config.path is not None:
+    if config.name in FILES:
+        data = FILES[config.name](config, whole)
+    elif whole:
+        raise UserError(f"split: all is of a file or a folder, and this is {config.name}; name one of its splits")
+    elif config.path is not None:
         raise UserError(f"data.path: {config.path!r} is not read by {config.name}; set data.name to text or npy")
-    data = WHOLE[config.name](config, True) if whole else (FILES | EMBEDDED)[config.name](config)
+    else:
+        data = EMBEDDED[config.name](config)
     if config.vocab_size not in (None, data.vocab_size):
         raise UserError(
             f"data.vocab_size: {config.vocab_size} is not that of {config.name}; leave it out or set {data.vocab_size}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -12,10 +12,12 @@ import numpy.typing as npt
 import torch
 
 from retain.config import IGNORE
+from retain.data.file_array import FileArray
 from retain.errors import UserError
 
 Batch = dict[str, torch.Tensor]
-"""`tokens` (B, T) int64 and `targets` (B, T + 1) int64."""
+"""`tokens` (B, T) int64 and `targets` (B, T + 1) int64. Where sequences may be filled up also `real` (B, T) bool: which
+tokens are not padding. What pads is token 0 with the target IGNORE, and counts in no loss."""
 
 Split = Literal["train", "validation", "test", "all"]
 """all: of a file that is not cut, for it is only scored."""
@@ -23,6 +25,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Kind = Literal["text", "image", "tokens"]
 
 Ints = npt.NDArray[np.int64]
+Stream = npt.NDArray[Any] | FileArray
 
 
 class Data(ABC):
@@ -138,13 +141,33 @@ def release(array: npt.NDArray[Any]) -> None:
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def to_batch(windows: Ints) -> Batch:
-    """Next-token batch of windows (B, T + 1): y_t = x_t, and the last is only predicted, never read."""
-    return {"tokens": torch.from_numpy(windows[:, :-1].copy()), "targets": torch.from_numpy(windows)}
+def to_batch(windows: Ints, real: npt.NDArray[np.bool_] | None = None) -> Batch:
+    """Next-token batch of windows (B, T + 1): y_t = x_t, and the last is only predicted, never read.
+
+    `real` (B, T + 1) is False where a window is padding.
+    """
+    if real is None:
+        return {"tokens": torch.from_numpy(windows[:, :-1].copy()), "targets": torch.from_numpy(windows)}
+    read = real[:, :-1]
+    return {
+        "tokens": torch.from_numpy(np.where(read, windows[:, :-1], 0)),
+        "targets": torch.from_numpy(np.where(real, windows, IGNORE)),
+        "real": torch.from_numpy(read.copy()),
+    }
+
+
+def windows_of(stream: Stream, starts: Ints, length: int) -> Ints:
+    """`length` tokens of a stream from each of the `starts` (B,) on, (B, length); beyond its end any token."""
+    if isinstance(stream, FileArray):
+        return stream.windows(starts, length).astype(np.int64)
+    places = np.minimum(starts[:, None] + np.arange(length), len(stream) - 1)
+    found = np.asarray(stream[places], dtype=np.int64)
+    release(stream)
+    return found
 
 
 class StreamData(Data):
-    """One long sequence of integers per split, 1-D arrays, memory-mapped or not.
+    """One long sequence of integers per split: 1-D arrays in memory or in a file.
 
     Training windows start anywhere. Evaluation windows follow each other without overlap, so that every token of
     the split is predicted exactly once; the last is padded with token 0 and target IGNORE.
@@ -152,7 +175,7 @@ class StreamData(Data):
     """
 
     def __init__(
-        self, splits: dict[Split, npt.NDArray[Any]], *, vocab_size: int, seq_len: int, kind: Kind, info: dict[str, Any]
+        self, splits: Mapping[Split, Stream], *, vocab_size: int, seq_len: int, kind: Kind, info: dict[str, Any]
     ) -> None:
         for split, stream in splits.items():
             if len(stream) <= seq_len:
@@ -167,32 +190,27 @@ class StreamData(Data):
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
         stream = self.splits["train"]
         offsets = generator(seed, rank, step).integers(0, len(stream) - self.seq_len, (batch_size, 1))
-        batch = to_batch(np.asarray(stream[offsets + np.arange(self.seq_len + 1)], dtype=np.int64))
-        release(stream)
-        return batch
+        return to_batch(windows_of(stream, offsets[:, 0], self.seq_len + 1))
 
     def count(self, split: Split) -> int:
         return -(-len(self.splits[split]) // (self.seq_len + 1))
 
     def sequences(self, split: Split, index: Ints) -> Batch:
-        stream = self.splits[split]
-        places = index[:, None] * (self.seq_len + 1) + np.arange(self.seq_len + 1)
-        beyond = places >= len(stream)
-        batch = to_batch(np.where(beyond, 0, stream[np.minimum(places, len(stream) - 1)]).astype(np.int64))
-        batch["targets"][torch.from_numpy(beyond)] = IGNORE
-        release(stream)
-        return batch
+        stream, length = self.splits[split], self.seq_len + 1
+        windows = windows_of(stream, index * length, length)
+        return to_batch(windows, index[:, None] * length + np.arange(length) < len(stream))
 
 
 class RowsData(Data):
     """One sequence of L integers per row of a 2-D array (N, L), split by row (fractions None: all of them); T = L - 1.
 
-    `what` names a row in errors. Raises UserError if seq_len is not L - 1 or a split is left without a row.
+    `ignore` is the number that fills up short rows and is no token. `what` names a row in errors.
+    Raises UserError if seq_len is not L - 1 or a split is left without a row.
     """
 
     def __init__(
         self,
-        rows: npt.NDArray[Any],
+        rows: Stream,
         *,
         fractions: tuple[float, float, float] | None,
         vocab_size: int,
@@ -201,13 +219,14 @@ class RowsData(Data):
         info: dict[str, Any],
         image_shape: tuple[int, int] | None = None,
         what: str = "rows of {} tokens",
+        ignore: int | None = None,
     ) -> None:
         count, length = rows.shape
         if length < 2:
             raise UserError(f"data.path: {what.format(length)} leave nothing to predict; give at least 2 in a row")
         if seq_len != length - 1:
             raise UserError(f"data.seq_len: {seq_len} does not fit {what.format(length)}; set it to {length - 1}")
-        self.rows = rows
+        self.rows, self.ignore = rows, ignore
         self.vocab_size, self.seq_len, self.kind, self.image_shape = vocab_size, seq_len, kind, image_shape
         self.index: dict[Split, Ints] = {}
         if fractions is None:
@@ -227,9 +246,13 @@ class RowsData(Data):
         return len(self.index[split])
 
     def sequences(self, split: Split, index: Ints) -> Batch:
-        batch = to_batch(np.asarray(self.rows[self.index[split][index]], dtype=np.int64))
-        release(self.rows)
-        return batch
+        chosen = self.index[split][index]
+        if isinstance(self.rows, FileArray):
+            rows = self.rows.rows(chosen).astype(np.int64)
+        else:
+            rows = np.asarray(self.rows[chosen], dtype=np.int64)
+            release(self.rows)
+        return to_batch(rows, None if self.ignore is None else rows != self.ignore)
 
 
 def cuts(count: int, fractions: tuple[float, float, float]) -> list[int]:

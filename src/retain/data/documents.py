@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from retain.config import DataConfig
-from retain.data.batches import IGNORE, SPLITS, Batch, Data, Ints, Kind, Split, StreamData, release, to_batch
+from retain.data.batches import SPLITS, Batch, Data, Ints, Kind, Split, StreamData, release, to_batch, windows_of
 from retain.data.hub import check_exists
 from retain.data.images import levels_of
 from retain.data.prepare import open_array, prepare
@@ -26,8 +26,8 @@ class DocumentsData(Data):
 
     def __init__(
         self,
-        tokens: dict[Split, npt.NDArray[Any]],
-        ends: dict[Split, npt.NDArray[np.int64]],
+        tokens: Mapping[Split, npt.NDArray[Any]],
+        ends: Mapping[Split, npt.NDArray[np.int64]],
         *,
         vocab_size: int,
         seq_len: int,
@@ -37,7 +37,7 @@ class DocumentsData(Data):
         self.tokens, self.ends = tokens, ends
         self.vocab_size, self.seq_len, self.kind, self.info = vocab_size, seq_len, kind, info
         self.first: dict[Split, Ints] = {}  # the number of each document's first sequence
-        for split in SPLITS:
+        for split in ends:
             if not len(ends[split]):
                 raise UserError(f"data.split: {split} has none of the documents; give it a larger part, or more data")
             pieces = -(-np.diff(ends[split], prepend=0) // (seq_len + 1))
@@ -47,16 +47,12 @@ class DocumentsData(Data):
         return int(self.first[split][-1])
 
     def sequences(self, split: Split, index: Ints) -> Batch:
-        ends, first, stream = self.ends[split], self.first[split], self.tokens[split]
+        ends, first, length = self.ends[split], self.first[split], self.seq_len + 1
         document = np.searchsorted(first, index, side="right") - 1
-        start = np.where(document > 0, ends[document - 1], 0) + (index - first[document]) * (self.seq_len + 1)
-        places = start[:, None] + np.arange(self.seq_len + 1)
-        beyond = places >= ends[document][:, None]
-        batch = to_batch(np.where(beyond, 0, stream[np.minimum(places, len(stream) - 1)]).astype(np.int64))
-        batch["targets"][torch.from_numpy(beyond)] = IGNORE
-        release(stream)
+        start = np.where(document > 0, ends[document - 1], 0) + (index - first[document]) * length
+        real = start[:, None] + np.arange(length) < ends[document][:, None]
         release(ends)
-        return batch
+        return to_batch(windows_of(self.tokens[split], start, length), real)
 
     def documents(self, split: Split) -> int:
         return len(self.ends[split])
@@ -72,7 +68,7 @@ class ImagesData(Data):
 
     def __init__(
         self,
-        rows: dict[Split, npt.NDArray[Any]],
+        rows: Mapping[Split, npt.NDArray[Any]],
         *,
         vocab_size: int,
         seq_len: int,
@@ -82,7 +78,7 @@ class ImagesData(Data):
         pixels = image_shape[0] * image_shape[1]
         if seq_len != pixels - 1:
             raise UserError(f"data.seq_len: {seq_len} does not fit images of {pixels} pixels; set it to {pixels - 1}")
-        for split in SPLITS:
+        for split in rows:
             if not len(rows[split]):
                 raise UserError(f"data.split: {split} has none of the images; give it a larger part, or more data")
         self.rows, self.kind = rows, "image"
@@ -97,22 +93,25 @@ class ImagesData(Data):
         return batch
 
 
-def load_documents(config: DataConfig) -> Data:
-    """Documents of a dataset (data.column), or with data.events the events of its images; see `prepare`."""
-    if config.stream:
+def load_documents(config: DataConfig, whole: bool = False) -> Data:
+    """Documents of a source, or with data.events the events of its images; see `prepare`. With `whole` all of them are
+    the one split "all"."""
+    if config.stream and not whole:
         from retain.data.stream import StreamedData
 
         check_exists(config.path or "")
         return StreamedData(config)
-    folder, manifest, codec = prepare(config)
-    tokens = {split: open_array(folder, f"{split}.tokens", codec.dtype) for split in SPLITS}
+    folder, manifest, codec = prepare(config, whole)
+    names: dict[Split, str] = {"all": "train"} if whole else {split: split for split in SPLITS}
+    tokens = {split: open_array(folder, f"{name}.tokens", codec.dtype) for split, name in names.items()}
     info = {
         "name": config.name,
         "path": config.path,
         "revision": manifest["revision"],
         "prepared": str(folder),
-        "splits": manifest["splits"],
+        "splits": {split: manifest["splits"][name] for split, name in names.items()},
         "empty_rows": manifest["empty_rows"],
+        "read": manifest["read"],
         "sha256": manifest["files"]["train.tokens"]["sha256"],
     }
     data: Data
@@ -127,12 +126,11 @@ def load_documents(config: DataConfig) -> Data:
     else:
         options: dict[str, Any] = {"vocab_size": codec.vocab_size, "seq_len": config.seq_len, "kind": codec.kind}
         if config.reset:
-            ends = {split: open_array(folder, f"{split}.ends", "<i8") for split in SPLITS}
+            ends = {split: open_array(folder, f"{name}.ends", "<i8") for split, name in names.items()}
             data = DocumentsData(tokens, ends, info=info, **options)
         else:
             data = StreamData(tokens, info=info, **options)
         data.end, data.tokenizer = codec.end, codec.tokenizer
         if codec.tokenizer:
-            splits = manifest["splits"]
-            data.bytes_per_token = {s: splits[s]["text_bytes"] / max(splits[s]["tokens"], 1) for s in SPLITS}
+            data.bytes_per_token = {s: n["text_bytes"] / max(n["tokens"], 1) for s, n in info["splits"].items()}
     return data

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub or of local files, read by the `datasets` library as Arrow tables.
+"""Datasets of the Hugging Face hub, and what the `datasets` library has saved, read by it as Arrow tables.
 
 Nothing of a source is held in memory but the table being read.
 """
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from retain.config import DataConfig
-from retain.data.batches import Split
-from retain.data.paths import BUILDERS
+from retain.data.batches import SPLITS, Split
+from retain.data.files import walk
+from retain.data.source import SHUFFLED, Piece, Rows, Source
+from retain.data.tables import ROWS, images_of, missing_column, texts_of
 from retain.errors import UserError
 
-ROWS = 1000
-"""Rows of a table; also as many as Arrow's own files have in one."""
 NAMES: dict[str, Split] = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     "train": "train",
@@ -36,14 +36,6 @@ class Stored:
 
     files: list[Path]
     num_rows: int
-
-
-@dataclass(frozen=True)
-class Source:
-    """An opened source: a dataset of the `datasets` library per split, and the revision it has on the hub."""
-
-    splits: dict[Split, Any]
-    revision: str | None
 
 
 def check_exists(path: str) -> None:
@@ -61,11 +53,9 @@ def fingerprint(path: str) -> list[Any]:
         return [path]
     check_exists(path)
     root = Path(path).expanduser()
-    if root.is_file():
-        files = [root]
-    else:
-        files = sorted(Path(folder) / name for folder, _, names in os.walk(root) for name in names)
-    return [str(root.resolve()), *([str(f.relative_to(root)), f.stat().st_size, f.stat().st_mtime_ns] for f in files)]
+    files = [("", root)] if root.is_file() else list(walk(root))
+    stats = ((name, file.stat()) for name, file in files if file.is_file())
+    return [str(root.resolve()), *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
 
 
 def library() -> Any:
@@ -81,11 +71,11 @@ def library() -> Any:
     return datasets
 
 
-def open_source(config: DataConfig) -> Source:
+def open_hub(config: DataConfig) -> Source:
     """Open the dataset that data.path names. Raises UserError in one line for all that may be wrong with it.
 
     A dataset of the hub is downloaded into the library's own cache first, unless data.stream: so a download that
-    was cut short goes on, and HF_HUB_OFFLINE=1 works afterwards. Local files are read where they are.
+    was cut short goes on, and HF_HUB_OFFLINE=1 works afterwards. A saved one is read where it is.
     """
     path = config.path or ""
     datasets = library()
@@ -102,7 +92,7 @@ def open_source(config: DataConfig) -> Source:
             builder = _frugal(datasets.load_dataset_builder(name, subset or None, revision=config.revision))
             found = builder.as_streaming_dataset() if config.stream else _download(builder)
         else:
-            found = _open_local(datasets, Path(path).expanduser(), config.stream)
+            found = _saved(datasets.load_from_disk(str(Path(path).expanduser())), config.stream)
     splits: dict[Split, Any] = {}
     for name, dataset in found.items():
         if name in NAMES and NAMES[name] not in splits:
@@ -111,24 +101,28 @@ def open_source(config: DataConfig) -> Source:
         if len(found) != 1:
             raise UserError(f"data.path: {path!r} has no split train, only {', '.join(found)}; rename one of them")
         splits = {"train": next(iter(found.values()))}
-    return Source(splits, _revision(splits["train"]) or config.revision)
+    missing = frozenset(SPLITS) - splits.keys()
+    pieces = tuple(
+        _piece(split, splits[split], missing if split == "train" else frozenset(), config)
+        for split in SPLITS
+        if split in splits
+    )
+    return Source(pieces, _revision(splits["train"]) or config.revision)
 
 
-def _open_local(datasets: Any, path: Path, stream: bool) -> Any:
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return _saved(datasets.load_from_disk(str(path)), stream)
-    if set("*?[") & set(str(path)):
-        raise UserError(f"data.path: {str(path)!r}: the library takes *, ? and [ for patterns; rename it")
-    if path.is_file():
-        name, options = BUILDERS.get(path.suffix.lower()), {}
-        if name is None:
-            raise UserError(f"data.path: {str(path)!r} is none of {', '.join(BUILDERS)}, nor a folder of them")
-        if path.suffix.lower() == ".tsv":
-            options["sep"] = "\t"
-        builder = datasets.load_dataset_builder(name, data_files={"train": [str(path)]}, **options)
-    else:
-        builder = datasets.load_dataset_builder(str(path))
-    return _frugal(builder).as_streaming_dataset()
+def _piece(split: Split, dataset: Any, cut: frozenset[Split], config: DataConfig) -> Piece:
+    def shuffled(seed: int) -> Rows:
+        return rows(dataset.shuffle(seed=seed, buffer_size=SHUFFLED), config)
+
+    return Piece(split, split, cut, lambda: rows(dataset, config), shuffled, _count(dataset))
+
+
+def _count(split: Any) -> int | None:
+    """How many rows a split has, where that is known before reading it."""
+    known = getattr(split, "num_rows", None)
+    if known is None and split.info.splits and split.split in split.info.splits:
+        known = split.info.splits[split.split].num_examples
+    return known or None
 
 
 def _frugal(builder: Any) -> Any:
@@ -215,14 +209,11 @@ def one_line(path: str) -> Iterator[None]:
         raise UserError(f"data.path: {path!r} cannot be read: {said}; check the file, or write it again") from None
 
 
-def column_of(config: DataConfig) -> str:
-    return config.column or ("image" if config.name == "images" else "text")
-
-
-def tables(split: Any, config: DataConfig) -> Iterator[Any]:
-    """A split's column as Arrow arrays of up to ROWS rows; images stay as they are stored."""
+def rows(split: Any, config: DataConfig) -> Rows:
+    """A split's column, up to ROWS rows at a time; images stay as they are stored."""
     datasets = library()
-    path, column = config.path or "", column_of(config)
+    images = config.name == "images"
+    path, column = config.path or "", config.column or ("image" if images else "text")
     with one_line(path):
         if isinstance(split, Stored):
             iterator = _read_arrow(split.files)
@@ -240,11 +231,8 @@ def tables(split: Any, config: DataConfig) -> Iterator[Any]:
         if table is None:
             return
         if column not in table.column_names:
-            raise UserError(
-                f"data.column: {column!r} is not in {path!r}, which has {', '.join(table.column_names)}; name one of "
-                f"them with {'--image-column' if config.name == 'images' else '--text-column'}"
-            )
-        yield table.column(column).combine_chunks()
+            raise missing_column(column, path, table.column_names, images)
+        yield (images_of if images else texts_of)(table.column(column).combine_chunks(), column, path)
 
 
 def _read_arrow(files: list[Path]) -> Iterator[Any]:

@@ -8,15 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from retain.config import EMBEDDED_DATA, DataConfig
+from retain.data.files import kind_by_name
+from retain.data.scan import holds
 from retain.errors import UserError
-
-BUILDERS = {
-    **dict.fromkeys((".json", ".jsonl"), "json"),
-    **dict.fromkeys((".csv", ".tsv"), "csv"),
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-}
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
 def absolute(path: str) -> str:
@@ -24,22 +18,19 @@ def absolute(path: str) -> str:
     return path if path.startswith("hf:") else os.path.abspath(os.path.expanduser(path))
 
 
-def is_dataset(path: str) -> bool:
-    """Whether `--data PATH` names something that the `datasets` library reads."""
-    return path.startswith("hf:") or Path(path).suffix.lower() in BUILDERS or Path(path).is_dir()
-
-
-def holds_images(path: str) -> bool:
-    """Whether a folder's first few hundred files are mostly images."""
-    if path.startswith("hf:") or not Path(path).is_dir():
-        return False
-    images = count = 0
-    for _, _, names in os.walk(path):
-        images += sum(name.lower().endswith(IMAGES) for name in names)
-        count += len(names)
-        if count > 500:
-            break
-    return images > count / 2
+def name_of(path: str, data: DataConfig, text_column: str | None, image_column: str | None) -> str:
+    """What `--data PATH` is read as: text, npy, documents or images."""
+    if not path.startswith("hf:") and not Path(path).is_dir():
+        kind = kind_by_name(Path(path).name)
+        if kind != "table":
+            return "npy" if kind == "array" else "text"
+    elif not path.startswith("hf:") and not (text_column or image_column):
+        held = holds(Path(path))
+        if held != "documents":
+            return held
+    if image_column or text_column:
+        return "images" if image_column else "documents"
+    return data.name if data.name in ("documents", "images") else "documents"
 
 
 def with_path(data: DataConfig, path: str, text_column: str | None, image_column: str | None) -> DataConfig:
@@ -47,16 +38,7 @@ def with_path(data: DataConfig, path: str, text_column: str | None, image_column
     if text_column is not None and image_column is not None:
         raise UserError("--text-column, --image-column: give one of them")
     path = absolute(path)
-    if path.endswith(".npy"):
-        name = "npy"
-    elif is_dataset(path):
-        name = data.name if data.name in ("documents", "images") else "documents"
-        if image_column is not None or (text_column is None and holds_images(path)):
-            name = "images"
-        elif text_column is not None:
-            name = "documents"
-    else:
-        name = "text"
+    name = name_of(path, data, text_column, image_column)
     if name not in ("documents", "images") and (text_column or image_column):
         raise UserError(f"--text-column, --image-column: {path} is no dataset and has no columns; leave them out")
     changes: dict[str, Any] = {"name": name, "path": path, "column": text_column or image_column}

@@ -22,28 +22,31 @@ import numpy.typing as npt
 from retain.checkpoint import replace_file
 from retain.config import DataConfig
 from retain.data.batches import SPLITS, Split
-from retain.data.hub import Source, file_digest, fingerprint, open_source, tables
+from retain.data.cache import cache_folder
+from retain.data.hub import file_digest, fingerprint, open_hub
+from retain.data.local import open_local
 from retain.data.rows import Codec, codec_of, text_bytes
+from retain.data.source import Piece, Source
 from retain.errors import UserError
 
 log = logging.getLogger("retain")
 
-VERSION = 2
+VERSION = 3
 """Of what is written; another one is prepared anew."""
 SAVE_SECONDS = 5.0
 """Seconds of work that a kill may cost."""
 
 
-def cache_folder() -> Path:
-    """$RETAIN_CACHE, or retain/ in the user's cache folder."""
-    if own := os.environ.get("RETAIN_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retain"
+def open_source(config: DataConfig) -> Source:
+    """Open what data.path names. Raises UserError in one line for all that may be wrong with it."""
+    path = Path(config.path or "").expanduser()
+    saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+    return open_hub(config) if (config.path or "").startswith("hf:") or saved else open_local(config, path)
 
 
-def settings_of(config: DataConfig) -> dict[str, Any]:
+def settings_of(config: DataConfig, whole: bool) -> dict[str, Any]:
     """All that decides what is written, and nothing else."""
-    names = ["name", "column", "revision", "split"]
+    names = ["name", "column", "revision", *(() if whole else ("split",))]
     if config.name == "images":
         names += ["image_size", "levels", "threshold", "invert", "events"]
     settings = {name: getattr(config, name) for name in names}
@@ -52,16 +55,17 @@ def settings_of(config: DataConfig) -> dict[str, Any]:
     return settings
 
 
-def prepare(config: DataConfig) -> tuple[Path, dict[str, Any], Codec]:
+def prepare(config: DataConfig, whole: bool = False) -> tuple[Path, dict[str, Any], Codec]:
     """The folder of a source's arrays, its manifest and the codec of its tokens; prepared now if it is not yet there.
 
+    With `whole` all rows are in the split train, whichever split they are of.
     A dataset of the hub that was prepared before is not asked for again: give data.revision to have another.
     Raises UserError in one line for whatever is wrong with the source, OSError where the disk refuses.
     """
     from filelock import FileLock
 
     codec = codec_of(config)
-    settings, files = settings_of(config), fingerprint(config.path or "")
+    settings, files = settings_of(config, whole), fingerprint(config.path or "")
     key = hashlib.sha256(json.dumps([VERSION, settings, files]).encode()).hexdigest()[:24]
     folder = cache_folder() / key
     if not folder.exists():
@@ -75,7 +79,7 @@ def prepare(config: DataConfig) -> tuple[Path, dict[str, Any], Codec]:
         try:
             if not folder.exists():
                 described = {"path": config.path, "settings": settings, "fingerprint": key}
-                _Preparation(config, codec, folder, described).run()
+                _Preparation(config, codec, folder, described, whole).run()
         finally:
             lock.release()
     return folder, read_manifest(folder), codec
@@ -104,16 +108,14 @@ def place_of(row: bytes) -> float:
     return int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), "big") / 2**64
 
 
-def split_of_row(row: bytes, given: Split, present: set[Split], fractions: tuple[float, float, float]) -> Split:
-    """The split of a row of the source's split `given`: a split that the source lacks is cut from its train."""
-    if given != "train":
-        return given
-    place = place_of(row)
-    if "test" not in present and place >= 1 - fractions[2]:
+def split_of_row(row: bytes, piece: Piece, fractions: tuple[float, float, float]) -> Split:
+    """The split of a row: that of its piece, or one of those that rows are cut off for."""
+    place = place_of(row) if piece.cut else 0.0
+    if "test" in piece.cut and place >= 1 - fractions[2]:
         return "test"
-    if "validation" not in present and 1 - fractions[2] - fractions[1] <= place < 1 - fractions[2]:
+    if "validation" in piece.cut and 1 - fractions[2] - fractions[1] <= place < 1 - fractions[2]:
         return "validation"
-    return "train"
+    return piece.split
 
 
 @dataclasses.dataclass
@@ -121,9 +123,10 @@ class _State:
     """How far a preparation has come; what the files hold beyond it is cut off."""
 
     revision: str | None = None
-    rows: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    """Rows read of each of the source's splits."""
+    rows: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Rows read of each of the source's pieces."""
     empty: int = 0
+    """Rows without a text or an image."""
     documents: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     tokens: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     text_bytes: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
@@ -133,8 +136,10 @@ class _State:
 class _Preparation:
     """Writes one folder, from the beginning or from where another process was stopped."""
 
-    def __init__(self, config: DataConfig, codec: Codec, folder: Path, described: dict[str, Any]) -> None:
-        self.config, self.codec, self.folder, self.described = config, codec, folder, described
+    def __init__(
+        self, config: DataConfig, codec: Codec, folder: Path, described: dict[str, Any], whole: bool = False
+    ) -> None:
+        self.config, self.codec, self.folder, self.described, self.whole = config, codec, folder, described, whole
         self.partial = folder.with_suffix(".partial")
         self.state = _State()
 
@@ -143,16 +148,15 @@ class _Preparation:
         self.restore(source)
         files: dict[str, BinaryIO] = {name: (self.partial / name).open("ab") for name in self.names()}
         try:
-            for split in SPLITS:
-                if split in source.splits:
-                    self.read(source, split, files)
+            for piece in source.pieces:
+                self.read(piece, files)
         finally:
             for file in files.values():
                 file.close()
         if not self.state.documents["train"]:
             raise UserError(
                 f"data.path: {self.config.path!r} holds nothing to learn: {sum(self.state.rows.values())} rows, "
-                f"{self.state.empty} of them empty"
+                f"{self.state.empty} of them without a value"
             )
         self.finish(source)
 
@@ -181,25 +185,25 @@ class _Preparation:
     def _bytes(self, split: str) -> int:
         return self.state.tokens[split] * self.codec.dtype.itemsize
 
-    def read(self, source: Source, split: Split, files: dict[str, BinaryIO]) -> None:
+    def read(self, piece: Piece, files: dict[str, BinaryIO]) -> None:
         from tqdm import tqdm
 
-        dataset, state = source.splits[split], self.state
-        done, present = state.rows[split], set(source.splits)
+        state = self.state
+        done = state.rows.setdefault(piece.name, 0)
         saved = time.monotonic()
         # None: shown where stderr is a terminal.
-        bar = tqdm(total=rows_of(dataset), unit="rows", desc=f"preparing {split}", disable=None, mininterval=0.5)
+        bar = tqdm(total=piece.count, unit="rows", desc=f"preparing {piece.name}", disable=None, mininterval=0.5)
         with bar:
-            for rows in tables(dataset, self.config):
+            for rows in piece.read():
                 count = len(rows)
                 bar.update(count)
                 if done >= count:  # written by an earlier process
                     done -= count
                     continue
-                rows = rows.slice(done)
+                rows = rows[done:]
                 sizes = text_bytes(rows) if self.codec.tokenizer else None
-                self.write(self.codec.encode(rows), sizes, split, present, files)
-                state.rows[split] += count - done
+                self.write(self.codec.encode(rows), sizes, piece, files)
+                state.rows[piece.name] += count - done
                 done = 0
                 if time.monotonic() - saved >= SAVE_SECONDS:
                     self.save(files)
@@ -209,9 +213,8 @@ class _Preparation:
     def write(
         self,
         rows: list[bytes | None],
-        sizes: npt.NDArray[np.int64] | None,
-        given: Split,
-        present: set[Split],
+        sizes: list[int] | None,
+        piece: Piece,
         files: dict[str, BinaryIO],
     ) -> None:
         state = self.state
@@ -220,10 +223,10 @@ class _Preparation:
             if row is None:
                 state.empty += 1
                 continue
-            split = split_of_row(row, given, present, self.config.split)
+            split = "train" if self.whole else split_of_row(row, piece, self.config.split)
             parts.setdefault(split, []).append(row)
             if sizes is not None:
-                state.text_bytes[split] += int(sizes[i])
+                state.text_bytes[split] += sizes[i]
         for split, found in parts.items():
             lengths = np.array([len(row) for row in found], np.int64) // self.codec.dtype.itemsize
             files[f"{split}.tokens"].write(b"".join(found))
@@ -242,6 +245,12 @@ class _Preparation:
         counts = {"documents": self.state.documents[split], "tokens": self.state.tokens[split]}
         return counts | ({"text_bytes": self.state.text_bytes[split]} if self.codec.tokenizer else {})
 
+    def report(self, source: Source) -> dict[str, Any] | None:
+        """What was read of a local source, for data.json; None of the hub."""
+        if source.read is None:
+            return None
+        return source.read | {"documents": sum(self.state.documents.values()), "missing": self.state.empty}
+
     def finish(self, source: Source) -> None:
         state, codec = self.state, self.codec
         manifest = {
@@ -249,8 +258,9 @@ class _Preparation:
             **self.described,
             "revision": state.revision,
             "splits": {s: self.counts(s) for s in SPLITS},
-            "source_rows": {s: state.rows[s] for s in source.splits},
+            "source_rows": state.rows,
             "empty_rows": state.empty,
+            "read": self.report(source),
             "vocab_size": codec.vocab_size,
             "dtype": codec.dtype.name,
             "end": codec.end,
@@ -262,11 +272,3 @@ class _Preparation:
         replace_file(self.partial / "manifest.json", json.dumps(manifest, indent=2).encode() + b"\n")
         (self.partial / "progress.json").unlink(missing_ok=True)
         os.replace(self.partial, self.folder)
-
-
-def rows_of(split: Any) -> int | None:
-    """How many rows a split has, where that is known before reading it."""
-    known = getattr(split, "num_rows", None)
-    if known is None and split.info.splits and split.split in split.info.splits:
-        known = split.info.splits[split.split].num_examples
-    return known or None

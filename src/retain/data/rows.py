@@ -1,4 +1,4 @@
-"""What a row of a dataset becomes: the bytes of its tokens, ready to be written."""
+"""What a row of a source becomes: the bytes of its tokens, ready to be written."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from retain.config import DataConfig
 from retain.data.batches import Kind
-from retain.data.hub import column_of, library
 from retain.data.images import events_vocabulary, levels_of, pixels_of, stored_image, to_events
 from retain.errors import UserError
 
@@ -22,10 +20,10 @@ BYTE_END = 0xFF
 
 @dataclass(frozen=True)
 class Codec:
-    """How rows become tokens. `encode` takes an Arrow array of rows and gives each row's tokens as bytes of
-    `dtype`, end symbol included; None where the row is empty."""
+    """How rows become tokens. `encode` takes rows, texts or stored images, and gives each row's tokens as bytes of
+    `dtype`, end symbol included; None where there is no text or image."""
 
-    encode: Callable[[Any], list[bytes | None]]
+    encode: Callable[[list[Any]], list[bytes | None]]
     vocab_size: int
     dtype: np.dtype[Any]
     kind: Kind
@@ -36,12 +34,9 @@ class Codec:
     """The tokenizer.json, where tokens are subwords."""
 
 
-def text_bytes(rows: Any) -> npt.NDArray[np.int64]:
-    """UTF-8 bytes of each row of an Arrow array of texts, its end counted as one; 0 for an empty row."""
-    import pyarrow.compute as pc
-
-    sizes = pc.binary_length(rows.cast("large_string")).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return sizes + (sizes > 0)
+def text_bytes(rows: list[str | None]) -> list[int]:
+    """UTF-8 bytes of each text, its end counted as one; 0 where there is none."""
+    return [0 if text is None else len(text.encode()) + 1 for text in rows]
 
 
 def codec_of(config: DataConfig) -> Codec:
@@ -52,22 +47,10 @@ def codec_of(config: DataConfig) -> Codec:
         return _subwords(config)
     end = bytes([BYTE_END])
 
-    def encode(rows: Any) -> list[bytes | None]:
-        return [text.encode() + end if text else None for text in _texts(rows, config)]
+    def encode(rows: list[str | None]) -> list[bytes | None]:
+        return [None if text is None else text.encode() + end for text in rows]
 
     return Codec(encode, 256, np.dtype(np.uint8), "text", BYTE_END)
-
-
-def _texts(rows: Any, config: DataConfig) -> list[str | None]:
-    import pyarrow as pa
-
-    kind = rows.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
-        raise UserError(
-            f"data.column: {column_of(config)!r} of {config.path!r} holds {kind}, not text; "
-            "name a column of text with --text-column"
-        )
-    return rows.to_pylist()
 
 
 def _subwords(config: DataConfig) -> Codec:
@@ -91,36 +74,21 @@ def _subwords(config: DataConfig) -> Codec:
     end = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
     dtype = np.min_scalar_type(end)
 
-    def encode(rows: Any) -> list[bytes | None]:
-        texts = _texts(rows, config)
-        found = iter(tokenizer.encode_batch([t for t in texts if t], add_special_tokens=False))
-        return [np.array([*next(found).ids, end], dtype).tobytes() if t else None for t in texts]
+    def encode(rows: list[str | None]) -> list[bytes | None]:
+        found = iter(tokenizer.encode_batch([text for text in rows if text is not None], add_special_tokens=False))
+        return [None if text is None else np.array([*next(found).ids, end], dtype).tobytes() for text in rows]
 
     return Codec(encode, end + 1, dtype, "tokens", end, tokenizer=content)
 
 
 def _images(config: DataConfig) -> Codec:
-    library()  # says what to install where it is missing
-    import pyarrow as pa
-
-    def stored(rows: Any) -> list[Any]:
-        kind = rows.type
-        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-            return [None if row is None else {"bytes": row} for row in rows.to_pylist()]
-        if not (pa.types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}):
-            raise UserError(
-                f"data.column: {column_of(config)!r} of {config.path!r} holds {kind}, not images; "
-                "name a column of images with --image-column"
-            )
-        return rows.to_pylist()
-
     def pixels(row: Any) -> Any:
         empty = row is None or not (row.get("bytes") or row.get("path"))
         return None if empty else pixels_of(stored_image(row, config.path or ""), config)
 
     if not config.events:
         return Codec(
-            lambda rows: [None if (p := pixels(r)) is None else p.tobytes() for r in stored(rows)],
+            lambda rows: [None if (p := pixels(r)) is None else p.tobytes() for r in rows],
             levels_of(config),
             np.dtype(np.uint8),
             "image",
@@ -129,9 +97,7 @@ def _images(config: DataConfig) -> Codec:
     vocab_size = events_vocabulary(config)
     dtype = np.min_scalar_type(vocab_size - 1)
 
-    def events(rows: Any) -> list[bytes | None]:
-        return [
-            None if (p := pixels(r)) is None else to_events(p, config).astype(dtype).tobytes() for r in stored(rows)
-        ]
+    def events(rows: list[Any]) -> list[bytes | None]:
+        return [None if (p := pixels(r)) is None else to_events(p, config).astype(dtype).tobytes() for r in rows]
 
     return Codec(events, vocab_size, dtype, "tokens", vocab_size - 1)

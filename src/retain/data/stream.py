@@ -5,22 +5,19 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 
 from retain.config import DataConfig
 from retain.data.batches import IGNORE, SPLITS, Batch, Data, Ints, Split, to_batch
-from retain.data.hub import Source, open_source, tables
-from retain.data.prepare import split_of_row
+from retain.data.prepare import open_source, split_of_row
 from retain.data.rows import codec_of
+from retain.data.source import Piece, Rows, Source
 from retain.errors import UserError
 
 log = logging.getLogger("retain")
 
-SHUFFLED = 1000
-"""Rows from which the next is drawn; Hugging Face's shuffle also reads the source's files in random order."""
 HELD_OUT = 512
 """Sequences of validation and of test that are kept in memory."""
 LOOKED_AT = 200_000
@@ -60,6 +57,7 @@ class StreamedData(Data):
             "path": config.path,
             "revision": source.revision,
             "streamed": True,
+            "read": source.read,
             "held_out_sequences": {split: len(self.held_out[split]["tokens"]) for split in SPLITS},
             "sha256": self._checksum(),
         }
@@ -90,8 +88,9 @@ class StreamedData(Data):
         return {name: values[torch.from_numpy(index)] for name, values in self.held_out[split].items()}
 
     def _hold(self, source: Source, split: Split) -> Batch:
-        given: Split = split if split in source.splits else "train"
-        windows = self._windows(self._rows(source.splits[given], given, split, set(source.splits), LOOKED_AT))
+        pieces = [piece for piece in source.pieces if piece.split == split or split in piece.cut]
+        documents = (row for piece in pieces for row in self._rows(piece.read(), piece, split, LOOKED_AT))
+        windows = self._windows(documents)
         found = [window for _, window in zip(range(HELD_OUT), windows, strict=False)]
         if not found:
             raise UserError(f"data.split: {split} has none of the first {LOOKED_AT:,} rows; give it a larger part")
@@ -108,14 +107,12 @@ class StreamedData(Data):
         )
         return (sum(len(text.encode()) for text in decoded) + len(documents) - 1) / len(tokens)
 
-    def _rows(
-        self, dataset: Any, given: Split, wanted: Split, present: set[Split], limit: int | None = None
-    ) -> Iterator[Ints]:
-        """The tokens of the rows of the source's split `given` that belong to the split `wanted`."""
+    def _rows(self, read: Rows, piece: Piece, wanted: Split, limit: int | None = None) -> Iterator[Ints]:
+        """The tokens of the rows that are read of a piece and belong to the split `wanted`."""
         looked = 0
-        for rows in tables(dataset, self.config):
+        for rows in read:
             for row in self.codec.encode(rows):
-                if row is not None and split_of_row(row, given, present, self.config.split) == wanted:
+                if row is not None and split_of_row(row, piece, self.config.split) == wanted:
                     yield np.frombuffer(row, self.codec.dtype).astype(np.int64)
             looked += len(rows)
             if limit is not None and looked >= limit:
@@ -125,11 +122,12 @@ class StreamedData(Data):
         epoch = 0
         while True:
             order = int(np.random.SeedSequence(seed, spawn_key=(rank, epoch)).generate_state(1)[0])
-            train = self.source.splits["train"].shuffle(seed=order, buffer_size=SHUFFLED)
             count = 0
-            for row in self._rows(train, "train", "train", set(self.source.splits)):
-                count += 1
-                yield row
+            for piece in self.source.pieces:
+                if piece.split == "train":
+                    for row in self._rows(piece.shuffled(order), piece, "train"):
+                        count += 1
+                        yield row
             if not count:
                 raise UserError(f"data.path: {self.config.path!r} holds nothing to learn")
             epoch += 1
@@ -156,9 +154,9 @@ class StreamedData(Data):
 
 
 def _batch(windows: list[Ints], seq_len: int) -> Batch:
-    padded = np.full((len(windows), seq_len + 1), IGNORE)
+    padded = np.zeros((len(windows), seq_len + 1), np.int64)
+    real = np.zeros(padded.shape, bool)
     for i, window in enumerate(windows):
         padded[i, : len(window)] = window
-    batch = to_batch(padded)
-    batch["tokens"].clamp_(min=0)
-    return batch
+        real[i, : len(window)] = True
+    return to_batch(padded, real)

@@ -1,19 +1,23 @@
-"""Tokens that a tokenizer.json makes of text: prompts, and what is sampled as it comes."""
+"""Tokens that a tokenizer.json makes of text: prompts, and the text of what is sampled, as it comes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from retain.errors import UserError
+
+UNFINISHED = 32
+"""Subwords that are waited for until a character ends. It has four bytes at most: if it does not end, it is none."""
 
 
 def read_prompt(tokenizer: Any, text: str) -> list[int]:
     """A prompt as subwords. Raises UserError for a character that the vocabulary lacks."""
     try:
         encoded = tokenizer.encode(text, add_special_tokens=False)
-    except Exception as error:  # the library raises no other
-        raise UserError(f"prompt: {text!r} is not in the tokenizer's vocabulary ({error})") from None
+    except Exception as error:
+        if type(error) is not Exception:  # the library raises no other
+            raise
+        raise UserError(f"prompt: {text[:40]!r} is not in the tokenizer's vocabulary ({error})") from None
     known = {place for start, end in encoded.offsets for place in range(start, end)}
     for place, character in enumerate(text):
         if place not in known and not character.isspace():  # which some tokenizers leave out
@@ -21,19 +25,32 @@ def read_prompt(tokenizer: Any, text: str) -> list[int]:
     return list(encoded.ids)
 
 
-def token_writer(tokenizer: Any) -> Callable[[int], None]:
-    """Writes subwords to stdout as they come, each as soon as its characters are whole."""
-    from tokenizers.decoders import DecodeStream
+class Subwords:
+    """The text of subwords that follow `before`, as they come, at constant memory: together what the tokenizer
+    decodes of all of them.
 
-    stream = DecodeStream(skip_special_tokens=False)
+    The last piece of text is decoded again with every next one, since a tokenizer decodes the first word otherwise
+    than those after it. (The library's DecodeStream raises for some bytes that are no UTF-8, and keeps all others.)
+    """
 
-    def write(token: int) -> None:
-        nonlocal stream
-        try:
-            text = stream.step(tokenizer, token)
-        except Exception:  # bytes that are no UTF-8, after which the library's stream is of no more use
-            stream = DecodeStream(skip_special_tokens=False)
-            text = stream.step(tokenizer, token)
-        print(text or "", end="", flush=True)
+    def __init__(self, tokenizer: Any, before: list[int]) -> None:
+        self.tokenizer, self.last, self.next = tokenizer, before, list[int]()
+        self.known = self.decode(before)
 
-    return write
+    def decode(self, tokens: list[int]) -> str:
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=False)
+        return text
+
+    def read(self, token: int) -> str:
+        """The text that ends with this subword; "" within a character."""
+        self.next.append(token)
+        text = self.decode(self.last + self.next)
+        if (len(text) <= len(self.known) or text.endswith("�")) and len(self.next) < UNFINISHED:
+            return ""
+        piece = text[len(self.known) :]
+        self.last, self.next, self.known = self.next, [], self.decode(self.next)
+        return piece
+
+    def rest(self) -> str:
+        """The whole characters that were held back for one that did not end."""
+        return self.decode(self.last + self.next)[len(self.known) :].rstrip("�")

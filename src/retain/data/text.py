@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import json
 import os
 import sysconfig
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +16,17 @@ import numpy as np
 import numpy.typing as npt
 
 from retain.config import DataConfig
-from retain.data.batches import SPLITS, Data, RowsData, Split, StreamData, cuts
+from retain.data.batches import SPLITS, Data, RowsData, Split, Stream, StreamData, cuts
+from retain.data.file_array import HELD, FileArray
+from retain.data.files import NOT_TEXT, cannot_be_read, kind_by_name, unpacked, walk
+from retain.data.scan import split_by_names
 from retain.errors import UserError
 
 LEFT_OUT = {
     *("test", "tests", "idlelib", "encodings", "pydoc_data", "lib2to3", "turtledemo", "ensurepip"),
     *("site-packages", "dist-packages", "__pycache__"),
 }
-WHOLE = 64 * 2**20
+WHOLE = HELD
 """Files up to this many bytes are checked whole; larger ones by SAMPLES blocks."""
 BLOCK = 2**16
 SAMPLES = 256
@@ -73,48 +79,125 @@ def split_of(path: str) -> Split:
 
 
 def load_text(config: DataConfig, whole: bool = False) -> StreamData:
-    """A UTF-8 text file as bytes, memory-mapped and cut into three consecutive parts; or `whole`, as the split "all".
+    """A UTF-8 text file as bytes, cut into three consecutive parts; or `whole`, as the split "all".
 
-    Up to 64 MiB the whole file is checked and info has its `sha256`. Of a larger one 256 evenly spaced blocks of
-    64 KiB are checked, and info has `sha256_of_samples`, the SHA-256 of its size and those blocks, instead.
+    A compressed file is unpacked. Up to 64 MiB the text is held in memory, checked whole, and info has its `sha256`.
+    A larger one is read as it is needed; 256 evenly spaced blocks of 64 KiB are checked, and info has
+    `sha256_of_samples`, the SHA-256 of its size and those blocks, instead.
     Raises UserError for a file that is missing, empty, too short or not UTF-8.
     """
     path = checked_path(config, "a UTF-8 text file")
+    file = unpacked(path)
     try:
-        info: dict[str, Any] = {"name": "text", "path": str(path)} | checksum_of(path, text=True)
-        stream = np.memmap(path, dtype=np.uint8, mode="r")
+        info: dict[str, Any] = {"name": "text", "path": str(path)} | checksum_of(file, text=True)
+        size = file.stat().st_size
+        stream: Stream = np.fromfile(file, np.uint8) if size <= HELD else FileArray(file, np.uint8, (size,))
     except OSError as error:
-        raise UserError(f"data.path: {str(path)!r} cannot be read ({error.strerror}); check its permissions") from None
+        raise cannot_be_read(path, error) from None
     streams = split_stream(stream, config, whole)
     info["bytes"] = {split: len(part) for split, part in streams.items()}
     return StreamData(streams, vocab_size=256, seq_len=config.seq_len, kind="text", info=info)
 
 
 def load_npy(config: DataConfig, whole: bool = False) -> Data:
-    """Tokens from a .npy file, memory-mapped: 1-D is a stream cut in three, 2-D one sequence per row; `whole` is "all".
+    """Tokens from a .npy file: 1-D is a stream cut in three, 2-D one sequence per row; `whole` is "all".
 
-    Rows go to the splits by a fixed permutation. The file is scanned once, in blocks, for its range; its checksum
-    is as for `load_text`. Raises UserError for anything but non-negative integers below the vocabulary size.
+    A folder of them is one stream after the other, or all their rows; if every file is named after a split, they are
+    these splits. Rows go to the splits by a fixed permutation. data.ignore is the number that fills up short rows.
+    Files are scanned once, in blocks, for their range; checksum and memory are as for `load_text`.
+    Raises UserError for anything but non-negative integers below the vocabulary size.
     """
+    path = Path(config.path or "").expanduser()
+    if path.is_dir():
+        return load_npy_folder(config, path, whole)
     path = checked_path(config, "a .npy file of integers")
-    try:
-        tokens = open_npy(path)
-        vocab_size = vocabulary_of(path, tokens, config.vocab_size)
-        info: dict[str, Any] = {"name": "npy", "path": str(path)} | checksum_of(path, text=False)
-    except OSError as error:
-        raise UserError(f"data.path: {str(path)!r} cannot be read ({error.strerror}); check its permissions") from None
-    if tokens.ndim == 2:
-        return RowsData(
-            tokens,
-            fractions=None if whole else config.split,
-            vocab_size=vocab_size,
-            seq_len=config.seq_len,
-            kind="tokens",
-            info=info,
+    tokens, vocab_size, checksum = read_npy(path, config)
+    info: dict[str, Any] = {"name": "npy", "path": str(path)} | checksum
+    return _of_arrays([tokens], config, whole, vocab_size, info)
+
+
+def load_npy_folder(config: DataConfig, path: Path, whole: bool) -> Data:
+    """All .npy files of a folder; what else lies in it is skipped by name."""
+    arrays, skipped = [], {}
+    for name, file in walk(path):
+        if kind_by_name(name) == "array" and file.is_file():
+            arrays.append((name, file))
+        else:
+            skipped[name] = "no .npy file"
+    if not arrays:
+        raise UserError(f"data.path: {str(path)!r} holds no .npy file; give one, or a folder of them")
+    read = [read_npy(file, config) for _, file in arrays]
+    vocab_size = max(size for _, size, _ in read)
+    checksum = hashlib.sha256(json.dumps([found for *_, found in read]).encode()).hexdigest()
+    names = split_by_names([name for name, _ in arrays])
+    info: dict[str, Any] = {
+        "name": "npy",
+        "path": str(path),
+        "sha256_of_files": checksum,
+        "read": {
+            "files": len(arrays),
+            "documents": len(arrays),
+            "what": "array",
+            "missing": 0,
+            "split_by_name": names is not None,
+            "skipped": skipped,
+        },
+    }
+    tokens = [array for array, *_ in read]
+    if names is None or whole:
+        return _of_arrays(tokens, config, whole, vocab_size, info)
+    if any(len(array.shape) == 2 for array in tokens) or set(names) != set(SPLITS):
+        raise UserError(
+            f"data.path: {str(path)!r} has files of the splits {', '.join(sorted(set(names)))}; for streams (N,) give "
+            "train, validation and test, or call the files otherwise and have them cut"
         )
-    streams = split_stream(tokens, config, whole)
+    streams = {split: joined([t for t, name in zip(tokens, names, strict=True) if name == split]) for split in SPLITS}
+    return _streams(streams, config, vocab_size, info)
+
+
+def _of_arrays(
+    arrays: list[npt.NDArray[Any] | FileArray], config: DataConfig, whole: bool, vocab_size: int, info: dict[str, Any]
+) -> Data:
+    if {len(array.shape) for array in arrays} == {1}:
+        return _streams(split_stream(joined(arrays), config, whole), config, vocab_size, info)
+    if len({array.shape[1:] for array in arrays}) > 1:
+        shapes = ", ".join(str(shape) for shape in sorted({array.shape[1:] for array in arrays}))
+        raise UserError(f"data.path: {config.path!r} holds arrays of several shapes, rows of {shapes}; give one shape")
+    return RowsData(
+        joined(arrays),
+        fractions=None if whole else config.split,
+        vocab_size=vocab_size,
+        seq_len=config.seq_len,
+        kind="tokens",
+        info=info,
+        ignore=config.ignore,
+    )
+
+
+def _streams(streams: dict[Split, Stream], config: DataConfig, vocab_size: int, info: dict[str, Any]) -> StreamData:
+    if config.ignore is not None:
+        raise UserError(f"data.ignore: {config.ignore} fills up rows (N, L), and this is a stream (N,); leave it out")
     info["tokens"] = {split: len(stream) for split, stream in streams.items()}
     return StreamData(streams, vocab_size=vocab_size, seq_len=config.seq_len, kind="tokens", info=info)
+
+
+def joined(arrays: list[Stream]) -> Stream:
+    """Several arrays as one; a large one alone stays in its file."""
+    if len(arrays) == 1:
+        return arrays[0]
+    held = [array.all() if isinstance(array, FileArray) else array for array in arrays]
+    return np.concatenate(held)
+
+
+def read_npy(path: Path, config: DataConfig) -> tuple[Stream, int, dict[str, str]]:
+    """The array of a .npy file, its vocabulary size and its checksum."""
+    file = unpacked(path)
+    try:
+        tokens = open_npy(file)
+        vocab_size = vocabulary_of(path, tokens, config)
+        return tokens, vocab_size, checksum_of(file, text=False)
+    except OSError as error:
+        raise cannot_be_read(path, error) from None
 
 
 def checked_path(config: DataConfig, wanted: str) -> Path:
@@ -130,12 +213,16 @@ def checked_path(config: DataConfig, wanted: str) -> Path:
     return path
 
 
-def split_stream(stream: npt.NDArray[Any], config: DataConfig, whole: bool = False) -> dict[Split, npt.NDArray[Any]]:
+def split_stream(stream: Stream, config: DataConfig, whole: bool = False) -> dict[Split, Stream]:
     """Three consecutive views of a stream, or all of it."""
     if whole:
         return {"all": stream}
-    first, second = cuts(len(stream), config.split)
-    return {"train": stream[:first], "validation": stream[first:second], "test": stream[second:]}
+    ends = [0, *cuts(len(stream), config.split), len(stream)]
+
+    def part(start: int, stop: int) -> Stream:
+        return stream.part(start, stop) if isinstance(stream, FileArray) else stream[start:stop]
+
+    return {split: part(*between) for split, between in zip(SPLITS, pairwise(ends), strict=True)}
 
 
 def sample_offsets(size: int) -> list[int]:
@@ -161,12 +248,10 @@ def checksum_of(path: Path, *, text: bool) -> dict[str, str]:
 
 def check_utf8(block: bytes, offset: int, size: int, path: Path) -> None:
     """Raise UserError if a block of a file is not UTF-8; the characters its edges cut are let pass."""
-    remedy = (
-        "give a UTF-8 text file, or train on its bytes as they are: numpy.save('bytes.npy', numpy.fromfile(PATH, "
-        "'uint8')), --data bytes.npy --data.vocab-size 256"
-    )
     if (place := block.find(b"\0")) >= 0:
-        raise UserError(f"data.path: {str(path)!r} holds a NUL byte at {offset + place}, it is not text; {remedy}")
+        raise UserError(
+            f"data.path: {str(path)!r} holds a NUL byte at {offset + place}, it is not text; {remedy_of(path, block)}"
+        )
     start = 0
     while offset and start < min(3, len(block)) and block[start] & 0xC0 == 0x80:
         start += 1
@@ -176,21 +261,44 @@ def check_utf8(block: bytes, offset: int, size: int, path: Path) -> None:
         if error.reason == "unexpected end of data" and offset + len(block) < size:
             return
         place = offset + start + error.start
-        raise UserError(f"data.path: {str(path)!r} is not UTF-8 at byte {place}; {remedy}") from None
+        raise UserError(f"data.path: {str(path)!r} is not UTF-8 at byte {place}; {remedy_of(path, block)}") from None
 
 
-def open_npy(path: Path) -> npt.NDArray[Any]:
-    """The array of a .npy file, memory-mapped. Raises UserError unless it is 1-D or 2-D, of integers, not empty."""
+def remedy_of(path: Path, block: bytes) -> str:
+    """What to do with a file that is not text."""
+    quoted = repr(str(path))
+    if path.suffix == ".bin":
+        return (
+            "if these are tokens of two bytes (nanoGPT's), run numpy.save('tokens.npy', "
+            f"numpy.fromfile({quoted}, 'uint16')) and give --data tokens.npy"
+        )
+    if path.suffix == ".npz":
+        return f"run numpy.save('tokens.npy', numpy.load({quoted})['NAME']) and give --data tokens.npy"
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return f"convert it: iconv -f UTF-16 -t UTF-8 {path.name}"
+    if what := next((what for magic, what in NOT_TEXT if start.startswith(magic)), None):
+        return f"it is {what}"
+    return (
+        f"convert it to UTF-8 (iconv -f latin1 -t UTF-8 {path.name}), or train on its bytes as they are: "
+        "numpy.save('bytes.npy', numpy.fromfile(PATH, 'uint8')), --data bytes.npy --data.vocab-size 256"
+    )
+
+
+def open_npy(path: Path) -> Stream:
+    """The array of a .npy file. Raises UserError unless it is 1-D or 2-D, of integers, not empty."""
     with path.open("rb") as file:
         is_npy = file.read(6) == b"\x93NUMPY"
     if not is_npy:
         raise UserError(f"data.path: {str(path)!r} is not a .npy file; write one array of integers with numpy.save")
+    small = path.stat().st_size <= HELD
     try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: npt.NDArray[Any] = np.load(path, mmap_mode=None if small else "r", allow_pickle=False)
     except OSError:
         raise
     except Exception as error:  # a damaged header may raise anything, as far as tokenize.TokenError
-        if "Python objects" in str(error):
+        if "Python objects" in str(error) or "Object arrays" in str(error):
             raise UserError(
                 f"data.path: {str(path)!r} holds pickled Python objects, which are never loaded; save integers"
             ) from None
@@ -201,28 +309,50 @@ def open_npy(path: Path) -> npt.NDArray[Any]:
         raise UserError(f"data.path: {str(path)!r} has {array.ndim} dimensions; save a stream (N,) or rows (N, L)")
     if array.size == 0:
         raise UserError(f"data.path: {str(path)!r} is empty; give a .npy file of integers")
-    return array
+    if not isinstance(array, np.memmap):
+        return array
+    if not array.flags.c_contiguous:
+        return np.array(array)
+    return FileArray(path, array.dtype, array.shape, int(array.offset))
 
 
-def integers_of(path: Path, array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """The integers of a .npy file in blocks, in the file's order.
+def blocks_of(array: Stream, rows: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """An array in blocks of so many elements or rows, each with the number of its first."""
+    for start in range(0, len(array), rows):
+        stop = min(len(array), start + rows)
+        index = np.arange(start, stop)
+        if not isinstance(array, FileArray):
+            yield start, array[start:stop]
+        elif len(array.shape) == 2:
+            yield start, array.rows(index)
+        else:
+            yield start, array.part(start, stop).all()
 
-    Read, not mapped, so that scanning a large file does not fill the process's memory with its pages.
+
+def vocabulary_of(path: Path, array: Stream, config: DataConfig) -> int:
+    """data.vocab_size, or one more than the largest token. Raises UserError for a token outside it.
+
+    data.ignore is no token; it may only stand at the end of a row.
     """
-    assert isinstance(array, np.memmap)
-    with path.open("rb") as file:
-        file.seek(array.offset)
-        while len(block := np.fromfile(file, dtype=array.dtype, count=2**20)):
-            yield block
-
-
-def vocabulary_of(path: Path, array: npt.NDArray[Any], vocab_size: int | None) -> int:
-    """`vocab_size`, or one more than the largest token. Raises UserError for a token outside it."""
     smallest, largest = 0, 0
-    for block in integers_of(path, array):
+    for start, block in blocks_of(array, max(1, 2**20 // (array.shape[1] if len(array.shape) == 2 else 1))):
+        if config.ignore is not None:
+            padding = block == config.ignore
+            if block.ndim == 2 and (wrong := (padding[:, :-1] & ~padding[:, 1:]).any(1)).any():
+                raise UserError(
+                    f"data.ignore: row {start + int(wrong.argmax())} of {str(path)!r} has {config.ignore} before a "
+                    "token; fill up rows at their end"
+                )
+            block = block[~padding]
+            if not block.size:
+                continue
         smallest, largest = min(smallest, int(block.min())), max(largest, int(block.max()))
     if smallest < 0:
-        raise UserError(f"data.path: {str(path)!r} holds the token {smallest}; tokens must not be negative")
+        raise UserError(
+            f"data.path: {str(path)!r} holds the token {smallest}; tokens must not be negative (give --data.ignore "
+            f"{smallest} if it fills up rows)"
+        )
+    vocab_size = config.vocab_size
     if vocab_size is not None and largest >= vocab_size:
         raise UserError(f"data.vocab_size: {vocab_size} is too small for token {largest}; set it to {largest + 1}")
     if vocab_size is None and largest >= LARGEST_VOCABULARY:

@@ -36,10 +36,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Te
     """Scaled dot-product attention, the one place where it is computed.
 
     q (..., Q, C), k and v (..., S, C); `mask` (broadcastable to ..., Q, S) is True where a query may look.
-    `causal` lets query i see keys 0 … i (Q = S). Returns (..., Q, C).
+    `causal` lets query i see keys 0 … i (Q = S); with a mask, too, those of them where it is True. Returns (..., Q, C).
     """
     if k.shape[-2] == 1 and mask is None:
         return v.expand_as(q)
+    if causal and mask is not None:  # not every way takes both
+        causal, mask = False, mask & mask.new_ones(q.shape[-2], k.shape[-2]).tril()
     # As measured on a CPU: one query is fastest as sums, compiled a few keys are; float32 is otherwise with SDPA at
     # every shape of SMT, bfloat16 is not: plain or in blocks, it takes a tenth to two thirds (docs/log.md). On a GPU
     # SDPA chooses among its kernels (cuDNN's on an H100, also with a mask). A rule, and no timing at run time: a run
@@ -81,7 +83,7 @@ def _masked(scores: Tensor, causal: bool, mask: Tensor | None) -> Tensor:
     # Added, which takes half the time that filling does. A softmax of bfloat16 computes in float32 inside.
     if causal:
         scores.add_(scores.new_full(scores.shape[-2:], -math.inf).triu_(1))
-    elif mask is not None:
+    if mask is not None:
         scores.add_(scores.new_zeros(mask.shape).masked_fill_(~mask, -math.inf))
     return scores
 

@@ -1,10 +1,11 @@
 """Cells f: the one-step update m_{t+1} = f(m_t, x_t).
 
 A cell is any `nn.Module` with `forward(memory, inputs) -> memory`: memory (N, K, D), inputs (N, D) the embedded
-token, each of the N by itself. Where memory is rms-normalised, the RNN normalises what the cell returns. A cell may
-also have `rollout(memory, inputs)`: the same over a sequence of inputs (N, T, D) → (N, T, K, D), only faster; `cuts`,
-whether its `rollout` takes a `cut` too (`RNN.rollout`), False where it is missing; and `depth`, how many layers one
-application is in the count of sequential steps (docs/compare.md), 1 where it is missing.
+token, each of the N by itself; ours raise UserError if the two Ns differ. Where memory is rms-normalised, the RNN
+normalises what the cell returns. A cell may also have `rollout(memory, inputs)`: the same over a sequence of inputs
+(N, T, D) → (N, T, K, D), only faster; `cuts`, whether its `rollout` takes a `cut` too (`RNN.rollout`), False where it
+is missing; and `depth`, how many layers one application is in the count of sequential steps (docs/compare.md), 1 where
+it is missing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from retain.errors import UserError
 from retain.model.delta_cell import DeltaCell
 from retain.model.gated_rollout import gated_rollout
 from retain.model.layers import Norm, Transformer, product_dtype, squared_relu
+from retain.model.shapes import check_streams
 from retain.model.stretches import Cut
 
 REACH = 4.0
@@ -44,6 +46,7 @@ class MLPCell(nn.Module):
             nn.init.zeros_(self.out.bias)
 
     def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
+        check_streams(memory, inputs)
         x = squared_relu(self.from_memory(self.norm(memory.flatten(-2))) + _project(self, inputs, projected))
         for layer in self.layers:
             x = squared_relu(layer(x))
@@ -74,6 +77,7 @@ class GatedCell(nn.Module):
             self.out.bias[size:] = -1.0  # starts by keeping most of the memory
 
     def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
+        check_streams(memory, inputs)
         flat = memory.flatten(-2)
         mixed = self.from_memory(self.norm(flat)) + _project(self, inputs, projected)
         x, linear = mixed.split(self.split, -1)
@@ -89,6 +93,7 @@ class GatedCell(nn.Module):
 
     def rollout(self, memory: Tensor, inputs: Tensor, projected: bool = False, cut: Cut | None = None) -> Tensor:
         """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D). Only one layer can be cut."""
+        check_streams(memory, inputs)
         if self.layers:
             memories = []
             for x in inputs.unbind(1):
@@ -127,6 +132,7 @@ class TransformerCell(nn.Module):
                     nn.init.normal_(last.weight, std=(2 * config.layers * last.in_features) ** -0.5)
 
     def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
+        check_streams(memory, inputs)
         tokens = self.from_memory(memory) + self.positions
         x = torch.cat([tokens, _project(self, inputs, projected)[:, None]], 1)
         change = self.out(self.transformer(x, keep=slice(0, -1)))
@@ -162,6 +168,7 @@ class GRUCell(nn.Module):
 
     def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:
         """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D)."""
+        check_streams(memory, inputs)
         dtype = next(self.cell.parameters()).dtype
         state = (memory.flatten(1) / REACH)[None]
         with in_own_dtype(memory, self.cell):
@@ -185,6 +192,7 @@ class LSTMCell(nn.Module):
         self.cell = nn.LSTMCell(memory.width, memory.tokens * memory.width // 2)
 
     def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
+        check_streams(memory, inputs)
         dtype = self.cell.weight_hh.dtype
         h, c = (memory.flatten(1).to(dtype) / REACH).chunk(2, 1)
         with in_own_dtype(memory, self.cell):
@@ -196,6 +204,7 @@ class LSTMCell(nn.Module):
         `nn.LSTM` would tell h after each input, but c only after the last, and both are the memory. So this steps, with
         one product for all inputs beforehand and one per step.
         """
+        check_streams(memory, inputs)
         cell, states = self.cell, []
         h, c = (memory.flatten(1) / REACH).chunk(2, 1)
         projected = nn.functional.linear(inputs.transpose(0, 1), cell.weight_ih, cell.bias_ih + cell.bias_hh)

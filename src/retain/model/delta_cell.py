@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from retain.config import CellConfig, MemoryConfig
 from retain.model.delta_rollout import delta_rollout
 from retain.model.layers import Norm, product_dtype, squared_relu
+from retain.model.shapes import check_streams
 from retain.model.stretches import Cut
 
 LAST = 4
@@ -52,6 +53,7 @@ class DeltaCell(nn.Module):
 
     def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
         """memory (N, K, D), inputs (N, D), or (N, D / LAST) where `projected` → the next memory."""
+        check_streams(memory, inputs)
         x = (inputs if projected else self.from_input(inputs)).to(memory.dtype)
         last = torch.cat([x, memory[:, 1, : -x.shape[-1]]], -1)  # the newest first; the oldest makes way
         register, store = self.step(memory[:, 0], self.stored(memory), self.from_last(last))
@@ -79,6 +81,7 @@ class DeltaCell(nn.Module):
 
         What the last inputs say waits for no step: one product for all of them.
         """
+        check_streams(memory, inputs)
         x = (inputs if projected else self.from_input(inputs)).to(memory.dtype)
         before = memory[:, 1].unflatten(-1, (LAST, -1)).flip(1)[:, 1:]  # the oldest first
         windows = torch.cat([before, x], 1).unfold(1, LAST, 1).flip(-1)  # (B, T, D / LAST, LAST), the newest first

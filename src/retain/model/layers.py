@@ -273,7 +273,8 @@ class Block(nn.Module):
         first, end = ends(keep, x.shape[-2])
         if causal and (first, end) != (x.shape[-2] - 1, x.shape[-2]):  # the last looks everywhere
             positions = torch.arange(x.shape[-2], device=x.device)
-            mask = positions <= positions[keep, None]
+            before = positions <= positions[keep, None]
+            mask = before if mask is None else mask & before
         heads = attention(*(part.transpose(-2, -3) for part in (q, k, v)), mask=mask)
         return self.mix(x[..., keep, :], heads)
 
@@ -335,7 +336,7 @@ class MemoryNorm(nn.Module):
     rms: unit root mean square over D, as in the paper, for the teacher's memory and the cell's output alike.
     batch: zero mean, unit variance of each of the K x D dimensions over the batch and time of the teacher's
     memories (Ioffe & Szegedy 2015, no affine; running statistics outside training); the cell's output stays as
-    it is. Under `torch.distributed` the statistics are those of all processes.
+    it is. Under `torch.distributed` the statistics are those of all processes, whose batches are of one size.
     """
 
     mean: Tensor
@@ -356,10 +357,13 @@ class MemoryNorm(nn.Module):
             return rms(memory)
         if self.training:
             axes = tuple(range(memory.dim() - 2))
-            moments = torch.stack([memory.mean(axes), memory.square().mean(axes)])
+            mean = memory.mean(axes)
+            # Not the mean square less the squared mean: those cancel where memories lie far from 0.
+            variance = (memory - mean).square().mean(axes)
             if dist.is_initialized() and dist.get_world_size() > 1:
-                moments = _MeanOverProcesses.apply(moments)
-            mean, variance = moments[0], (moments[1] - moments[0].square()).clamp_min(0)
+                means, variances = _OfAllProcesses.apply(torch.stack([mean, variance])).unbind(1)
+                mean = means.mean(0)
+                variance = variances.mean(0) + (means - mean).square().mean(0)  # Chan, Golub & LeVeque 1979
             with torch.no_grad():
                 # A plain average at first, so that the statistics are usable from the first step on.
                 self.seen += 1
@@ -371,17 +375,17 @@ class MemoryNorm(nn.Module):
         return (memory - mean) * torch.rsqrt(variance + 1e-5)
 
 
-class _MeanOverProcesses(torch.autograd.Function):
-    """Mean of a tensor over all processes; the gradient is summed over them."""
+class _OfAllProcesses(torch.autograd.Function):
+    """A tensor of every process, stacked in the order of ranks; the gradient of each is summed over the processes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.clone()
-        dist.all_reduce(x)
-        return x / dist.get_world_size()
+        gathered = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, x.contiguous())
+        return torch.stack(gathered)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.clone()
         dist.all_reduce(grad)
-        return grad / dist.get_world_size()
+        return grad[dist.get_rank()]

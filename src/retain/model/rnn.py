@@ -13,6 +13,7 @@ from retain.errors import UserError
 from retain.model import graphs
 from retain.model.cells import PROJECTING, LSTMCell, build_cell, check_cell, rolls
 from retain.model.layers import at_least_float32, rms
+from retain.model.shapes import check_axes, check_memory_of
 from retain.model.stretches import Cut
 from retain.model.teacher import Readout, Teacher
 
@@ -76,7 +77,11 @@ class RNN(nn.Module):
         return nn.functional.embedding(tokens, at_least_float32(table)).to(table.dtype)
 
     def update(self, memory: Tensor, tokens: Tensor) -> Tensor:
-        """f: memory (..., K, D) and tokens (...) → the next memory, float32. All positions are independent."""
+        """f: memory (..., K, D) and tokens (...) → the next memory, float32. All positions are independent.
+
+        Raises UserError unless there is one memory for each token; so do all methods that read.
+        """
+        check_memory_of(memory, tokens.shape, self.m_0.shape)
         return self.advance(memory, self.inputs(tokens.flatten()))
 
     def advance(self, memory: Tensor, inputs: Tensor) -> Tensor:
@@ -88,6 +93,7 @@ class RNN(nn.Module):
 
     def step(self, token: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Read one token (B,) into memory (B, K, D) → logits (B, V) of what comes next, and the new memory."""
+        check_axes("token", token, "B")
         memory = self.update(memory, token)
         return at_least_float32(self.readout(memory)), memory
 
@@ -101,6 +107,8 @@ class RNN(nn.Module):
 
         `cut` = (first, every): no gradient flows back past token `first` < `every`, nor past each `every`-th after it.
         """
+        check_axes("tokens", tokens, "B, T")
+        check_memory_of(memory, tokens.shape[:1], self.m_0.shape)
         if cut is not None and not self.cuts:
             first, every = cut
             memories = []
@@ -135,6 +143,7 @@ class RNN(nn.Module):
 
     def forward(self, tokens: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Read tokens (B, T) from memory (B, K, D), m_0 by default → logits (B, T, V) after each, last memory."""
+        check_axes("tokens", tokens, "B, T")
         memory = self.init_memory(len(tokens)) if memory is None else memory
         memories = self.rollout(tokens, memory)
         logits = at_least_float32(self.readout(memories))

@@ -15,7 +15,7 @@ from retain.arguments import option_of
 from retain.config import RunConfig
 from retain.config_json import flatten, load_config, to_dict
 from retain.data import Data, load_data
-from retain.errors import CheckpointError, UserError
+from retain.errors import CheckpointError, UserError, explain
 from retain.report import analyses
 from retain.report.history import read_history
 from retain.report.samples import samples
@@ -44,8 +44,10 @@ def gather(path: Path, parts: tuple[str, ...] = PARTS) -> dict[str, Any]:
         except Exception as error:
             if os.environ.get("RETAIN_DEBUG"):
                 raise
-            log.debug("%s", what, exc_info=True)
-            notes.append(f"{what}: {' '.join(str(error).split()) or type(error).__name__}")
+            if (explained := explain(error)) is None:
+                log.error("report: %s failed; this is a defect of retain", what, exc_info=True)
+            said = explained[0] if explained else f"failed by a defect of retain, {type(error).__name__}: {error}"
+            notes.append(f"{what}: {' '.join(said.split())}")
             return None
 
     found: dict[str, Any] = {
@@ -101,7 +103,11 @@ def gather(path: Path, parts: tuple[str, ...] = PARTS) -> dict[str, Any]:
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
+    """What a file holds, None where there is none. Raises UserError where it is damaged."""
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error})") from None
 
 
 def _plain(value: Any) -> Any:
@@ -183,6 +189,6 @@ def command_of(config: RunConfig, path: Path) -> str:
         line += option_of(key, value)
     try:
         same = train_config(line[1:])[0] == config
-    except Exception:  # whatever the parser says of it, it is not a line to show
+    except UserError:  # whatever the parser says of it, it is not a line to show
         same = False
     return "retain " + shlex.join(line) if same else by_file

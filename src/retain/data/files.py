@@ -1,0 +1,176 @@
+"""Local files: which there are, what each is by its name, and their content, unpacked."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from retain.data.cache import cache_folder
+from retain.errors import UserError
+
+TABLES = {
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
+    ".parquet": "parquet",
+    **dict.fromkeys((".arrow", ".feather"), "arrow"),
+}
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".pbm", ".pnm")
+ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar")
+PACKED = (".gz", ".xz", ".zst", ".bz2")
+MAGIC = ((b"\x1f\x8b", "gz"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zst"))
+BLOCK = 2**20
+
+Kind = Literal["text", "table", "image", "array"]
+
+
+def walk(root: Path) -> Iterator[tuple[str, Path]]:
+    """Every file below a folder by its relative name, in order; hidden folders are not entered, links are followed.
+
+    A hidden file, a folder that is not entered and a broken link are given as they are, for `scan` to name.
+    """
+    seen = {root.resolve()}
+
+    def below(folder: Path) -> Iterator[Path]:
+        for path in sorted(folder.iterdir(), key=lambda p: p.name):
+            if not path.is_dir() or path.name.startswith(".") or path.resolve() in seen:
+                yield path
+            else:
+                seen.add(path.resolve())
+                yield from below(path)
+
+    for path in below(root):
+        yield path.relative_to(root).as_posix(), path
+
+
+def inner(name: str) -> str:
+    """A file's name without the ending of its compression, in lower case."""
+    name = name.lower()
+    return next((name.removesuffix(ending) for ending in PACKED if name.endswith(ending)), name)
+
+
+def kind_by_name(name: str) -> Kind | None:
+    """What a file is by its ending; None for any other, which is a text if its content is."""
+    ending = Path(inner(name)).suffix
+    if ending in TABLES:
+        return "table"
+    if ending in IMAGES:
+        return "image"
+    return "array" if ending == ".npy" else None
+
+
+def compression_of(path: Path) -> str | None:
+    """gz, xz, zst or bz2 by the first bytes, whatever the name; None for a file that is not compressed."""
+    with path.open("rb") as file:
+        start = file.read(10)
+    if re.match(rb"BZh[1-9]1AY&SY", start):
+        return "bz2"
+    return next((name for magic, name in MAGIC if start.startswith(magic)), None)
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """The content of a file, unpacked as it is read."""
+    openers: dict[str | None, Any] = {"gz": gzip.open, "xz": lzma.open, "bz2": bz2.open, "zst": _open_zst}
+    opened: BinaryIO = openers.get(compression_of(path), open)(path, "rb")
+    return opened
+
+
+def _open_zst(path: Path, mode: str) -> Any:
+    try:
+        import pyarrow
+    except ImportError:
+        raise UserError(
+            f"data.path: {str(path)!r} is zst, which needs pyarrow; run pip install 'retain[hub]'"
+        ) from None
+    return io.BufferedReader(pyarrow.CompressedInputStream(str(path), "zstd"))
+
+
+BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error)
+"""What reading a damaged compressed file raises."""
+
+
+def cannot_be_read(path: Path, error: Exception) -> UserError:
+    """The error of one line for a file that cannot be opened or unpacked."""
+    if isinstance(error, OSError) and error.strerror:
+        return UserError(f"data.path: {str(path)!r} cannot be read ({error.strerror}); check its permissions")
+    return UserError(f"data.path: {str(path)!r} cannot be unpacked ({error}); it is damaged, get it again")
+
+
+def unpacked(path: Path) -> Path:
+    """The file itself, or the content of a compressed one in the cache folder, written once."""
+    try:
+        if compression_of(path) is None:
+            return path
+        stat = path.stat()
+        key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:24]
+        target = cache_folder() / "unpacked" / key / Path(inner(path.name)).name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".tmp-{os.getpid()}")
+            with open_binary(path) as packed, partial.open("wb") as file:
+                while block := packed.read(BLOCK):
+                    file.write(block)
+            os.replace(partial, target)
+        return target
+    except BROKEN as error:
+        raise cannot_be_read(path, error) from None
+
+
+def text_of(path: Path) -> str:
+    """A whole text file, which `scan` has found to be UTF-8."""
+    try:
+        with open_binary(path) as file:
+            return file.read().decode("utf-8")
+    except BROKEN as error:
+        raise cannot_be_read(path, error) from None
+
+
+def read_through(path: Path, text: bool) -> tuple[str, int, str | None]:
+    """A file's SHA-256 and size, unpacked; with `text`, also why it is no text, or None if it is one."""
+    checksum, size, decoder = hashlib.sha256(), 0, codecs.getincrementaldecoder("utf-8")()
+    try:
+        with open_binary(path) as file:
+            while block := file.read(BLOCK):
+                if text and (why := _why_no_text(block, decoder, size)):
+                    return "", 0, why
+                checksum.update(block)
+                size += len(block)
+        if text and decoder.getstate()[0]:
+            return "", 0, "not UTF-8 at its end"
+    except BROKEN as error:
+        raise cannot_be_read(path, error) from None
+    return checksum.hexdigest(), size, None
+
+
+def _why_no_text(block: bytes, decoder: Any, offset: int) -> str | None:
+    if offset == 0:
+        for magic, what in NOT_TEXT:
+            if block.startswith(magic):
+                return what
+    if b"\0" in block:
+        return "not text"
+    kept = len(decoder.getstate()[0])  # of a character that the block before cut
+    try:
+        decoder.decode(block)
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 at byte {offset - kept + error.start}; convert it with iconv"
+    return None
+
+
+NOT_TEXT = (
+    (b"%PDF", "a PDF; extract its text"),
+    (codecs.BOM_UTF16_LE, "UTF-16; convert it to UTF-8"),
+    (codecs.BOM_UTF16_BE, "UTF-16; convert it to UTF-8"),
+    (b"\x93NUMPY", "an array of NumPy; name it .npy"),
+    (b"PK\x03\x04", "an archive; unpack it"),
+)
+"""Beginnings of files that are often taken for texts."""

@@ -1,0 +1,238 @@
+"""What of a local folder or file is read, in which split, and what is skipped and why."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from retain.data.files import ARCHIVES, TABLES, Kind, inner, kind_by_name, read_through, walk
+from retain.data.tables import has_column
+from retain.errors import UserError
+
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+DESCRIBES = {"readme", "license", "licence", "citation", "changelog", "dataset_info", "dataset_infos"}
+"""Files, without their ending, that describe the tables or images beside them."""
+CAPTIONS = (".txt", ".json", ".xml", ".caption")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file of a source: where it is, its name in the folder, what it is, and what decides its split."""
+
+    path: Path
+    name: str
+    kind: Kind
+    split: str | None = None
+    """The split that its name says, or that it was given; None of a table whose rows are shared out."""
+    digest: str = ""
+    weight: int = 1
+    """Bytes of a text; an image counts as 1."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The files of a source in the order in which they are read, what was skipped and why, and a note on splits."""
+
+    files: tuple[Found, ...]
+    skipped: dict[str, str]
+    by_name: bool
+    """Whether the files' own names say their splits."""
+
+
+def scan(path: Path, images: bool, column: str | None, fractions: tuple[float, float, float]) -> Scan:
+    """Look at every file of a folder, or at one file: what is read, in which split, and what is not and why.
+
+    A folder of images is read for its images alone. Else every text is a document; a table gives its rows if it has
+    the column, and one of text that has not is a document as any other text. Raises UserError for a folder without
+    anything to read, and for a file that cannot be read.
+    """
+    files, skipped = _look(path, images, column)
+    if not files:
+        named = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:5])
+        raise UserError(f"data.path: {str(path)!r} holds no data files" + (f" ({named})" if named else ""))
+    splits = split_by_names([file.name for file in files]) if path.is_dir() else None
+    if splits is not None:
+        files = [replace(file, split=split) for file, split in zip(files, splits, strict=True)]
+    present = {file.split for file in files if file.split}
+    wanted = {s: f for s, f in zip(("validation", "test"), fractions[1:], strict=True) if s not in present}
+    shared = [f for f in files if f.kind != "table" and f.split in (None, "train")]
+    given = share_out([(f.digest, f.weight) for f in shared], wanted)
+    by_file = {f.name: split for f, split in zip(shared, given, strict=True)}
+    files = [replace(f, split=by_file.get(f.name, f.split)) for f in files]
+    return Scan(tuple(files), skipped, splits is not None)
+
+
+def _look(path: Path, images: bool, column: str | None) -> tuple[list[Found], dict[str, str]]:
+    if not path.is_dir():
+        kind = kind_by_name(path.name)
+        if kind in ("table", "image"):
+            return [Found(path, path.name, kind)], {}
+        digest, size, why = read_through(path, text=True)
+        if why:
+            raise UserError(f"data.path: {str(path)!r} is {why}")
+        return [Found(path, path.name, "text", digest=digest, weight=size)], {}
+    named, skipped, real = [], {}, set()
+    for name, file in walk(path):
+        if why := _passed_over(file):
+            skipped[name] = why
+        elif file.resolve() in real:
+            skipped[name] = "a link to a file that is read already"
+        else:
+            real.add(file.resolve())
+            named.append((name, file, kind_by_name(name)))
+    pictures = {inner(name).rpartition(".")[0] for name, _, kind in named if kind == "image"}
+    tables = any(kind == "table" for *_, kind in named)
+    # Without any text beside them, tables are what the folder is for, and each must have the column.
+    only_tables = tables and all(
+        kind in ("table", "image", "array") or _describes(name) or Path(name).suffix.lower() in ARCHIVES
+        for name, _, kind in named
+    )
+    found: list[Found] = []
+    for name, file, kind in named:
+        if images and kind != "image" and (pictures or kind != "table"):
+            beside = inner(name).rpartition(".")[0] in pictures and Path(name).suffix.lower() in CAPTIONS
+            skipped[name] = "a caption" if beside else "not an image"
+        elif kind == "image" and images:
+            digest, _, _ = read_through(file, text=False)
+            found.append(Found(file, name, "image", digest=digest))
+        elif kind in ("image", "array"):
+            skipped[name] = "an image" if kind == "image" else "an array of numbers"
+        elif Path(name).suffix.lower() in ARCHIVES or ".tar." in name.lower():
+            skipped[name] = "an archive; unpack it"
+        elif tables and _describes(name):
+            skipped[name] = "describes the data"
+        elif file.stat().st_size == 0:
+            skipped[name] = "empty"
+        elif kind == "table" and (only_tables or images or _has_column(file, column)):
+            found.append(Found(file, name, "table"))
+        else:
+            digest, size, why = read_through(file, text=True)
+            if why or not size:
+                skipped[name] = why or "empty"
+            else:
+                found.append(Found(file, name, "text", digest=digest, weight=size))
+    if column is not None and not images and found and not any(f.kind == "table" for f in found):
+        raise UserError(f"data.column: no table with {column!r} is in {str(path)!r}; leave --text-column out for texts")
+    return found, skipped
+
+
+def _passed_over(path: Path) -> str | None:
+    if path.name.startswith("."):
+        return "hidden"
+    if path.name in ("Thumbs.db", "desktop.ini"):
+        return "of the system"
+    if path.is_dir():
+        return "a link to a folder that is read already"
+    if not path.exists():
+        return "a broken link"
+    return None if path.is_file() else "not a regular file"
+
+
+def _describes(name: str) -> bool:
+    return Path(inner(name)).name.partition(".")[0] in DESCRIBES
+
+
+def _has_column(path: Path, column: str | None) -> bool:
+    """Whether a table has the column of texts; one that cannot be read as its ending says has not.
+
+    Parquet and Arrow files are no texts whatever they hold: they count as having it, and say what they lack.
+    """
+    if TABLES[Path(inner(path.name)).suffix] in ("parquet", "arrow"):
+        return True
+    return has_column(path, column or "text")
+
+
+def holds(path: Path) -> Literal["npy", "documents", "images"]:
+    """What a folder is read as unless the user says: images where they are at least half, arrays where all are.
+
+    Captions beside images, and files that describe them, do not count.
+    """
+    names = [name for name, file in walk(path) if not _passed_over(file)]
+    kinds = {name: kind_by_name(name) for name in names}
+    pictures = {inner(name).rpartition(".")[0] for name, kind in kinds.items() if kind == "image"}
+    others = [
+        name
+        for name, kind in kinds.items()
+        if kind != "image"
+        and not _describes(name)
+        and inner(name).rpartition(".")[0] not in pictures
+        and Path(name).stem.lower() != "metadata"
+    ]
+    count = sum(kind == "image" for kind in kinds.values())
+    if count and count >= len(others):
+        return "images"
+    arrays = [name for name in others if kinds[name] == "array"]
+    return (
+        "npy"
+        if arrays and not any(kinds[name] == "table" for name in others) and 2 * len(arrays) > len(others)
+        else "documents"
+    )
+
+
+def split_by_names(names: list[str]) -> list[str] | None:
+    """The split of every file by its name or its folder's, if all are so named and there is a train; else None."""
+    splits = [_split_named(name) for name in names]
+    return [s for s in splits if s] if all(splits) and "train" in splits else None
+
+
+def _split_named(name: str) -> str | None:
+    *folders, file = Path(inner(name)).parts
+    for folder in folders:
+        if folder in SPLIT_NAMES:
+            return SPLIT_NAMES[folder]
+    words = re.split(r"[-_. \d]+", file)
+    found = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+    return found.pop() if len(found) == 1 else None
+
+
+def share_out(files: list[tuple[str, int]], wanted: dict[str, float]) -> list[str]:
+    """The split of each file (digest, weight): each of `wanted` gets about its fraction of the weight, at least a file.
+
+    Files go by their digests, whatever they are called, and files that are alike go together.
+    """
+    total = sum(weight for _, weight in files)
+    groups: dict[str, int] = {}
+    for digest, weight in files:
+        groups[digest] = groups.get(digest, 0) + weight
+    left = sorted(groups)
+    given: dict[str, str] = {}
+    for later, (split, fraction) in zip(reversed(range(len(wanted))), sorted(wanted.items()), strict=True):
+        goal, taken = fraction * total, 0
+        chosen: list[str] = []
+        for digest in left:
+            nearer = abs(goal - taken - groups[digest]) < abs(goal - taken)
+            if nearer and len(left) - len(chosen) > later + 1:  # one for train, too
+                chosen.append(digest)
+                taken += groups[digest]
+        if not chosen and len(left) > 1:
+            chosen = [min(left, key=lambda digest: groups[digest])]
+        given |= dict.fromkeys(chosen, split)
+        left = [digest for digest in left if digest not in given]
+    return [given.get(digest, "train") for digest, _ in files]
+
+
+def told(read: dict[str, Any]) -> str:
+    """What was read of a local source, in one line."""
+    skipped = read["skipped"]
+    line = f"read {_count(read['files'], 'file')}"
+    if read["documents"] is not None:  # not known of tables that are streamed
+        line += f", {_count(read['documents'], read['what'])}"
+    if read["missing"]:
+        line += f", {_count(read['missing'], 'row')} without one"
+    if read["split_by_name"]:
+        line += ", split by their names"
+    if skipped:
+        some = [f"{name} ({why})" for name, why in list(skipped.items())[:10]]
+        more = f", … and {len(skipped) - 10:,} more (data.json has all)" if len(skipped) > 10 else ""
+        line += f"; skipped: {', '.join(some)}{more}"
+    return line
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("s" if number != 1 else "")

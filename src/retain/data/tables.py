@@ -1,0 +1,294 @@
+"""Rows of one column of a CSV, TSV, JSON, JSON Lines, parquet or Arrow file, exactly as they are written.
+
+Nothing is guessed: a text that looks like a number, a date or a missing value stays the text that it is, and what is
+no text is refused by its place.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from retain.data.files import BROKEN, TABLES, cannot_be_read, inner, open_binary, unpacked
+from retain.errors import UserError
+
+ROWS = 1000
+"""Rows that are read at once; also as many as Arrow's own files have in one."""
+
+
+def rows_of(path: Path, column: str | None, images: bool = False) -> Iterator[list[Any]]:
+    """The values of a column, up to ROWS at a time: str, or None where a row has none.
+
+    `column` None is "text". With `images` ("image") they are as `datasets` stores images: {"bytes": …, "path": …}.
+    Raises UserError naming the file, the row or line, and what is wrong with it.
+    """
+    column = column or ("image" if images else "text")
+    with _one_line(path):
+        kind = TABLES[Path(inner(path.name)).suffix]
+        if kind in ("parquet", "arrow"):
+            for array in (_parquet if kind == "parquet" else _arrow)(path, column, images):
+                yield (images_of if images else texts_of)(array, column, str(path))
+            return
+        if images:
+            raise UserError(
+                f"data.column: a {kind} file holds no images, {str(path)!r} is one; give a folder of images, or parquet"
+            )
+        texts = _csv(path, column) if kind == "csv" else _json(path, column)
+        while some := list(islice(texts, ROWS)):
+            yield some
+
+
+def count_of(path: Path) -> int | None:
+    """How many rows a file has, where that is known without reading it."""
+    if TABLES[Path(inner(path.name)).suffix] != "parquet":
+        return None
+    with _one_line(path), _opened_parquet(path) as parquet:
+        return int(parquet.metadata.num_rows)
+
+
+def has_column(path: Path, column: str) -> bool:
+    """Whether a CSV or JSON file has the column; one that is not what its ending says has not."""
+    read = _csv if TABLES[Path(inner(path.name)).suffix] == "csv" else _json
+    try:
+        with _one_line(path):
+            next(read(path, column), None)
+    except UserError:
+        return False
+    return True
+
+
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """Say in one line what the system, an unpacker or pyarrow finds wrong with a file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except UnicodeDecodeError:
+        raise UserError(f"data.path: {str(path)!r} holds text that is not UTF-8; write it as UTF-8") from None
+    except Exception as error:
+        if not (isinstance(error, BROKEN) or type(error).__module__.startswith("pyarrow")):
+            raise
+        if isinstance(error, OSError) and error.strerror and not type(error).__module__.startswith("pyarrow"):
+            raise cannot_be_read(path, error) from None
+        said = " ".join(str(error).split())[:300].rstrip(". ")
+        raise UserError(f"data.path: {str(path)!r} cannot be read: {said}; check the file, or write it again") from None
+
+
+def missing_column(column: str, path: Path | str, columns: list[str], images: bool = False) -> UserError:
+    option = "--image-column" if images else "--text-column"
+    return UserError(
+        f"data.column: {column!r} is not in {str(path)!r}, which has {', '.join(columns)}; name one of them with "
+        f"{option}"
+    )
+
+
+def _not_text(column: str, path: Path, place: str, value: Any) -> UserError:
+    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}…"
+    return UserError(
+        f"data.column: {column!r} holds {shown}, not text, in {place} of {str(path)!r}; write it as a string, or name "
+        "another column with --text-column"
+    )
+
+
+# CSV and TSV
+
+
+def _fields(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV or TSV file, header first, each with the number of its first line.
+
+    Lines end in \\n or \\r\\n alone: a single \\r within a text that is not quoted is an error, not a new row.
+    """
+    delimiter = "\t" if Path(inner(path.name)).suffix == ".tsv" else ","
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the module's own limit cuts off at 128 KiB
+    with open_binary(path) as file:
+        number = 0
+
+        def lines() -> Iterator[str]:
+            nonlocal number
+            for number, line in enumerate(file, 1):
+                try:
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError:
+                    raise UserError(
+                        f"data.path: {str(path)!r} is not UTF-8 in line {number}; convert it with iconv"
+                    ) from None
+
+        reader, first = csv.reader(lines(), delimiter=delimiter, strict=True), 1
+        while True:
+            try:
+                row = next(reader, None)
+            except csv.Error as error:
+                raise UserError(
+                    f"data.path: {str(path)!r} is not right from line {first} on ({error}); quote texts that hold "
+                    "quotes or line ends"
+                ) from None
+            if row is None:
+                return
+            if row:  # a blank line is no row
+                yield first, row
+            first = number + 1
+
+
+def _csv(path: Path, column: str) -> Iterator[str]:
+    rows = _fields(path)
+    header = next(rows, (0, []))[1]
+    if column not in header:
+        raise missing_column(column, path, header)
+    if header.count(column) > 1:
+        raise UserError(f"data.column: {str(path)!r} has {header.count(column)} columns {column!r}; rename all but one")
+    at = header.index(column)
+    for line, row in rows:
+        if len(row) != len(header):
+            raise UserError(
+                f"data.path: line {line} of {str(path)!r} has {len(row)} fields and the header has {len(header)}; "
+                "quote texts that hold the separator"
+            )
+        yield row[at]
+
+
+# JSON and JSON Lines
+
+
+def _records(path: Path, column: str) -> Iterator[tuple[str, Any]]:
+    """What a JSON file holds, one by one, each with a name for its place.
+
+    A file whose first line is JSON and not its last is JSON Lines. Any other is one value: a list of records or of
+    texts, one record, or what pandas writes: {"column": [value, …]}, {"column": {"0": value, …}} or {"0": record, …}.
+    """
+    with open_binary(path) as file:
+        first = next((line for line in file if line.strip()), b"")
+        lines = _is_json(first) and any(line.strip() for line in file)
+    with open_binary(path) as file:
+        if lines:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield f"line {number}", _parsed(line, path, f"line {number} of ")
+            return
+        content = file.read()
+    whole = (_parsed(content, path) if content.strip() else []) or []
+    if isinstance(whole, dict) and isinstance(whole.get(column), list | dict):
+        values = whole[column]
+        whole = list(values.values()) if isinstance(values, dict) else values
+    elif isinstance(whole, dict) and column not in whole and whole:
+        inside = list(whole.values())
+        whole = inside if all(isinstance(record, dict) and column in record for record in inside) else [whole]
+    elif isinstance(whole, dict):
+        whole = [whole]
+    if not isinstance(whole, list):
+        raise UserError(f"data.path: {str(path)!r} holds one {type(whole).__name__}, no records; write a list of them")
+    yield from ((f"row {number}", row) for number, row in enumerate(whole, 1))
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parsed(content: bytes, path: Path, place: str = "") -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"data.path: {place}{str(path)!r} cannot be read as JSON ({error}); write it again") from None
+
+
+def _json(path: Path, column: str) -> Iterator[str | None]:
+    for number, (place, record) in enumerate(_records(path, column)):
+        value: Any = record
+        if isinstance(record, dict):
+            if number == 0 and column not in record:
+                raise missing_column(column, path, list(record))
+            value = record.get(column)
+        if not isinstance(value, str | None):
+            raise _not_text(column, path, place, value)
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"data.column: {column!r} holds half of a surrogate pair, which is no character, in {place} of "
+                f"{str(path)!r}; take it out"
+            ) from None
+        yield value
+
+
+# Parquet and Arrow
+
+
+def _arrow_library() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError("data: parquet and Arrow files need pyarrow; run pip install 'retain[hub]'") from None
+    return pyarrow
+
+
+@contextmanager
+def _opened_parquet(path: Path) -> Iterator[Any]:
+    pa = _arrow_library()
+    # Not mapped, and little at a time: a row group may be all of a file.
+    with unpacked(path).open("rb") as file, pa.parquet.ParquetFile(file, buffer_size=2**20, pre_buffer=False) as opened:
+        yield opened
+
+
+def _parquet(path: Path, column: str, images: bool) -> Iterator[Any]:
+    with _opened_parquet(path) as parquet:
+        names = parquet.schema_arrow.names
+        if column not in names:
+            raise missing_column(column, path, names, images)
+        for batch in parquet.iter_batches(ROWS, columns=[column]):
+            yield batch.column(0)
+
+
+def _arrow(path: Path, column: str, images: bool) -> Iterator[Any]:
+    pa = _arrow_library()
+    with pa.OSFile(str(unpacked(path))) as file:
+        is_file = file.read(6) == b"ARROW1"
+        file.seek(0)
+        opened = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
+        if column not in opened.schema.names:
+            raise missing_column(column, path, opened.schema.names, images)
+        batches = (opened.get_batch(i) for i in range(opened.num_record_batches)) if is_file else opened
+        for batch in batches:
+            for start in range(0, batch.num_rows, ROWS):
+                yield batch.column(batch.schema.get_field_index(column)).slice(start, ROWS)
+
+
+def texts_of(array: Any, column: str, path: str) -> list[str | None]:
+    """An Arrow array of texts, of any of Arrow's types for them, as Python's. Raises UserError for another type."""
+    import pyarrow as pa
+
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not any(getattr(pa.types, f"is_{name}")(kind) for name in ("string", "large_string", "string_view", "null")):
+        raise UserError(
+            f"data.column: {column!r} of {path!r} holds {kind}, not text; write it as strings, or name another column "
+            "with --text-column"
+        )
+    found: list[str | None] = array.to_pylist()
+    return found
+
+
+def images_of(array: Any, column: str, path: str) -> list[Any]:
+    """An Arrow array of images as `datasets` stores them, or of their bytes. Raises UserError for another type."""
+    import pyarrow as pa
+
+    kind = array.type
+    if any(getattr(pa.types, f"is_{name}")(kind) for name in ("binary", "large_binary", "binary_view")):
+        return [None if row is None else {"bytes": row} for row in array.to_pylist()]
+    if not (pa.types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}):
+        raise UserError(
+            f"data.column: {column!r} of {path!r} holds {kind}, not images; name a column of images with --image-column"
+        )
+    found: list[Any] = array.to_pylist()
+    return found

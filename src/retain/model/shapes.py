@@ -1,0 +1,34 @@
+"""What is asked of the shapes of tokens and memory: one memory for each stream."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retain.errors import UserError
+
+
+def check_streams(memory: Tensor, inputs: Tensor) -> None:
+    """Raises UserError unless memory (N, …) and inputs (N, …) have one N: else one stream would be read by all."""
+    if len(memory) != len(inputs):
+        raise UserError(_differ(len(memory), len(inputs)))
+
+
+def check_axes(name: str, tokens: Tensor, axes: str) -> None:
+    """Raises UserError unless tokens have as many axes as `axes` names, such as "B, T"."""
+    if tokens.dim() != axes.count(",") + 1:
+        raise UserError(f"{name}: {tuple(tokens.shape)} is the wrong shape; give ({axes})")
+
+
+def check_memory_of(memory: Tensor, streams: torch.Size, each: torch.Size) -> None:
+    """Raises UserError unless memory is one (K, D), the shape `each`, for each of the streams (...)."""
+    if memory.shape == (*streams, *each):
+        return
+    if memory.dim() < 3 or memory.shape[-2:] != each:
+        raise UserError(f"memory: {tuple(memory.shape)} is the wrong shape; give (B, {each[0]}, {each[1]})")
+    of_memory, of_tokens = (x[0] if len(x) == 1 else tuple(x) for x in (memory.shape[:-2], streams))
+    raise UserError(_differ(of_memory, of_tokens))
+
+
+def _differ(of_memory: object, of_tokens: object) -> str:
+    return f"memory: {of_memory} streams beside tokens of {of_tokens}; give one memory for each stream"
