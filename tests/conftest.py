@@ -58,16 +58,15 @@ def tiny(**changes):
     return RunConfig(**fields)
 
 
-frozen = 0
+def pytest_collection_modifyitems(items):
+    """Slow ones first, or one process would end with them and the other with nothing."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
 
 
 def pytest_runtest_setup():
-    """Training collects garbage after every phase: what is imported need not be looked through each time."""
-    global frozen
-    if len(sys.modules) > frozen + 50:
-        frozen = len(sys.modules)
-        gc.collect()
-        gc.freeze()
+    """Training collects garbage after every phase: what is there before a test need not be looked through each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
