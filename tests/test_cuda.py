@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from conftest import tiny
 from naive import attention as naive_attention
-from naive import batch, models, smt_config
+from naive import batch, models, padded, smt_config
 from retain.cli import main
 from retain.compiling import replay_parts
 from retain.config import CELLS, BPTTConfig, DataConfig, DMTConfig
@@ -188,7 +188,8 @@ def test_parts_that_are_replayed_are_those_that_are_launched(encoder):
 
 @pytest.mark.parametrize("encoder", ["window", "register", "state"])
 @pytest.mark.parametrize("phase", ["smt", "dmt", "dmt alone", "bptt"])
-def test_a_step_waits_for_the_device_once_at_most(encoder, phase):
+@pytest.mark.parametrize("data", [batch(4), padded()], ids=["whole", "padded"])
+def test_a_step_waits_for_the_device_once_at_most(encoder, phase, data):
     teacher, rnn = (m.float().to("cuda:0") for m in models(encoder, cell="gated"))
     make = {
         "smt": lambda: SMT(teacher, rnn, smt_config(unroll=2, on_policy=0.5, horizon=2, decodes_per_sequence=2), 2),
@@ -197,7 +198,7 @@ def test_a_step_waits_for_the_device_once_at_most(encoder, phase):
         "bptt": lambda: BPTT(rnn, BPTTConfig(truncate=2)),
     }
     objective = make[phase]()
-    there = {name: x.to("cuda:0") for name, x in batch(4).items()}
+    there = {name: x.to("cuda:0") for name, x in data.items()}
     torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
