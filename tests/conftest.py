@@ -1,6 +1,7 @@
 """A run so small that it trains in a second, and the data sets that stop it."""
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -54,6 +55,20 @@ def tiny(**changes):
         part, _, field = name.partition("__")
         fields[part] = dataclasses.replace(fields[part], **{field: value}) if field else value
     return RunConfig(**fields)
+
+
+def pytest_collection_finish():
+    """Training collects garbage after every phase: what is imported need not be looked through each time."""
+    import torch._dynamo  # noqa: F401 - training imports it
+
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch):
+    """Only a power cut shows whether a file was on the disk. `fstat` refuses what is no open file, as `fsync` does."""
+    monkeypatch.setattr(os, "fsync", os.fstat)
 
 
 @pytest.fixture(autouse=True)

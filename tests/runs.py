@@ -1,11 +1,14 @@
 """Training in tests: stopped or crashed where they say, and what two runs have in common."""
 
+import io
 import json
 import signal
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
 
+from retain import grid
 from retain.checkpoint import latest_checkpoint, load_files
 from retain.config import IGNORE
 from retain.data import load_data
@@ -76,6 +79,23 @@ def run(config, out, at=None, **more):
 
     with patch("retain.train.Prefetch", Watched):
         return train(config, out, progress_bar=False, **more)
+
+
+def grids_here(patch):
+    """Make `run_all` train in this process: importing torch takes longer than a tiny run. Returns who was started.
+
+    That a run's own process comes to the same is the matter of test_grid.py.
+    """
+    started = []
+
+    def start(config, folder, threads, split, lengths):
+        started.append(folder.name)
+        job = {"config": grid.to_dict(config), "folder": str(folder), "threads": threads}
+        grid._work(json.loads(json.dumps(job | {"split": split, "lengths": list(lengths)})))
+        return SimpleNamespace(poll=lambda: 0, returncode=0, stdin=io.StringIO()), io.StringIO()
+
+    patch.setattr(grid, "_start", start)
+    return started
 
 
 def stop_after(steps, accumulate=1, number=signal.SIGINT):

@@ -19,6 +19,7 @@ from retain.evaluate import evaluate
 from retain.grid import curve, run_all
 from retain.run import load_run
 from retain.tables import flattens, markdown, mean_and_deviation, plot, ranked
+from runs import grids_here
 
 # A whole comparison
 
@@ -29,7 +30,9 @@ SMALL = Comparison(config=BASE, methods=("smt", "gru"), seeds=2, lrs=("1", "1e6"
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("comparison") / "out"
-    return out, compare(SMALL, out, jobs=2)
+    with pytest.MonkeyPatch.context() as patch:
+        grids_here(patch)
+        return out, compare(SMALL, out, jobs=2)
 
 
 def test_runs_of_a_comparison(finished):
@@ -167,7 +170,8 @@ def test_a_best_rate_at_the_edge_of_what_was_tried_is_named(finished, chosen, ed
     assert ("a rate beyond may be better: gru.\n" in markdown(results)) == edge
 
 
-def test_weights_that_are_gone_before_they_were_scored_are_told_of(finished, tmp_path):
+def test_weights_that_are_gone_before_they_were_scored_are_told_of(finished, tmp_path, monkeypatch):
+    grids_here(monkeypatch)
     out = tmp_path / "copy"
     shutil.copytree(finished[0], out)
     run = next((out / "runs").glob("smt-*-seed1"))
@@ -202,6 +206,7 @@ def test_a_chance_far_below_all_curves_has_no_line(values, far):
 
 
 def test_only_what_is_missing_is_run_again(finished, tmp_path, monkeypatch):
+    grids_here(monkeypatch)
     out = tmp_path / "copy"
     shutil.copytree(finished[0], out)
     for path in [*out.rglob("*.safetensors"), *out.rglob("checkpoints")]:

@@ -13,7 +13,7 @@ from retain.data import load_data
 from retain.data.rows import codec_of
 from retain.presets import PRESETS
 from retain.run import build
-from runs import OWN_CELL
+from runs import OWN_CELL, grids_here
 
 
 @pytest.mark.parametrize("preset", [n for n in PRESETS if n != "text"])
@@ -60,7 +60,8 @@ def test_what_a_comparison_costs_is_said_first():
     assert said(lrs=("1",), seeds=1, budget="9steps") == "in all 4 runs of 9steps"
 
 
-def test_a_file_that_has_changed_is_another_comparison(tmp_path):
+def test_a_file_that_has_changed_is_another_comparison(tmp_path, monkeypatch):
+    grids_here(monkeypatch)
     (tmp_path / "book.txt").write_text("to be or not to be. " * 80)
     data = DataConfig(name="text", path=str(tmp_path / "book.txt"), seq_len=8)
     shared = {"config": tiny(data=data, budget="2steps", phases=("smt",)), "lrs": ("1",), "threads": 1}
@@ -72,8 +73,9 @@ def test_a_file_that_has_changed_is_another_comparison(tmp_path):
         compare(Comparison(methods=("bptt",), seeds=2, **shared), tmp_path / "out")
 
 
-def test_embedded_data_of_another_version_is_another_comparison(tmp_path):
+def test_embedded_data_of_another_version_is_another_comparison(tmp_path, monkeypatch):
     """As the library's source is, under another Python."""
+    grids_here(monkeypatch)
     shared = {"config": tiny(budget="2steps"), "methods": ("bptt",), "lrs": ("1",), "threads": 1}
     compare(Comparison(seeds=1, **shared), tmp_path / "out")
     (path,) = (tmp_path / "out/runs").glob("*/result.json")

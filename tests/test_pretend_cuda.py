@@ -29,7 +29,7 @@ def test_what_is_tested_on_cuda_passes_on_a_pretended_one(tmp_path):
             *(sys.executable, "-m", "pytest", "-q", "-p", "pretend_cuda", "-p", "no:cacheprovider"),
             *("-m", "not real_gpu", HERE / "test_cuda.py"),
         ],
-        env={**os.environ, "RETAIN_PRETEND_CUDA": str(library), "PYTHONPATH": str(HERE)},
+        env={**os.environ, "RETAIN_PRETEND_CUDA": str(library), "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
     )

@@ -1,6 +1,7 @@
 """`make results`: every line is a comparison that can be run, what is kept is not run again, pages keep their words."""
 
 import dataclasses
+import functools
 import json
 import shlex
 import shutil
@@ -14,6 +15,19 @@ from retain.config_json import from_dict, to_dict
 from retain.presets import PRESETS
 from retain.results import BEGIN, BY_NAME, END, STALE, comparisons, fingerprint, given, main, of_study, write
 from retain.studies import ABLATED, WITHOUT, ablation, ablation_table, credit, credit_table, slug
+from runs import grids_here
+
+_ablated = functools.cache(ablation)
+
+
+def ablated(quick=False):
+    """The ablation, made once for all tests: nobody changes a study, and no test the presets it is of."""
+    return _ablated(quick)
+
+
+@pytest.fixture(autouse=True)
+def ablation_once(monkeypatch):
+    monkeypatch.setitem(results.STUDIES, "ablation", ablated)
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -61,7 +75,7 @@ def test_the_lines_of_studies_are_what_is_run():
             )
             assert train_config(shlex.split(line))[0] == config
             assert from_dict(type(config), to_dict(config)) == config
-        study = ablation(quick)
+        study = ablated(quick)
         line = study.command.removeprefix("retain train ").partition(", and ")[0]
         for preset in ABLATED:
             words = line.replace("PRESET", preset).replace("SEED", "0")
@@ -73,7 +87,7 @@ def test_the_lines_of_studies_are_what_is_run():
 
 
 def test_every_recipe_of_the_ablation_takes_as_many_steps():
-    for config in ablation().runs.values():
+    for config in ablated().runs.values():
         assert config.budget == "600steps" and sum(b.amount for b in config.budgets()) == 600
 
 
@@ -82,7 +96,7 @@ def test_ablation_table_has_a_row_for_each_ingredient():
         names = ("bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift")
         return {"validation": dict.fromkeys(names, value)}
 
-    found = {name: run(0.5 + int(name[-1]) / 10) for name in ablation().runs}
+    found = {name: run(0.5 + int(name[-1]) / 10) for name in ablated().runs}
     for seed in range(3):
         found[f"stack-one-step-of-f-the-papers-seed{seed}"] = {"failed": "loss became nan"}
         if seed:
@@ -119,6 +133,7 @@ def test_credit_table_says_when_each_length_was_solved():
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    grids_here(monkeypatch)
     line = "retrieval --methods bptt --seeds 1 --budget 3steps --lrs 1 --jobs 1 --threads 1 --data.seq-len 8"
     line += " --cell.width 8 --teacher.width 16 --memory.width 16 --out runs/results/retrieval"
     monkeypatch.setattr(results, "comparisons", lambda quick: {"Tasks": {"other": line + "-2", "retrieval": line}})
@@ -196,8 +211,8 @@ def test_figures_of_a_study_hang_on_the_phases_it_runs():
 
     assert not changed(credit(), "dmt", lambda_dyn=3.0) and not changed(credit(), "smt", share=9)
     assert changed(credit(), "smt", lambda_dyn=3.0) and changed(credit(), "memory", tokens=9)
-    assert changed(ablation(), "dmt", lambda_dyn=3.0) and changed(ablation(), "smt", share=9)
-    assert not changed(ablation(), "bptt", lr=3.0)
+    assert changed(ablated(), "dmt", lambda_dyn=3.0) and changed(ablated(), "smt", share=9)
+    assert not changed(ablated(), "bptt", lr=3.0)
 
 
 def test_a_study_is_run_once_on_its_split_and_kept(small, tmp_path, monkeypatch):
@@ -211,10 +226,10 @@ def test_a_study_is_run_once_on_its_split_and_kept(small, tmp_path, monkeypatch)
     monkeypatch.setattr("retain.grid.run_all", run_all)
     main(["ablation"])
     main(["ablation"])
-    assert calls == [(len(ablation().runs), "runs/results/ablation", "validation")]
+    assert calls == [(len(ablated().runs), "runs/results/ablation", "validation")]
     assert "| as shipped | 0.500 ± 0.000 |" in (tmp_path / "docs/results.md").read_text()
     kept = json.loads((tmp_path / "docs/results/ablation.json").read_text())["results"]
-    assert kept.keys() == ablation().runs.keys() and not any("config" in r for r in kept.values())
+    assert kept.keys() == ablated().runs.keys() and not any("config" in r for r in kept.values())
 
 
 @pytest.mark.parametrize("module, marks", [(results, (BEGIN, END)), (figures, figures.MARKS)])

@@ -26,32 +26,18 @@ from retain.evaluate import evaluate
 from retain.run import load_run
 from retain.sweep import Sweep, check, run_sweep, runs_of, sweep_of, value_of
 from retain.sweep_results import budget_of, choose_levels, compression, markdown, place, plot_quality
-from runs import OWN_CELL
+from runs import OWN_CELL, grids_here
 from test_grid import locked, steps_of, wait_for
 
 BASE = tiny(budget="4steps", validate_every="2steps")
 
 
 SMALL = Sweep(config=BASE, vary={"memory.width": (4, 8), "cell.width": (8, 16)}, seeds=2)
-STARTED = []
-
-
-def run_here(runs, out, *, jobs, threads, split, say):
-    """`run_all` in this process: importing torch in a process of its own takes longer than such a run."""
-    for name, config in runs.items():
-        done = grid.read_result(out / name, config)
-        if done is None or split not in done:
-            STARTED.append(name)
-            job = {"config": grid.to_dict(config), "folder": str(out / name), "threads": 1}
-            grid._work(job | {"split": split, "lengths": []})
-    return {name: grid.read_result(out / name, config) for name, config in runs.items()}
 
 
 @pytest.fixture
 def here(monkeypatch):
-    STARTED.clear()
-    monkeypatch.setattr(grid, "run_all", run_here)
-    return STARTED
+    return grids_here(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +45,7 @@ def finished(tmp_path_factory):
     """A sweep of two fields and two seeds, on disk, and its results."""
     out = tmp_path_factory.mktemp("sweep") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grid, "run_all", run_here)
+        grids_here(patch)
         return out, run_sweep(SMALL, out)
 
 
