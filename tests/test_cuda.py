@@ -29,7 +29,7 @@ from retain.model.rnn import _GRAPHS
 from retain.objectives import BPTT, DMT, SMT
 from retain.presets import PRESETS
 from retain.run import load_run
-from retain.train import train
+from retain.train import Loop, train
 from runs import losses
 
 pytestmark = [
@@ -206,6 +206,25 @@ def test_a_step_waits_for_the_device_once_at_most(encoder, phase, data):
     torch.cuda.set_sync_debug_mode("default")
     waits = [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
     assert len(waits) <= 1, waits  # for how many targets count
+
+
+def test_a_step_that_is_not_logged_fetches_no_losses(tmp_path, monkeypatch):
+    waits, step = [], Loop.step
+
+    def watched(loop, *args):
+        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                return step(loop, *args)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+                waits.append(sum("synchroniz" in str(warning.message) for warning in caught))
+
+    monkeypatch.setattr(Loop, "step", watched)
+    train(tiny(device="cuda", phases=("smt",), budget="8steps", log_every=4), tmp_path / "run", progress_bar=False)
+    for number, count in enumerate(waits):  # one wait is for how many targets count
+        assert count == 1 if number % 4 else count > 1, waits
 
 
 class Launches(TorchDispatchMode):

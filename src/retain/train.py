@@ -65,6 +65,9 @@ from retain.run import (
 
 log = logging.getLogger("retain")
 
+UNSEEN = 100
+"""Steps whose losses may stay on a device before the host waits for them."""
+
 
 def train(
     config: RunConfig,
@@ -147,6 +150,10 @@ class Loop:
         self.batches = Prefetch(data, config.seed, accelerator.process_index, pin=pin)
         self.logged_at = (0.0, 0.0, 0)
         """Seconds of training, seconds of waiting for data, and tokens, when a step was last logged."""
+        self.unseen: list[tuple[int, list[str], torch.Tensor]] = []
+        """Losses that are still on the device only: the step, their names and values."""
+        self.record: dict[str, float] = {}
+        """The losses that were looked at last."""
         # Of the phase that is run:
         self.objective: SMT | DMT | BPTT
         self.optimizer: Any
@@ -324,10 +331,10 @@ class Loop:
             self.accelerator.free_memory()
 
     def step(self, wrapped: nn.Module, config: PhaseConfig, done: float, logged: bool) -> dict[str, float]:
-        """One optimizer step of the objective, `wrapped` for several processes; returns its losses as numbers, each the
-        mean over its micro-batches.
+        """One optimizer step of the objective, `wrapped` for several processes; returns losses as numbers, each the
+        mean over its micro-batches: this step's if it is `logged` or on a CPU, else those that were looked at last.
 
-        Raises TrainingError if one is not finite.
+        Raises TrainingError if one is not finite, at once or when it is looked at.
         """
         p = self.progress
         seed = seed_of(self.config.seed, p.step)
@@ -354,10 +361,10 @@ class Loop:
         values = torch.cat([torch.stack(parts).mean(0), torch.stack([*norms.values()]).detach().float()])
         if self.accelerator.num_processes > 1 and logged:
             values = self.accelerator.reduce(values, "mean")
-        record = dict(zip([*losses, *norms], values.tolist(), strict=True))
-        for name, value in sorted(record.items(), key=lambda item: item[0] == "loss"):  # the sum comes last
-            if not math.isfinite(value):
-                self.refuse(name, value)
+        self.unseen.append((p.step, [*losses, *norms], values))
+        first = not self.record or p.phase_step == 0
+        if logged or first or not self.waits or len(self.unseen) == UNSEEN:
+            self.look()
         self.optimizer.step()
         self.optimizer.zero_grad()
         p.step += 1
@@ -366,7 +373,25 @@ class Loop:
         sequential = self.objective.sequential_steps(length, done)
         p.sequential += sequential
         p.phase_sequential += sequential
-        return record | {"lr": lr}
+        return self.record | {"lr": lr}
+
+    @property
+    def waits(self) -> bool:
+        """Whether to look at numbers waits for the device that computes them."""
+        return self.accelerator.device.type != "cpu"
+
+    def look(self) -> None:
+        """Fetch the losses of all steps since the last look. Raises TrainingError for the first that is not finite: so
+        this comes before anything is made of the weights, a line, a validation or a checkpoint."""
+        if not self.unseen:
+            return
+        unseen, self.unseen = self.unseen, []
+        numbers = iter(torch.cat([values for *_, values in unseen]).tolist())  # one wait for all
+        for step, names, _ in unseen:
+            self.record = {name: next(numbers) for name in names}
+            for name, value in sorted(self.record.items(), key=lambda item: item[0] == "loss"):  # the sum comes last
+                if not math.isfinite(value):
+                    self.refuse(name, value, step)
 
     def gradient_norms(self) -> dict[str, torch.Tensor]:
         """Of the RNN's gradient and of the teacher's, where it has one, before they are clipped together."""
@@ -383,15 +408,13 @@ class Loop:
         seconds = max(seconds, 1e-9)
         return {"tokens_per_second": round(tokens / seconds, 1), "data_wait": waited / seconds}
 
-    def refuse(self, name: str, value: float) -> None:
+    def refuse(self, name: str, value: float, step: int) -> None:
         try:
             good = f"the last good checkpoint is {latest_checkpoint(self.out)}"
         except (RuntimeError, OSError):
             good = f"there is no checkpoint yet, so delete {self.out}"
         phase = self.config.phases[self.progress.phase]
-        raise TrainingError(
-            f"{name} became {value} at step {self.progress.step} in phase {phase}; {good}; try a lower {phase}.lr"
-        )
+        raise TrainingError(f"{name} became {value} at step {step} in phase {phase}; {good}; try a lower {phase}.lr")
 
     def log(self, record: dict[str, Any]) -> None:
         p = self.progress
@@ -409,6 +432,7 @@ class Loop:
 
     def validate(self) -> None:
         """Score the RNN alone on validation; the best so far is checkpointed, and exported in the end."""
+        self.look()
         self.progress.validated = self.progress.step
         if self.main:
             self.objective.finish()
@@ -431,6 +455,7 @@ class Loop:
 
     def checkpoint(self) -> None:
         """Save model, teacher, optimizer and progress, once per step."""
+        self.look()
         p = self.progress
         if not self.main or self.saved_at == p.step:
             return
