@@ -31,7 +31,7 @@ from retain.checkpoint import (
     save_checkpoint,
     save_files,
 )
-from retain.compiling import compile_parts, replay_parts
+from retain.compiling import fast_parts
 from retain.config import PhaseConfig, RunConfig
 from retain.config_json import from_dict, save_config
 from retain.data import Data, load_data
@@ -41,6 +41,7 @@ from retain.errors import Interrupted, TrainingError, UserError
 from retain.evaluate import batch_for, evaluate
 from retain.lock import alone
 from retain.metrics import append_line, truncate_after
+from retain.model.fast import using
 from retain.model.graphs import forget
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
@@ -185,17 +186,15 @@ class Loop:
                 truncate_after(self.out / "metrics.jsonl", p.step, validated=p.validated == p.step)
         first = self.progress.phase
         self.prepare_batch(first)  # while parts are compiled and an optimizer is built
-        if self.config.compile:
-            compile_parts(self.rnn, self.teacher)
-        replay_parts(self.rnn, self.teacher)
-        for index in range(first, len(self.config.phases)):
-            if index > first or saved is None:
-                if index:
-                    self.go_on_reading(index)
-                self.progress.phase = index
-                self.progress.phase_step = self.progress.phase_tokens = self.progress.phase_sequential = 0
-                self.progress.phase_seconds = 0.0
-            self.run_phase(index, saved if index == first else None, stop)
+        with using(fast_parts(self.rnn, self.teacher, self.config.compile)):
+            for index in range(first, len(self.config.phases)):
+                if index > first or saved is None:
+                    if index:
+                        self.go_on_reading(index)
+                    self.progress.phase = index
+                    self.progress.phase_step = self.progress.phase_tokens = self.progress.phase_sequential = 0
+                    self.progress.phase_seconds = 0.0
+                self.run_phase(index, saved if index == first else None, stop)
         return self.finish()
 
     def prepare_batch(self, index: int) -> None:
