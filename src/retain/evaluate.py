@@ -13,6 +13,7 @@ from torch import Tensor
 
 from retain.data import Data
 from retain.errors import UserError
+from retain.model.fast import fast
 from retain.model.layers import counted_memories
 from retain.model.modes import evaluating
 from retain.model.rnn import RNN
@@ -44,7 +45,7 @@ class _Score:
         """What `readout` says of memory (N, K, D), a part at a time: answers (N,), asked at these positions (N,)."""
         at_once = max(1, min(MEMORIES, LOGITS // readout.head.out_features))
         for part, asked, where in zip(*(x.split(at_once) for x in (memory, answers, positions)), strict=True):
-            self.add(readout(part), asked, where)
+            self.add(fast(readout)(part), asked, where)
 
     def add(self, logits: Tensor, answers: Tensor, positions: Tensor) -> None:
         """logits (N, V), answers (N,), and at which of the positions (N,) each is asked."""

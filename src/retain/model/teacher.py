@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from retain.config import MemoryConfig, TeacherConfig
 from retain.model.encoders import ENCODERS
+from retain.model.fast import fast
 from retain.model.layers import Embedding, MemoryNorm, Transformer, counted_memories
 from retain.model.modes import evaluating
 
@@ -71,7 +72,7 @@ class Teacher(nn.Module):
         """
         if steps is None:
             steps = torch.arange(tokens.shape[1] + 1, device=tokens.device)
-        memory, trunk_logits = self.encoder(tokens, steps, logits)
+        memory, trunk_logits = fast(self.encoder)(tokens, steps, logits)
         return self.norm(memory, None if real is None else counted_memories(real)[:, steps]), trunk_logits
 
     @torch.no_grad()

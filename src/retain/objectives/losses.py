@@ -11,6 +11,7 @@ from torch import Tensor
 
 from retain.config import IGNORE
 from retain.errors import UserError
+from retain.model.fast import fast
 from retain.model.layers import at_least_float32
 from retain.model.teacher import Readout
 
@@ -106,12 +107,12 @@ def answer_losses(
     """
     if guide is None:
         answers, asked = where_asked(targets, memory)
-        return {"loss_readout": predictive_loss(readout(asked), answers, count)}
+        return {"loss_readout": predictive_loss(fast(readout)(asked), answers, count)}
     answers, asked, guide = where_asked(targets, memory, guide)
     if decoder is not None:
         with torch.no_grad():
-            guide = decoder(guide)
-    predictive, distilled = readout_losses(readout(asked), guide, answers, count)
+            guide = fast(decoder)(guide)
+    predictive, distilled = readout_losses(fast(readout)(asked), guide, answers, count)
     return {"loss_readout": predictive, "loss_distill": distilled}
 
 

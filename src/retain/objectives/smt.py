@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from retain.config import IGNORE, SMTConfig
 from retain.model.encoders import RegisterEncoder
+from retain.model.fast import fast
 from retain.model.layers import counted_memories
 from retain.model.rnn import RNN, check_alike
 from retain.model.teacher import Teacher
@@ -79,7 +80,7 @@ class SMT(nn.Module):
         if c.lambda_dec:
             chosen = spread(count + 1, c.decodes_per_sequence, tokens.device)
             future, future_targets = futures(tokens, targets, steps[chosen], min(self.future_len, length))
-            logits = self.teacher.decoder(memory[:, chosen], future if self.future_len else None)
+            logits = fast(self.teacher.decoder)(memory[:, chosen], future if self.future_len else None)
             losses["loss_dec"] = predictive_loss(logits, future_targets if self.future_len else future_targets[..., 0])
         if trunk_logits is not None:
             losses["loss_trunk"] = predictive_loss(trunk_logits, targets)
