@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import shutil
+import sys
 
 # Timings and bitwise comparisons must not depend on how many threads a machine has.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -57,12 +58,16 @@ def tiny(**changes):
     return RunConfig(**fields)
 
 
-def pytest_collection_finish():
-    """Training collects garbage after every phase: what is imported need not be looked through each time."""
-    import torch._dynamo  # noqa: F401 - training imports it
+frozen = 0
 
-    gc.collect()
-    gc.freeze()
+
+def pytest_runtest_setup():
+    """Training collects garbage after every phase: what is imported need not be looked through each time."""
+    global frozen
+    if len(sys.modules) > frozen + 50:
+        frozen = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -80,8 +85,6 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def here(monkeypatch):
     """The command line puts the current folder on sys.path for users' cells; no test may keep it there."""
-    import sys
-
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 

@@ -4,6 +4,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
+from retain.data import SPLITS
+from retain.data.text import split_of, stdlib_files
+
 SMALL = ["--budget", "4steps", "--validation-sequences", "8", "--tracker", "None", "--device", "cpu", "--quiet"]
 SMALL += ["--teacher.width", "16", "--teacher.layers", "1", "--memory.width", "16", "--cell.width", "16"]
 SMALL += ["--smt.batch-size", "2", "--dmt.batch-size", "2", "--precision", "fp32"]
@@ -25,6 +28,12 @@ def stories(folder, train=300, validation=40, what="the cat"):
 def real(count):
     """How many of `count` rows of `stories` are texts, an empty one included."""
     return count - sum(i % 2 == 0 for i in range(-(-count // 7)))
+
+
+def few_modules(root):
+    """In place of `stdlib_files`: a file of a few thousand bytes for each split."""
+    found = [name for name in stdlib_files(root) if 2000 < (root / name).stat().st_size < 8000]
+    return sorted(next(name for name in found if split_of(name) == split) for split in SPLITS)
 
 
 def digit(i, mode="L"):

@@ -2,7 +2,11 @@
 
 import io
 import json
+import os
 import signal
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -68,17 +72,51 @@ class Crash(Exception):
     pass
 
 
-def run(config, out, at=None, **more):
-    """Train; `at(number)` is called before each batch is taken, which is not when a thread prepares it."""
+def watched(at):
+    """Within it `at(number)` is called before each batch is taken, which is not when a thread prepares it."""
 
     class Watched(Prefetch):
         def take(self, number, size):
-            if at is not None:
-                at(number)
+            at(number)
             return super().take(number, size)
 
-    with patch("retain.train.Prefetch", Watched):
+    return patch("retain.train.Prefetch", Watched)
+
+
+def run(config, out, at=lambda number: None, **more):
+    """Train; `at(number)` is called before each batch is taken."""
+    with watched(at):
         return train(config, out, progress_bar=False, **more)
+
+
+def wait_for(condition):
+    """The limit of time is that of every test."""
+    while not condition():
+        time.sleep(0.01)
+
+
+def hold_at(step, folder):
+    """Make a file `here` after so many steps, and go on when there is a file `go`."""
+
+    def at(number):
+        if number == step:
+            (Path(folder) / "here").touch()
+            wait_for((Path(folder) / "go").exists)
+
+    return at
+
+
+def die_at(step, calls):
+    """SIGKILL at a call of a function, so many after so many steps: wherever that is, it is the same on any machine."""
+    left = calls
+
+    def count(frame, event, argument):
+        nonlocal left
+        left -= event == "call"
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return lambda number: sys.setprofile(count) if number == step else None
 
 
 def grids_here(patch):

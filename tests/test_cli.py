@@ -53,7 +53,7 @@ finally:
     assert not {"torch", "numpy", "accelerate"} & set(sys.modules)
     assert 100_000 < calls < 2_000_000, calls
 """
-"""0.8 million calls at most, a quarter of a second on a slow core. Calls are as many everywhere, seconds are not."""
+"""Calls are as many on every machine, seconds are not: 0.8 million at most, a quarter of a second on a slow core."""
 
 
 @pytest.mark.parametrize("name", HELPS)

@@ -14,13 +14,13 @@ from retain.train import train
 def test_retrieval_is_learnt_and_remembered_without_the_teacher(tmp_path, seed):
     config = RunConfig(
         seed=seed,
-        budget="500steps",
+        budget="250steps",
         data=DataConfig(name="retrieval", seq_len=16, symbols=4),
         memory=MemoryConfig(tokens=1, width=32),
         teacher=TeacherConfig(width=64, heads=2, layers=1, future_len=16),
         cell=CellConfig(width=128),
-        smt=SMTConfig(share=4, batch_size=32, lr=3e-3, on_policy=0.5, horizon=4, decodes_per_sequence=2),
-        dmt=DMTConfig(share=1, batch_size=32, lr=1e-3),
+        smt=SMTConfig(share=4, batch_size=32, lr=6e-3, on_policy=0.5, horizon=4, decodes_per_sequence=2),
+        dmt=DMTConfig(share=1, batch_size=32, lr=2e-3),
         device="cpu",
         tracker=None,
         validate_every="250steps",

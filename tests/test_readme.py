@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hubdata import mnist, sketches, stories
+from hubdata import few_modules, mnist, sketches, stories
 from retain.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -23,11 +23,15 @@ def test_readme_runs(tmp_path, monkeypatch, capsys):
     Path("mybook.txt").write_text("It was a dark and stormy night; the rain fell in torrents.\n" * 200)
     for name in ("sensor.npy", "later.npy"):
         np.save(name, np.random.default_rng(len(name)).integers(0, 32, 20_000))
+    monkeypatch.setattr("retain.data.text.stdlib_files", few_modules)
     # What the lines would take from the hub, or a user has: local copies, the column of one under another name.
     monkeypatch.setenv("RETAIN_CACHE", str(tmp_path / "cache"))
     stories(tmp_path / "stories", train=900)
     mnist(tmp_path / "mnist", train=200)
     sketches(tmp_path / "sketches", 200)
+    Path("notes").mkdir()
+    for i in range(20):
+        Path(f"notes/{i}.txt").write_text(f"Note {i} of many: what was thought of on that day, and by whom.\n" * 20)
     Path("other.jsonl").write_text("".join(f'{{"story": "once there was a cat no. {i}"}}\n' for i in range(400)))
     local = {"tinystories": "stories", "tinystories-paper": "stories", "mnist": "mnist"}
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("retain ")]

@@ -3,14 +3,10 @@
 import dataclasses
 import json
 import math
-import os
 import random
 import shlex
 import shutil
-import signal
 import statistics
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -26,8 +22,8 @@ from retain.evaluate import evaluate
 from retain.run import load_run
 from retain.sweep import Sweep, check, run_sweep, runs_of, sweep_of, value_of
 from retain.sweep_results import budget_of, choose_levels, compression, markdown, place, plot_quality
-from runs import OWN_CELL, grids_here
-from test_grid import locked, steps_of, wait_for
+from runs import OWN_CELL, Crash, crash_at, grids_here, watched
+from test_grid import steps_of
 
 BASE = tiny(budget="4steps", validate_every="2steps")
 
@@ -283,23 +279,19 @@ def test_values_and_seeds_may_be_added_and_only_they_are_run(finished, here, tmp
     assert results["points"][0]["runs"][:2] == finished[1]["points"][2]["runs"]
 
 
-@pytest.mark.slow
-def test_a_killed_sweep_goes_on(here, tmp_path):
-    config = tiny(phases=("bptt",), budget="120steps", checkpoint_every="10steps")
-    save_config(config, tmp_path / "tiny.json")
-    line = "--config tiny.json --vary cell.width=8,16 --seeds 1 --threads 1 --out out --validate-every 60steps"
-    metrics = tmp_path / "out/runs/cell.width=8-seed0/metrics.jsonl"
-    command = [sys.executable, "-m", "retain", "sweep", *shlex.split(line)]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    wait_for(lambda: len(steps_of(metrics)) > 25)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    wait_for(lambda: not locked(tmp_path / "out/runs/.lock"))
-    early = metrics.read_text().splitlines()[:20]
-    sweep, _, _ = sweep_of(["--config", str(tmp_path / "tiny.json"), *shlex.split(line)[2:]])
-    results = run_sweep(sweep, tmp_path / "out")
-    assert metrics.read_text().splitlines()[:20] == early, "it went on, it did not begin again"
-    assert [run["steps"] for p in results["points"] for run in p["runs"]] == [120, 120]
+def test_a_sweep_that_was_cut_short_goes_on(here, tmp_path, monkeypatch):
+    """That a kill of the process cuts it short, too, is the matter of test_grid.py."""
+    config = tiny(phases=("bptt",), budget="40steps", checkpoint_every="10steps")
+    sweep, out = Sweep(config=config, vary={"cell.width": (8, 16)}, seeds=1), tmp_path / "out"
+    metrics = out / "runs/cell.width=8-seed0/metrics.jsonl"
+    with watched(crash_at(25)), pytest.raises(Crash):
+        run_sweep(sweep, out)
+    early = metrics.read_text().splitlines()
+    assert len(steps_of(metrics)) == 25
+    results = run_sweep(sweep, out)
+    assert metrics.read_text().splitlines()[:20] == early[:20], "it went on, it did not begin again"
+    assert steps_of(metrics) == list(range(1, 41))
+    assert [run["steps"] for p in results["points"] for run in p["runs"]] == [40, 40]
 
 
 # Bad input

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 from conftest import tiny
+from forks import Forked
 from retain import devices
 from retain.checkpoint import latest_checkpoint, load_files
 from retain.config import DataConfig
@@ -25,87 +25,76 @@ from retain.model.layers import MemoryNorm
 from retain.processes import agreed
 from retain.progress import STOPS
 from retain.train import train
-from runs import LOSSES, PHASES, Changed, Padded, assert_same_run, lines, run
+from runs import LOSSES, PHASES, Changed, Padded, assert_same_run, lines, run, wait_for
 
-RETAIN = [sys.executable, "-W", "error", "-c", "from retain.cli import main; main()"]
-
-
-def start(*arguments):
-    return subprocess.Popen(
-        [*RETAIN, "train", *map(str, arguments), "--quiet"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def count_lines(path):
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def wait_for_lines(process, path, wanted):
-    deadline = time.monotonic() + 100
-    while count_lines(path) < wanted:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+RETAIN = "from retain.cli import main; main()"
 
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_still_finishes_and_loses_little(tmp_path):
-    config = tiny(phases=PHASES, budget="150steps", checkpoint_every="10steps", validate_every="50steps")
+    config = tiny(phases=PHASES, budget="60steps", checkpoint_every="10steps", validate_every="20steps")
     save_config(config, tmp_path / "tiny.json")
     whole, out = tmp_path / "whole", tmp_path / "run"
     run(config, whole)
     metrics, rng = out / "metrics.jsonl", random.Random(0)
     arguments = ["--config", tmp_path / "tiny.json", "--out", out]
-    for _ in range(3):
-        process = start(*arguments)
-        wait_for_lines(process, metrics, count_lines(metrics) + 12)
-        time.sleep(rng.uniform(0, 0.3))
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+    for step in (12, 18, 26, 37, 44, 55):  # a step is of some 1,000 calls, a checkpoint of as many
+        dying = f"from runs import die_at, watched; watched(die_at({step}, {rng.randrange(1, 4000)})).start()\n"
+        process = Forked(dying + RETAIN, "train", *arguments, "--quiet")
+        said, complaints = process.communicate()
+        assert process.returncode == -signal.SIGKILL, said + complaints
         steps = []
         for line in metrics.read_text().splitlines():
             with contextlib.suppress(json.JSONDecodeError):  # the last may be cut
                 steps.append(json.loads(line)["step"])
         kept = load_files(latest_checkpoint(out))[1]["progress"]["step"]
-        assert max(steps) - 10 <= kept <= max(steps)
+        assert step <= max(steps) and max(steps) - 10 <= kept <= max(steps)
         arguments = ["--out", out, "--resume"]
-    process = start(*arguments)
+    process = Forked(RETAIN, "train", *arguments, "--quiet")
     printed, complaints = process.communicate()
     assert process.returncode == 0, complaints
-    assert "150 steps" in printed
+    assert "60 steps" in printed
     assert_same_run(out, whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", STOPS)
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, number):
-    config = tiny(phases=PHASES, budget="150steps")
+    config = tiny(phases=PHASES, budget="36steps")
     save_config(config, tmp_path / "tiny.json")
     out = tmp_path / "run"
-    process = start("--config", tmp_path / "tiny.json", "--out", out)
-    wait_for_lines(process, out / "metrics.jsonl", 20)
+    held = f"from runs import hold_at, watched; watched(hold_at(20, {str(tmp_path)!r})).start()\n"
+    line = [held + RETAIN, "train", "--config", str(tmp_path / "tiny.json"), "--out", str(out), "--quiet"]
+    if number == signal.SIGINT:  # once in a Python that does nothing else
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", *line],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+    else:
+        process = Forked(*line)
+    wait_for(lambda: (tmp_path / "here").exists() or process.poll() is not None)
     process.send_signal(number)
+    (tmp_path / "go").touch()
     printed, complaints = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 130, complaints
     assert printed == ""
     assert len(complaints.splitlines()) == 1
     stopped = max(line["step"] for line in lines(out))
+    assert stopped == 21, "the step that it was in is done"
     assert f"stopped at step {stopped} and saved; go on with: retain train --out {out} --resume" in complaints
     assert latest_checkpoint(out).name == f"step-{stopped:08d}"
     if number != signal.SIGINT:
         run(config, out, resume=True)
     else:
-        process = start("--out", out, "--resume")
+        process = Forked(RETAIN, "train", "--out", out, "--resume", "--quiet")
         printed, complaints = process.communicate()
         assert process.returncode == 0, complaints
         assert complaints == ""
     steps = [line["step"] for line in lines(out) if "loss" in line]
-    assert steps == list(range(1, 151))
+    assert steps == list(range(1, 37))
     run(config, tmp_path / "whole")
     assert_same_run(out, tmp_path / "whole")
 
@@ -147,14 +136,8 @@ def two_processes(program, *arguments):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    workers = []
-    for rank in range(2):
-        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-        places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-        command = [sys.executable, "-c", program, *map(str, arguments)]
-        env = {**os.environ, **{key: str(value) for key, value in places.items()}}
-        workers.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env))
-    return workers
+    places = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [Forked(program, *arguments, merged=True, RANK=rank, LOCAL_RANK=rank, **places) for rank in range(2)]
 
 
 class Ranks(Changed):
@@ -198,7 +181,7 @@ def test_two_processes_equal_one_with_both_their_batches(tmp_path, norm, on_poli
     workers = two_workers(tmp_path / "two.json", tmp_path / "two", padded=padded)
     train(config(8), tmp_path / "one", data=Ranks(config(8), padded), progress_bar=False)
     for worker in workers:
-        said, _ = worker.communicate(timeout=200)
+        said, _ = worker.communicate()
         assert worker.returncode == 0, said
     one, two = ([line for line in lines(tmp_path / name) if "loss" in line] for name in ("one", "two"))
     assert [line["step"] for line in two] == list(range(1, 13))
@@ -231,7 +214,7 @@ def test_memory_norm_of_two_processes_is_that_of_both_their_batches(tmp_path):
     memory, weights = far + 0.1 * torch.randn(2, 8, 5, 2, 4), torch.randn(2, 8, 5, 2, 4)
     torch.save([memory, weights], tmp_path / "both.pt")
     for worker in two_processes(NORM, tmp_path / "both.pt", tmp_path):
-        said, _ = worker.communicate(timeout=200)
+        said, _ = worker.communicate()
         assert worker.returncode == 0, said
     exact = memory.double().flatten(0, 1).requires_grad_()
     norm = MemoryNorm("batch", 2, 4).double()
@@ -260,7 +243,7 @@ def test_two_processes_validate_at_the_same_steps_and_go_on_as_two(tmp_path):
     workers = two_workers(tmp_path / "tiny.json", out, SLOW_CLOCK)
     try:
         for worker in workers:
-            said, _ = worker.communicate(timeout=100)
+            said, _ = worker.communicate()
             assert worker.returncode == 0, said
     finally:
         for worker in workers:
@@ -278,7 +261,7 @@ def test_two_processes_refuse_a_folder_together(tmp_path):
     out.mkdir()
     (out / "other").touch()
     for worker in two_workers(tmp_path / "tiny.json", out):
-        said, _ = worker.communicate(timeout=200)
+        said, _ = worker.communicate()
         assert worker.returncode == 1 and "UserError: out: " in said and "already exists" in said, said
     assert [p.name for p in out.iterdir()] == ["other"]
 
@@ -295,7 +278,7 @@ def test_a_defect_of_the_main_process_ends_all(tmp_path):
     save_config(tiny(device="auto"), tmp_path / "tiny.json")
     main, other = two_workers(tmp_path / "tiny.json", tmp_path / "run", BROKEN)
     try:
-        said = [worker.communicate(timeout=100)[0] for worker in (main, other)]
+        said = [worker.communicate()[0] for worker in (main, other)]
     finally:
         main.kill()
         other.kill()
@@ -313,7 +296,7 @@ def test_torchrun_trains_one_run(tmp_path):
         port = free.getsockname()[1]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
     line = ["-m", "retain", "train", "--config", str(tmp_path / "two.json"), "--out", str(tmp_path / "run")]
-    done = subprocess.run([*launcher, *line], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*launcher, *line], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("next: retain eval") == 1, "the main process alone says what it did"
     summary = json.loads((tmp_path / "run/summary.json").read_text())
