@@ -1,6 +1,8 @@
 """Pretrain recurrent networks without backpropagation through time."""
 
-from typing import Any
+TYPE_CHECKING = False  # as of `typing`, which takes longer to import than Ctrl-C needs
+if TYPE_CHECKING:
+    from typing import Any
 
 __version__ = "0.1.0"
 
@@ -23,7 +25,7 @@ _MODULES = ("train", "evaluate", "generate")
 __all__ = ["__version__", *_HOMES, *_MODULES]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     import importlib
 
     if name in _MODULES:

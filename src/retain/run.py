@@ -6,6 +6,7 @@ import dataclasses
 import json
 import platform
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -184,6 +185,16 @@ def read_tokenizer(path: Path) -> Any:
         if type(error) is not Exception:  # the library raises no other
             raise
         raise UserError(f"{path / 'tokenizer.json'}: is damaged ({error}); copy the one of --data.tokenizer") from None
+
+
+def discard(out: Path) -> None:
+    """Delete what a run wrote, if it never saved anything, so that another can be trained into its folder."""
+    if began(out):
+        return
+    for name in ("config.json", "data.json", "tokenizer.json", "metrics.jsonl"):
+        (out / name).unlink(missing_ok=True)
+    for name in ("checkpoints", "trackers"):
+        shutil.rmtree(out / name, ignore_errors=True)
 
 
 def began(out: Path) -> bool:
