@@ -23,7 +23,7 @@ from retain.config import READ_BY_CELL, CellConfig, DataConfig, RunConfig
 from retain.config_json import flatten, from_dict, load_config, save_config, to_dict
 from retain.data.batches import Data
 from retain.errors import CheckpointError, UserError
-from retain.lock import LOCK
+from retain.lock import is_free
 from retain.model.cells import CELLS, build_cell
 from retain.model.modes import evaluating
 from retain.model.rnn import RNN
@@ -95,10 +95,7 @@ def prepare_folder(config: RunConfig, out: Path, resume: bool) -> None:
                 f"resume: {out / 'checkpoints'} is gone, and with it what the run had learnt; bring it back, or delete "
                 f"{out} to train anew"
             )
-    elif out.exists() and (
-        # A process that was killed may have left its lock, and a file that was not yet in its place.
-        not out.is_dir() or any(f.name != LOCK and not f.name.startswith(".tmp-") for f in out.iterdir())
-    ):
+    elif not is_free(out):
         raise UserError(f"out: {out} already exists; add --resume to go on with it, or name another folder")
 
 
