@@ -1,6 +1,6 @@
 """Pretrain recurrent networks without backpropagation through time."""
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # as of `typing`, which takes longer to import than Ctrl-C needs
 
 __version__ = "0.1.0"
 
@@ -23,6 +23,8 @@ _MODULES = ("train", "evaluate", "generate")
 __all__ = ["__version__", *_HOMES, *_MODULES]
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from typing import Any
+
     from retain import evaluate as evaluate
     from retain import generate as generate
     from retain import train as train
@@ -39,7 +41,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from retain.run import save as save
 else:  # or any name whatever would be one of type Any
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> "Any":
         import importlib
 
         if name in _MODULES:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
+from types import FrameType
 
 from retain import __version__
 from retain.arguments import Usage
@@ -75,7 +78,7 @@ def one_line_errors() -> Iterator[None]:
 
     Nothing inside fails for want of someone who reads its output.
     """
-    with lossy_streams():
+    with lossy_streams(), ctrl_c():
         try:
             try:
                 yield
@@ -94,6 +97,31 @@ def one_line_errors() -> Iterator[None]:
             if explained is None or os.environ.get("RETAIN_DEBUG"):
                 raise
             fail(*explained)
+
+
+@contextlib.contextmanager
+def ctrl_c() -> Iterator[None]:
+    """Inside, Ctrl-C during an import ends the process at once. As an exception it would be lost in a library that
+    goes on half imported."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                with contextlib.suppress(OSError):
+                    os.write(2, b"retain: interrupted\n")
+                os._exit(130)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def fail(message: str, code: int) -> None:

@@ -26,7 +26,7 @@ from typing import IO, TYPE_CHECKING, Any
 from retain.config import DataConfig, RunConfig
 from retain.config_json import flatten, from_dict, to_dict
 from retain.errors import UserError, explain
-from retain.lock import alone
+from retain.lock import alone, is_free
 from retain.progress import STOPS, stop_signals
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def claim(out: Path, file: str, spec: dict[str, Any], what: str, free: Sequence[
                     f"out: {out} holds another {what} ({key.removeprefix('config.')} is {before.get(key)!r} there, "
                     f"{value!r} here); name another --out"
                 )
-    elif out.exists() and (not out.is_dir() or any(not f.name.startswith(".tmp-") for f in out.iterdir())):
+    elif not is_free(out):
         raise UserError(f"out: {out} already exists and holds no {what}; name another folder")
     from retain.checkpoint import replace_file
 

@@ -54,6 +54,7 @@ from retain.progress import Clock, Every, Progress, stop_signals
 from retain.run import (
     began,
     build,
+    discard,
     fill,
     keep_data,
     own_tokenizer,
@@ -70,6 +71,8 @@ log = logging.getLogger("retain")
 
 UNSEEN = 100
 """Steps whose losses may stay on a device before the host waits for them."""
+STOPPED = (KeyboardInterrupt, Interrupted)
+"""A run that was stopped before it saved anything leaves nothing in the way of the next."""
 
 
 def train(
@@ -106,9 +109,14 @@ def train(
         if resume:
             same_data(out, data)
 
+        say = "stopping after this step; Ctrl-C again stops at once and saves nothing"
+        stop = held.enter_context(stop_signals(say))
+
         def hold() -> None:
             held.enter_context(alone(out))
             prepare_folder(config, out, resume)  # another run may have come in between
+            if not resume:
+                held.push(lambda kind, *_: discard(out) if kind and issubclass(kind, STOPPED) else None)
 
         together(accelerator, hold)
         if main and not (resume and began(out)):
@@ -123,8 +131,7 @@ def train(
         teacher.to(accelerator.device)
         loop = Loop(config, out, accelerator, data, rnn, teacher, cell is not None, own_data, progress_bar and main)
         try:
-            with stop_signals("stopping after this step; Ctrl-C again stops at once and saves nothing") as stop:
-                return loop.run(resume, stop)
+            return loop.run(resume, stop)
         finally:
             loop.batches.close()
 
@@ -290,6 +297,8 @@ class Loop:
             while True:
                 done, halt = agreed(self.accelerator, p.spent(budget.unit) / budget.amount, stop.is_set())
                 if halt:
+                    if not p.step:
+                        raise Interrupted("interrupted before the first step; nothing is saved")
                     self.checkpoint()
                     several = self.accelerator.num_processes
                     start = f"torchrun --nproc-per-node {several} -m retain" if several > 1 else "retain"
