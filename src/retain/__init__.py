@@ -1,6 +1,8 @@
 """Pretrain recurrent networks without backpropagation through time."""
 
 TYPE_CHECKING = False  # as of `typing`, which takes longer to import than Ctrl-C needs
+if TYPE_CHECKING:
+    from typing import Any
 
 __version__ = "0.1.0"
 
@@ -23,8 +25,6 @@ _MODULES = ("train", "evaluate", "generate")
 __all__ = ["__version__", *_HOMES, *_MODULES]
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
-    from typing import Any
-
     from retain import evaluate as evaluate
     from retain import generate as generate
     from retain import train as train
