@@ -84,7 +84,7 @@ def prepare(config: DataConfig) -> tuple[Path, dict[str, Any], Codec]:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a prepared folder. Raises UserError where the folder is damaged."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         for name, file in manifest["files"].items():
             if (size := (folder / name).stat().st_size) != file["bytes"]:
                 raise UserError(f"{name} has {size} bytes instead of {file['bytes']}")
@@ -163,7 +163,7 @@ class _Preparation:
     def restore(self, source: Source) -> None:
         """Take up what an earlier process left, if it read the same revision."""
         try:
-            state = _State(**json.loads((self.partial / "progress.json").read_text()))
+            state = _State(**json.loads((self.partial / "progress.json").read_text(encoding="utf-8")))
             if state.revision == source.revision:
                 self.state = state
         except (OSError, ValueError, TypeError):
