@@ -17,7 +17,7 @@ from typing import Any
 
 from retain.config import DataConfig
 from retain.data.batches import Split
-from retain.data.paths import BUILDERS
+from retain.data.paths import BUILDERS, expanded
 from retain.errors import UserError
 
 ROWS = 1000
@@ -48,7 +48,7 @@ class Source:
 
 def check_exists(path: str) -> None:
     """Raises UserError for a local path that does not exist."""
-    if not path.startswith("hf:") and not Path(path).expanduser().exists():
+    if not path.startswith("hf:") and not expanded(path).exists():
         raise UserError(f"data.path: {path!r} does not exist; give a dataset file, a folder, or hf:NAME")
 
 
@@ -60,7 +60,7 @@ def fingerprint(path: str) -> list[Any]:
     if path.startswith("hf:"):
         return [path]
     check_exists(path)
-    root = Path(path).expanduser()
+    root = expanded(path)
     if root.is_file():
         files = [root]
     else:
@@ -102,7 +102,7 @@ def open_source(config: DataConfig) -> Source:
             builder = _frugal(datasets.load_dataset_builder(name, subset or None, revision=config.revision))
             found = builder.as_streaming_dataset() if config.stream else _download(builder)
         else:
-            found = _open_local(datasets, Path(path).expanduser(), config.stream)
+            found = _open_local(datasets, expanded(path), config.stream)
     splits: dict[Split, Any] = {}
     for name, dataset in found.items():
         if name in NAMES and NAMES[name] not in splits:

@@ -19,9 +19,14 @@ BUILDERS = {
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
+def expanded(path: str) -> Path:
+    """A path with its ~ replaced. Where the user has no home, a container's for example, it stays."""
+    return Path(os.path.expanduser(path))
+
+
 def absolute(path: str) -> str:
     """A path that holds wherever it is read from; a name on the hub stays as it is."""
-    return path if path.startswith("hf:") else os.path.abspath(os.path.expanduser(path))
+    return path if path.startswith("hf:") else os.path.abspath(expanded(path))
 
 
 def is_dataset(path: str) -> bool:

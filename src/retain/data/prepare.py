@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +24,7 @@ from retain.checkpoint import replace_file
 from retain.config import DataConfig
 from retain.data.batches import SPLITS, Split
 from retain.data.hub import Source, file_digest, fingerprint, open_source, tables
+from retain.data.paths import expanded
 from retain.data.rows import Codec, codec_of, text_bytes
 from retain.errors import UserError
 
@@ -35,10 +37,13 @@ SAVE_SECONDS = 5.0
 
 
 def cache_folder() -> Path:
-    """$RETAIN_CACHE, or retain/ in the user's cache folder."""
+    """$RETAIN_CACHE, or retain/ in the user's cache folder; in that of temporary files for a user without a home."""
     if own := os.environ.get("RETAIN_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retain"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retain"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"retain-{os.getuid()}"
 
 
 def settings_of(config: DataConfig) -> dict[str, Any]:
@@ -48,7 +53,7 @@ def settings_of(config: DataConfig) -> dict[str, Any]:
         names += ["image_size", "levels", "threshold", "invert", "events"]
     settings = {name: getattr(config, name) for name in names}
     if config.tokenizer is not None:
-        settings["tokenizer"] = file_digest(Path(config.tokenizer).expanduser())
+        settings["tokenizer"] = file_digest(expanded(config.tokenizer))
     return settings
 
 
@@ -65,13 +70,17 @@ def prepare(config: DataConfig) -> tuple[Path, dict[str, Any], Codec]:
     key = hashlib.sha256(json.dumps([VERSION, settings, files]).encode()).hexdigest()[:24]
     folder = cache_folder() / key
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_suffix(".lock"))
         try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
         except TimeoutError:
             log.warning("%s is being prepared by another process; waiting for it", config.path)
             lock.acquire()
+        except OSError as error:
+            raise UserError(
+                f"data: {folder.parent} cannot be written, {error.strerror}; set RETAIN_CACHE to a folder that can"
+            ) from None
         try:
             if not folder.exists():
                 described = {"path": config.path, "settings": settings, "fingerprint": key}

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from retain.config import DataConfig
 from retain.data.batches import SPLITS, Data, RowsData, Split, StreamData, cuts
+from retain.data.paths import expanded
 from retain.errors import UserError
 
 LEFT_OUT = {
@@ -119,7 +120,7 @@ def load_npy(config: DataConfig, whole: bool = False) -> Data:
 
 def checked_path(config: DataConfig, wanted: str) -> Path:
     """The data file, known to exist and not to be empty."""
-    path = Path(config.path or "").expanduser()
+    path = expanded(config.path or "")
     if not path.exists():
         raise UserError(f"data.path: {str(path)!r} does not exist; give {wanted}")
     if not path.is_file():
