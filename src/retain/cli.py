@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import pwd
 import signal
 import sys
 import textwrap
@@ -66,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         elif argv[0] not in commands:
             raise Usage(f"command: {argv[0]!r} is none of {', '.join(commands)}")
         else:
+            settle()
             # A user's own cell, module:Class, is looked for where the command is run, too.
             sys.path.append(os.getcwd())
             module, _, function = commands[argv[0]].partition(":")
@@ -97,6 +99,19 @@ def one_line_errors() -> Iterator[None]:
             if explained is None or os.environ.get("RETAIN_DEBUG"):
                 raise
             fail(*explained)
+
+
+def settle() -> None:
+    """Give a user without a name or a home, as containers have them, what libraries ask for and fail without."""
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("LOGNAME", f"uid{os.getuid()}")
+        if not os.access(os.environ.get("HOME", ""), os.W_OK):
+            import tempfile
+
+            os.environ["HOME"] = os.path.join(tempfile.gettempdir(), f"retain-{os.getuid()}")
+            os.makedirs(os.environ["HOME"], mode=0o700, exist_ok=True)
 
 
 @contextlib.contextmanager

@@ -88,7 +88,7 @@ def main() -> None:
                 "data": data.info,
             }
         )
-    (OUT / "demo.json").write_text(json.dumps(rows, indent=2) + "\n")
+    (OUT / "demo.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     rnn = load_run(rows[0]["run"]).rnn
     import torch
 

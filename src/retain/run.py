@@ -128,7 +128,7 @@ def lost_checkpoints(out: Path) -> bool:
 def same_data(out: Path, data: Data) -> None:
     """Refuse to go on with other data than the run began with. Raises UserError naming what differs."""
     try:
-        before = json.loads((out / "data.json").read_text())
+        before = json.loads((out / "data.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return  # as damaged as it is, it says nothing
     if difference := data_changed(before, data.info):
@@ -177,9 +177,9 @@ def read_tokenizer(path: Path) -> Any:
     except ImportError:
         raise UserError("tokenizer: this run needs tokenizers; run pip install 'retain[hub]'") from None
     try:
-        return Tokenizer.from_file(str(path / "tokenizer.json"))
+        return Tokenizer.from_str((path / "tokenizer.json").read_text(encoding="utf-8"))
     except Exception as error:
-        if type(error) is not Exception:  # the library raises no other
+        if type(error) not in (Exception, UnicodeDecodeError):  # the library raises no other
             raise
         raise UserError(f"{path / 'tokenizer.json'}: is damaged ({error}); copy the one of --data.tokenizer") from None
 
@@ -299,7 +299,7 @@ def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, own_ce
             "give data of the same"
         )
     tokenizer = path / "tokenizer.json"
-    if (tokenizer.read_text() if tokenizer.exists() else None) != getattr(data, "tokenizer", None):
+    if (tokenizer.read_text(encoding="utf-8") if tokenizer.exists() else None) != getattr(data, "tokenizer", None):
         raise UserError(f"init_from: {path} read other tokens; give --data.tokenizer {tokenizer}")
     fill(rnn, tensors["model"], path, "init_from")
     if with_teacher:

@@ -50,7 +50,7 @@ def keep_report(report: dict[str, Any], out: Path) -> None:
     page = render(report)
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out.with_suffix(".json"), (json.dumps(report, allow_nan=False) + "\n").encode())
-    replace_file(out, page.encode())
+    replace_file(out, page.encode("utf-8", "surrogateescape"))
 
 
 def plotly_script() -> str:
@@ -64,7 +64,7 @@ def plotly_script() -> str:
 
 def _is_report(path: Path) -> bool:
     try:
-        return "verdicts" in json.loads(path.read_text())
+        return "verdicts" in json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
 
@@ -124,8 +124,8 @@ def render(report: dict[str, Any]) -> str:
         # In a script element only "</" and "<!--" could end the data early.
         figures=json.dumps(figures, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
         plotly=packed(plotly_script()),
-        style=(HERE / "page.css").read_text(),
-        script=(HERE / "page.js").read_text(),
+        style=(HERE / "page.css").read_text(encoding="utf-8"),
+        script=(HERE / "page.js").read_text(encoding="utf-8"),
     )
 
 
