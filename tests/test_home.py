@@ -45,7 +45,7 @@ def test_from_python_what_is_prepared_lies_among_temporary_files(nameless):
     assert expanded("~/a.txt") == Path("~/a.txt") and absolute("~/a.txt") == str(nameless / "~/a.txt")
 
 
-@pytest.mark.parametrize("home", [None, "", "/proc", "/nowhere"])
+@pytest.mark.parametrize("home", [None, "", "/proc", "/proc/nowhere"])
 def test_commands_give_such_a_user_a_name_and_a_home(home, nameless, retain, monkeypatch):
     """Libraries ask for both; without them they fail, or make a folder that is called ~."""
     pytest.importorskip("datasets")
