@@ -110,6 +110,22 @@ def batch(size=2, length=6, seed=0):
     return {"tokens": torch.randint(VOCAB, (size, length), generator=g), "targets": targets}
 
 
+def padded(length=6, lengths=(6, 3, 1), fill=None):
+    """`batch` of sequences that end after so many tokens, and say so; `fill`, or random tokens, stand behind."""
+    data = batch(len(lengths), length)
+    real = torch.arange(length) < torch.tensor(lengths)[:, None]
+    if fill is not None:
+        data["tokens"] = data["tokens"].where(real, fill)
+    data["targets"][:, 1:][~real] = IGNORE
+    return data | {"real": real}
+
+
+def real_of(batch):
+    """Which tokens are no padding (B, T), and which memories count (B, T + 1)."""
+    real = batch.get("real", torch.ones_like(batch["tokens"], dtype=torch.bool))
+    return real, torch.cat([torch.ones_like(real[:, :1]), real], 1)
+
+
 def smt_config(**changes):
     """Eq. 5 on every step and every memory; all that matters is written out."""
     plain = {
@@ -141,13 +157,14 @@ def attention(q, k, v, causal=False, mask=None):
     return scores.softmax(-1) @ v
 
 
-def memory_norm(norm, memory):
+def memory_norm(norm, memory, counted=None):
     """memory (B, S, K, D), without touching the running statistics."""
     if norm.kind == "rms":
         return memory / (memory.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     mean, variance = norm.mean, norm.variance
     if norm.training:
-        mean, variance = memory.mean((0, 1)), memory.var((0, 1), correction=0)
+        some = memory.flatten(0, 1) if counted is None else memory[counted]
+        mean, variance = some.mean(0), some.var(0, correction=0)
     return (memory - mean) / (variance + 1e-5).sqrt()
 
 
@@ -239,12 +256,14 @@ def squared_error(pairs):
     return torch.stack([(a - b).square().mean() for a, b in pairs]).mean()
 
 
-def sweeps(rnn, memory, tokens, count):
+def sweeps(rnn, memory, tokens, count, real=None):
     """f after j steps on its own from every teacher memory, for j < count; the teacher learns from j = 0 alone."""
     length, losses = tokens.shape[1], []
     for j in range(count):
         pairs = []
         for row, own in itertools.product(range(len(tokens)), range(length - j)):
+            if real is not None and not real[row, own + j]:
+                continue
             m = memory[row, own]
             for i in range(j):
                 m = update(rnn, m, tokens[row, own + i]).detach()
@@ -306,7 +325,8 @@ def smt(teacher, rnn, kind, config, batch, future_len, offset=None, distance=Non
     tokens, targets = batch["tokens"], batch["targets"]
     size, length = tokens.shape
     memory, trunk = encode(teacher.encoder, kind, tokens, range(length + 1))
-    memory = memory_norm(teacher.norm, memory)
+    real, counted = real_of(batch)
+    memory = memory_norm(teacher.norm, memory, counted)
     decoded, asked, read, answers, pairs = [], [], [], [], []
     start, own = memory, memory[:, :-1]
     if config.on_policy and config.unroll == 1:
@@ -327,13 +347,13 @@ def smt(teacher, rnn, kind, config, batch, future_len, offset=None, distance=Non
         else:
             predicted = update(rnn, start[b, t - 1], tokens[b, t - 1]) if made is None else made[b, t - 1]
         read.append(rnn.readout(predicted[None])[0])
-        if t > 0:
+        if t > 0 and real[b, t - 1]:
             pairs.append((predicted, memory[b, t]))
     losses = {
         "loss_dec": predictive_loss(torch.cat(decoded), torch.cat(asked)),
-        "loss_dyn": squared_error(pairs) if config.sweeps == 1 else sweeps(rnn, memory, tokens, config.sweeps),
+        "loss_dyn": squared_error(pairs) if config.sweeps == 1 else sweeps(rnn, memory, tokens, config.sweeps, real),
         "loss_readout": predictive_loss(torch.stack(read), torch.stack(answers)),
-        "loss_unif": uniformity_loss(memory),
+        "loss_unif": uniformity_loss(memory[counted]),
     }
     if trunk is not None:
         losses["loss_trunk"] = predictive_loss(trunk.flatten(0, 1), targets.flatten())
@@ -349,12 +369,13 @@ def dmt(teacher, rnn, config, batch, trunk_trained=False, offset=0):
     tokens, targets = batch["tokens"], batch["targets"]
     labels = teacher.eval().encode(tokens).detach()
     pairs, logits = [], []
-    for row, label in zip(tokens, labels, strict=True):
+    for row, label, real in zip(tokens, labels, real_of(batch)[0], strict=True):
         m = label[0]
         logits.append(rnn.readout(m[None])[0])
         for t, token in enumerate(row):
             new = update(rnn, m, token)
-            pairs.append((new, label[t + 1]))
+            if real[t]:
+                pairs.append((new, label[t + 1]))
             logits.append(rnn.readout((new if config.predictive else new.detach())[None])[0])
             m = new.detach() if (t + 1 - offset) % config.unroll == 0 else new
     losses = {
@@ -413,12 +434,17 @@ def evaluate(rnn, teacher, batch):
             bits += here
         result |= {prefix + "bits_per_token": sum(bits) / len(bits), prefix + "accuracy": sum(hits) / len(hits)}
         result[prefix + "bits_by_position"] = by_position
-    drift = [float((torch.stack(memories)[:, t] - labels[:, t]).square().mean()) for t in range(labels.shape[1])]
-    variance = [float(labels[:, t].var(0, correction=0).mean()) for t in range(labels.shape[1])]
-    relative = [None, *(d / v for d, v in zip(drift[1:], variance[1:], strict=True))]
+    drift, variance, counts = [], [], []
+    for t, counted in enumerate(real_of(batch)[1].T):
+        counts.append(int(counted.sum()))
+        own_t, label_t = torch.stack(memories)[counted, t], labels[counted, t]
+        drift.append(float((own_t - label_t).square().mean()) if counts[-1] else None)
+        variance.append(float(label_t.var(0, correction=0).mean()) if counts[-1] else None)
+    relative = [None, *(d / v if v else None for d, v in zip(drift[1:], variance[1:], strict=True))]
+    of_all, of_variance = (sum(n * x for n, x in zip(counts[1:], xs[1:], strict=True) if n) for xs in (drift, variance))
     result |= {
-        "drift": sum(drift[1:]) / len(drift[1:]),
-        "relative_drift": sum(drift[1:]) / sum(variance[1:]),
+        "drift": of_all / sum(counts[1:]),
+        "relative_drift": of_all / of_variance if of_variance else None,
         "drift_last": drift[-1],
         "relative_drift_last": relative[-1],
         "drift_by_position": drift,

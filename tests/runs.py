@@ -14,6 +14,7 @@ import torch
 
 from retain import grid
 from retain.checkpoint import latest_checkpoint, load_files
+from retain.config import IGNORE
 from retain.data import load_data
 from retain.data.prefetch import Prefetch
 from retain.train import train
@@ -51,6 +52,20 @@ class Changed:
 
     def __getattr__(self, name):
         return getattr(self.inner, name)
+
+
+class Padded(Changed):
+    """Sequences that end before the batch does: in rank 1 every third batch has none, and says nothing of it."""
+
+    def batch(self, seed, step, rank, batch_size):
+        batch = self.inner.batch(seed, step, rank, batch_size)
+        if rank == 1 and step % 3 == 0:
+            return batch
+        draws = torch.Generator().manual_seed(2 * step + rank)
+        lengths = torch.randint(1 + rank, batch["tokens"].shape[1], (batch_size, 1), generator=draws)
+        real = torch.arange(batch["tokens"].shape[1]) < lengths
+        batch["targets"][:, 1:][~real] = IGNORE
+        return batch | {"real": real}
 
 
 class Crash(Exception):

@@ -143,8 +143,8 @@ BAD = [
     (f"{NEW} --data empty.txt", ["data.path", "empty.txt", "is empty"]),
     (f"{NEW} --data short.txt", ["data.seq_len", "8", "validation", "shorter seq_len"]),
     (f"{NEW} --data binary.txt", ["data.path", "binary.txt", "NUL", "UTF-8"]),
-    (f"{NEW} --data latin.txt", ["data.path", "latin.txt", "not UTF-8 at byte 1", "UTF-8 text file"]),
-    (f"{NEW} --data folder", ["data.path", "folder", "directory"]),
+    (f"{NEW} --data latin.txt", ["data.path", "latin.txt", "not UTF-8 at byte 1", "iconv"]),
+    (f"{NEW} --data folder", ["data.path", "folder", "holds no data files"]),
     # arrays
     (f"{NEW} --data tokens.npy --data.vocab-size 20", ["data.vocab_size", "20", "29", "30"]),
     (f"{NEW} --data negative.npy", ["data.path", "negative.npy", "-1", "negative"]),

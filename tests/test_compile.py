@@ -1,20 +1,26 @@
 """torch.compile: the same losses, one note where it fails, and nothing is tried twice."""
 
+import copy
 import json
 import logging
+import pickle
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.utils import counters
 
+import naive
 from conftest import tiny
 from naive import VOCAB, assert_close, models
 from retain import compiling, devices
 from retain.generate import fast_step, first_step_checked, generate
+from retain.model.fast import fast
 from retain.model.layers import Embedding, Norm, squared_relu
 from retain.train import train
-from runs import lines, run
+from runs import Crash, lines, run
 
 COMPILER = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="torch.compile needs a C++ compiler")
@@ -74,6 +80,72 @@ def test_a_cell_is_compiled_with_gradient_and_without_and_no_more_often(cell, tm
     assert counters["stats"]["unique_graphs"] == 2
 
 
+class OwnCell(nn.Module):
+    """A user's."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(8, 8)
+
+    def forward(self, memory, inputs):
+        return memory + self.mix(inputs)[:, None]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("ends", ["well", "badly"])
+@pytest.mark.parametrize("encoder, norm", [("state", "batch"), ("window", "rms"), ("register", "rms")])
+def test_the_callers_modules_stay_as_they_are_and_copies_are_their_own(
+    ends, encoder, norm, tmp_path, captured, monkeypatch
+):
+    """During a compiled run and after it, however it ends."""
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    models, make = [], compiling.fast_parts
+    monkeypatch.setattr("retain.train.fast_parts", lambda *args: models.extend(args[:2]) or make(*args))
+    cell, tokens, seen = OwnCell(), torch.arange(10).view(2, 5) % 5, []
+
+    def look(during):
+        rnn, teacher = models
+        parts = teacher.encoder, teacher.decoder, rnn.readout, cell
+        assert rnn.cell is cell and not any("forward" in vars(part) for part in parts)
+        assert [fast(part) is not part for part in parts] == [during] * 4
+        for own, guide in (copy.deepcopy(models), pickle.loads(pickle.dumps(models))):
+            naive.randomise(own), naive.randomise(guide.eval())
+
+            def told(own=own, guide=guide):
+                return own(tokens)[0], guide.decoder(guide.encode(tokens), tokens[:, None, :3].expand(-1, 6, -1))
+
+            before = told()
+            assert all(x.isfinite().all() and x.any() for x in before)
+            kept = copy.deepcopy([part.state_dict() for part in models])
+            with torch.no_grad():
+                for p in (*rnn.parameters(), *teacher.parameters()):
+                    p.zero_()
+            assert all(torch.equal(x, y) for x, y in zip(told(), before, strict=True)), "weights of the original"
+            for part, state in zip(models, kept, strict=True):
+                part.load_state_dict(state)
+
+    def at(number):
+        seen.append(number)
+        look(during=True)
+        if ends == "badly" and number == 5:
+            raise Crash
+
+    settings = {"phases": ("smt", "dmt"), "budget": "6steps", "memory__norm": norm, "teacher__encoder": encoder}
+    with pytest.raises(Crash) if ends == "badly" else nullcontext():
+        run(tiny(compile=True, **settings), tmp_path / "run", at, cell=cell)
+    assert seen == [*range(6)] and len(captured) == 4
+    look(during=False)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hooks_of_an_own_cell_are_called_in_a_compiled_run(tmp_path, captured, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    cell, called = OwnCell(), []
+    cell.register_forward_hook(lambda *args: called.append(1))
+    train(tiny(compile=True, budget="2steps", phases=("smt",)), tmp_path / "run", cell=cell, progress_bar=False)
+    assert called
+
+
 def test_parts_are_compiled_for_what_is_run_often(tmp_path, monkeypatch):
     """Nothing for validation alone but the encoder, whose labels DMT wants without a gradient; and no empty memory."""
     ran = set()
@@ -104,7 +176,7 @@ def test_what_compiling_takes_comes_off_the_whole_budget(own, steps, tmp_path, m
     """Else the first phase would spend its share on it. What a phase has of its own is its own."""
     seconds = [0.0]
     monkeypatch.setattr("retain.progress.time.perf_counter", lambda: seconds[0])
-    monkeypatch.setattr("retain.train.compile_parts", lambda *models: None)
+    monkeypatch.setattr("retain.train.fast_parts", lambda *models: {})
 
     def pass_time(number):
         seconds[0] += 1 if number else 20

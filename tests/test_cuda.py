@@ -15,21 +15,22 @@ from torch.utils._pytree import tree_leaves
 
 from conftest import tiny
 from naive import attention as naive_attention
-from naive import batch, models, smt_config
+from naive import batch, models, padded, smt_config
 from retain.cli import main
-from retain.compiling import replay_parts
+from retain.compiling import fast_parts
 from retain.config import CELLS, BPTTConfig, DataConfig, DMTConfig
 from retain.data import load_data
 from retain.evaluate import evaluate
 from retain.generate import fast_step, generate
 from retain.model import attention as attending
 from retain.model import delta_rollout, gated_rollout
+from retain.model.fast import using
 from retain.model.graphs import _ALL, forget, launched
 from retain.model.rnn import _GRAPHS
 from retain.objectives import BPTT, DMT, SMT
 from retain.presets import PRESETS
 from retain.run import load_run
-from retain.train import train
+from retain.train import Loop, train
 from runs import losses
 
 pytestmark = [
@@ -165,7 +166,6 @@ def test_what_is_replayed_is_what_is_launched(cell, norm, bf16):
 def test_parts_that_are_replayed_are_those_that_are_launched(encoder):
     forget()
     teacher, rnn = (m.float().to("cuda:0") for m in models(encoder, cell="gated", layers=1))
-    replay_parts(rnn, teacher)
     smt = SMT(teacher, rnn, smt_config(unroll=4, on_policy=0.5, horizon=4, decodes_per_sequence=2), 2)
 
     def of(turn):
@@ -176,19 +176,21 @@ def test_parts_that_are_replayed_are_those_that_are_launched(encoder):
         losses["loss"].backward()
         return [*losses.values(), *(p.grad for p in smt.parameters() if p.grad is not None)]
 
-    for turn in range(6):
-        statistics = copy.deepcopy(teacher.norm.state_dict())
-        replayed = [x.detach().clone() for x in of(turn)]
-        teacher.norm.load_state_dict(statistics)
-        with launched():
-            near(replayed, of(turn), bf16=False)
-    captured = [r.module() for r in _ALL if r.module and r.idle]
-    assert all(part in captured for part in (teacher.encoder, teacher.decoder, rnn.readout))
+    with using(fast_parts(rnn, teacher)):
+        for turn in range(6):
+            statistics = copy.deepcopy(teacher.norm.state_dict())
+            replayed = [x.detach().clone() for x in of(turn)]
+            teacher.norm.load_state_dict(statistics)
+            with launched():
+                near(replayed, of(turn), bf16=False)
+        captured = [r.module() for r in _ALL if r.module and r.idle]
+        assert all(part in captured for part in (teacher.encoder, teacher.decoder, rnn.readout))
 
 
 @pytest.mark.parametrize("encoder", ["window", "register", "state"])
 @pytest.mark.parametrize("phase", ["smt", "dmt", "dmt alone", "bptt"])
-def test_a_step_waits_for_the_device_once_at_most(encoder, phase):
+@pytest.mark.parametrize("data", [batch(4), padded()], ids=["whole", "padded"])
+def test_a_step_waits_for_the_device_once_at_most(encoder, phase, data):
     teacher, rnn = (m.float().to("cuda:0") for m in models(encoder, cell="gated"))
     make = {
         "smt": lambda: SMT(teacher, rnn, smt_config(unroll=2, on_policy=0.5, horizon=2, decodes_per_sequence=2), 2),
@@ -197,7 +199,7 @@ def test_a_step_waits_for_the_device_once_at_most(encoder, phase):
         "bptt": lambda: BPTT(rnn, BPTTConfig(truncate=2)),
     }
     objective = make[phase]()
-    there = {name: x.to("cuda:0") for name, x in batch(4).items()}
+    there = {name: x.to("cuda:0") for name, x in data.items()}
     torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -205,6 +207,25 @@ def test_a_step_waits_for_the_device_once_at_most(encoder, phase):
     torch.cuda.set_sync_debug_mode("default")
     waits = [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
     assert len(waits) <= 1, waits  # for how many targets count
+
+
+def test_a_step_that_is_not_logged_fetches_no_losses(tmp_path, monkeypatch):
+    waits, step = [], Loop.step
+
+    def watched(loop, *args):
+        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                return step(loop, *args)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+                waits.append(sum("synchroniz" in str(warning.message) for warning in caught))
+
+    monkeypatch.setattr(Loop, "step", watched)
+    train(tiny(device="cuda", phases=("smt",), budget="8steps", log_every=4), tmp_path / "run", progress_bar=False)
+    for number, count in enumerate(waits):  # one wait is for how many targets count
+        assert count == 1 if number % 4 else count > 1, waits
 
 
 class Launches(TorchDispatchMode):

@@ -21,7 +21,7 @@ from retain.objectives import BPTT
 from retain.phase import learning_rate, part_of
 from retain.progress import stop_signals
 from retain.run import build, load, load_run
-from retain.train import TrainingError, train
+from retain.train import Loop, TrainingError, train
 from runs import KEYS, LOSSES, PHASES, Changed, lines, losses, run
 
 
@@ -209,8 +209,11 @@ class Poisoned(nn.Module):
         (9, "bptt", "loss_readout", 8),
     ],
 )
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, at, phase, loss, good):
-    config = tiny(phases=PHASES, budget="12steps", checkpoint_every="2steps")
+@pytest.mark.parametrize("waits, log_every", [(False, 1), (False, 100), (True, 1), (True, 100)])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, at, phase, loss, good, waits, log_every, monkeypatch):
+    """At once; or, where to look at it `waits` for a device, when a step is logged and before anything is saved."""
+    monkeypatch.setattr(Loop, "waits", waits)
+    config = tiny(phases=PHASES, budget="12steps", checkpoint_every="2steps", log_every=log_every)
     cell, out = Poisoned(), tmp_path / "run"
 
     def poison(step):
@@ -233,13 +236,37 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, at, phase, loss, good
         assert run(config, out, lambda step: setattr(cell, "poison", 0.0), cell=cell, resume=True)["steps"] == 12
 
 
-def test_a_learning_rate_that_blows_up_leaves_no_weights_that_are_not_finite(tmp_path):
-    config = tiny(smt__lr=1e30, smt__warmup=0.0, budget="20steps", checkpoint_every="1steps", validate_every="1steps")
+@pytest.mark.parametrize("every", ["1steps", "3steps", "1000steps"])
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_learning_rate_that_blows_up_leaves_no_weights_that_are_not_finite(tmp_path, waits, every, monkeypatch):
+    monkeypatch.setattr(Loop, "waits", waits)
+    settings = {"checkpoint_every": every, "validate_every": every, "log_every": 100}
+    config = tiny(smt__lr=1e30, smt__warmup=0.0, budget="20steps", **settings)
     with pytest.raises(TrainingError, match=r"^\w+ became (nan|inf) at step \d+ in phase smt; .*try a lower smt\.lr"):
         run(config, tmp_path / "run")
-    for folder in (tmp_path / "run" / "checkpoints").iterdir():
+    for folder in (tmp_path / "run").glob("checkpoints/*"):
         tensors, _ = load_files(folder)
         assert all(v.isfinite().all() for group in tensors.values() for v in group.values())
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_losses_are_looked_at_when_they_are_logged_or_validated(tmp_path, waits, monkeypatch):
+    """And at the first step of a phase, for the progress bar, or when there are very many."""
+    looked, look = [], Loop.look
+
+    def watched(loop):
+        looked.append(len(loop.unseen))
+        look(loop)
+
+    monkeypatch.setattr(Loop, "waits", waits)
+    monkeypatch.setattr(Loop, "look", watched)
+    monkeypatch.setattr("retain.train.UNSEEN", 6)
+    config = tiny(budget="40steps", smt__share=0.45, dmt__share=0.55, log_every=12, validate_every="34steps")
+    run(config, tmp_path / "run")
+    # Phases begin at steps 0 and 18, steps 0, 12, 24 and 36 are logged, and after 18, 34 and 40 there is a validation.
+    wanted = [1, 6, 6, 5, 1, 6, 6, 3, 3, 3] if waits else [1] * 40
+    assert [n for n in looked if n] == wanted
+    assert [line["step"] for line in lines(tmp_path / "run") if "loss" in line] == [1, 13, 25, 37]
 
 
 def test_runs_of_one_process_each_have_their_precision(tmp_path):

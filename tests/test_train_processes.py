@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -24,7 +25,7 @@ from retain.model.layers import MemoryNorm
 from retain.processes import agreed
 from retain.progress import STOPS
 from retain.train import train
-from runs import LOSSES, PHASES, Changed, assert_same_run, lines, run, wait_for
+from runs import LOSSES, PHASES, Changed, Padded, assert_same_run, lines, run, wait_for
 
 RETAIN = "from retain.cli import main; main()"
 
@@ -100,12 +101,18 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, number):
 
 WORKER = """
 import sys
+sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from retain.config_json import load_config
 from retain.train import train
-train(load_config(Path(sys.argv[1])), sys.argv[2], progress_bar=False)
+config = load_config(Path(sys.argv[1]))
+data = None
+if "padded" in sys.argv:
+    from runs import Padded
+    data = Padded(config)
+train(config, sys.argv[2], data=data, progress_bar=False)
 """
 
 
@@ -118,9 +125,10 @@ if os.environ["RANK"] == "1":
 """For the second process it is never time to validate or save."""
 
 
-def two_workers(config, out, before=""):
-    """`train` in two processes that are one run; each runs what is to be run `before`."""
-    return two_processes(before + WORKER, config, out)
+def two_workers(config, out, before="", padded=False):
+    """`train` in two processes that are one run; each runs what is to be run `before`. `padded`: on sequences that end
+    early."""
+    return two_processes(before + WORKER, config, out, Path(__file__).parent, *["padded"] * padded)
 
 
 def two_processes(program, *arguments):
@@ -135,14 +143,29 @@ def two_processes(program, *arguments):
 class Ranks(Changed):
     """In one process, the batches of ranks 0 and 1 as one."""
 
+    def __init__(self, config, padded=False):
+        super().__init__(config)
+        self.inner = Padded(config) if padded else self.inner
+
     def batch(self, seed, step, rank, batch_size):
         parts = [self.inner.batch(seed, step, r, batch_size // 2) for r in (0, 1)]
+        if any("real" in part for part in parts):  # one need not have it
+            parts = [{"real": torch.ones_like(part["tokens"], dtype=torch.bool)} | part for part in parts]
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm, on_policy, pieces", [("rms", 0.5, 1), ("batch", 0.5, 1), ("batch", 0.0, 2)])
-def test_two_processes_equal_one_with_both_their_batches(tmp_path, norm, on_policy, pieces):
+@pytest.mark.parametrize(
+    "norm, on_policy, pieces, sweeps, padded",
+    [
+        ("rms", 0.5, 1, 1, False),
+        ("batch", 0.5, 1, 1, False),
+        ("batch", 0.0, 2, 1, False),
+        ("batch", 0.0, 2, 1, True),
+        ("batch", 0.5, 1, 3, True),
+    ],
+)
+def test_two_processes_equal_one_with_both_their_batches(tmp_path, norm, on_policy, pieces, sweeps, padded):
     """Uniformity is left out, a loss over pairs within a process; on-policy memories are drawn anew in each piece."""
 
     def config(size, **changes):
@@ -150,13 +173,13 @@ def test_two_processes_equal_one_with_both_their_batches(tmp_path, norm, on_poli
         return tiny(
             # On a machine without a GPU, auto is the CPU: processes must know of each other there, too.
             phases=PHASES, budget="12steps", memory__norm=norm, smt__lambda_unif=0.0, smt__on_policy=on_policy,
-            device="auto", **sizes, **changes,
+            smt__sweeps=sweeps, device="auto", **sizes, **changes,
         )  # fmt: skip
 
     # Pieces and what is computed again change nothing either.
     save_config(config(4, smt__pieces=pieces, teacher__recompute=True), tmp_path / "two.json")
-    workers = two_workers(tmp_path / "two.json", tmp_path / "two")
-    train(config(8), tmp_path / "one", data=Ranks(config(8)), progress_bar=False)
+    workers = two_workers(tmp_path / "two.json", tmp_path / "two", padded=padded)
+    train(config(8), tmp_path / "one", data=Ranks(config(8), padded), progress_bar=False)
     for worker in workers:
         said, _ = worker.communicate()
         assert worker.returncode == 0, said

@@ -36,7 +36,7 @@ def test_every_public_name_has_a_type(tmp_path, monkeypatch):
 
 
 def test_the_typed_names_are_the_public_ones():
-    (block,) = [node for node in ast.parse(SOURCE.read_text()).body if isinstance(node, ast.If)]
+    (block,) = [node for node in ast.parse(SOURCE.read_text()).body if isinstance(node, ast.If) and node.orelse]
     imports = {alias.asname: node.module for node in block.body for alias in node.names}
     assert imports == retain._HOMES | dict.fromkeys(retain._MODULES, "retain")
     assert {*imports, "__version__"} == set(retain.__all__)

@@ -1,6 +1,8 @@
 """Pretrain recurrent networks without backpropagation through time."""
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # as of `typing`, which takes longer to import than Ctrl-C needs
+if TYPE_CHECKING:
+    from typing import Any
 
 __version__ = "0.1.0"
 
@@ -39,7 +41,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from retain.run import save as save
 else:  # or any name whatever would be one of type Any
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> "Any":
         import importlib
 
         if name in _MODULES:

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from retain.errors import CheckpointError, UserError
+from retain.errors import READ_ONLY, CheckpointError, UserError
 
 FORMAT_VERSION = 1
 StateDicts = Mapping[str, Mapping[str, Tensor]]
@@ -260,11 +261,17 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def keep_printed(path: Path, text: str) -> None:
-    """Write what was printed into its run folder. Raises UserError where that cannot be."""
+    """Write what was printed into its run folder; where that is for reading alone, stderr says so.
+
+    Raises UserError where the disk refuses.
+    """
     try:
         replace_file(path, text.encode() + b"\n")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written, {error.strerror}; what was printed is not kept") from error
+        lost = f"{path}: cannot be written, {error.strerror}; what was printed is not kept"
+        if error.errno not in READ_ONLY:
+            raise UserError(lost) from error
+        print(f"retain: {lost}", file=sys.stderr)
 
 
 def _write_file(path: Path, data: bytes) -> None:

@@ -8,9 +8,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import pwd
+import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
+from types import FrameType
 
 from retain import __version__
 from retain.arguments import Usage
@@ -63,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         elif argv[0] not in commands:
             raise Usage(f"command: {argv[0]!r} is none of {', '.join(commands)}")
         else:
+            settle()
             # A user's own cell, module:Class, is looked for where the command is run, too.
             sys.path.append(os.getcwd())
             module, _, function = commands[argv[0]].partition(":")
@@ -75,7 +80,7 @@ def one_line_errors() -> Iterator[None]:
 
     Nothing inside fails for want of someone who reads its output.
     """
-    with lossy_streams():
+    with lossy_streams(), ctrl_c():
         try:
             try:
                 yield
@@ -94,6 +99,44 @@ def one_line_errors() -> Iterator[None]:
             if explained is None or os.environ.get("RETAIN_DEBUG"):
                 raise
             fail(*explained)
+
+
+def settle() -> None:
+    """Give a user without a name or a home, as containers have them, what libraries ask for and fail without."""
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("LOGNAME", f"uid{os.getuid()}")
+        if not os.access(os.environ.get("HOME", ""), os.W_OK):
+            import tempfile
+
+            os.environ["HOME"] = os.path.join(tempfile.gettempdir(), f"retain-{os.getuid()}")
+            os.makedirs(os.environ["HOME"], mode=0o700, exist_ok=True)
+
+
+@contextlib.contextmanager
+def ctrl_c() -> Iterator[None]:
+    """Inside, Ctrl-C during an import ends the process at once. As an exception it would be lost in a library that
+    goes on half imported."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                with contextlib.suppress(OSError):
+                    os.write(2, b"retain: interrupted\n")
+                os._exit(130)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def fail(message: str, code: int) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from retain.model.cells import rolls
+from retain.model.fast import Parts
 from retain.model.graphs import Replayed
 from retain.model.rnn import RNN
 from retain.model.teacher import Readout, Teacher
@@ -28,22 +29,26 @@ def can_compile(device: torch.device) -> bool:
     return True
 
 
-def compile_parts(rnn: RNN, teacher: Teacher) -> None:
-    """Compile the modules that are run again and again, each in as few graphs as will do. Without a compiler they stay
-    as they are.
+def fast_parts(rnn: RNN, teacher: Teacher, compile: bool = False) -> Parts:
+    """Faster versions of the modules that are run again and again: compiled, if one asks and there is a compiler, and
+    on a GPU replayed from CUDA graphs. They are there for who runs `using` them."""
+    parts = compiled_parts(rnn, teacher) if compile and can_compile(rnn.m_0.device) else {}
+    return parts | replayed_parts(rnn, teacher, parts) if rnn.m_0.is_cuda else parts
 
-    A copy of them that is made later would compute with these very weights.
-    """
-    if not can_compile(rnn.m_0.device):
-        return
+
+def compiled_parts(rnn: RNN, teacher: Teacher) -> Parts:
+    """Each in as few graphs as will do."""
     encode, cell = teacher.encoder.forward, rnn.cell
     encode_fast = compiled(encode, "encoder")
-    # The memory of nothing is asked for a few times in a run.
-    teacher.encoder.forward = lambda tokens, *args: (encode_fast if tokens.shape[1] else encode)(tokens, *args)
-    for name, part in (("decoder", teacher.decoder), ("readout", rnn.readout)):
-        part.forward = _where_trained(part.forward, name)  # type: ignore[method-assign]
+    parts: Parts = {
+        # The memory of nothing is asked for a few times in a run.
+        teacher.encoder: lambda tokens, *args: (encode_fast if tokens.shape[1] else encode)(tokens, *args),
+        teacher.decoder: _where_trained(teacher.decoder.forward, "decoder"),
+        rnn.readout: _where_trained(rnn.readout.forward, "readout"),
+    }
     if not rolls(cell) or rnn.normalise:  # else its rollout is what runs, which is written out by hand
-        cell.forward = _in_two_graphs(compiled(cell.forward, "cell"))
+        parts[cell] = _in_two_graphs(compiled(cell.forward, "cell"))
+    return parts
 
 
 def _where_trained(forward: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
@@ -72,14 +77,9 @@ def _in_two_graphs(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
-def replay_parts(rnn: RNN, teacher: Teacher) -> None:
-    """Replay encoder, decoder and readout from CUDA graphs, compiled or not. Away from a GPU they stay as they are.
-
-    As with `compile_parts`, a copy of them that is made later would compute with these very weights.
-    """
-    if not rnn.m_0.is_cuda:
-        return
-    encode = teacher.encoder.forward
+def replayed_parts(rnn: RNN, teacher: Teacher, parts: Parts) -> Parts:
+    """Encoder, decoder and readout replayed from CUDA graphs, of their versions in `parts` where they have one."""
+    encode, *others = (parts.get(part, part.forward) for part in (teacher.encoder, teacher.decoder, rnn.readout))
 
     def encoded(tokens: Tensor, steps: Tensor, logits: bool) -> tuple[Tensor, ...]:
         return tuple(x for x in encode(tokens, steps, logits) if x is not None)
@@ -90,13 +90,11 @@ def replay_parts(rnn: RNN, teacher: Teacher) -> None:
         memory, *trunk_logits = replayed(tokens, steps, logits)
         return memory, trunk_logits[0] if trunk_logits else None
 
-    teacher.encoder.forward = encoder
-    for part in (teacher.decoder, rnn.readout):
-        part.forward = _replayed(part)  # type: ignore[method-assign]
+    readouts = zip((teacher.decoder, rnn.readout), others, strict=True)
+    return {teacher.encoder: encoder} | {part: _replayed(part, forward) for part, forward in readouts}
 
 
-def _replayed(part: Readout) -> Callable[..., Tensor]:
-    forward = part.forward
+def _replayed(part: Readout, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     replayed = Replayed(lambda *args: (forward(*args),), part)
     return lambda *args: replayed(*args)[0]
 

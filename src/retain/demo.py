@@ -16,7 +16,7 @@ from retain.arguments import Usage
 from retain.cli import one_line_errors
 from retain.compare import matched, with_rate
 from retain.config import RunConfig
-from retain.lock import alone
+from retain.lock import alone, is_litter
 from retain.presets import PRESETS
 
 SECONDS = 95
@@ -57,13 +57,15 @@ def main() -> None:
     folders = {name: OUT / name.replace(" → ", "-").replace(", ", "-").replace(" ", "-").lower() for name in runs}
     if OUT.exists():
         ours = {"demo.json", *(folder.name for folder in folders.values())}
-        if other := sorted(f.name for f in OUT.iterdir() if f.name not in ours and not f.name.startswith(".")):
+        if other := sorted(f.name for f in OUT.iterdir() if f.name not in ours and not is_litter(f.name)):
             raise Usage(f"{OUT}: holds {other[0]}, which is not of an earlier demo; move it elsewhere first")
         for folder in folders.values():
             if folder.exists():
                 with alone(folder):  # refused where another demo is at work in it
                     pass
-        shutil.rmtree(OUT)
+        for folder in folders.values():
+            shutil.rmtree(folder, ignore_errors=True)
+        (OUT / "demo.json").unlink(missing_ok=True)
     rows: list[dict[str, Any]] = []
     start = time.perf_counter()
     for number, (name, run) in enumerate(runs.items(), 1):
@@ -86,7 +88,7 @@ def main() -> None:
                 "data": data.info,
             }
         )
-    (OUT / "demo.json").write_text(json.dumps(rows, indent=2) + "\n")
+    (OUT / "demo.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     rnn = load_run(rows[0]["run"]).rnn
     import torch
 

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from retain.compiling import replay_parts
+from retain.compiling import fast_parts
 from retain.config import PhaseConfig, RunConfig
 from retain.data import SPLITS, Data, load_data
 from retain.devices import make_accelerator
+from retain.model.fast import using
 from retain.model.graphs import forget, launched
 from retain.phase import objective_of, part_of
 from retain.run import build
@@ -42,33 +43,33 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     rnn, teacher = build(config, data.vocab_size)
     rnn.to(accelerator.device)
     teacher.to(accelerator.device)
-    replay_parts(rnn, teacher)
     phases = {}
-    for index, (name, budget) in enumerate(zip(config.phases, config.budgets(), strict=True)):
-        own: PhaseConfig = getattr(config, name)
-        objective = objective_of(index, config, rnn, teacher)
-        probe = _Probe(objective, data, own, accelerator)
-        per_step = own.batch_size * own.accumulate
-        tokens = per_step * (own.seq_len or data.seq_len) * accelerator.num_processes
-        seconds = probe.seconds_per_sequence * per_step
-        chain = objective.sequential_steps(own.seq_len or data.seq_len, 1.0)
-        steps = budget.amount / {"s": seconds, "steps": 1, "tokens": tokens, "sequential": chain}[budget.unit]
-        trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-        phases[name if name not in phases else f"{name}, phase {index + 1}"] = {
-            "budget": str(budget),
-            "steps": max(1, round(steps)),
-            "tokens_per_step": tokens,
-            "trained_parameters": trained,
-            "flops_per_step": probe.flops_per_sequence * per_step,
-            "flops": probe.flops_per_sequence * per_step * max(1, round(steps)),
-            "activation_bytes": probe.activations_per_sequence * own.batch_size,
-            "probed_batch_size": probe.batch_size,
-            "seconds_per_step": seconds,
-            "seconds": budget.amount if budget.unit == "s" else seconds * steps,
-        }
-        objective.finish()
-        forget()
-        accelerator.free_memory()
+    with using(fast_parts(rnn, teacher)):
+        for index, (name, budget) in enumerate(zip(config.phases, config.budgets(), strict=True)):
+            own: PhaseConfig = getattr(config, name)
+            objective = objective_of(index, config, rnn, teacher)
+            probe = _Probe(objective, data, own, accelerator)
+            per_step = own.batch_size * own.accumulate
+            tokens = per_step * (own.seq_len or data.seq_len) * accelerator.num_processes
+            seconds = probe.seconds_per_sequence * per_step
+            chain = objective.sequential_steps(own.seq_len or data.seq_len, 1.0)
+            steps = budget.amount / {"s": seconds, "steps": 1, "tokens": tokens, "sequential": chain}[budget.unit]
+            trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+            phases[name if name not in phases else f"{name}, phase {index + 1}"] = {
+                "budget": str(budget),
+                "steps": max(1, round(steps)),
+                "tokens_per_step": tokens,
+                "trained_parameters": trained,
+                "flops_per_step": probe.flops_per_sequence * per_step,
+                "flops": probe.flops_per_sequence * per_step * max(1, round(steps)),
+                "activation_bytes": probe.activations_per_sequence * own.batch_size,
+                "probed_batch_size": probe.batch_size,
+                "seconds_per_step": seconds,
+                "seconds": budget.amount if budget.unit == "s" else seconds * steps,
+            }
+            objective.finish()
+            forget()
+            accelerator.free_memory()
     count = {"rnn": rnn, "teacher": teacher}
     parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in count.items()}
     endless = data.info.get("streamed") or data.info.get("sequences", {}).get("train", 0) is None

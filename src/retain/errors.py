@@ -44,6 +44,8 @@ NO_MEMORY = (
 )
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 """Of a file that is open already: these errors do not name it."""
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""Of a folder that may be read and not written into."""
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from retain.data import Data
 from retain.errors import UserError
+from retain.model.fast import fast
+from retain.model.layers import counted_memories
 from retain.model.modes import evaluating
 from retain.model.rnn import RNN
 from retain.model.teacher import Readout, Teacher
@@ -43,7 +45,7 @@ class _Score:
         """What `readout` says of memory (N, K, D), a part at a time: answers (N,), asked at these positions (N,)."""
         at_once = max(1, min(MEMORIES, LOGITS // readout.head.out_features))
         for part, asked, where in zip(*(x.split(at_once) for x in (memory, answers, positions)), strict=True):
-            self.add(readout(part), asked, where)
+            self.add(fast(readout)(part), asked, where)
 
     def add(self, logits: Tensor, answers: Tensor, positions: Tensor) -> None:
         """logits (N, V), answers (N,), and at which of the positions (N,) each is asked."""
@@ -63,25 +65,28 @@ class _Score:
 
 
 class _Spread:
-    """Mean and variance of (B, ...) over B, batch by batch (Chan, Golub & LeVeque 1979).
+    """Variance of memories (B, T + 1, K, D) over those B that count, batch by batch (Chan, Golub & LeVeque 1979).
 
     Sums of squares less the square of a sum would cancel where the mean is far from 0.
     """
 
     def __init__(self) -> None:
-        self.count = 0
-        self.mean = self.squares = torch.zeros((), dtype=torch.float64)
+        self.count = self.mean = self.squares = torch.zeros((), dtype=torch.float64)
         """`squares`: of the distances from the mean, summed."""
 
-    def add(self, values: Tensor) -> None:
-        count, mean = len(values), values.mean(0)
-        squares, mean = (values - mean).square().sum(0).cpu().double(), mean.cpu().double()
-        both, apart = self.count + count, mean - self.mean
-        self.squares = self.squares + squares + apart.square() * (self.count * count / both)
-        self.mean, self.count = self.mean + apart * (count / both), both
+    def add(self, memory: Tensor, which: Tensor) -> None:
+        """`which` (B, T + 1) bool: those that count."""
+        left_out, count = ~which[..., None, None], which.sum(0)[:, None, None]
+        mean = memory.masked_fill(left_out, 0).sum(0) / count.clamp_min(1)
+        squares = (memory - mean).masked_fill(left_out, 0).square().sum(0).cpu().double()
+        both, apart = self.count + count.cpu(), mean.cpu().double() - self.mean
+        share = count.cpu() / both.clamp_min(1)
+        self.squares = self.squares + squares + apart.square() * self.count * share
+        self.mean, self.count = self.mean + apart * share, both
 
     def variance(self) -> Tensor:
-        return self.squares / self.count
+        """(T + 1, K, D)"""
+        return self.squares / self.count.clamp_min(1)
 
 
 def _or_none(values: Tensor) -> list[float | None]:
@@ -92,12 +97,15 @@ def _or_none(values: Tensor) -> list[float | None]:
 def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tensor]]) -> dict[str, Any]:
     """Run the RNN from m_0 over every batch (tokens (B, T), targets (B, T + 1)) and compare it with its teacher.
 
+    batch["real"] (B, T) bool, where there is one, says which tokens are no padding: drift is over what they made of
+    memory.
+
     Returns JSON values. `bits_per_token` and `accuracy` are over all targets that are not IGNORE; `drift` is the
     mean squared difference of the RNN's memory from the teacher's over t = 1 … T, `relative_drift` the same over
     the variance of the teacher's memory across sequences, both also at the last position and by position
-    (t = 0 … T; null where it is undefined; what fills up a short document counts as any token). `tokens` counts
-    targets, `seconds` and `tokens_per_second` the RNN's own reading, with an answer where one is asked for. Teacher
-    and drift are null without a teacher. Raises UserError where there is no batch.
+    (t = 0 … T; null where it is undefined, as where no sequence is so long). `tokens` counts targets, `seconds` and
+    `tokens_per_second` the RNN's own reading, with an answer where one is asked for. Teacher and drift are null
+    without a teacher. Raises UserError where there is no batch.
     """
     with evaluating(rnn, teacher):
         return _compare(rnn, teacher, batches)
@@ -106,7 +114,8 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
 def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tensor]]) -> dict[str, Any]:
     device = rnn.m_0.device
     own: _Score | None = None
-    squared, spread = torch.zeros((), dtype=torch.float64), _Spread()
+    squared = counts = torch.zeros((), dtype=torch.float64)
+    spread = _Spread()
     precise = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     sequences, seconds, read = 0, 0.0, 0
     for batch in batches:
@@ -126,8 +135,10 @@ def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
             labels = teacher.encode(tokens)
             theirs.read(teacher.decoder, where_asked(targets, labels)[1], answers, at)
             apart, labels = (memory - labels).to(precise), labels.to(precise)
-            squared = squared + apart.square().mean((2, 3)).sum(0).cpu()  # (T + 1,)
-            spread.add(labels)
+            which = counted_memories(batch["real"].to(device)) if "real" in batch else torch.ones_like(targets).bool()
+            squared = squared + apart.square().mean((2, 3)).masked_fill(~which, 0).sum(0).cpu()  # (T + 1,)
+            counts = counts + which.sum(0).cpu()
+            spread.add(labels, which)
     if own is None:
         raise UserError("evaluate: the split holds no sequence")
     result: dict[str, Any] = {
@@ -149,18 +160,18 @@ def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
         "relative_drift_by_position": None,
     }
     if teacher is not None:
-        drift = squared / sequences
-        variance = spread.variance().mean((1, 2))  # (T + 1,)
+        drift, variance = squared / counts.clamp_min(1), spread.variance().mean((1, 2))  # (T + 1,)
+        weight = counts[1:] / counts[1:].mean()  # 1 where nothing is padded
+        mean_drift, mean_variance = (weight * drift[1:]).mean(), (weight * variance[1:]).mean()
+        drift = drift.where(counts > 0, torch.nan)
         # All sequences share m_0, so its variance is rounding error and a ratio to it means nothing.
         relative = torch.where(variance > 1e-8, drift / variance, torch.nan)
         relative[0] = torch.nan
         result |= {
             "teacher_bits_per_token": theirs.bits(),
             "teacher_accuracy": theirs.accuracy(),
-            "drift": finite(float(drift[1:].mean())),
-            "relative_drift": finite(float(drift[1:].mean() / variance[1:].mean()))
-            if variance[1:].mean() > 1e-8
-            else None,
+            "drift": finite(float(mean_drift)),
+            "relative_drift": finite(float(mean_drift / mean_variance)) if mean_variance > 1e-8 else None,
             "drift_last": finite(float(drift[-1])),
             "relative_drift_last": finite(float(relative[-1])),
             "teacher_bits_by_position": theirs.bits_by_position(),

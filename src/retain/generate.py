@@ -356,7 +356,9 @@ def _draw(logits: Tensor, number: int, *settings: Any) -> Tensor:
 def save_image_grid(tokens: Tensor, shape: tuple[int, int], levels: int, path: str | Path, columns: int = 8) -> None:
     """Write images as one grayscale PNG grid: tokens (B, H·W) of `levels` levels, brightest last.
 
-    A negative token is a pixel that is not known; it has the colour of the gaps."""
+    A negative token is a pixel that is not known; it has the colour of the gaps. Raises UserError where the file cannot
+    be written.
+    """
     from PIL import Image
 
     height, width = shape
@@ -371,5 +373,8 @@ def save_image_grid(tokens: Tensor, shape: tuple[int, int], levels: int, path: s
     for i, image in enumerate(images):
         top, left = gap + i // columns * cell_height, gap + i % columns * cell_width
         grid[top : top + height * zoom, left : left + width * zoom] = image
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid).save(path)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grid).save(path)
+    except OSError as error:
+        raise UserError(f"out: {path} cannot be written, {error.strerror or error}; name another --out") from error

@@ -26,7 +26,7 @@ from typing import IO, TYPE_CHECKING, Any
 from retain.config import DataConfig, RunConfig
 from retain.config_json import flatten, from_dict, to_dict
 from retain.errors import UserError, explain
-from retain.lock import alone
+from retain.lock import alone, is_free
 from retain.progress import STOPS, stop_signals
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def read_result(folder: Path, config: RunConfig) -> Result | None:
     if not path.exists():
         return None
     try:
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8"))
         same = from_dict(RunConfig, result["config"]) == config
     except (ValueError, KeyError, TypeError):
         raise UserError(f"out: {path} is not a result of this version; delete {folder} to run it anew") from None
@@ -133,14 +133,14 @@ def _start(
 ) -> tuple[subprocess.Popen[str], IO[str]]:
     job: dict[str, Any] = {"config": to_dict(config), "folder": str(folder), "threads": threads}
     job |= {"split": split, "lengths": list(lengths)}
-    env = dict(os.environ)
+    env = os.environ | {"PYTHONIOENCODING": "utf-8"}  # for what it complains of, whatever the locale
     if threads is not None:
         env |= {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
-    complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe would fill up; _finish closes it
+    complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - a pipe would fill up; _finish closes it
     process = subprocess.Popen(
         # The folder it is run in comes last, as in cli.py: a user's random.py must not replace Python's.
         [sys.executable, "-c", "import sys; sys.path.append(sys.path.pop(0)); from retain.grid import work; work()"],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=complaints, text=True, env=env,
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=complaints, encoding="utf-8", env=env,
         start_new_session=True,  # Ctrl-C reaches this process alone, which then stops them
     )  # fmt: skip
     assert process.stdin is not None
@@ -177,7 +177,7 @@ def claim(out: Path, file: str, spec: dict[str, Any], what: str, free: Sequence[
     now = json.loads(json.dumps(spec))
     if path.exists():
         try:
-            saved = json.loads(path.read_text())
+            saved = json.loads(path.read_text(encoding="utf-8"))
             saved["config"] = to_dict(from_dict(RunConfig, saved["config"]))
             before, after = flatten(saved), flatten(now)
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -188,7 +188,7 @@ def claim(out: Path, file: str, spec: dict[str, Any], what: str, free: Sequence[
                     f"out: {out} holds another {what} ({key.removeprefix('config.')} is {before.get(key)!r} there, "
                     f"{value!r} here); name another --out"
                 )
-    elif out.exists() and (not out.is_dir() or any(not f.name.startswith(".tmp-") for f in out.iterdir())):
+    elif not is_free(out):
         raise UserError(f"out: {out} already exists and holds no {what}; name another folder")
     from retain.checkpoint import replace_file
 
@@ -319,7 +319,7 @@ def curve(metrics: Path, points: int = CURVE) -> list[dict[str, float]]:
 
     One that was not finite, a string in metrics.jsonl, is no point of a curve.
     """
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
     lines = [line for line in lines if isinstance(line.get("validation_bits_per_token"), float)]
     every = -(-len(lines) // points) or 1
     keep = (
@@ -339,7 +339,8 @@ def peak_memory(device: str) -> int:
     status = Path("/proc/self/status")
     if status.exists():
         # Linux: getrusage also counts what the parent held when it started this process.
-        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
+        lines = status.read_text(encoding="utf-8", errors="replace").splitlines()
+        line = next((line for line in lines if line.startswith("VmHWM:")), None)
         if line is not None:
             return int(line.split()[1]) * 1024
     import resource
@@ -350,7 +351,7 @@ def peak_memory(device: str) -> int:
 def processor() -> str:
     """The processor's name, and the units of it that decide its precision."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

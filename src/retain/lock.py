@@ -13,6 +13,23 @@ from retain.errors import UserError
 LOCK = ".lock"
 PATIENCE = 3.0
 """Seconds in which a process that is being killed has let go."""
+LITTER = {
+    *(LOCK, ".gitkeep", ".keep", ".gitignore", ".gitattributes", "lost+found", ".snapshot", ".ipynb_checkpoints"),
+    *(".ds_store", ".localized", "thumbs.db", "desktop.ini", ".directory", "@eadir", "system volume information"),
+}
+"""What version control, file systems and file managers leave in folders, in small letters."""
+LEFT = (".tmp-", "._", ".nfs", ".fuse_hidden", ".trash-")
+"""How names begin of what else they leave, and of what a process that was killed had not put in its place."""
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file of this name says nothing of what its folder holds."""
+    return name.lower() in LITTER or name.lower().startswith(LEFT)
+
+
+def is_free(out: Path) -> bool:
+    """Whether a run can be written into `out`: it is not there, or a folder that holds nothing but litter."""
+    return not out.exists() or (out.is_dir() and all(is_litter(file.name) for file in out.iterdir()))
 
 
 @contextmanager

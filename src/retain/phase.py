@@ -40,10 +40,8 @@ def part_of(batch: dict[str, Any], length: int | None) -> dict[str, Any]:
     if length is None or spare <= 0:
         return batch
     start = int(torch.randint(spare + 1, ()))
-    return batch | {
-        "tokens": batch["tokens"][:, start : start + length],
-        "targets": batch["targets"][:, start : start + length + 1],
-    }
+    lengths = {"tokens": length, "targets": length + 1, "real": length}
+    return batch | {name: batch[name][:, start : start + n] for name, n in lengths.items() if name in batch}
 
 
 def seed_of(seed: int, step: int) -> int:

@@ -102,7 +102,7 @@ def stop_signals(say: str = "") -> Iterator[threading.Event]:
 
     def ask(number: int, frame: Any) -> None:
         stop.set()
-        signal.signal(number, before[number])
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else before[number])
         if say and number == signal.SIGINT and is_terminal(sys.stderr):
             with suppress(OSError):
                 os.write(2, f"\n{say}\n".encode())  # a progress bar may be in the midst of writing to sys.stderr

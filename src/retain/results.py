@@ -170,7 +170,7 @@ def given(settings: dict[str, Any]) -> dict[str, Any]:
 def kept(name: str, folder: Path) -> dict[str, Any] | None:
     """What stands there: the "command" that was run, a fingerprint of its "settings", its "results"."""
     path = folder / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def current(saved: dict[str, Any] | None, command: str, settings: str) -> bool:
@@ -276,12 +276,12 @@ def page(quick: bool, folder: Path) -> str:
 def write(text: str, path: Path, marks: tuple[str, str] = (BEGIN, END)) -> None:
     """Put the tables between their marks in a page, and leave the words around them alone."""
     begin, end = marks
-    before = path.read_text() if path.exists() else "# Results\n"
+    before = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
     if begin not in before:
         before += f"\n{begin}\n{end}\n"
     head, _, rest = before.partition(begin)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{head}{begin}\n{text}{end}{rest.partition(end)[2]}")
+    path.write_text(f"{head}{begin}\n{text}{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import platform
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from retain.config import READ_BY_CELL, CellConfig, DataConfig, RunConfig
 from retain.config_json import flatten, from_dict, load_config, save_config, to_dict
 from retain.data.batches import Data
 from retain.errors import CheckpointError, UserError
-from retain.lock import LOCK
+from retain.lock import is_free
 from retain.model.cells import CELLS, build_cell
 from retain.model.modes import evaluating
 from retain.model.rnn import RNN
@@ -94,10 +95,7 @@ def prepare_folder(config: RunConfig, out: Path, resume: bool) -> None:
                 f"resume: {out / 'checkpoints'} is gone, and with it what the run had learnt; bring it back, or delete "
                 f"{out} to train anew"
             )
-    elif out.exists() and (
-        # A process that was killed may have left its lock, and a file that was not yet in its place.
-        not out.is_dir() or any(f.name != LOCK and not f.name.startswith(".tmp-") for f in out.iterdir())
-    ):
+    elif not is_free(out):
         raise UserError(f"out: {out} already exists; add --resume to go on with it, or name another folder")
 
 
@@ -130,7 +128,7 @@ def lost_checkpoints(out: Path) -> bool:
 def same_data(out: Path, data: Data) -> None:
     """Refuse to go on with other data than the run began with. Raises UserError naming what differs."""
     try:
-        before = json.loads((out / "data.json").read_text())
+        before = json.loads((out / "data.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return  # as damaged as it is, it says nothing
     if difference := data_changed(before, data.info):
@@ -179,11 +177,21 @@ def read_tokenizer(path: Path) -> Any:
     except ImportError:
         raise UserError("tokenizer: this run needs tokenizers; run pip install 'retain[hub]'") from None
     try:
-        return Tokenizer.from_file(str(path / "tokenizer.json"))
+        return Tokenizer.from_str((path / "tokenizer.json").read_text(encoding="utf-8"))
     except Exception as error:
-        if type(error) is not Exception:  # the library raises no other
+        if type(error) not in (Exception, UnicodeDecodeError):  # the library raises no other
             raise
         raise UserError(f"{path / 'tokenizer.json'}: is damaged ({error}); copy the one of --data.tokenizer") from None
+
+
+def discard(out: Path) -> None:
+    """Delete what a run wrote, if it never saved anything, so that another can be trained into its folder."""
+    if began(out):
+        return
+    for name in ("config.json", "data.json", "tokenizer.json", "metrics.jsonl"):
+        (out / name).unlink(missing_ok=True)
+    for name in ("checkpoints", "trackers"):
+        shutil.rmtree(out / name, ignore_errors=True)
 
 
 def began(out: Path) -> bool:
@@ -291,7 +299,7 @@ def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, own_ce
             "give data of the same"
         )
     tokenizer = path / "tokenizer.json"
-    if (tokenizer.read_text() if tokenizer.exists() else None) != getattr(data, "tokenizer", None):
+    if (tokenizer.read_text(encoding="utf-8") if tokenizer.exists() else None) != getattr(data, "tokenizer", None):
         raise UserError(f"init_from: {path} read other tokens; give --data.tokenizer {tokenizer}")
     fill(rnn, tensors["model"], path, "init_from")
     if with_teacher:

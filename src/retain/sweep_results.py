@@ -126,7 +126,7 @@ def write_results(results: Results, out: Path) -> None:
     from retain.checkpoint import replace_file
 
     replace_file(out / "results.json", json.dumps(results, indent=1).encode() + b"\n")
-    replace_file(out / "results.md", markdown(results).encode())
+    replace_file(out / "results.md", markdown(results).encode("utf-8", "surrogateescape"))
     plot_quality(results, out / "results.png")
     if results["compression"]:
         plot_compression(results, out / "compression.png")

@@ -31,7 +31,7 @@ from retain.checkpoint import (
     save_checkpoint,
     save_files,
 )
-from retain.compiling import compile_parts, replay_parts
+from retain.compiling import fast_parts
 from retain.config import PhaseConfig, RunConfig
 from retain.config_json import from_dict, save_config
 from retain.data import Data, load_data
@@ -42,6 +42,7 @@ from retain.errors import ChangedData, CheckpointError, Interrupted, TrainingErr
 from retain.evaluate import batch_for, evaluate
 from retain.lock import alone
 from retain.metrics import append_line, truncate_after
+from retain.model.fast import using
 from retain.model.graphs import forget
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
@@ -53,6 +54,7 @@ from retain.progress import Clock, Every, Progress, stop_signals
 from retain.run import (
     began,
     build,
+    discard,
     fill,
     keep_data,
     own_tokenizer,
@@ -66,6 +68,11 @@ from retain.run import (
 from retain.streams import is_terminal
 
 log = logging.getLogger("retain")
+
+UNSEEN = 100
+"""Steps whose losses may stay on a device before the host waits for them."""
+STOPPED = (KeyboardInterrupt, Interrupted)
+"""A run that was stopped before it saved anything leaves nothing in the way of the next."""
 
 
 def train(
@@ -102,9 +109,14 @@ def train(
         if resume:
             same_data(out, data)
 
+        say = "stopping after this step; Ctrl-C again stops at once and saves nothing"
+        stop = held.enter_context(stop_signals(say))
+
         def hold() -> None:
             held.enter_context(alone(out))
             prepare_folder(config, out, resume)  # another run may have come in between
+            if not resume:
+                held.push(lambda kind, *_: discard(out) if kind and issubclass(kind, STOPPED) else None)
 
         together(accelerator, hold)
         if main and not (resume and began(out)):
@@ -119,8 +131,7 @@ def train(
         teacher.to(accelerator.device)
         loop = Loop(config, out, accelerator, data, rnn, teacher, cell is not None, own_data, progress_bar and main)
         try:
-            with stop_signals("stopping after this step; Ctrl-C again stops at once and saves nothing") as stop:
-                return loop.run(resume, stop)
+            return loop.run(resume, stop)
         finally:
             loop.batches.close()
 
@@ -151,6 +162,10 @@ class Loop:
         self.batches = Prefetch(data, config.seed, accelerator.process_index, pin=pin)
         self.logged_at = (0.0, 0.0, 0)
         """Seconds of training, seconds of waiting for data, and tokens, when a step was last logged."""
+        self.unseen: list[tuple[int, list[str], torch.Tensor]] = []
+        """Losses that are still on the device only: the step, their names and values."""
+        self.record: dict[str, float] = {}
+        """The losses that were looked at last."""
         # Of the phase that is run:
         self.objective: SMT | DMT | BPTT
         self.optimizer: Any
@@ -182,17 +197,15 @@ class Loop:
                 truncate_after(self.out / "metrics.jsonl", p.step, validated=p.validated == p.step)
         first = self.progress.phase
         self.prepare_batch(first)  # while parts are compiled and an optimizer is built
-        if self.config.compile:
-            compile_parts(self.rnn, self.teacher)
-        replay_parts(self.rnn, self.teacher)
-        for index in range(first, len(self.config.phases)):
-            if index > first or saved is None:
-                if index:
-                    self.go_on_reading(index)
-                self.progress.phase = index
-                self.progress.phase_step = self.progress.phase_tokens = self.progress.phase_sequential = 0
-                self.progress.phase_seconds = 0.0
-            self.run_phase(index, saved if index == first else None, stop)
+        with using(fast_parts(self.rnn, self.teacher, self.config.compile)):
+            for index in range(first, len(self.config.phases)):
+                if index > first or saved is None:
+                    if index:
+                        self.go_on_reading(index)
+                    self.progress.phase = index
+                    self.progress.phase_step = self.progress.phase_tokens = self.progress.phase_sequential = 0
+                    self.progress.phase_seconds = 0.0
+                self.run_phase(index, saved if index == first else None, stop)
         return self.finish()
 
     def prepare_batch(self, index: int) -> None:
@@ -284,6 +297,8 @@ class Loop:
             while True:
                 done, halt = agreed(self.accelerator, p.spent(budget.unit) / budget.amount, stop.is_set())
                 if halt:
+                    if not p.step:
+                        raise Interrupted("interrupted before the first step; nothing is saved")
                     self.checkpoint()
                     several = self.accelerator.num_processes
                     start = f"torchrun --nproc-per-node {several} -m retain" if several > 1 else "retain"
@@ -332,10 +347,10 @@ class Loop:
             self.accelerator.free_memory()
 
     def step(self, wrapped: nn.Module, config: PhaseConfig, done: float, logged: bool) -> dict[str, float]:
-        """One optimizer step of the objective, `wrapped` for several processes; returns its losses as numbers, each the
-        mean over its micro-batches.
+        """One optimizer step of the objective, `wrapped` for several processes; returns losses as numbers, each the
+        mean over its micro-batches: this step's if it is `logged` or on a CPU, else those that were looked at last.
 
-        Raises TrainingError if one is not finite.
+        Raises TrainingError if one is not finite, at once or when it is looked at.
         """
         p = self.progress
         seed = seed_of(self.config.seed, p.step)
@@ -365,10 +380,10 @@ class Loop:
         values = torch.cat([torch.stack(parts).mean(0), torch.stack([*norms.values()]).detach().float()])
         if self.accelerator.num_processes > 1 and logged:
             values = self.accelerator.reduce(values, "mean")
-        record = dict(zip([*losses, *norms], values.tolist(), strict=True))
-        for name, value in sorted(record.items(), key=lambda item: item[0] == "loss"):  # the sum comes last
-            if not math.isfinite(value):
-                self.refuse(name, value)
+        self.unseen.append((p.step, [*losses, *norms], values))
+        first = not self.record or p.phase_step == 0
+        if logged or first or not self.waits or len(self.unseen) == UNSEEN:
+            self.look()
         self.optimizer.step()
         self.optimizer.zero_grad()
         p.step += 1
@@ -377,7 +392,25 @@ class Loop:
         sequential = self.objective.sequential_steps(length, done)
         p.sequential += sequential
         p.phase_sequential += sequential
-        return record | {"lr": lr}
+        return self.record | {"lr": lr}
+
+    @property
+    def waits(self) -> bool:
+        """Whether to look at numbers waits for the device that computes them."""
+        return self.accelerator.device.type != "cpu"
+
+    def look(self) -> None:
+        """Fetch the losses of all steps since the last look. Raises TrainingError for the first that is not finite: so
+        this comes before anything is made of the weights, a line, a validation or a checkpoint."""
+        if not self.unseen:
+            return
+        unseen, self.unseen = self.unseen, []
+        numbers = iter(torch.cat([values for *_, values in unseen]).tolist())  # one wait for all
+        for step, names, _ in unseen:
+            self.record = {name: next(numbers) for name in names}
+            for name, value in sorted(self.record.items(), key=lambda item: item[0] == "loss"):  # the sum comes last
+                if not math.isfinite(value):
+                    self.refuse(name, value, step)
 
     def gradient_norms(self) -> dict[str, torch.Tensor]:
         """Of the RNN's gradient and of the teacher's, where it has one, before they are clipped together."""
@@ -394,15 +427,13 @@ class Loop:
         seconds = max(seconds, 1e-9)
         return {"tokens_per_second": round(tokens / seconds, 1), "data_wait": waited / seconds}
 
-    def refuse(self, name: str, value: float) -> None:
+    def refuse(self, name: str, value: float, step: int) -> None:
         try:
             good = f"the last good checkpoint is {latest_checkpoint(self.out)}"
         except (CheckpointError, OSError):
             good = f"there is no checkpoint yet, so delete {self.out}"
         phase = self.config.phases[self.progress.phase]
-        raise TrainingError(
-            f"{name} became {value} at step {self.progress.step} in phase {phase}; {good}; try a lower {phase}.lr"
-        )
+        raise TrainingError(f"{name} became {value} at step {step} in phase {phase}; {good}; try a lower {phase}.lr")
 
     def log(self, record: dict[str, Any]) -> None:
         p = self.progress
@@ -420,6 +451,7 @@ class Loop:
 
     def validate(self) -> None:
         """Score the RNN alone on validation; the best so far is checkpointed, and exported in the end."""
+        self.look()
         if self.main:
             self.objective.finish()
             start = time.perf_counter()
@@ -443,6 +475,7 @@ class Loop:
 
     def checkpoint(self) -> None:
         """Save model, teacher, optimizer and progress, once per step."""
+        self.look()
         p = self.progress
         if not self.main or self.saved_at == p.step:
             return

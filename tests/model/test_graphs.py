@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from naive import batch, models, smt_config
-from retain.compiling import replay_parts
+from retain.compiling import fast_parts
 from retain.config import BPTTConfig, DMTConfig
 from retain.model import delta_rollout, gated_rollout, graphs
+from retain.model.fast import using
 from retain.model.graphs import Replayed
 from retain.model.rnn import _GRAPHS
 from retain.objectives import BPTT, DMT, SMT
@@ -236,7 +237,6 @@ def test_objectives_are_the_same_replayed(cell, phase, monkeypatch):
         "bptt": lambda: BPTT(rnn, BPTTConfig()),
         "bptt cut": lambda: BPTT(rnn, BPTTConfig(truncate=4)),
     }[phase]()
-    replay_parts(rnn, teacher)
 
     def of(turn):
         objective.zero_grad()
@@ -245,21 +245,22 @@ def test_objectives_are_the_same_replayed(cell, phase, monkeypatch):
         losses["loss"].backward()
         return [*losses.values(), *(p.grad for p in objective.parameters() if p.grad is not None)]
 
-    for turn in range(6):
-        statistics = copy.deepcopy(teacher.norm.state_dict())
-        replayed = [x.detach().clone() for x in of(turn)]
-        teacher.norm.load_state_dict(statistics)
-        with graphs.launched():
-            for x, y in zip(replayed, of(turn), strict=True):
-                torch.testing.assert_close(x, y)
-        with torch.no_grad():
-            for p in objective.parameters():
-                p.mul_(0.99)
-    rollouts = CELLS[cell] or _GRAPHS[rnn]
-    assert rollouts.idle, "not a comparison of launches with launches"
-    parts = [r for r in graphs._ALL if r.module and r.module() in (teacher.encoder, teacher.decoder, rnn.readout)]
-    wanted = {"smt": 3, "dmt": 3 if phase == "dmt" else 2, "bptt": 1}[phase.split()[0]]
-    assert sum(bool(part.idle) for part in parts) == wanted
+    with using(fast_parts(rnn, teacher)):
+        for turn in range(6):
+            statistics = copy.deepcopy(teacher.norm.state_dict())
+            replayed = [x.detach().clone() for x in of(turn)]
+            teacher.norm.load_state_dict(statistics)
+            with graphs.launched():
+                for x, y in zip(replayed, of(turn), strict=True):
+                    torch.testing.assert_close(x, y)
+            with torch.no_grad():
+                for p in objective.parameters():
+                    p.mul_(0.99)
+        rollouts = CELLS[cell] or _GRAPHS[rnn]
+        assert rollouts.idle, "not a comparison of launches with launches"
+        parts = [r for r in graphs._ALL if r.module and r.module() in (teacher.encoder, teacher.decoder, rnn.readout)]
+        wanted = {"smt": 3, "dmt": 3 if phase == "dmt" else 2, "bptt": 1}[phase.split()[0]]
+        assert sum(bool(part.idle) for part in parts) == wanted
 
 
 def test_another_cell_is_captured_anew(monkeypatch):

@@ -183,9 +183,9 @@ def test_run_of_steps_is_consecutive_and_reaches_every_step():
     seen = set()
     encode = objective.teacher.encode_with_trunk
 
-    def spy(tokens, steps, logits):
+    def spy(tokens, steps, *settings):
         seen.add(tuple(steps.tolist()))
-        return encode(tokens, steps, logits)
+        return encode(tokens, steps, *settings)
 
     objective.teacher.encode_with_trunk = spy
     for _ in range(60):
@@ -325,7 +325,7 @@ def saved_bytes(objective, length):
 
 def test_memory_of_a_step_grows_linearly_with_length(monkeypatch):
     # Its sample is of constant size, and would hide the rest at this scale.
-    monkeypatch.setattr("retain.objectives.smt.uniformity_loss", lambda memory: memory.sum())
+    monkeypatch.setattr("retain.objectives.smt.uniformity_loss", lambda memory, which: memory.sum())
     config = smt_config(decodes_per_sequence=4, on_policy=0.5)
     kept = {}
     for kind in ("state", "window"):

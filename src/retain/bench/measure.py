@@ -85,7 +85,7 @@ def reading(count: int) -> tuple[Callable[[], Tensor], int]:
 
 def peak_of(side: str) -> int:
     """Bytes that `side` of retain.bench.peak needs at its peak, in a process of its own. Raises RuntimeError."""
-    done = subprocess.run([sys.executable, "-m", "retain.bench.peak", side], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "retain.bench.peak", side], capture_output=True, encoding="utf-8")
     if done.returncode:
         raise RuntimeError(f"retain.bench.peak {side} failed: {done.stderr.strip().splitlines()[-1:]}")
     return int(done.stdout)

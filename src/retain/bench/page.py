@@ -54,7 +54,7 @@ def save(rows: dict[str, Row]) -> None:
     here = machine()
     which = f"cpu {here['precision']}" if here["device"] == "cpu" else here["device"]
     figures, marks = FIGURES[which], MARKS[which]
-    kept = json.loads(figures.read_text()) if figures.exists() else {}
+    kept = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else {}
     same = {k: v for k, v in kept.get("machine", {}).items() if k not in ("date", "products_gflops")}
     if same != {k: v for k, v in here.items() if k in same} or not same:
         kept = {}
@@ -62,7 +62,8 @@ def save(rows: dict[str, Row]) -> None:
         name: dataclasses.asdict(row) | {"met": row.met, "date": here["date"]} for name, row in rows.items()
     }
     figures.parent.mkdir(parents=True, exist_ok=True)
-    figures.write_text(json.dumps({"machine": here, "rows": found}, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps({"machine": here, "rows": found}, indent=1, ensure_ascii=False) + "\n"
+    figures.write_text(text, encoding="utf-8")
     write(markdown(here, found), PAGE, marks)
 
 

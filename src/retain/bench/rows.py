@@ -112,9 +112,9 @@ def dmt() -> Row:
     rnn, teacher = models(SMALL)
     other, guide = models(SMALL)
     batch = batch_of(SMALL)
-    quicken(rnn, teacher, compiled=True)
+    objective, parts = DMT(teacher, rnn, WHOLE_ROLLOUT), quicken(rnn, teacher, compiled=True)
     ours, loop = by_turns(
-        training_step(DMT(teacher, rnn, WHOLE_ROLLOUT), batch),
+        training_step(objective, batch, parts=parts),
         naive.plain(training_step(naive.DetachedLoop(guide, other), batch, bf16=False)),
     )
     what = "DMT step per transition, against a rollout with a graph and a detached loop"
@@ -144,8 +144,8 @@ def bptt() -> Row:
     size, sides = at(SMALL, length=256), []
     for way in ways():
         rnn, teacher = models(size)
-        quicken(rnn, teacher, compiled=way)
-        sides += [smt_step(size, compiled=way), training_step(BPTT(rnn, BPTTConfig()), batch_of(size))]
+        parts = quicken(rnn, teacher, compiled=way)
+        sides += [smt_step(size, compiled=way), training_step(BPTT(rnn, BPTTConfig()), batch_of(size), parts=parts)]
     taken = by_turns(*sides)
     ours, theirs = taken[::2], taken[1::2]
     what = "SMT step time against BPTT, same cell and tokens, T = 256"

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from retain.bench.measure import autocast, device
-from retain.compiling import compile_parts, replay_parts
+from retain.compiling import fast_parts
 from retain.config import CellConfig, DMTConfig, MemoryConfig, SMTConfig, TeacherConfig
 from retain.errors import UserError
+from retain.model.fast import Parts, using
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives import SMT
@@ -64,9 +65,15 @@ def batch_of(size: Size) -> dict[str, Tensor]:
 
 
 def training_step(
-    objective: nn.Module, batch: dict[str, Tensor], *, bf16: bool = True, seed: int | None = None
+    objective: nn.Module,
+    batch: dict[str, Tensor],
+    *,
+    bf16: bool = True,
+    seed: int | None = None,
+    parts: Parts | None = None,
 ) -> Callable[[], Tensor]:
-    """One optimizer step. Its random numbers are those of `seed`, or of a new one in each repetition, on every side."""
+    """One optimizer step, `using` these parts. Its random numbers are those of `seed`, or of a new one in each
+    repetition, on every side."""
     parameters = [p for p in objective.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
     turn = 0
@@ -75,7 +82,7 @@ def training_step(
         nonlocal turn
         torch.manual_seed(turn if seed is None else seed)
         turn += 1
-        with autocast(bf16):
+        with using(parts or {}), autocast(bf16):
             loss: Tensor = objective(batch)["loss"]
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -103,17 +110,14 @@ def smt_step(
     size: Size, *, compiled: bool = False, bf16: bool = True, seed: int | None = None, **teacher: object
 ) -> Callable[[], Tensor]:
     rnn, guide = models(size, **teacher)
-    quicken(rnn, guide, compiled)
     config = size.smt if guide_labels_all(size, teacher) else dataclasses.replace(size.smt, steps_per_sequence=1)
-    return training_step(SMT(guide, rnn, config, size.teacher.future_len), batch_of(size), bf16=bf16, seed=seed)
+    objective, parts = SMT(guide, rnn, config, size.teacher.future_len), quicken(rnn, guide, compiled)
+    return training_step(objective, batch_of(size), bf16=bf16, seed=seed, parts=parts)
 
 
-def quicken(rnn: RNN, teacher: Teacher, compiled: bool) -> None:
+def quicken(rnn: RNN, teacher: Teacher, compiled: bool) -> Parts:
     """Our side: on a GPU parts are replayed and nothing is compiled, on a CPU they are compiled if one asks."""
-    if device().type == "cuda":
-        replay_parts(rnn, teacher)
-    elif compiled:
-        compile_parts(rnn, teacher)
+    return fast_parts(rnn, teacher, compiled and device().type == "cpu")
 
 
 def guide_labels_all(size: Size, teacher: dict[str, object]) -> bool:

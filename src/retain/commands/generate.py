@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -166,7 +167,7 @@ def read_argument(prompt: str) -> str:
         return prompt[1:]
     name = "stdin" if prompt == "-" else repr(prompt[1:])
     try:
-        content = sys.stdin.buffer.read() if prompt == "-" else Path(prompt[1:]).expanduser().read_bytes()
+        content = sys.stdin.buffer.read() if prompt == "-" else Path(os.path.expanduser(prompt[1:])).read_bytes()
         text = content.decode("utf-8-sig")
     except OSError as error:
         raise Usage(f"prompt: {name} cannot be read ({error.strerror}); for a prompt with @ first give @@") from None

@@ -27,7 +27,7 @@ def info_command(argv: list[str]) -> None:
     results, scores = {}, {}
     for file in sorted(path.glob("eval-*.json")):
         try:
-            found = json.loads(file.read_text())
+            found = json.loads(file.read_text(encoding="utf-8"))
             current = of_this_model(found, run.state)
             results[file.stem] = found | {"current": current}
             scores[file.stem] = found["bits_per_token"], found["accuracy"], current

@@ -18,6 +18,7 @@ from typing import Any
 from retain.config import DataConfig
 from retain.data.batches import SPLITS, Split
 from retain.data.files import walk
+from retain.data.paths import expanded
 from retain.data.source import SHUFFLED, Piece, Rows, Source
 from retain.data.tables import ROWS, images_of, missing_column, texts_of
 from retain.errors import UserError
@@ -40,7 +41,7 @@ class Stored:
 
 def check_exists(path: str) -> None:
     """Raises UserError for a local path that does not exist."""
-    if not path.startswith("hf:") and not Path(path).expanduser().exists():
+    if not path.startswith("hf:") and not expanded(path).exists():
         raise UserError(f"data.path: {path!r} does not exist; give a dataset file, a folder, or hf:NAME")
 
 
@@ -52,7 +53,7 @@ def fingerprint(path: str) -> list[Any]:
     if path.startswith("hf:"):
         return [path]
     check_exists(path)
-    root = Path(path).expanduser()
+    root = expanded(path)
     files = [("", root)] if root.is_file() else list(walk(root))
     stats = ((name, file.stat()) for name, file in files if file.is_file())
     return [str(root.resolve()), *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
@@ -92,7 +93,7 @@ def open_hub(config: DataConfig) -> Source:
             builder = _frugal(datasets.load_dataset_builder(name, subset or None, revision=config.revision))
             found = builder.as_streaming_dataset() if config.stream else _download(builder)
         else:
-            found = _saved(datasets.load_from_disk(str(Path(path).expanduser())), config.stream)
+            found = _saved(datasets.load_from_disk(str(expanded(path))), config.stream)
     splits: dict[Split, Any] = {}
     for name, dataset in found.items():
         if name in NAMES and NAMES[name] not in splits:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from retain.config import DataConfig
 from retain.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
+TAGS = ExifTags.Base
 
 
 def levels_of(config: DataConfig) -> int:
@@ -26,14 +27,11 @@ def pixels_of(image: Image.Image, config: DataConfig) -> Pixels:
     asked for, then thresholded or quantised. What is transparent, and the border, is the background: white for
     what is to be inverted, else black. What is to be inverted is dark lines on paper: made smaller, the darkest of
     what a pixel covers counts, since a mean would leave nothing of a thin line.
+
+    Raises UserError for an image that cannot be made gray; see `gray_of`.
     """
     background = 255 if config.invert else 0
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (*[background] * 3, 255)), image)
-    image = image.convert("L")
+    image = gray_of(image, background)
     size = (config.image_size, config.image_size)
     if config.invert:
         image = darkest(image, ImageOps.contain(image, size).size)
@@ -45,6 +43,82 @@ def pixels_of(image: Image.Image, config: DataConfig) -> Pixels:
     if config.threshold is not None:
         return (pixels >= config.threshold).astype(np.uint8)
     return (pixels.astype(np.int64) * config.levels // 256).astype(np.uint8)
+
+
+def gray_of(image: Image.Image, background: int) -> Image.Image:
+    """An image as 8 bits of gray (mode L), turned upright as its EXIF says, on a gray `background` where transparent.
+
+    Of an animation or of several pages it is the frame that the image is at, the first of a file. Integers of more
+    than 8 bits are scaled by the range that their file states: 16 bits, or the 12 bits of a TIFF that has so many or
+    whose MaxSampleValue is 4095. (A PNG of fewer bits is meant to fill its 16; a file that does not looks dark.) Floats
+    are scaled from 0 … 1. Raises UserError, which names the image's mode, for floats beyond that, for integers of an
+    unknown range, and for what Pillow does not convert.
+    """
+    image.load()  # which turns a TIFF upright, and takes its orientation away
+    transpose = UPRIGHT.get(orientation_of(image))
+    if image.mode == "F" or image.mode.startswith("I"):
+        gray = Image.fromarray(eight_bits(image, background))
+    else:
+        try:
+            if image.mode in ("LAB", "La"):  # which become no other mode
+                image = image.convert("RGB" if image.mode == "LAB" else "LA")
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, (*[background] * 3, 255)), image)
+            gray = image.convert("L")
+        except (ValueError, ImportError) as error:  # the latter for LAB without LittleCMS
+            raise refused(image, f"cannot be made gray ({error})") from None
+    return gray if transpose is None else gray.transpose(transpose)
+
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image of each EXIF orientation upright."""
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation; 1 (upright) where there is none, or where EXIF is damaged.
+
+    `ImageOps.exif_transpose` writes EXIF anew, too, and raises where any entry of it is damaged.
+    """
+    try:
+        return int(image.getexif().get(TAGS.Orientation, 1))
+    except Exception:  # Pillow checks little of what it reads
+        return 1
+
+
+def eight_bits(image: Image.Image, background: int) -> Pixels:
+    """The pixels of an image of integers beyond 8 bits, or of floats, as 0 … 255."""
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    if tags.get(TAGS.PhotometricInterpretation) == 0:
+        raise refused(image, "has 0 for white, which is read in 8 bits only")
+    if image.mode == "F":
+        if not (values.min() >= 0 and values.max() <= 1):  # nor is NaN
+            raise refused(image, "has values outside 0 … 1")
+        return np.rint(values * 255).astype(np.uint8)
+    if image.format not in (("PNG", "PPM") if image.mode == "I" else (None, "PNG", "PPM", "TIFF", "JPEG2000")):
+        raise refused(image, "has integers of a range that nothing states")
+    (bits,), (largest,) = tags.get(TAGS.BitsPerSample, (16,)), tags.get(TAGS.MaxSampleValue, (0,))
+    # Some write the largest value that there is instead of the range.
+    if largest not in (1023, 4095, 16383) or values.max() > largest:
+        largest = 2**bits - 1
+    gray = (values.astype(np.int64) * 255 + largest // 2) // largest
+    if (transparent := image.info.get("transparency")) is not None:
+        gray[values == transparent] = background
+    return gray.astype(np.uint8)
+
+
+def refused(image: Image.Image, why: str) -> UserError:
+    """What is said of an image that is whole, but has no gray that could be told."""
+    name = getattr(image, "filename", "") or "one"
+    return UserError(f"image: {name}, of mode {image.mode}, {why}; save it as 8-bit gray or colour")
 
 
 def darkest(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -59,33 +133,53 @@ def darkest(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def read_image(path: str | Path, config: DataConfig) -> Pixels:
     """The (N, N) levels of an image file. Raises UserError for what is none."""
     try:
-        with Image.open(path) as image:
-            return pixels_of(image, config)
+        with open(path, "rb") as file:
+            image = open_image(file, str(path))
     except FileNotFoundError:
         raise UserError(f"images: {str(path)!r} does not exist; check its name") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except OSError as error:
         raise UserError(f"images: {str(path)!r} is not an image that can be read ({error}); leave it out") from None
+    return pixels_of(image, config)
 
 
 def stored_image(row: Any, path: str) -> Image.Image:
     """The image of a row as `datasets` stores it: its bytes, or the path of its file."""
     try:
-        if row.get("bytes"):
-            file: Any = io.BytesIO(row["bytes"])
-        elif "://" in row["path"]:  # of a stream: on the hub, or in an archive
+        content = row.get("bytes")
+        if not content and "://" in row["path"]:  # of a stream: on the hub, or in an archive
             from datasets.utils.file_utils import xopen
 
             with xopen(row["path"], "rb") as opened:
-                file = io.BytesIO(opened.read())
-        else:
-            file = row["path"]
-        image = Image.open(file)
-        image.load()
-        return image
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+                content = opened.read()
+        elif not content:
+            content = Path(row["path"]).read_bytes()
+        return open_image(io.BytesIO(content), row.get("path") or "")
+    except OSError as error:
         raise UserError(
             f"data.path: {row.get('path')!r} of {path!r} is not an image that can be read ({error}); take it out"
         ) from None
+
+
+def open_image(file: IO[bytes], name: str) -> Image.Image:
+    """The image in a file, or its first frame, loaded. Raises OSError for what is none, or is damaged."""
+    try:
+        image = Image.open(file)
+        raw = image.tile[0][3] if image.format == "PNG" and image.tile else None
+        image.load()
+    except UnidentifiedImageError:
+        raise OSError("its format is not known") from None
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of a damaged file, or of one too large (Image.MAX_IMAGE_PIXELS), it may be any
+        raise OSError(f"{type(error).__name__}: {error}") from error
+    # Pillow scales the gray of 2 and 4 bits, and the colours of 16, to 8, but not the one that is transparent.
+    transparent = image.info.get("transparency")
+    if raw in ("L;2", "L;4") and transparent is not None:
+        image.info["transparency"] = transparent * (85 if raw == "L;2" else 17)
+    elif raw == "RGB;16B" and transparent is not None:
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
+    image.filename = name
+    return image
 
 
 def events_vocabulary(config: DataConfig) -> int:

@@ -13,9 +13,14 @@ from retain.data.scan import holds
 from retain.errors import UserError
 
 
+def expanded(path: str) -> Path:
+    """A path with its ~ replaced. Where the user has no home, a container's for example, it stays."""
+    return Path(os.path.expanduser(path))
+
+
 def absolute(path: str) -> str:
     """A path that holds wherever it is read from; a name on the hub stays as it is."""
-    return path if path.startswith("hf:") else os.path.abspath(os.path.expanduser(path))
+    return path if path.startswith("hf:") else os.path.abspath(expanded(path))
 
 
 def name_of(path: str, data: DataConfig, text_column: str | None, image_column: str | None) -> str:

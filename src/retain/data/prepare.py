@@ -25,6 +25,7 @@ from retain.data.batches import SPLITS, Split
 from retain.data.cache import cache_folder
 from retain.data.hub import file_digest, fingerprint, open_hub
 from retain.data.local import open_local
+from retain.data.paths import expanded
 from retain.data.rows import Codec, codec_of, text_bytes
 from retain.data.source import Piece, Source
 from retain.errors import UserError
@@ -39,7 +40,7 @@ SAVE_SECONDS = 5.0
 
 def open_source(config: DataConfig) -> Source:
     """Open what data.path names. Raises UserError in one line for all that may be wrong with it."""
-    path = Path(config.path or "").expanduser()
+    path = expanded(config.path or "")
     saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
     return open_hub(config) if (config.path or "").startswith("hf:") or saved else open_local(config, path)
 
@@ -51,7 +52,7 @@ def settings_of(config: DataConfig, whole: bool) -> dict[str, Any]:
         names += ["image_size", "levels", "threshold", "invert", "events"]
     settings = {name: getattr(config, name) for name in names}
     if config.tokenizer is not None:
-        settings["tokenizer"] = file_digest(Path(config.tokenizer).expanduser())
+        settings["tokenizer"] = file_digest(expanded(config.tokenizer))
     return settings
 
 
@@ -69,13 +70,17 @@ def prepare(config: DataConfig, whole: bool = False) -> tuple[Path, dict[str, An
     key = hashlib.sha256(json.dumps([VERSION, settings, files]).encode()).hexdigest()[:24]
     folder = cache_folder() / key
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_suffix(".lock"))
         try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
         except TimeoutError:
             log.warning("%s is being prepared by another process; waiting for it", config.path)
             lock.acquire()
+        except OSError as error:
+            raise UserError(
+                f"data: {folder.parent} cannot be written, {error.strerror}; set RETAIN_CACHE to a folder that can"
+            ) from None
         try:
             if not folder.exists():
                 described = {"path": config.path, "settings": settings, "fingerprint": key}
@@ -88,7 +93,7 @@ def prepare(config: DataConfig, whole: bool = False) -> tuple[Path, dict[str, An
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a prepared folder. Raises UserError where the folder is damaged."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         for name, file in manifest["files"].items():
             if (size := (folder / name).stat().st_size) != file["bytes"]:
                 raise UserError(f"{name} has {size} bytes instead of {file['bytes']}")
@@ -167,7 +172,7 @@ class _Preparation:
     def restore(self, source: Source) -> None:
         """Take up what an earlier process left, if it read the same revision."""
         try:
-            state = _State(**json.loads((self.partial / "progress.json").read_text()))
+            state = _State(**json.loads((self.partial / "progress.json").read_text(encoding="utf-8")))
             if state.revision == source.revision:
                 self.state = state
         except (OSError, ValueError, TypeError):

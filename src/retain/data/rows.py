@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from retain.config import DataConfig
 from retain.data.batches import Kind
 from retain.data.images import events_vocabulary, levels_of, pixels_of, stored_image, to_events
+from retain.data.paths import expanded
 from retain.errors import UserError
 
 BYTE_END = 0xFF
@@ -58,7 +58,7 @@ def _subwords(config: DataConfig) -> Codec:
         import tokenizers
     except ImportError:
         raise UserError("data.tokenizer: this needs tokenizers; run pip install 'retain[hub]'") from None
-    path = Path(config.tokenizer or "").expanduser()
+    path = expanded(config.tokenizer or "")
     try:
         content = path.read_text(encoding="utf-8")
         tokenizer = tokenizers.Tokenizer.from_str(content)

@@ -12,6 +12,8 @@ UNFINISHED = 32
 
 def read_prompt(tokenizer: Any, text: str) -> list[int]:
     """A prompt as subwords. Raises UserError for a character that the vocabulary lacks."""
+    # A shell argument that the locale cannot decode arrives as surrogates.
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     try:
         encoded = tokenizer.encode(text, add_special_tokens=False)
     except Exception as error:

@@ -19,6 +19,7 @@ from retain.config import DataConfig
 from retain.data.batches import SPLITS, Data, RowsData, Split, Stream, StreamData, cuts
 from retain.data.file_array import HELD, FileArray
 from retain.data.files import NOT_TEXT, cannot_be_read, kind_by_name, unpacked, walk
+from retain.data.paths import expanded
 from retain.data.scan import split_by_names
 from retain.errors import UserError
 
@@ -107,7 +108,7 @@ def load_npy(config: DataConfig, whole: bool = False) -> Data:
     Files are scanned once, in blocks, for their range; checksum and memory are as for `load_text`.
     Raises UserError for anything but non-negative integers below the vocabulary size.
     """
-    path = Path(config.path or "").expanduser()
+    path = expanded(config.path or "")
     if path.is_dir():
         return load_npy_folder(config, path, whole)
     path = checked_path(config, "a .npy file of integers")
@@ -202,7 +203,7 @@ def read_npy(path: Path, config: DataConfig) -> tuple[Stream, int, dict[str, str
 
 def checked_path(config: DataConfig, wanted: str) -> Path:
     """The data file, known to exist and not to be empty."""
-    path = Path(config.path or "").expanduser()
+    path = expanded(config.path or "")
     if not path.exists():
         raise UserError(f"data.path: {str(path)!r} does not exist; give {wanted}")
     if not path.is_file():

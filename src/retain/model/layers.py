@@ -336,7 +336,7 @@ class MemoryNorm(nn.Module):
     rms: unit root mean square over D, as in the paper, for the teacher's memory and the cell's output alike.
     batch: zero mean, unit variance of each of the K x D dimensions over the batch and time of the teacher's
     memories (Ioffe & Szegedy 2015, no affine; running statistics outside training); the cell's output stays as
-    it is. Under `torch.distributed` the statistics are those of all processes, whose batches are of one size.
+    it is. Under `torch.distributed` the statistics are those of all processes.
     """
 
     mean: Tensor
@@ -351,28 +351,49 @@ class MemoryNorm(nn.Module):
             self.register_buffer("variance", torch.ones(tokens, width))
             self.register_buffer("seen", torch.zeros(()))
 
-    def forward(self, memory: Tensor) -> Tensor:
+    def forward(self, memory: Tensor, counted: Tensor | None = None) -> Tensor:
+        """`counted` (…) bool: only these are in the statistics; without it all are."""
         memory = at_least_float32(memory)
         if self.kind == "rms":
             return rms(memory)
         if self.training:
-            axes = tuple(range(memory.dim() - 2))
-            mean = memory.mean(axes)
-            # Not the mean square less the squared mean: those cancel where memories lie far from 0.
-            variance = (memory - mean).square().mean(axes)
+            mean, variance, count = moments(memory, counted)
             if dist.is_initialized() and dist.get_world_size() > 1:
-                means, variances = _OfAllProcesses.apply(torch.stack([mean, variance])).unbind(1)
-                mean = means.mean(0)
-                variance = variances.mean(0) + (means - mean).square().mean(0)  # Chan, Golub & LeVeque 1979
+                own = torch.stack([mean, variance, count.expand_as(mean)])
+                means, variances, counts = _OfAllProcesses.apply(own).unbind(1)
+                count = counts.sum(0)
+                share = counts / count.clamp_min(1)
+                mean = (share * means).sum(0)
+                variance = (share * (variances + (means - mean).square())).sum(0)  # Chan, Golub & LeVeque 1979
             with torch.no_grad():
                 # A plain average at first, so that the statistics are usable from the first step on.
-                self.seen += 1
-                weight = torch.clamp(1 / self.seen, min=self.momentum)
+                some = (count > 0).all()  # of no memory there is nothing to learn
+                self.seen += some
+                weight = torch.clamp(1 / self.seen.clamp_min(1), min=self.momentum) * some
                 self.mean.lerp_(mean, weight)
                 self.variance.lerp_(variance, weight)
         else:
             mean, variance = self.mean, self.variance
         return (memory - mean) * torch.rsqrt(variance + 1e-5)
+
+
+def moments(memory: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance (K, D) of memory (…, K, D), and of how many they are; `counted` (…) as in `MemoryNorm`."""
+    axes = tuple(range(memory.dim() - 2))
+    # Not the mean square less the squared mean: those cancel where memories lie far from 0.
+    if counted is None:
+        mean = memory.mean(axes)
+        count = memory.new_full((), memory.shape[:-2].numel())
+        return mean, (memory - mean).square().mean(axes), count
+    left_out, count = ~counted[..., None, None], counted.sum().to(memory.dtype)
+    mean = memory.masked_fill(left_out, 0).sum(axes) / count.clamp_min(1)
+    return mean, (memory - mean).masked_fill(left_out, 0).square().sum(axes) / count.clamp_min(1), count
+
+
+def counted_memories(real: Tensor) -> Tensor:
+    """Which of m_0 … m_T count, (B, T + 1), where real (B, T) says which tokens are no padding: m_0, and each that a
+    real token has made."""
+    return F.pad(real, (1, 0), value=True)
 
 
 class _OfAllProcesses(torch.autograd.Function):

@@ -12,6 +12,7 @@ from retain.config import CellConfig, MemoryConfig, TeacherConfig
 from retain.errors import UserError
 from retain.model import graphs
 from retain.model.cells import PROJECTING, LSTMCell, build_cell, check_cell, rolls
+from retain.model.fast import fast
 from retain.model.layers import at_least_float32, rms
 from retain.model.shapes import check_axes, check_memory_of
 from retain.model.stretches import Cut
@@ -88,7 +89,7 @@ class RNN(nn.Module):
         """`update` with inputs as `inputs` gives them, flattened."""
         memory = at_least_float32(memory)
         settings = {"projected": True} if self.projects else {}
-        new = self.cell(memory.flatten(0, -3), inputs, **settings).to(memory.dtype)
+        new = fast(self.cell)(memory.flatten(0, -3), inputs, **settings).to(memory.dtype)
         return (rms(new) if self.normalise else new).view(memory.shape)
 
     def step(self, token: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:

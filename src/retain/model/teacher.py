@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from retain.config import MemoryConfig, TeacherConfig
 from retain.model.encoders import ENCODERS
-from retain.model.layers import Embedding, MemoryNorm, Transformer
+from retain.model.fast import fast
+from retain.model.layers import Embedding, MemoryNorm, Transformer, counted_memories
 from retain.model.modes import evaluating
 
 
@@ -63,13 +64,16 @@ class Teacher(nn.Module):
         return self.encode_with_trunk(tokens, steps, logits=False)[0]
 
     def encode_with_trunk(
-        self, tokens: Tensor, steps: Tensor | None = None, logits: bool = True
+        self, tokens: Tensor, steps: Tensor | None = None, logits: bool = True, real: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """As `encode`, and the trunk's own logits of y_0 … y_T, (B, T + 1, V), where there is a trunk and `logits`."""
+        """As `encode`, and the trunk's own logits of y_0 … y_T, (B, T + 1, V), where there is a trunk and `logits`.
+
+        real (B, T) bool: which tokens are no padding; what padding makes is not in the statistics of the norm.
+        """
         if steps is None:
             steps = torch.arange(tokens.shape[1] + 1, device=tokens.device)
-        memory, trunk_logits = self.encoder(tokens, steps, logits)
-        return self.norm(memory), trunk_logits
+        memory, trunk_logits = fast(self.encoder)(tokens, steps, logits)
+        return self.norm(memory, None if real is None else counted_memories(real)[:, steps]), trunk_logits
 
     @torch.no_grad()
     def empty_memory(self) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.config import BPTTConfig
+from retain.model.fast import fast
 from retain.model.rnn import RNN
 from retain.objectives.losses import predictive_loss, where_asked
 from retain.objectives.segments import stretch, unroll_alone
@@ -31,7 +32,7 @@ class BPTT(nn.Module):
         memory = self.rnn.init_memory(len(tokens))
         memories = unroll_alone(self.rnn, memory, tokens, stretch(self.config.truncate, tokens.shape[1]))
         answers, asked = where_asked(targets, torch.cat([memory[:, None], memories], 1))
-        loss = predictive_loss(self.rnn.readout(asked), answers)
+        loss = predictive_loss(fast(self.rnn.readout)(asked), answers)
         return {"loss": loss, "loss_readout": loss}
 
     def sequential_steps(self, length: int, progress: float = 0.0) -> int:

@@ -12,7 +12,7 @@ from retain.config import DMTConfig
 from retain.model.modes import evaluating, without_graph
 from retain.model.rnn import RNN, check_alike
 from retain.model.teacher import Teacher
-from retain.objectives.losses import answer_losses, dynamics_loss
+from retain.objectives.losses import answer_losses, dynamics_loss, real_tokens
 from retain.objectives.segments import rollout_from_teacher, stretch, unroll, unroll_alone
 
 
@@ -27,8 +27,9 @@ class DMT(nn.Module):
     be what is trained, and there is no second pass. The teacher is frozen.
 
     `forward(batch)`: batch["tokens"] (B, T), batch["targets"] (B, T + 1), batch["progress"] (0 … 1; without it 1, the
-    longest horizon) → dict of scalar losses; "loss" is to be minimised. `trunk_trained`: the teacher's trunk has had
-    loss_trunk, so that loss_distill may take its probabilities; else it takes the decoder's.
+    longest horizon) → dict of scalar losses; "loss" is to be minimised. batch["real"] is as for `SMT`.
+    `trunk_trained`: the teacher's trunk has had loss_trunk, so that loss_distill may take its probabilities; else it
+    takes the decoder's.
     """
 
     def __init__(self, teacher: Teacher, rnn: RNN, config: DMTConfig, trunk_trained: bool = False):
@@ -70,7 +71,7 @@ class DMT(nn.Module):
         return self.config.label_every == 1 and able
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        tokens, targets, c = batch["tokens"], batch["targets"], self.config
+        tokens, targets, real, c = batch["tokens"], batch["targets"], real_tokens(batch), self.config
         teacher = self._teacher[0]
         horizon = self.horizon(float(batch.get("progress", 1.0)), tokens.shape[1])
         alone = self.alone(horizon, tokens.shape[1])
@@ -78,18 +79,20 @@ class DMT(nn.Module):
         own: Tensor | None = None  # where the rollout itself is what is trained
         with without_graph(), evaluating(teacher):
             if c.label_every > 1:
-                tokens, targets, memory, trunk_logits, own = self.some_steps(tokens, targets, horizon, wants_trunk)
+                steps, memory, trunk_logits, own = self.some_steps(tokens, horizon, wants_trunk)
+                tokens, targets = tokens[:, steps[1:] - 1], targets[:, steps]
+                real = None if real is None else real[:, steps[1:] - 1]
             else:
                 # (B, T + 1, K, D), (B, T + 1, V)
                 memory, trunk_logits = teacher.encode_with_trunk(tokens, logits=wants_trunk)
                 if not alone:
                     own = rollout_from_teacher(self.rnn, memory, tokens, horizon)  # (B, T, K, D)
-        steps = stretch(c.unroll, tokens.shape[1])
+        at_once = stretch(c.unroll, tokens.shape[1])
         if own is None:
-            predicted = unroll_alone(self.rnn, memory[:, 0], tokens, steps)  # (B, T, K, D)
+            predicted = unroll_alone(self.rnn, memory[:, 0], tokens, at_once)  # (B, T, K, D)
         else:
-            predicted = unroll(self.rnn, own, tokens, steps)
-        losses = {"loss_dyn": dynamics_loss(predicted, memory[:, 1:])}
+            predicted = unroll(self.rnn, own, tokens, at_once)
+        losses = {"loss_dyn": dynamics_loss(predicted, memory[:, 1:], real)}
         losses["loss"] = c.lambda_dyn * losses["loss_dyn"]
         if self.trains_readout:
             read = torch.cat([memory[:, :1], predicted if c.predictive else predicted.detach()], 1)
@@ -102,20 +105,20 @@ class DMT(nn.Module):
             losses["loss"] = losses["loss"] + c.lambda_readout * losses["loss_readout"]
         if len(tokens) > 1:
             with torch.no_grad():
-                variance = (memory[:, 1:] - memory[:, 1:].mean(0)).square().mean()  # much faster than .var(0)
+                variance = variance_across(memory[:, 1:], real)
                 # A batch may hold one sequence several times, as small black and white images do.
                 losses["relative_drift"] = losses["loss_dyn"] / variance.clamp_min(1e-8)
         losses["horizon"] = torch.full((), float(tokens.shape[1] if alone else horizon), device=tokens.device)
         return losses
 
     def some_steps(
-        self, tokens: Tensor, targets: Tensor, horizon: int, wants_trunk: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+        self, tokens: Tensor, horizon: int, wants_trunk: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """One rollout of `horizon` steps from a random place, and every `label_every`-th of its S steps to train.
 
-        Of these alone the teacher is asked, for an encoder that pays for each label. Returns their tokens (B, S), and
-        targets (B, S + 1), labels (B, S + 1, K, D) and the trunk's logits (B, S + 1, V) from the start on; then the
-        RNN's own memories before each (B, S, K, D).
+        Of these alone the teacher is asked, for an encoder that pays for each label. Returns the t (S + 1,) of the
+        start and after each, their labels (B, S + 1, K, D) and the trunk's logits (B, S + 1, V); then the RNN's own
+        memories before each step (B, S, K, D).
         """
         start = int(torch.randint(tokens.shape[1] - horizon + 1, ()))
         steps = start + torch.arange(0, horizon + 1, min(self.config.label_every, horizon), device=tokens.device)
@@ -123,7 +126,7 @@ class DMT(nn.Module):
         rolled = self.rnn.rollout(tokens[:, start : start + horizon], memory[:, 0])
         own = torch.cat([memory[:, :1], rolled], 1)[:, steps[1:] - 1 - start]
         trunk_logits = None if trunk_logits is None else trunk_logits[:, steps]
-        return tokens[:, steps[1:] - 1], targets[:, steps], memory, trunk_logits, own
+        return steps, memory, trunk_logits, own
 
     def sequential_steps(self, length: int, progress: float = 0.0) -> int:
         """The longest chain of one optimizer step: labels, rollout, f and readout; back through the last two."""
@@ -139,3 +142,13 @@ class DMT(nn.Module):
 
     def finish(self) -> None:
         """Nothing is left to do: the RNN stands alone."""
+
+
+def variance_across(memory: Tensor, real: Tensor | None) -> Tensor:
+    """Mean variance of memory (B, T, K, D) across the sequences; real (B, T) as in `dynamics_loss`."""
+    if real is None:
+        return (memory - memory.mean(0)).square().mean()  # much faster than .var(0)
+    left_out = ~real[..., None, None]
+    mean = memory.masked_fill(left_out, 0).sum(0) / real.sum(0).clamp_min(1)[:, None, None]
+    total = (memory - mean).masked_fill(left_out, 0).square().sum()
+    return total / (real.sum().clamp_min(1) * memory.shape[-2:].numel())

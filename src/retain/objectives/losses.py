@@ -11,6 +11,7 @@ from torch import Tensor
 
 from retain.config import IGNORE
 from retain.errors import UserError
+from retain.model.fast import fast
 from retain.model.layers import at_least_float32
 from retain.model.teacher import Readout
 
@@ -48,8 +49,24 @@ def predictive_loss(logits: Tensor, targets: Tensor, count: Tensor | None = None
 
 
 def counted_targets(targets: Tensor) -> Tensor:
-    """How many targets are not IGNORE, the mean over processes; at least 1e-9, so that a sum over none gives 0."""
-    count = (targets != IGNORE).sum().float()
+    """How many targets are not IGNORE, as `counted` counts."""
+    return counted(targets != IGNORE)
+
+
+def real_tokens(batch: dict[str, Tensor]) -> Tensor | None:
+    """Which tokens (B, T) of a batch are no padding; None where all are.
+
+    One process may have padding where another has none, and each must count if one does.
+    """
+    real = batch.get("real")
+    if real is None and dist.is_initialized() and dist.get_world_size() > 1:
+        return torch.ones_like(batch["tokens"], dtype=torch.bool)
+    return real
+
+
+def counted(which: Tensor) -> Tensor:
+    """How many are True, the mean over processes; at least 1e-9, so that a sum over none gives 0."""
+    count = which.sum().float()
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(count)
         count = count / dist.get_world_size()
@@ -90,32 +107,53 @@ def answer_losses(
     """
     if guide is None:
         answers, asked = where_asked(targets, memory)
-        return {"loss_readout": predictive_loss(readout(asked), answers, count)}
+        return {"loss_readout": predictive_loss(fast(readout)(asked), answers, count)}
     answers, asked, guide = where_asked(targets, memory, guide)
     if decoder is not None:
         with torch.no_grad():
-            guide = decoder(guide)
-    predictive, distilled = readout_losses(readout(asked), guide, answers, count)
+            guide = fast(decoder)(guide)
+    predictive, distilled = readout_losses(fast(readout)(asked), guide, answers, count)
     return {"loss_readout": predictive, "loss_distill": distilled}
 
 
-def dynamics_loss(predicted: Tensor, memory: Tensor) -> Tensor:
-    """Mean squared error between f(m_t, x_t) and m_{t+1} (Eq. 3). Both (..., K, D)."""
-    return F.mse_loss(at_least_float32(predicted), at_least_float32(memory))
+def dynamics_loss(predicted: Tensor, memory: Tensor, real: Tensor | None = None) -> Tensor:
+    """Mean squared error between f(m_t, x_t) and m_{t+1} (Eq. 3). Both (..., K, D).
+
+    real (...) bool: which x_t are no padding; only their transitions count, and the mean is over them, that over
+    processes as in `predictive_loss`.
+    """
+    predicted, memory = at_least_float32(predicted), at_least_float32(memory)
+    if real is None:
+        return F.mse_loss(predicted, memory)
+    apart = (predicted - memory).masked_fill(~real[..., None, None], 0)
+    return apart.square().sum() / (counted(real) * memory.shape[-2:].numel())
 
 
-def uniformity_loss(memory: Tensor, sample: int = 512) -> Tensor:
+def uniformity_loss(memory: Tensor, sample: int = 512, which: Tensor | None = None) -> Tensor:
     """log mean over pairs of exp(-2 ‖u_a − u_b‖²), u the L2-normalised memory tokens (Eq. 4; Wang & Isola 2020).
 
-    memory (..., K, D); at most `sample` memory tokens are drawn from it. Lies in [-8, 0]; 0 is collapse.
+    memory (..., K, D); at most `sample` memory tokens are drawn from it, or from those memories that count: `which`
+    (...) bool. Lies in [-8, 0]; 0 is collapse.
     """
     tokens = at_least_float32(memory).flatten(0, -2)
+    counts = None if which is None else which.flatten().repeat_interleave(memory.shape[-2])
     if len(tokens) > sample:
         # Each once: one that is drawn twice would be its own neighbour.
-        tokens = tokens[torch.randperm(len(tokens), device=tokens.device)[:sample]]
+        if counts is None:
+            drawn = torch.randperm(len(tokens), device=tokens.device)[:sample]
+        else:  # those that count come first
+            drawn = (torch.rand(len(tokens), device=tokens.device) - counts.float()).argsort()[:sample]
+            counts = counts[drawn]
+        tokens = tokens[drawn]
     u = F.normalize(tokens, dim=-1)
     itself = torch.eye(len(u), dtype=torch.bool, device=u.device)
     # ‖a − b‖² = 2 − 2 a·b on the unit sphere: one product gives every pair, twice. To leave them all in place is
     # faster than to pick each once.
-    exponent = (4 * at_least_float32(u @ u.T) - 4).masked_fill(itself, -math.inf)
+    exponent = 4 * at_least_float32(u @ u.T) - 4
+    if counts is not None:
+        pairs = counts & counts[:, None] & ~itself
+        count = pairs.sum().to(u.dtype)
+        none = count == 0  # then the loss is 0
+        return ((exponent.exp() * pairs).sum() + none).log() - (count + none).log()
+    exponent = exponent.masked_fill(itself, -math.inf)
     return torch.logsumexp(exponent.flatten(), 0) - math.log(len(u) * (len(u) - 1))

@@ -7,13 +7,17 @@ from torch import Tensor, nn
 
 from retain.config import IGNORE, SMTConfig
 from retain.model.encoders import RegisterEncoder
+from retain.model.fast import fast
+from retain.model.layers import counted_memories
 from retain.model.rnn import RNN, check_alike
 from retain.model.teacher import Teacher
 from retain.objectives.losses import (
     answer_losses,
+    counted,
     counted_targets,
     dynamics_loss,
     predictive_loss,
+    real_tokens,
     uniformity_loss,
 )
 from retain.objectives.pieces import in_pieces
@@ -24,7 +28,8 @@ class SMT(nn.Module):
     """loss_smt = λ_dec·dec + λ_dyn·dyn + λ_unif·unif (+ λ_trunk·trunk + λ_readout·readout + λ_distill·distill).
 
     `forward(batch)`: batch["tokens"] (B, T), batch["targets"] (B, T + 1), and batch["progress"], how much of the
-    phase is over (0 … 1, default 0) → dict of scalar losses; "loss" is their weighted sum, to be minimised.
+    phase is over (0 … 1, default 0) → dict of scalar losses; "loss" is their weighted sum, to be minimised. With
+    batch["real"] (B, T) bool, False where a token is padding, no loss counts what padding makes of memory.
     f is trained one step at a time, or with `unroll` over so many steps with gradient through them, side by side.
     It is to be made when its phase begins: all parameters are thawed, those that no loss reaches are frozen (m_0 stays
     so until BPTT or the user thaws it), and the RNN's readout starts as the teacher's decoder, whatever it was, unless
@@ -68,18 +73,24 @@ class SMT(nn.Module):
         count = length if c.steps_per_sequence is None else min(c.steps_per_sequence, length)
         first = int(torch.randint(length - count + 1, ()))
         steps = torch.arange(first, first + count + 1, device=tokens.device)
-        memory, trunk_logits = self.teacher.encode_with_trunk(tokens, steps, c.lambda_trunk > 0)  # (B, S + 1, K, D)
+        real = batch.get("real")
+        # (B, S + 1, K, D)
+        memory, trunk_logits = self.teacher.encode_with_trunk(tokens, steps, c.lambda_trunk > 0, real)
         losses = {}
         if c.lambda_dec:
             chosen = spread(count + 1, c.decodes_per_sequence, tokens.device)
             future, future_targets = futures(tokens, targets, steps[chosen], min(self.future_len, length))
-            logits = self.teacher.decoder(memory[:, chosen], future if self.future_len else None)
+            logits = fast(self.teacher.decoder)(memory[:, chosen], future if self.future_len else None)
             losses["loss_dec"] = predictive_loss(logits, future_targets if self.future_len else future_targets[..., 0])
         if trunk_logits is not None:
             losses["loss_trunk"] = predictive_loss(trunk_logits, targets)
         labels = memory.detach() if c.detach_labels else memory
         inputs, asked = tokens[:, first : first + count], targets[:, first : first + count + 1]
         own, in_all = on_policy_rows(tokens, c.on_policy), counted_targets(asked) if self.trains_readout else None
+        moving = real_tokens(batch)  # which transitions count, (B, S)
+        if moving is not None:
+            moving = moving[:, first : first + count]
+            in_dyn = counted(moving)
         guide = decoder = None
         if c.lambda_distill:
             guide, decoder = (memory, self.teacher.decoder) if trunk_logits is None else (trunk_logits[:, steps], None)
@@ -88,7 +99,11 @@ class SMT(nn.Module):
             """f and its readout at steps a … b - 1, as a part of the mean over all; labels (B, b - a + 1, K, D)."""
             read, at_once = inputs[:, a:b], stretch(c.unroll, b - a)
             predicted = unroll(self.rnn, labels[:, :-1], read, at_once, own, c.horizon)  # (B, b - a, K, D)
-            found = {"loss_dyn": self.sweep(labels, read, predicted) * ((b - a) / count)}
+            if moving is None:
+                found = {"loss_dyn": self.sweep(labels, read, predicted) * ((b - a) / count)}
+            else:
+                of_piece = self.sweep(labels, read, predicted, moving[:, a:b])
+                found = {"loss_dyn": of_piece * counted(moving[:, a:b]) / in_dyn}
             if self.trains_readout:
                 new = int(a == 0)  # a later piece's first memory is the last that the one before was asked for
                 at = slice(a + 1 - new, b + 1)
@@ -118,20 +133,22 @@ class SMT(nn.Module):
             trained = [p for p in self.rnn.parameters() if p.requires_grad]
             total, in_parts = in_pieces(follow, weights, labels, trained, c.pieces)
             of_f = [total]
-        losses["loss_unif"] = uniformity_loss(memory)
+        which = None if real is None else counted_memories(real)[:, first : first + count + 1]
+        losses["loss_unif"] = uniformity_loss(memory, which=which)
         loss = torch.stack([weights[name] * loss for name, loss in losses.items()] + of_f).sum()
         return losses | in_parts | {"loss": loss}
 
-    def sweep(self, memory: Tensor, inputs: Tensor, predicted: Tensor) -> Tensor:
-        """loss_dyn over the sweeps: f on the teacher's memories (B, S + 1, K, D), then on its own.
+    def sweep(self, memory: Tensor, inputs: Tensor, predicted: Tensor, real: Tensor | None = None) -> Tensor:
+        """loss_dyn over the sweeps: f on the teacher's memories (B, S + 1, K, D), then on its own. real (B, S) as in
+        `dynamics_loss`.
 
         Only the first sweep's gradient reaches the teacher: letting more through collapses the memory.
         """
-        loss = dynamics_loss(predicted, memory[:, 1:])
+        loss = dynamics_loss(predicted, memory[:, 1:], real)
         labels, sweeps = memory.detach(), min(self.config.sweeps, inputs.shape[1])
         for j in range(1, sweeps):
             predicted = self.rnn.update(predicted[:, :-1].detach(), inputs[:, j:])
-            loss = loss + dynamics_loss(predicted, labels[:, j + 1 :])
+            loss = loss + dynamics_loss(predicted, labels[:, j + 1 :], None if real is None else real[:, j:])
         return loss / sweeps
 
     def sequential_steps(self, length: int, progress: float = 0.0) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from retain.arguments import Usage, parse
+from retain.errors import READ_ONLY
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,23 @@ def report_command(argv: list[str]) -> None:
     out = Path(args.out or ("report.html" if len(paths) > 1 else Path(paths[0]) / "report.html"))
     if out.suffix.lower() not in (".html", ".htm"):
         raise Usage(f"out: {out} must be an .html")
-    from retain.report.page import write_report
+    from retain.report.page import keep_report, make_report
 
-    report = write_report([Path(p) for p in paths], out)
+    report = make_report([Path(p) for p in paths], out)
+    written = f"{out} and {out.with_suffix('.json')}"
+    try:
+        keep_report(report, out)
+    except OSError as error:
+        if args.out is not None or error.errno not in READ_ONLY:
+            raise
+        print(f"retain: {out}: cannot be written, {error.strerror}; give --out PAGE to have the page", file=sys.stderr)
+        written = ""
     for run, verdict in zip(report["runs"], report["verdicts"], strict=True):
         print(f"{run['name']}: {verdict}")
         for note in run["notes"]:
             print(f"  note: {note}")
-    print(f"{out} and {out.with_suffix('.json')}")
+    if written:
+        print(written)
 
 
 def plot_command(argv: list[str]) -> None:

@@ -105,7 +105,7 @@ def gather(path: Path, parts: tuple[str, ...] = PARTS) -> dict[str, Any]:
 def _json(path: Path) -> Any:
     """What a file holds, None where there is none. Raises UserError where it is damaged."""
     try:
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error})") from None
 

@@ -24,6 +24,13 @@ def write_report(paths: list[Path], out: Path) -> dict[str, Any]:
 
     Raises UserError for a folder that is no run; whatever a run lacks is told on the page.
     """
+    report = make_report(paths, out)
+    keep_report(report, out)
+    return report
+
+
+def make_report(paths: list[Path], out: Path) -> dict[str, Any]:
+    """What the JSON next to the page `out` holds. Raises UserError where there is a file that is no report's."""
     numbers = out.with_suffix(".json")
     if numbers.exists() and not _is_report(numbers):
         raise UserError(f"out: {numbers} goes with {out.name}, but is there and no report; name another --out")
@@ -35,12 +42,15 @@ def write_report(paths: list[Path], out: Path) -> dict[str, Any]:
     for run, path in zip(runs, paths, strict=True):
         if names.count(run["name"]) > 1:
             run["name"] = str(path)
-    report = describe(runs)
+    return describe(runs)
+
+
+def keep_report(report: dict[str, Any], out: Path) -> None:
+    """Write the page and its JSON. Raises OSError."""
     page = render(report)
     out.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(numbers, (json.dumps(report, allow_nan=False) + "\n").encode())
-    replace_file(out, page.encode())
-    return report
+    replace_file(out.with_suffix(".json"), (json.dumps(report, allow_nan=False) + "\n").encode())
+    replace_file(out, page.encode("utf-8", "surrogateescape"))
 
 
 def plotly_script() -> str:
@@ -54,7 +64,7 @@ def plotly_script() -> str:
 
 def _is_report(path: Path) -> bool:
     try:
-        return "verdicts" in json.loads(path.read_text())
+        return "verdicts" in json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
 
@@ -114,8 +124,8 @@ def render(report: dict[str, Any]) -> str:
         # In a script element only "</" and "<!--" could end the data early.
         figures=json.dumps(figures, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
         plotly=packed(plotly_script()),
-        style=(HERE / "page.css").read_text(),
-        script=(HERE / "page.js").read_text(),
+        style=(HERE / "page.css").read_text(encoding="utf-8"),
+        script=(HERE / "page.js").read_text(encoding="utf-8"),
     )
 
 

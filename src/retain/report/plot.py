@@ -21,7 +21,7 @@ STYLE = {"solid": "-", "dash": "--", "dot": ":"}
 def save_plot(run: Path, name: str, out: Path, axis: str = "step", colour: str | None = None) -> None:
     """Draw the plot `name` of the run into `out` (.png, .svg, .pdf), against `axis` where it has several.
 
-    Raises UserError for a plot that this run does not have, naming those it has.
+    Raises UserError for a plot that this run does not have, naming those it has, and where `out` cannot be written.
     """
     _figure()  # says what to install before anything is computed
     part = NEEDS.get(name)
@@ -39,8 +39,11 @@ def save_plot(run: Path, name: str, out: Path, axis: str = "step", colour: str |
             missing = f"; missing: {'; '.join(found['notes'])}" if found["notes"] else ""
             raise UserError(f"name: {name!r} is not a plot of {run}; it has {', '.join(names) or 'none'}{missing}")
         figure = _lines(charts[name], axis)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=200, bbox_inches="tight", metadata={"Date": None} if out.suffix == ".svg" else None)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=200, bbox_inches="tight", metadata={"Date": None} if out.suffix == ".svg" else None)
+    except OSError as error:
+        raise UserError(f"out: {out} cannot be written, {error.strerror or error}; name another --out") from error
 
 
 def _figure(**options: Any) -> tuple[Any, Any]:
