@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from conftest import tiny
+from forks import NAMES, Forked
 from retain.cli import main
 from retain.streams import Lossy, is_terminal, lossy_streams
 from retain.train import train
@@ -32,15 +33,19 @@ retain.train.Loop.step = talk
 """Steps that talk in every way, as a user's cell may, once the test has closed what they talk to."""
 
 
-def command(*arguments, before=""):
-    return [sys.executable, "-c", f"{before}\n{CODE}", *map(str, arguments)]
+def started(*arguments, before="", **streams):
+    return Forked(f"import warnings; warnings.simplefilter('default')\n{before}\n{CODE}", *arguments, **streams)
+
+
+def command(*arguments):
+    return [sys.executable, "-c", CODE, *map(str, arguments)]
 
 
 @pytest.mark.parametrize("gone", [("stdout",), ("stderr",), ("stdout", "stderr")], ids="+".join)
 def test_training_goes_on_when_nobody_reads_it(gone, tiny_file, tmp_path):
     out = tmp_path / "run"
-    line = command("train", "--config", tiny_file, "--out", out, before=TALKATIVE)
-    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    line, pipes = ["train", "--config", tiny_file, "--out", out], dict.fromkeys(NAMES, subprocess.PIPE)
+    with started(*line, before=TALKATIVE, **pipes) as process:
         assert process.stderr.read(1), "it has begun"
         for name in gone:
             getattr(process, name).close()
@@ -59,14 +64,15 @@ def test_a_command_that_prints_ends_quietly_when_nobody_reads_it(line, retrieval
     words = [str(retrieval_run) if word == "RUN" else word for word in line.split()]
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(command(*words), stdout=writer, stderr=subprocess.PIPE, text=True)
+    process = started(*words, stdout=writer)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (0, "")
+    complaints = process.communicate()[1]
+    assert (process.returncode, complaints) == (0, "")
 
 
 def test_generating_stops_when_nobody_reads_it(text_run):
-    line = command("generate", text_run, "--length", 10**9)
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    line = ["generate", text_run, "--length", 10**9]
+    with started(*line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert len(process.stdout.read(1)) == 1
         process.stdout.close()
         assert process.stderr.read() == b""
@@ -103,11 +109,11 @@ def test_streams_that_are_closed_from_the_start(redirection, line, tiny_file, re
 @pytest.mark.parametrize(("stream", "code"), [("stdout", 2), ("stderr", 0)])
 def test_a_full_disk_takes_messages_but_no_results(stream, code, tiny_file, tmp_path):
     with open("/dev/full", "w") as full:
-        places = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {stream: full}
-        done = subprocess.run(command("train", "--config", tiny_file, "--out", tmp_path / "run"), text=True, **places)
-    assert done.returncode == code
+        process = started("train", "--config", tiny_file, "--out", tmp_path / "run", **{stream: full})
+    complaints = process.communicate()[1]
+    assert process.returncode == code
     if stream == "stdout":
-        assert done.stderr.splitlines()[-1] == "retain: disk: No space left on device"
+        assert complaints.splitlines()[-1] == "retain: disk: No space left on device"
     assert (tmp_path / "run/summary.json").exists()
 
 
