@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import pickle
+import shlex
 import shutil
 from contextlib import nullcontext
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from torch.utils import cpp_extension
 
 import naive
 from conftest import tiny
@@ -310,6 +312,16 @@ def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch):
     compiling.compiled(abs, "abs", {"freezing": True, "of another year": 1})
     compiling.compiled(abs, "abs")
     assert given == [{"freezing": True}, None]
+
+
+def test_the_compiler_finds_pytorch_in_any_folder(monkeypatch):
+    """The command that it is given is a line, cut at its spaces."""
+    monkeypatch.setattr(torch, "compile", lambda function, options=None: function)
+    monkeypatch.setattr(torch, "__file__", "/my é/torch/__init__.py")
+    monkeypatch.setattr(cpp_extension, "TORCH_LIB_PATH", "/my é/torch/lib")
+    for _ in range(2):
+        compiling.compiled(abs, "abs")
+        assert shlex.split(f"g++ -L{cpp_extension.TORCH_LIB_PATH} -ltorch") == ["g++", "-L/my é/torch/lib", "-ltorch"]
 
 
 @pytest.mark.parametrize("cell", ["transformer", "mlp", "gated", "delta", "gru", "lstm", "elman"])

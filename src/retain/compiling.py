@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -143,6 +145,7 @@ def compiled(function: Callable[..., Any], name: str, options: Options | None = 
     """
     import torch._functorch.config
     import torch._inductor.config
+    from torch.utils import cpp_extension
 
     options = {key: value for key, value in (options or {}).items() if hasattr(torch._inductor.config, key)} or None
     wanted = {
@@ -152,6 +155,8 @@ def compiled(function: Callable[..., Any], name: str, options: Options | None = 
     for name_of_setting, value in wanted.items():
         if hasattr(torch._functorch.config, name_of_setting):
             setattr(torch._functorch.config, name_of_setting, value)
+    # Left as it is, a path with a space is two arguments of the C++ compiler.
+    cpp_extension.TORCH_LIB_PATH = shlex.quote(str(Path(torch.__file__).parent / "lib"))
     fast: Callable[..., Any] | None = torch.compile(function, options=options)
     # The first call compiles. Given to torch.compile alone, `freezing` comes too late: what is a constant is decided
     # while the function is traced, by the settings of that moment.
