@@ -247,6 +247,19 @@ def test_a_value_of_a_wrong_type_is_named_in_one_line(cls, field):
         assert str(caught.value).startswith(f"{field.name}: ") and "\n" not in str(caught.value)
 
 
+WHOLE = [(cls, f.name) for cls, f in FIELDS if int in (HINTS[cls][f.name], *typing.get_args(HINTS[cls][f.name]))]
+
+
+@pytest.mark.parametrize(("cls", "name"), WHOLE, ids=lambda part: getattr(part, "__name__", part))
+def test_no_size_is_without_end(cls, name):
+    """Memory that no machine has is not asked for; a seed is no size, and symbols are each task's to refuse."""
+    for size in (10**10, 10**12, 10**18, 10**30):
+        if name == "symbols" or (name == "seed" and size < 2**63):
+            continue
+        with pytest.raises(UserError, match=rf"{name}: {size} "):
+            cls(**{name: size})
+
+
 def test_most_fields_have_a_value_to_be_tried():
     tried = [canonical(cls, field.name) is not None for cls, field in FIELDS]
     assert sum(tried) > 0.8 * len(tried)

@@ -62,6 +62,14 @@ def positive(config: Any, *names: str) -> None:
             raise UserError(f"{name}: {value} must be positive and finite")
 
 
+def at_most(largest: int, config: Any, *names: str) -> None:
+    """Refuse what no machine has room for, before memory is asked for it."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value > largest:
+            raise UserError(f"{name}: {value} is too large; give at most {largest}")
+
+
 def not_negative(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)

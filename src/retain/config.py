@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from retain.budget import Budget, parse_budget
-from retain.checks import not_negative, positive, typed
+from retain.checks import at_most, not_negative, positive, typed
 from retain.errors import UserError
 
 CELLS = ("transformer", "mlp", "gated", "delta", "gru", "lstm", "elman")
@@ -48,6 +48,15 @@ READ_BY = {
 """Fields of a DataConfig that some data alone reads. For other data they must stay as they are."""
 IGNORE = -100
 """The target where there is none: it never counts in a loss or a score."""
+LARGEST_VOCABULARY = 2**24
+LONGEST = 2**24
+"""Tokens of a sequence, at most."""
+WIDEST = 2**20
+"""Numbers in a memory token or in a layer, and sequences in a batch, at most."""
+DEEPEST = 2**10
+"""Layers, at most."""
+MOST = 2**31
+"""Of anything else that is counted: steps beyond the end of a sequence are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +73,7 @@ class MemoryConfig:
     def __post_init__(self) -> None:
         typed(self)
         positive(self, "tokens", "width")
+        at_most(WIDEST, self, "tokens", "width")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +100,9 @@ class TeacherConfig:
         typed(self)
         positive(self, "width", "heads", "layers", "decoder_layers", "context_len")
         not_negative(self, "future_len")
+        at_most(WIDEST, self, "width", "heads")
+        at_most(DEEPEST, self, "layers", "decoder_layers")
+        at_most(MOST, self, "future_len", "context_len")
         if self.width % (2 * self.heads):
             raise UserError(f"teacher.width: {self.width} must be a multiple of 2 x heads = {2 * self.heads}")
         if self.context_len is not None and self.encoder != "window":
@@ -114,6 +127,8 @@ class CellConfig:
     def __post_init__(self) -> None:
         typed(self)
         positive(self, "width", "heads", "layers")
+        at_most(WIDEST, self, "width", "heads")
+        at_most(DEEPEST, self, "layers")
         if self.kind not in CELLS and not re.fullmatch(r"[\w.]+:\w+", self.kind):
             raise UserError(f"cell.kind: {self.kind!r} is none of {', '.join(CELLS)}, nor module:Class")
         if self.kind == "transformer" and self.width % (2 * self.heads):
@@ -179,6 +194,9 @@ class DataConfig:
         typed(self)
         positive(self, "seq_len", "min_seq_len", "vocab_size", "image_size")
         positive(self, "symbols", "copy_len", "depth", "pairs", "string_len")
+        at_most(LONGEST, self, "seq_len", "min_seq_len", "copy_len", "depth", "pairs", "string_len")
+        at_most(LARGEST_VOCABULARY, self, "vocab_size")
+        at_most(math.isqrt(LONGEST), self, "image_size")
         if not 0 <= self.label_noise < 1:
             raise UserError(f"data.label_noise: {self.label_noise} must lie in 0 … 1, below 1")
         if self.name not in (*EMBEDDED_DATA, *FILE_DATA):
@@ -241,6 +259,8 @@ class PhaseConfig:
         typed(self)
         positive(self, "share", "batch_size", "seq_len", "accumulate", "lr", "clip")
         not_negative(self, "warmup", "weight_decay", "beta1", "beta2")
+        at_most(WIDEST, self, "batch_size", "accumulate")
+        at_most(LONGEST, self, "seq_len")
         if self.warmup >= 1 or self.beta1 >= 1 or self.beta2 >= 1:
             raise UserError(f"warmup, beta1, beta2: {self.warmup}, {self.beta1}, {self.beta2} must be below 1")
         if self.budget is not None:
@@ -287,6 +307,7 @@ class SMTConfig(PhaseConfig):
         super().__post_init__()
         positive(self, "steps_per_sequence", "decodes_per_sequence", "unroll", "pieces", "sweeps", "horizon")
         positive(self, "lambda_dyn_end")
+        at_most(MOST, self, "steps_per_sequence", "decodes_per_sequence", "unroll", "pieces", "sweeps", "horizon")
         not_negative(self, "lambda_dec", "lambda_dyn", "lambda_unif", "lambda_trunk", "lambda_readout")
         not_negative(self, "lambda_distill")
         if self.unroll != 1 and self.sweeps > 1:
@@ -329,6 +350,7 @@ class DMTConfig(PhaseConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "horizon", "horizon_end", "unroll", "label_every")
+        at_most(MOST, self, "horizon", "horizon_end", "unroll", "label_every")
         if self.unroll != 1 and self.label_every > 1:
             raise UserError(f"unroll: {self.unroll} needs the label of every step, not of every {self.label_every}th")
         not_negative(self, "lambda_dyn", "lambda_readout", "lambda_distill")
@@ -346,6 +368,7 @@ class BPTTConfig(PhaseConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "truncate")
+        at_most(MOST, self, "truncate")
 
 
 def check_memory(memory: MemoryConfig, kind: str) -> None:
@@ -400,6 +423,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         typed(self)
         positive(self, "log_every", "validation_sequences")
+        at_most(MOST, self, "log_every", "validation_sequences")
         if not 0 <= self.seed < SEEDS:
             raise UserError(f"seed: {self.seed} must not be negative, and lie below {SEEDS}")
         if self.tracker is not None and self.tracker not in TRACKERS:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from retain.config import DataConfig
+from retain.config import LARGEST_VOCABULARY, DataConfig
 from retain.data.batches import SPLITS, Data, RowsData, Split, StreamData, cuts
 from retain.data.paths import expanded
 from retain.errors import UserError
@@ -25,7 +25,6 @@ WHOLE = 64 * 2**20
 """Files up to this many bytes are checked whole; larger ones by SAMPLES blocks."""
 BLOCK = 2**16
 SAMPLES = 256
-LARGEST_VOCABULARY = 2**24
 
 
 def load_stdlib(config: DataConfig) -> StreamData:
@@ -224,10 +223,10 @@ def vocabulary_of(path: Path, array: npt.NDArray[Any], vocab_size: int | None) -
         smallest, largest = min(smallest, int(block.min())), max(largest, int(block.max()))
     if smallest < 0:
         raise UserError(f"data.path: {str(path)!r} holds the token {smallest}; tokens must not be negative")
+    if largest >= LARGEST_VOCABULARY:
+        raise UserError(
+            f"data.path: {str(path)!r} holds the token {largest}; number the tokens from 0, below {LARGEST_VOCABULARY}"
+        )
     if vocab_size is not None and largest >= vocab_size:
         raise UserError(f"data.vocab_size: {vocab_size} is too small for token {largest}; set it to {largest + 1}")
-    if vocab_size is None and largest >= LARGEST_VOCABULARY:
-        raise UserError(
-            f"data.path: {str(path)!r} holds the token {largest}; number the tokens from 0, or set data.vocab_size"
-        )
     return largest + 1 if vocab_size is None else vocab_size
