@@ -371,7 +371,7 @@ def test_phases_that_all_have_their_own_budget():
 
 def test_a_small_share_is_still_one_step():
     config = tiny(budget="10steps", smt__share=1000.0, dmt__share=0.001)
-    assert amounts(config) == [(10, "steps"), (1, "steps")]
+    assert amounts(config) == [(9, "steps"), (1, "steps")]
     assert Budget(10, "s").share(0.001).amount == pytest.approx(0.01)
 
 

@@ -430,9 +430,9 @@ class RunConfig:
             raise UserError(f"tracker: {self.tracker!r} is none of {', '.join(TRACKERS)}, None")
         if not self.phases:
             raise UserError(f"phases: empty; name some of {', '.join(PHASES)}")
-        self._check_teacher()
         for name in ("budget", "checkpoint_every", "validate_every"):
             parse_budget(getattr(self, name), name)
+        self._check_teacher()
         check_memory(self.memory, self.cell.kind)
         if self.memory.norm == "rms" and self.memory.width == 1:
             raise UserError("memory.width: 1 leaves nothing after rms normalisation; use norm batch or a wider memory")
@@ -454,7 +454,17 @@ class RunConfig:
     @property
     def has_teacher(self) -> bool:
         """Whether there is a trained teacher: smt trains it, or dmt has it from the run that this one starts from."""
-        return "smt" in self.phases or ("dmt" in self.phases and self.init_from is not None)
+        return "smt" in self.trained or ("dmt" in self.trained and self.init_from is not None)
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The phases that have a step to do: a small budget leaves nothing for the last of them."""
+        return tuple(name for name, budget in zip(self.phases, self.budgets(), strict=True) if budget.amount)
+
+    def left_out(self) -> list[str]:
+        """A line for each phase that has no step to do."""
+        phases = zip(self.phases, self.budgets(), strict=True)
+        return [f"budget: {self.budget} leaves nothing for {name}; it is skipped" for name, b in phases if not b.amount]
 
     def _check_teacher(self) -> None:
         """Refuse to learn from what nothing has trained."""
@@ -465,6 +475,8 @@ class RunConfig:
                 "phases: dmt follows the teacher that smt trains; put smt before it, or start from a run that has one "
                 "(--init-from RUN)"
             )
+        if follows and "dmt" in self.trained and not self.has_teacher:
+            raise UserError(f"budget: {self.budget} leaves nothing for smt, whose teacher dmt follows; give more")
         if "smt" not in self.phases:
             return
         predicts = smt.lambda_dec > 0 or (smt.lambda_trunk > 0 and self.teacher.encoder != "window")
@@ -472,12 +484,11 @@ class RunConfig:
         for phase, weight in distilled.items():
             if weight and not predicts:
                 raise UserError(f"{phase}.lambda_distill: the teacher predicts nothing; give smt.lambda_dec above 0")
-        if self.phases == ("smt",) and not smt.lambda_dec and not smt.lambda_readout and not smt.lambda_distill:
+        if self.trained == ("smt",) and not smt.lambda_dec and not smt.lambda_readout and not smt.lambda_distill:
             raise UserError("smt.lambda_readout: nothing trains the readout; give it or smt.lambda_dec above 0")
 
     def budgets(self) -> tuple[Budget, ...]:
-        """The budget of each phase: its own, or its share of the run's."""
-        total = parse_budget(self.budget)
+        """The budget of each phase: its own, or its share of the run's. Where that is no step, the phase is skipped."""
         configs = [getattr(self, name) for name in self.phases]
-        shares = sum(c.share for c in configs if c.budget is None)
-        return tuple(parse_budget(c.budget) if c.budget else total.share(c.share / shares) for c in configs)
+        shared = iter(parse_budget(self.budget).split([c.share for c in configs if c.budget is None]))
+        return tuple(parse_budget(c.budget) if c.budget else next(shared) for c in configs)
