@@ -86,6 +86,7 @@ def pristine(tmp_path_factory, text_run, digits_run, retrieval_run):
     np.save(root / "tokens.npy", np.arange(4000) % 30)
     np.save(root / "bytes.npy", np.arange(4000) % 256)
     np.save(root / "negative.npy", np.arange(4000) % 30 - 1)
+    np.save(root / "huge.npy", np.full(4000, 10**18))
     np.save(root / "float.npy", np.zeros(4000))
     np.save(root / "objects.npy", np.array([{"a": 1}] * 40, dtype=object), allow_pickle=True)
     np.save(root / "cube.npy", np.zeros((9, 9, 9), dtype=int))
@@ -177,6 +178,17 @@ BAD = [
     ("generate run --seed 99999999999999999999999", ["seed", "99999999999999999999999", "below"]),
     (f"{NEW} --device cuda", ["device", "cuda", "--device cpu"]),
     (f"{NEW} --tracker nosuchtracker", ["tracker", "nosuchtracker", "trackio"]),
+    # sizes that no machine has room for
+    (f"{NEW} --memory.width {10**9}", ["memory.width", "1000000000", "at most 1048576"]),
+    (f"{NEW} --memory.tokens {10**9}", ["memory.tokens", "1000000000", "at most"]),
+    (f"{NEW} --cell.width {10**9}", ["cell.width", "1000000000", "at most"]),
+    (f"{NEW} --teacher.layers {10**9}", ["teacher.layers", "1000000000", "at most 1024"]),
+    (f"{NEW} --data.seq-len {10**12}", ["data.seq_len", "1000000000000", "at most"]),
+    (f"{NEW} --smt.batch-size {10**12}", ["smt.batch_size", "1000000000000", "at most"]),
+    (f"{NEW} --data tokens.npy --data.vocab-size {2 * 10**9}", ["data.vocab_size", "2000000000", "at most 16777216"]),
+    (f"{NEW} --data tokens.npy --data.vocab-size {10**18}", ["data.vocab_size", "at most 16777216"]),
+    (f"{NEW} --data huge.npy", ["data.path", "huge.npy", "token 1000000000000000000", "below 16777216"]),
+    (f"{NEW} --data huge.npy --data.vocab-size 9", ["data.path", "huge.npy", "below 16777216"]),
     # budgets
     (f"{NEW} --budget 5", ["budget", "'5'", "240s"]),
     (f"{NEW} --budget 10minutes", ["budget", "'10minutes'", "240s"]),
@@ -355,7 +367,10 @@ def test_two_processes_do_not_train_one_run(retain, place, monkeypatch):
 
 
 def test_sizes_beyond_the_memory_are_one_line(retain, place):
-    check(retain(*f"{NEW} --memory.width 100000000000".split()), ["memory", "not enough", "memory.width"])
+    """Each of them is possible, and all together are not; the most are more bytes than can be counted."""
+    for width in (2**17, 2**20):
+        sizes = f"--memory.width {width} --cell.width {width} --memory.tokens {width}"
+        check(retain(*NEW.split(), *sizes.split()), ["memory", "not enough", "memory.width"])
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])

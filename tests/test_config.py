@@ -1,17 +1,31 @@
 """A config survives JSON, refuses what is wrong by name, and every preset can be built."""
 
 import dataclasses
+import enum
 import json
 import math
+import typing
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from conftest import tiny
 from retain.budget import Budget, parse_budget
-from retain.config import DataConfig, DMTConfig, MemoryConfig, RunConfig, SMTConfig, TeacherConfig
+from retain.config import (
+    BPTTConfig,
+    CellConfig,
+    DataConfig,
+    DMTConfig,
+    MemoryConfig,
+    RunConfig,
+    SMTConfig,
+    TeacherConfig,
+)
 from retain.config_json import from_dict, load_config, save_config, to_dict
 from retain.data import load_data
+from retain.errors import UserError
 from retain.presets import PRESETS
 from retain.run import build
 
@@ -180,6 +194,92 @@ def test_configs_made_in_python_are_checked_when_built(make, message):
     assert SMTConfig(lr=1).lr == 1  # a whole number is a number
 
 
+SECTIONS = (DataConfig, MemoryConfig, TeacherConfig, CellConfig, SMTConfig, DMTConfig, BPTTConfig, RunConfig)
+FIELDS = [(cls, field) for cls in SECTIONS for field in dataclasses.fields(cls)]
+SAMPLES = {int: 4, float: 0.25, str: "4steps"}
+"""For fields that may be None: what else they can be."""
+HINTS = {cls: typing.get_type_hints(cls) for cls in SECTIONS}
+
+
+def canonical(cls, name):
+    """A value of the field's own type; None where the field is a section, or no sample is one."""
+    hint, value = HINTS[cls][name], getattr(cls(), name)
+    if value is None:
+        value = SAMPLES[typing.get_args(hint)[0]]
+    try:
+        cls(**{name: value})
+    except UserError:
+        return None
+    return None if dataclasses.is_dataclass(hint) else value
+
+
+def alike(value):
+    """The same value as other types have it."""
+    if isinstance(value, tuple):
+        return [list(value), [np.array(part)[()] for part in value]]
+    if isinstance(value, bool):
+        return [np.bool_(value)]
+    if isinstance(value, str):
+        return [np.str_(value), enum.Enum("Own", {"FIELD": value}, type=str).FIELD]
+    return [np.array(value), np.array(value)[()], torch.tensor(value, dtype=torch.float64 if value % 1 else None)]
+
+
+@pytest.mark.parametrize(("cls", "field"), FIELDS, ids=lambda part: getattr(part, "__name__", None) or part.name)
+def test_a_value_of_another_type_gives_the_same_config(cls, field):
+    value = canonical(cls, field.name)
+    if value is None:
+        return
+    plain = cls(**{field.name: value})
+    for other in [*alike(value), *([int(value)] if isinstance(value, float) and value == int(value) else [])]:
+        given = cls(**{field.name: other})
+        found = getattr(given, field.name)
+        assert given == plain and hash(given) == hash(plain) and repr(given) == repr(plain)
+        assert type(found) is type(value) and json.dumps(to_dict(given)) == json.dumps(to_dict(plain))
+        if isinstance(found, tuple):
+            assert list(map(type, found)) == list(map(type, value))
+
+
+@pytest.mark.parametrize(("cls", "field"), FIELDS, ids=lambda part: getattr(part, "__name__", None) or part.name)
+def test_a_value_of_a_wrong_type_is_named_in_one_line(cls, field):
+    for wrong in (np.arange(3), np.array(["a", "b"] * 99), object(), {}, b"x", 1j):
+        with pytest.raises(UserError) as caught:
+            cls(**{field.name: wrong})
+        assert str(caught.value).startswith(f"{field.name}: ") and "\n" not in str(caught.value)
+
+
+WHOLE = [(cls, f.name) for cls, f in FIELDS if int in (HINTS[cls][f.name], *typing.get_args(HINTS[cls][f.name]))]
+
+
+@pytest.mark.parametrize(("cls", "name"), WHOLE, ids=lambda part: getattr(part, "__name__", part))
+def test_no_size_is_without_end(cls, name):
+    """Memory that no machine has is not asked for; a seed is no size, and symbols are each task's to refuse."""
+    for size in (10**10, 10**12, 10**18, 10**30):
+        if name == "symbols" or (name == "seed" and size < 2**63):
+            continue
+        with pytest.raises(UserError, match=rf"{name}: {size} "):
+            cls(**{name: size})
+
+
+def test_most_fields_have_a_value_to_be_tried():
+    tried = [canonical(cls, field.name) is not None for cls, field in FIELDS]
+    assert sum(tried) > 0.8 * len(tried)
+
+
+def test_numbers_that_are_nearly_the_same_stay_themselves():
+    assert SMTConfig(lr=np.float32(0.1)).lr == float(np.float32(0.1)) != 0.1
+    with pytest.raises(UserError, match="clip: this whole number is too large"):
+        SMTConfig(clip=10**400)
+    with pytest.raises(UserError, match=r"width: 16.0 should be int"):
+        MemoryConfig(width=np.float32(16))
+
+
+def test_what_is_asked_of_phases_is_asked_of_a_list_too():
+    untrained = {"lambda_dec": 0.0, "lambda_readout": 0.0}
+    for phases in (("smt",), ["smt"]):
+        with pytest.raises(UserError, match="smt.lambda_readout: nothing trains the readout"):
+            RunConfig(phases=phases, smt=SMTConfig(**untrained))
+
+
 @pytest.mark.parametrize("values", [[], "text", None, 3])
 def test_a_config_is_an_object(values):
     with pytest.raises(ValueError, match=r"config: .* is not an object"):
@@ -271,7 +371,7 @@ def test_phases_that_all_have_their_own_budget():
 
 def test_a_small_share_is_still_one_step():
     config = tiny(budget="10steps", smt__share=1000.0, dmt__share=0.001)
-    assert amounts(config) == [(10, "steps"), (1, "steps")]
+    assert amounts(config) == [(9, "steps"), (1, "steps")]
     assert Budget(10, "s").share(0.001).amount == pytest.approx(0.01)
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from retain.errors import UserError
+
+LARGEST = 1e15
+"""An amount of any unit, at most: up to it whole numbers are exact."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,25 @@ class Budget:
         amount = self.amount * fraction
         return Budget(amount if self.unit == "s" else max(1, round(amount)), self.unit)
 
+    def split(self, weights: Sequence[float]) -> list[Budget]:
+        """One budget for each weight, in proportion, which add up to this one.
+
+        Whole steps and tokens go by the largest remainder, to the first of those that tie. Each has at least one,
+        as far as they go: where there are fewer than weights, the last have none.
+        """
+        shares = [self.amount * weight / sum(weights) for weight in weights]
+        if self.unit == "s" or not shares:
+            return [Budget(share, "s") for share in shares]
+        total, count = round(self.amount), len(shares)
+        if total <= count:
+            return [Budget(int(i < total), self.unit) for i in range(count)]
+        parts = [max(1, math.floor(share)) for share in shares]
+        for _ in range(total - sum(parts)):
+            parts[max(range(count), key=lambda i: shares[i] - parts[i])] += 1
+        for _ in range(sum(parts) - total):  # each had one, and those above it give it up
+            parts[max(range(count), key=lambda i: (parts[i] > 1, parts[i] - shares[i], i))] -= 1
+        return [Budget(part, self.unit) for part in parts]
+
 
 def parse_budget(text: str, name: str = "budget") -> Budget:
     """Read '240s', '5m', '5000steps', '20Mtokens', '500ksequential'. Raises UserError naming `name`."""
@@ -42,6 +65,8 @@ def parse_budget(text: str, name: str = "budget") -> Budget:
         )
     amount *= {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}[found[2]] * {"m": 60, "h": 3600}.get(found[3], 1)
     unit = "s" if found[3] in "smh" else found[3]
+    if amount > LARGEST:
+        raise UserError(f"{name}: {text!r} is more than any run lasts; give less, e.g. 240s")
     if amount <= 0 or (unit != "s" and amount < 1):
         raise UserError(f"{name}: {text!r} is no training at all; give a positive amount, e.g. 240s")
     return Budget(amount, unit)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from retain.budget import Budget, parse_budget
-from retain.checks import not_negative, positive, typed
+from retain.checks import at_most, not_negative, positive, typed
 from retain.errors import UserError
 
 CELLS = ("transformer", "mlp", "gated", "delta", "gru", "lstm", "elman")
@@ -49,6 +49,15 @@ READ_BY = {
 """Fields of a DataConfig that some data alone reads. For other data they must stay as they are."""
 IGNORE = -100
 """The target where there is none: it never counts in a loss or a score."""
+LARGEST_VOCABULARY = 2**24
+LONGEST = 2**24
+"""Tokens of a sequence, at most."""
+WIDEST = 2**20
+"""Numbers in a memory token or in a layer, and sequences in a batch, at most."""
+DEEPEST = 2**10
+"""Layers, at most."""
+MOST = 2**31
+"""Of anything else that is counted: steps beyond the end of a sequence are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +74,7 @@ class MemoryConfig:
     def __post_init__(self) -> None:
         typed(self)
         positive(self, "tokens", "width")
+        at_most(WIDEST, self, "tokens", "width")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +101,9 @@ class TeacherConfig:
         typed(self)
         positive(self, "width", "heads", "layers", "decoder_layers", "context_len")
         not_negative(self, "future_len")
+        at_most(WIDEST, self, "width", "heads")
+        at_most(DEEPEST, self, "layers", "decoder_layers")
+        at_most(MOST, self, "future_len", "context_len")
         if self.width % (2 * self.heads):
             raise UserError(f"teacher.width: {self.width} must be a multiple of 2 x heads = {2 * self.heads}")
         if self.context_len is not None and self.encoder != "window":
@@ -115,6 +128,8 @@ class CellConfig:
     def __post_init__(self) -> None:
         typed(self)
         positive(self, "width", "heads", "layers")
+        at_most(WIDEST, self, "width", "heads")
+        at_most(DEEPEST, self, "layers")
         if self.kind not in CELLS and not re.fullmatch(r"[\w.]+:\w+", self.kind):
             raise UserError(f"cell.kind: {self.kind!r} is none of {', '.join(CELLS)}, nor module:Class")
         if self.kind == "transformer" and self.width % (2 * self.heads):
@@ -183,6 +198,9 @@ class DataConfig:
         typed(self)
         positive(self, "seq_len", "min_seq_len", "vocab_size", "image_size")
         positive(self, "symbols", "copy_len", "depth", "pairs", "string_len")
+        at_most(LONGEST, self, "seq_len", "min_seq_len", "copy_len", "depth", "pairs", "string_len")
+        at_most(LARGEST_VOCABULARY, self, "vocab_size")
+        at_most(math.isqrt(LONGEST), self, "image_size")
         if not 0 <= self.label_noise < 1:
             raise UserError(f"data.label_noise: {self.label_noise} must lie in 0 … 1, below 1")
         if self.name not in (*EMBEDDED_DATA, *FILE_DATA):
@@ -245,6 +263,8 @@ class PhaseConfig:
         typed(self)
         positive(self, "share", "batch_size", "seq_len", "accumulate", "lr", "clip")
         not_negative(self, "warmup", "weight_decay", "beta1", "beta2")
+        at_most(WIDEST, self, "batch_size", "accumulate")
+        at_most(LONGEST, self, "seq_len")
         if self.warmup >= 1 or self.beta1 >= 1 or self.beta2 >= 1:
             raise UserError(f"warmup, beta1, beta2: {self.warmup}, {self.beta1}, {self.beta2} must be below 1")
         if self.budget is not None:
@@ -291,6 +311,7 @@ class SMTConfig(PhaseConfig):
         super().__post_init__()
         positive(self, "steps_per_sequence", "decodes_per_sequence", "unroll", "pieces", "sweeps", "horizon")
         positive(self, "lambda_dyn_end")
+        at_most(MOST, self, "steps_per_sequence", "decodes_per_sequence", "unroll", "pieces", "sweeps", "horizon")
         not_negative(self, "lambda_dec", "lambda_dyn", "lambda_unif", "lambda_trunk", "lambda_readout")
         not_negative(self, "lambda_distill")
         if self.unroll != 1 and self.sweeps > 1:
@@ -333,6 +354,7 @@ class DMTConfig(PhaseConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "horizon", "horizon_end", "unroll", "label_every")
+        at_most(MOST, self, "horizon", "horizon_end", "unroll", "label_every")
         if self.unroll != 1 and self.label_every > 1:
             raise UserError(f"unroll: {self.unroll} needs the label of every step, not of every {self.label_every}th")
         not_negative(self, "lambda_dyn", "lambda_readout", "lambda_distill")
@@ -350,6 +372,7 @@ class BPTTConfig(PhaseConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "truncate")
+        at_most(MOST, self, "truncate")
 
 
 def check_memory(memory: MemoryConfig, kind: str) -> None:
@@ -404,15 +427,16 @@ class RunConfig:
     def __post_init__(self) -> None:
         typed(self)
         positive(self, "log_every", "validation_sequences")
+        at_most(MOST, self, "log_every", "validation_sequences")
         if not 0 <= self.seed < SEEDS:
             raise UserError(f"seed: {self.seed} must not be negative, and lie below {SEEDS}")
         if self.tracker is not None and self.tracker not in TRACKERS:
             raise UserError(f"tracker: {self.tracker!r} is none of {', '.join(TRACKERS)}, None")
         if not self.phases:
             raise UserError(f"phases: empty; name some of {', '.join(PHASES)}")
-        self._check_teacher()
         for name in ("budget", "checkpoint_every", "validate_every"):
             parse_budget(getattr(self, name), name)
+        self._check_teacher()
         check_memory(self.memory, self.cell.kind)
         if self.memory.norm == "rms" and self.memory.width == 1:
             raise UserError("memory.width: 1 leaves nothing after rms normalisation; use norm batch or a wider memory")
@@ -434,7 +458,17 @@ class RunConfig:
     @property
     def has_teacher(self) -> bool:
         """Whether there is a trained teacher: smt trains it, or dmt has it from the run that this one starts from."""
-        return "smt" in self.phases or ("dmt" in self.phases and self.init_from is not None)
+        return "smt" in self.trained or ("dmt" in self.trained and self.init_from is not None)
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The phases that have a step to do: a small budget leaves nothing for the last of them."""
+        return tuple(name for name, budget in zip(self.phases, self.budgets(), strict=True) if budget.amount)
+
+    def left_out(self) -> list[str]:
+        """A line for each phase that has no step to do."""
+        phases = zip(self.phases, self.budgets(), strict=True)
+        return [f"budget: {self.budget} leaves nothing for {name}; it is skipped" for name, b in phases if not b.amount]
 
     def _check_teacher(self) -> None:
         """Refuse to learn from what nothing has trained."""
@@ -445,6 +479,8 @@ class RunConfig:
                 "phases: dmt follows the teacher that smt trains; put smt before it, or start from a run that has one "
                 "(--init-from RUN)"
             )
+        if follows and "dmt" in self.trained and not self.has_teacher:
+            raise UserError(f"budget: {self.budget} leaves nothing for smt, whose teacher dmt follows; give more")
         if "smt" not in self.phases:
             return
         predicts = smt.lambda_dec > 0 or (smt.lambda_trunk > 0 and self.teacher.encoder != "window")
@@ -452,12 +488,11 @@ class RunConfig:
         for phase, weight in distilled.items():
             if weight and not predicts:
                 raise UserError(f"{phase}.lambda_distill: the teacher predicts nothing; give smt.lambda_dec above 0")
-        if self.phases == ("smt",) and not smt.lambda_dec and not smt.lambda_readout and not smt.lambda_distill:
+        if self.trained == ("smt",) and not smt.lambda_dec and not smt.lambda_readout and not smt.lambda_distill:
             raise UserError("smt.lambda_readout: nothing trains the readout; give it or smt.lambda_dec above 0")
 
     def budgets(self) -> tuple[Budget, ...]:
-        """The budget of each phase: its own, or its share of the run's."""
-        total = parse_budget(self.budget)
+        """The budget of each phase: its own, or its share of the run's. Where that is no step, the phase is skipped."""
         configs = [getattr(self, name) for name in self.phases]
-        shares = sum(c.share for c in configs if c.budget is None)
-        return tuple(parse_budget(c.budget) if c.budget else total.share(c.share / shares) for c in configs)
+        shared = iter(parse_budget(self.budget).split([c.share for c in configs if c.budget is None]))
+        return tuple(parse_budget(c.budget) if c.budget else next(shared) for c in configs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import tempfile
 import time
 from collections import Counter
@@ -22,6 +23,8 @@ from retain.model.fast import using
 from retain.model.graphs import forget, launched
 from retain.phase import objective_of, part_of
 from retain.run import build
+
+log = logging.getLogger("retain")
 
 PROBE_SECONDS = 5.0
 """The probe's batch doubles up to that of the run, as long as its next step should take less than this."""
@@ -44,8 +47,12 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     rnn.to(accelerator.device)
     teacher.to(accelerator.device)
     phases = {}
+    for line in config.left_out():
+        log.warning("%s", line)
     with using(fast_parts(rnn, teacher)):
         for index, (name, budget) in enumerate(zip(config.phases, config.budgets(), strict=True)):
+            if not budget.amount:
+                continue
             own: PhaseConfig = getattr(config, name)
             objective = objective_of(index, config, rnn, teacher)
             probe = _Probe(objective, data, own, accelerator)

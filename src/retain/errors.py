@@ -67,5 +67,6 @@ def explain(error: BaseException) -> tuple[str, int] | None:
 def out_of_memory(error: BaseException) -> bool:
     """By its words where it is PyTorch's, which has no type for it on a CPU."""
     if isinstance(error, RuntimeError):
-        return re.search(r"can't allocate memory|out of memory", str(error)) is not None
+        words = r"can't allocate memory|out of memory|Storage size calculation overflowed"
+        return re.search(words, str(error)) is not None
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)

@@ -270,8 +270,9 @@ def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, own_ce
     if not (path / "config.json").exists():
         raise UserError(f"init_from: {path} holds no config.json; give the folder that `retain train` wrote")
     source = load_config(path / "config.json")
-    with_teacher = guided(path) and bool({"smt", "dmt"} & set(config.phases))
-    untaught = "dmt" in config.phases and "smt" not in config.phases[: config.phases.index("dmt")]
+    phases = config.trained
+    with_teacher = guided(path) and bool({"smt", "dmt"} & set(phases))
+    untaught = "dmt" in phases and "smt" not in phases[: phases.index("dmt")]
     if untaught and not with_teacher:
         raise UserError(f"init_from: {path} ({', '.join(source.phases)}) has no teacher for dmt to follow")
     # What the shapes of weights do not tell, too.

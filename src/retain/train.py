@@ -197,15 +197,19 @@ class Loop:
                 truncate_after(self.out / "metrics.jsonl", p.step, validated=p.validated == p.step)
         first = self.progress.phase
         self.prepare_batch(first)  # while parts are compiled and an optimizer is built
+        for line in self.config.left_out() if self.main else ():
+            log.warning("%s", line)
+        last: int | None = None
         with using(fast_parts(self.rnn, self.teacher, self.config.compile)):
-            for index in range(first, len(self.config.phases)):
+            for index in (i for i, budget in enumerate(self.budgets) if i >= first and budget.amount):
                 if index > first or saved is None:
-                    if index:
-                        self.go_on_reading(index)
+                    if last is not None:
+                        self.go_on_reading(last, index)
                     self.progress.phase = index
                     self.progress.phase_step = self.progress.phase_tokens = self.progress.phase_sequential = 0
                     self.progress.phase_seconds = 0.0
                 self.run_phase(index, saved if index == first else None, stop)
+                last = index
         return self.finish()
 
     def prepare_batch(self, index: int) -> None:
@@ -229,9 +233,9 @@ class Loop:
                 change = f"{name} was {then} and is {now[name]}"
                 log.warning("%s: %s now, so that it does not go on bit for bit", self.out, change)
 
-    def go_on_reading(self, index: int) -> None:
-        """A phase of smaller batches goes on where the one before it stopped, as a stream cannot go back."""
-        before, now = (getattr(self.config, name).batch_size for name in self.config.phases[index - 1 : index + 1])
+    def go_on_reading(self, last: int, index: int) -> None:
+        """A phase of smaller batches goes on where the last one stopped, as a stream cannot go back."""
+        before, now = (getattr(self.config, self.config.phases[i]).batch_size for i in (last, index))
         read = self.progress.micro_batches
         if before != now and self.batches.data.info.get("streamed"):
             read += 1  # the next one was prepared already, in the old size
@@ -511,7 +515,7 @@ class Loop:
             export(self.out, tensors, state)
             summary = {
                 "preset": self.config.preset,
-                "phases": list(self.config.phases),
+                "phases": list(self.config.trained),
                 "steps": p.step,
                 "seconds": p.seconds,
                 "tokens": p.tokens,

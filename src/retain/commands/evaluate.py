@@ -128,7 +128,7 @@ def record_of(run: Run, data: Data, split: Split, batch_size: int, scores: dict[
         "preset": run.config.preset,
         "split": split,
         "seq_len": data.seq_len,
-        "phases": list(run.config.phases),
+        "phases": list(run.config.trained),
         "parameters": sum(p.numel() for p in run.rnn.parameters()),
         "training_seconds": run.state["progress"]["seconds"],
         "training_tokens": run.state["progress"]["tokens"],

@@ -53,7 +53,7 @@ def info_command(argv: list[str]) -> None:
     whole = "finished" if info["finished"] else "not finished"
     made = ", ".join(f"{k} {v}" for k, v in state["versions"].items())
     lines = [
-        f"{path}: {c.preset or 'custom'}, {' then '.join(c.phases)}, {whole}",
+        f"{path}: {c.preset or 'custom'}, {' then '.join(c.trained)}, {whole}",
         f"  data      {state['data'].get('name')}, vocabulary {state['vocab_size']}, T = {c.data.seq_len}",
         f"  RNN       {c.cell.kind} cell, {info['parameters']:,} parameters",
         f"  memory    {c.memory.tokens} x {c.memory.width}, {c.memory.norm} normalised",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from retain.config import DataConfig
+from retain.config import LARGEST_VOCABULARY, DataConfig
 from retain.data.batches import SPLITS, Data, RowsData, Split, Stream, StreamData, cuts
 from retain.data.file_array import HELD, FileArray
 from retain.data.files import NOT_TEXT, cannot_be_read, kind_by_name, unpacked, walk
@@ -31,7 +31,6 @@ WHOLE = HELD
 """Files up to this many bytes are checked whole; larger ones by SAMPLES blocks."""
 BLOCK = 2**16
 SAMPLES = 256
-LARGEST_VOCABULARY = 2**24
 
 
 def load_stdlib(config: DataConfig) -> StreamData:
@@ -354,10 +353,10 @@ def vocabulary_of(path: Path, array: Stream, config: DataConfig) -> int:
             f"{smallest} if it fills up rows)"
         )
     vocab_size = config.vocab_size
+    if largest >= LARGEST_VOCABULARY:
+        raise UserError(
+            f"data.path: {str(path)!r} holds the token {largest}; number the tokens from 0, below {LARGEST_VOCABULARY}"
+        )
     if vocab_size is not None and largest >= vocab_size:
         raise UserError(f"data.vocab_size: {vocab_size} is too small for token {largest}; set it to {largest + 1}")
-    if vocab_size is None and largest >= LARGEST_VOCABULARY:
-        raise UserError(
-            f"data.path: {str(path)!r} holds the token {largest}; number the tokens from 0, or set data.vocab_size"
-        )
     return largest + 1 if vocab_size is None else vocab_size

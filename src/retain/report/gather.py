@@ -129,9 +129,10 @@ def status(path: Path, config: RunConfig, history: dict[str, Any], over: bool, n
     if not history["lines"]:
         notes.append("metrics.jsonl: nothing is logged yet, so there are no curves")
     begun = {p["phase"] for p in history["phases"]}
-    missing = [phase for phase in config.phases if phase not in begun]
+    notes += config.left_out()
+    missing = [phase for phase in config.trained if phase not in begun]
     if missing and history["lines"]:
-        notes.append(f"phase {' and '.join(missing)} of {' then '.join(config.phases)} has not begun")
+        notes.append(f"phase {' and '.join(missing)} of {' then '.join(config.trained)} has not begun")
     if over:
         return "finished"
     file = path / "metrics.jsonl"
