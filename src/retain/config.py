@@ -410,7 +410,8 @@ class RunConfig:
     bptt: BPTTConfig = field(default_factory=BPTTConfig)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto: bf16 where matrix products in it are fast (CUDA, a CPU with AMX or AVX512_BF16), else fp32."""
+    """auto: bf16 where matrix products in it are fast (CUDA, a CPU with AMX or AVX512_BF16), else fp32. Scores, those
+    of validation too, are always computed in fp32."""
     compile: bool = False
     """torch.compile the objective's modules (needs a C++ compiler); falls back to eager with a note. On a CPU the first
     run of these sizes takes about a minute for it, out of its budget, and later ones some seconds."""

@@ -460,11 +460,9 @@ class Loop:
             self.objective.finish()
             start = time.perf_counter()
             guide = self.teacher if self.config.has_teacher else None  # else nothing ever trained it
-            with self.accelerator.autocast():
-                limit = self.config.validation_sequences
-                result = evaluate(
-                    self.rnn, guide, self.data.windows("validation", batch_for(self.data, self.rnn), limit)
-                )
+            limit = self.config.validation_sequences
+            # In float32 whatever training is in, so that it is the figure that `retain eval` gives, on any machine.
+            result = evaluate(self.rnn, guide, self.data.windows("validation", batch_for(self.data, self.rnn), limit))
             self.progress.validated = self.progress.step
             value = result["bits_per_token"]
             keep = ("bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift")

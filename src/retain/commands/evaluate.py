@@ -134,6 +134,7 @@ def record_of(run: Run, data: Data, split: Split, batch_size: int, scores: dict[
         "training_tokens": run.state["progress"]["tokens"],
         **scores,
         "side_by_side": batch_size,
+        "precision": "fp32",
         "chance": data.chance if data.answers else None,
         "data": data.info,
         "versions": run.state["versions"],
@@ -182,6 +183,5 @@ def report(result: dict[str, Any]) -> str:
     text += f"   {LEFT}\n" if has_left(result) else "\n" if result["relative_drift"] is not None else ""
     text += by_position(result["relative_drift_by_position"])
     text += f"{'parameters':<18}{result['parameters']:,}\n"
-    return text + (
-        f"{'tokens per second':<18}{result['tokens_per_second']:,.0f}, up to {result['side_by_side']} sequences at once"
-    )
+    how = f"up to {result['side_by_side']} sequences at once, {result['precision']}"
+    return text + f"{'tokens per second':<18}{result['tokens_per_second']:,.0f}, {how}"
