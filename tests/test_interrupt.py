@@ -50,7 +50,7 @@ def test_while_something_is_imported(name, swallowed, tiny_file, tmp_path):
     """Some libraries take any exception while they are imported for their own, and go on without what they lack."""
     code = AT_IMPORT.format(name=name, swallowed=swallowed)
     line = ["train", "--config", str(tiny_file), "--out", str(tmp_path / "run")]
-    done = subprocess.run([sys.executable, "-c", code, *line], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", code, *line], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "retain: interrupted\n")
     assert not (tmp_path / "run").exists()
 

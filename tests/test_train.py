@@ -25,14 +25,20 @@ from retain.train import Loop, TrainingError, train
 from runs import KEYS, LOSSES, PHASES, Changed, lines, losses, run
 
 
-def test_budgets_in_tokens_and_seconds_end_where_they_should(tmp_path):
-    config = tiny(budget="1h", smt__budget="100tokens", dmt__budget="0.2s")
-    summary = run(config, tmp_path / "run")
+def test_budgets_in_tokens_and_seconds_end_where_they_should(tmp_path, monkeypatch):
+    seconds = [0.0]
+    monkeypatch.setattr("retain.progress.time.perf_counter", lambda: seconds[0])
+
+    def pass_time(number):
+        seconds[0] += 0.125
+
+    config = tiny(budget="1h", smt__budget="100tokens", dmt__budget="0.6s")
+    summary = run(config, tmp_path / "run", pass_time)
     by_phase = {phase: [r for r in lines(tmp_path / "run") if r["phase"] == phase] for phase in config.phases}
     assert by_phase["smt"][-1]["tokens"] == 128  # 4 batches of 4 x 8 tokens: the first to reach 100
-    assert by_phase["dmt"][-1]["step"] > 4
+    assert by_phase["dmt"][-1]["step"] == 4 + 5  # the first to reach 0.6 s
     assert summary["tokens"] == summary["steps"] * 32
-    assert 0.2 < summary["seconds"] < 60
+    assert summary["seconds"] == 9 * 0.125
 
 
 def test_the_same_seed_gives_the_same_losses_and_another_one_others(tmp_path):

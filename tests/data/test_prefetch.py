@@ -1,7 +1,6 @@
 """Batches prepared ahead are those of the data, in any order; its errors come through."""
 
 import threading
-import time
 
 import pytest
 import torch
@@ -9,17 +8,19 @@ import torch
 from retain.config import DataConfig
 from retain.data import load_data
 from retain.data.prefetch import Prefetch
+from runs import wait_for
 
 
 class Slow:
-    """Counts what is asked for; with `gate`, a batch is ready only when that is set."""
+    """Counts what is asked for, and seconds, one a batch; a batch is ready only while `gate` is open."""
 
     def __init__(self):
-        self.asked, self.gate = [], None
+        self.asked, self.seconds, self.gate = [], 0, threading.Event()
+        self.gate.set()
 
     def batch(self, seed, step, rank, size):
-        if self.gate is not None:
-            assert self.gate.wait(10)
+        self.gate.wait()
+        self.seconds += 1
         self.asked.append((step, size, threading.current_thread().name))
         if step == 5:
             raise ValueError("data: no batch 5")
@@ -43,9 +44,7 @@ def test_batches_are_the_datas_in_any_order():
 def test_the_next_is_prepared_before_it_is_asked_for(slow):
     batches = Prefetch(slow, 0, 0)
     batches.take(0, 4)
-    deadline = time.monotonic() + 60
-    while len(slow.asked) < 2 and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_for(lambda: len(slow.asked) == 2)
     batches.close()
     assert [(step, size) for step, size, _ in slow.asked] == [(0, 4), (1, 4)]
     assert all(name.startswith("batches") for _, _, name in slow.asked)
@@ -61,16 +60,20 @@ def test_the_first_is_prepared_while_other_things_are_done(slow):
     assert [asked[:2] for asked in slow.asked].count((3, 4)) == 1
 
 
-def test_only_waiting_counts(slow):
-    slow.gate = threading.Event()
+def test_only_waiting_counts(slow, monkeypatch):
+    def clock():
+        now = slow.seconds
+        slow.gate.set()  # not before it has been looked at
+        return now
+
+    monkeypatch.setattr("retain.data.prefetch.time.perf_counter", clock)
     batches = Prefetch(slow, 0, 0)
-    threading.Timer(0.2, slow.gate.set).start()
+    slow.gate.clear()
     batches.take(0, 4)
-    assert 0.15 < batches.waited < 5
-    waited = batches.waited
+    assert batches.waited == 1, "one second of its clock a batch"
     batches._next[1].result()
     batches.take(1, 4)
-    assert batches.waited - waited < 0.1
+    assert batches.waited == 1
     batches.close()
 
 
