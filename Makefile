@@ -13,19 +13,19 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m retain.demo
+	$(BIN)/python -m lab.demo
 
 results: $(VENV)/.installed
-	$(BIN)/python -m retain.results
+	$(BIN)/python -m lab.results
 
 results-quick: $(VENV)/.installed
-	$(BIN)/python -m retain.results --quick
+	$(BIN)/python -m lab.results --quick
 
 figures: $(VENV)/.installed
-	$(BIN)/python -m retain.figures
+	$(BIN)/python -m lab.figures
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m retain.bench
+	$(BIN)/python -m benchmarks
 
 test: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal

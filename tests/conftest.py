@@ -23,7 +23,7 @@ from retain.config import (
     SMTConfig,
     TeacherConfig,
 )
-from retain.config_json import save_config
+from retain.config.json import save_config
 
 
 def tiny(**changes):
@@ -114,7 +114,7 @@ def tiny_file(tmp_path):
 
 
 def train_tiny(out, **changes):
-    from retain.train import train
+    from retain.training.loop import train
 
     train(tiny(**changes), out, progress_bar=False)
     return out

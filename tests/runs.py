@@ -12,12 +12,12 @@ from unittest.mock import patch
 
 import torch
 
-from retain import grid
-from retain.checkpoint import latest_checkpoint, load_files
+from retain.experiments import scheduler as grid
+from retain.runs.checkpoint import latest_checkpoint, load_files
 from retain.config import IGNORE
 from retain.data import load_data
 from retain.data.prefetch import Prefetch
-from retain.train import train
+from retain.training.loop import train
 
 PHASES = ("smt", "dmt", "bptt")
 KEYS = {"tokens": "tokens", "sequential": "sequential_steps"}
@@ -80,7 +80,7 @@ def watched(at):
             at(number)
             return super().take(number, size)
 
-    return patch("retain.train.Prefetch", Watched)
+    return patch("retain.training.loop.Prefetch", Watched)
 
 
 def run(config, out, at=lambda number: None, **more):

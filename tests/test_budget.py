@@ -6,9 +6,9 @@ import random
 import pytest
 
 from conftest import tiny
-from retain.budget import Budget, parse_budget
+from retain.config.budget import Budget, parse_budget
 from retain.errors import Interrupted, UserError
-from retain.train import train
+from retain.training.loop import train
 from runs import PHASES, lines, run, stop_after
 
 UNITS = ("steps", "tokens", "sequential")

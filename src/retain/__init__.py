@@ -9,10 +9,10 @@ __version__ = "0.1.0"
 # Where each public name lives. Imported when first used, so that `retain --help` need not wait for PyTorch.
 _HOMES = {
     "RunConfig": "retain.config",
-    "PRESETS": "retain.presets",
-    "load": "retain.run",
-    "load_run": "retain.run",
-    "save": "retain.run",
+    "PRESETS": "retain.config.presets",
+    "load": "retain.runs.run",
+    "load_run": "retain.runs.run",
+    "save": "retain.runs.run",
     "RNN": "retain.model.rnn",
     "Teacher": "retain.model.teacher",
     "SMT": "retain.objectives",
@@ -20,14 +20,14 @@ _HOMES = {
     "BPTT": "retain.objectives",
     "load_data": "retain.data",
 }
-# Functions called like their modules are to be had from there: retain.train.train, retain.evaluate.evaluate, ...
+# Functions called like their modules are to be had from there: retain.training.loop.train, retain.inference.evaluate.evaluate, ...
 _MODULES = ("train", "evaluate", "generate")
 __all__ = ["__version__", *_HOMES, *_MODULES]
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
-    from retain import evaluate as evaluate
-    from retain import generate as generate
-    from retain import train as train
+    from retain.inference import evaluate
+    from retain.inference import generate
+    from retain.training import loop as train
     from retain.config import RunConfig as RunConfig
     from retain.data import load_data as load_data
     from retain.model.rnn import RNN as RNN
@@ -35,10 +35,10 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from retain.objectives import BPTT as BPTT
     from retain.objectives import DMT as DMT
     from retain.objectives import SMT as SMT
-    from retain.presets import PRESETS as PRESETS
-    from retain.run import load as load
-    from retain.run import load_run as load_run
-    from retain.run import save as save
+    from retain.config.presets import PRESETS as PRESETS
+    from retain.runs.run import load as load
+    from retain.runs.run import load_run as load_run
+    from retain.runs.run import save as save
 else:  # or any name whatever would be one of type Any
 
     def __getattr__(name: str) -> "Any":

@@ -15,9 +15,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 
 from retain.config import RunConfig
-from retain.config_json import flatten, to_dict
+from retain.config.json import flatten, to_dict
 from retain.errors import UserError
-from retain.run import check_device
+from retain.runs.run import check_device
 
 log = logging.getLogger("retain")
 

@@ -12,9 +12,9 @@ import retain
 from retain.config import TASK_DATA, TASK_FIELDS, DataConfig
 from retain.data import IGNORE, SPLITS, load_data
 from retain.data.batches import generator
-from retain.data.recall import MQAR, Copy, KeysValues, Retrieval, SelectiveCopy, distinct
+from retain.data.tasks.recall import MQAR, Copy, KeysValues, Retrieval, SelectiveCopy, distinct
 from retain.data.tasks import TASKS, build_task
-from retain.data.tracking import S3, S5, Dyck, Modular, Parity, Stack
+from retain.data.tasks.tracking import S3, S5, Dyck, Modular, Parity, Stack
 
 SIZES = {
     "retrieval": [{"seq_len": 4, "symbols": 2}, {"seq_len": 17, "symbols": 30}],

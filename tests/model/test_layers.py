@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import naive
 from naive import assert_close
 from retain.config import CellConfig, MemoryConfig
-from retain.model.attention import (
+from retain.ops.attention import (
     BLOCK,
     FEW_KEYS_COMPILED,
     PLAIN_ATTENTION_KEYS,

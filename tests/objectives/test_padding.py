@@ -6,10 +6,10 @@ import torch
 import naive
 from naive import assert_close, gradients, models, padded, smt_config
 from retain.config import IGNORE, BPTTConfig, DMTConfig
-from retain.evaluate import evaluate
+from retain.inference.evaluate import evaluate
 from retain.model.layers import MemoryNorm, counted_memories
 from retain.objectives import BPTT, DMT, SMT, dynamics_loss, uniformity_loss
-from retain.phase import part_of
+from retain.training.phases import part_of
 
 ENCODERS = ("state", "register", "window")
 ALONE = {"horizon": 100, "horizon_end": None}

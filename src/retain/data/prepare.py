@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from retain.checkpoint import replace_file
+from retain.runs.checkpoint import replace_file
 from retain.config import DataConfig
 from retain.data.batches import SPLITS, Split
 from retain.data.cache import cache_folder

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from retain.config import CellConfig, MemoryConfig, check_memory
 from retain.errors import UserError
 from retain.model.delta_cell import DeltaCell
-from retain.model.gated_rollout import gated_rollout
+from retain.ops.gated_rollout import gated_rollout
 from retain.model.layers import Norm, Transformer, product_dtype, squared_relu
 from retain.model.shapes import check_streams
-from retain.model.stretches import Cut
+from retain.ops.stretches import Cut
 
 REACH = 4.0
 """Gated cells keep each value within ±1; normalised memory lies within about ±4, so they work on memory / 4."""

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retain.config import CellConfig, MemoryConfig
-from retain.model.delta_rollout import delta_rollout
+from retain.ops.delta_rollout import delta_rollout
 from retain.model.layers import Norm, product_dtype, squared_relu
 from retain.model.shapes import check_streams
-from retain.model.stretches import Cut
+from retain.ops.stretches import Cut
 
 LAST = 4
 """Inputs that memory token 1 holds. A key and its value are mostly neighbours, and more are learnt more slowly."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.config import MemoryConfig, TeacherConfig
-from retain.model.attention import attention
+from retain.ops.attention import attention
 from retain.model.layers import Block, Embedding, Norm, Transformer
 
 LOCAL = 4

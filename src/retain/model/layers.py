@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from retain.model.attention import attention
+from retain.ops.attention import attention
 
 TABLED_POSITIONS = 1026
 """Angles of so many rotary positions are at hand on a CPU. A compiler would compute a cosine for every number that it

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from retain.model.modes import without_graph
 from retain.model.rnn import RNN
-from retain.model.stretches import ring
+from retain.ops.stretches import ring
 
 
 def stretch(unroll: int | None, length: int) -> int:

@@ -15,12 +15,12 @@ from retain.config import IGNORE, RunConfig
 from retain.data import Data, Split, load_data
 from retain.data.batches import Ints, evenly_spaced
 from retain.errors import UserError
-from retain.evaluate import batch_for, evaluate
+from retain.inference.evaluate import batch_for, evaluate
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives import BPTT, SMT
 from retain.objectives.losses import predictive_loss, uniformity_loss
-from retain.run import Run, build
+from retain.runs.run import Run, build
 
 SPLIT: Split = "validation"
 """Never the test split: people choose what to do next by what they see here."""

@@ -11,15 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retain.arguments import option_of
+from retain.cli.arguments import option_of
 from retain.config import RunConfig
-from retain.config_json import flatten, load_config, to_dict
+from retain.config.json import flatten, load_config, to_dict
 from retain.data import Data, load_data
 from retain.errors import CheckpointError, UserError, explain
 from retain.report import analyses
 from retain.report.history import read_history
 from retain.report.samples import samples
-from retain.run import Run, finished, guided, load_run, of_this_model, own_tokenizer, phase_folder, same_checksum
+from retain.runs.run import Run, finished, guided, load_run, of_this_model, own_tokenizer, phase_folder, same_checksum
 
 T = TypeVar("T")
 STILL_WRITING = 180.0
@@ -174,8 +174,8 @@ def command_of(config: RunConfig, path: Path) -> str:
     """A `retain train` line that gives this config, checked by parsing it; else the one that reads the config file."""
     import shlex
 
-    from retain.commands.train import train_config
-    from retain.presets import PRESETS
+    from retain.cli.train import train_config
+    from retain.config.presets import PRESETS
 
     by_file = f"retain train --config {shlex.quote(str(path / 'config.json'))} --out NEW"
     if config.preset not in PRESETS:

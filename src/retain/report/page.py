@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retain import __version__
-from retain.checkpoint import replace_file
+from retain.runs.checkpoint import replace_file
 from retain.errors import UserError
 from retain.report.charts import Chart, colourings, grouped_charts
 from retain.report.gather import gather

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from retain.config import IGNORE
 from retain.data import Data
-from retain.generate import generate, sample, save_image_grid
+from retain.inference.generate import generate, sample, save_image_grid
 from retain.model.teacher import Teacher
 from retain.report.analyses import SPLIT
-from retain.run import Run
+from retain.runs.run import Run
 
 PROMPT, LENGTH = 32, 240
 """Tokens shown first and sampled then, for text and other streams."""

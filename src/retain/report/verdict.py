@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from retain.config_json import flatten
-from retain.evaluate import LEFT, has_left
+from retain.config.json import flatten
+from retain.inference.evaluate import LEFT, has_left
 
 
 def verdict(run: dict[str, Any]) -> str:

@@ -1,0 +1,98 @@
+"""The other sides: the same work written plainly, as one would without minding its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retain.model.cells import PROJECTING
+from retain.ops.graphs import launched
+from retain.model.layers import Transformer
+from retain.model.rnn import RNN
+from retain.model.teacher import Teacher
+from retain.objectives.losses import dynamics_loss, predictive_loss
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+
+def transformer(
+    self: Transformer, x: Tensor, *, keep: slice | None = None, causal: bool = False, mask: Tensor | None = None
+) -> Tensor:
+    """Every position of every block, though only `keep` is wanted; queries and keys rotated in each by itself."""
+    for block in self.layers():
+        turn = self.angles(torch.arange(x.shape[-2], device=x.device), x.dtype)
+        q, k, v = block.queries_keys_values(x, turn)
+        x = block.mix(x, attention(q, k, v, causal=causal, mask=mask))
+    return self.norm(x if keep is None else x[..., keep, :])
+
+
+def inputs(self: RNN, tokens: Tensor) -> Tensor:
+    """Every token is embedded and projected by itself."""
+    embedded = self.embed(tokens)
+    return self.cell.from_input(embedded) if isinstance(self.cell, PROJECTING) else embedded
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Runs the library's modules with plain attention, whole blocks, and the gradients that autograd finds, each
+    operation launched by itself."""
+    with (
+        launched(),
+        patch("retain.model.layers.attention", attention),
+        patch("retain.model.encoders.attention", attention),
+        patch("retain.model.layers.by_hand", lambda x: False),
+        patch.object(Transformer, "forward", transformer),
+        patch.object(RNN, "inputs", inputs),
+    ):
+        yield
+
+
+def plain(side: Callable[[], Any]) -> Callable[[], Any]:
+    def run() -> Any:
+        with plainly():
+            return side()
+
+    return run
+
+
+class DetachedLoop(nn.Module):
+    """Eq. 6 as the paper has it: one step after another, with a graph that is cut between the steps."""
+
+    def __init__(self, teacher: Teacher, rnn: RNN):
+        super().__init__()
+        self.rnn = rnn
+        self._teacher = (teacher,)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        tokens, targets = batch["tokens"], batch["targets"]
+        with torch.no_grad():
+            labels = self._teacher[0].eval().encode(tokens)
+        memory = labels[:, 0]
+        predicted, logits = [], [self.rnn.readout(memory)]
+        for token in tokens.unbind(1):
+            memory = self.rnn.update(memory.detach(), token)
+            predicted.append(memory)
+            logits.append(self.rnn.readout(memory))
+        loss = dynamics_loss(torch.stack(predicted, 1), labels[:, 1:])
+        return {"loss": loss + predictive_loss(torch.stack(logits, 1), targets)}
+
+
+@torch.no_grad()
+def generate(rnn: RNN, batch: int, length: int) -> Tensor:
+    """Tokens (B, length) sampled one after another from m_0."""
+    memory = rnn.init_memory(batch)
+    logits = rnn.readout(memory)
+    tokens: list[Tensor] = []
+    for number in range(length):
+        if number:
+            logits, memory = rnn.step(tokens[-1], memory)
+        tokens.append(torch.multinomial(logits.float().softmax(-1), 1)[:, 0])
+    return torch.stack(tokens, 1)

@@ -1,0 +1,48 @@
+"""`python -m benchmarks.peak smt|frugal|bptt`: bytes a training step needs at its peak, with models and optimizer.
+
+frugal is an SMT step with f in pieces, and the encoder's activations computed again: the same losses and gradients.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import torch
+
+from benchmarks.sides import SMALL, Size, at, batch_of, models, smt_step, training_step
+from retain.config import BPTTConfig
+from retain.devices import keep_pages
+from retain.experiments.scheduler import peak_memory
+from retain.objectives import BPTT
+
+
+def main() -> None:
+    device, side = "cuda" if torch.cuda.is_available() else "cpu", sys.argv[1]
+    keep_pages()  # as `retain train` does
+    if device == "cpu":
+        twice(side, at(SMALL, length=8, batch=2))  # what a first step loads is code, some 100 MiB of it
+    before = peak_memory(device)
+    twice(side, at(SMALL, length=256, batch=SMALL.batch))
+    held = 0
+    if device == "cpu":  # weights, gradients and two moments were there before, of the small step
+        parts = models(SMALL)[: 1 if side == "bptt" else 2]
+        held = 4 * sum(p.nbytes for part in parts for p in part.parameters())
+    print(peak_memory(device) - before + held)
+
+
+def twice(side: str, size: Size) -> None:
+    """Two steps of this side, its models freed after them."""
+    if side == "frugal":
+        size = dataclasses.replace(size, smt=dataclasses.replace(size.smt, pieces=8))
+    step = (
+        training_step(BPTT(models(size)[0], BPTTConfig()), batch_of(size))
+        if side == "bptt"
+        else smt_step(size, recompute=side == "frugal")
+    )
+    for _ in range(2):
+        step()
+
+
+if __name__ == "__main__":
+    main()

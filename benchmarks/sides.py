@@ -1,0 +1,129 @@
+"""What is measured: models of two fixed sizes, and one optimizer step as the training loop does it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import autocast, device
+from retain.model.compiling import fast_parts
+from retain.config import CellConfig, DMTConfig, MemoryConfig, SMTConfig, TeacherConfig
+from retain.errors import UserError
+from retain.model.fast import Parts, using
+from retain.model.rnn import RNN
+from retain.model.teacher import Teacher
+from retain.objectives import SMT
+from retain.config.presets import tinystories_paper
+
+VOCAB = 256
+
+
+@dataclass(frozen=True)
+class Size:
+    """One of the fixed sizes of the benchmark."""
+
+    memory: MemoryConfig
+    teacher: TeacherConfig
+    cell: CellConfig
+    smt: SMTConfig
+    batch: int
+    length: int
+
+
+SMALL = Size(
+    memory=MemoryConfig(tokens=2, width=128, norm="batch"),
+    teacher=TeacherConfig(encoder="state", width=128, heads=4, layers=3, decoder_layers=2, future_len=16),
+    cell=CellConfig(kind="transformer", width=128, heads=4, layers=2),
+    smt=SMTConfig(),
+    batch=32,
+    length=64,
+)
+_paper = tinystories_paper()
+PAPER = Size(_paper.memory, _paper.teacher, _paper.cell, _paper.smt, batch=8, length=_paper.smt.seq_len or 320)
+
+
+def at(size: Size, *, length: int, batch: int = 8) -> Size:
+    return dataclasses.replace(size, length=length, batch=batch)
+
+
+def models(size: Size, **teacher: object) -> tuple[RNN, Teacher]:
+    """Fresh models, always the same; `teacher` changes fields of the teacher's config."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(size.teacher, **teacher)  # type: ignore[arg-type]
+    rnn = RNN(VOCAB, size.memory, config, size.cell)
+    return rnn.to(device()), Teacher(VOCAB, size.memory, config).to(device())
+
+
+def batch_of(size: Size) -> dict[str, Tensor]:
+    draws = torch.Generator().manual_seed(0)
+    windows = torch.randint(VOCAB, (size.batch, size.length + 1), generator=draws).to(device())
+    return {"tokens": windows[:, :-1].contiguous(), "targets": windows}
+
+
+def training_step(
+    objective: nn.Module,
+    batch: dict[str, Tensor],
+    *,
+    bf16: bool = True,
+    seed: int | None = None,
+    parts: Parts | None = None,
+) -> Callable[[], Tensor]:
+    """One optimizer step, `using` these parts. Its random numbers are those of `seed`, or of a new one in each
+    repetition, on every side."""
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+    turn = 0
+
+    def step() -> Tensor:
+        nonlocal turn
+        torch.manual_seed(turn if seed is None else seed)
+        turn += 1
+        with using(parts or {}), autocast(bf16):
+            loss: Tensor = objective(batch)["loss"]
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def full_window(size: Size) -> int:
+    """A seed by which SMT takes a memory that has as many tokens before it as the window encoder reads.
+
+    Else a step of 50 tokens would be held against one of 300.
+    """
+    context = size.teacher.context_len or size.length
+    for seed in range(1000):
+        torch.manual_seed(seed)
+        if int(torch.randint(size.length, ())) >= context:
+            return seed
+    raise UserError(f"length: {size.length} leaves no window of {context} whole")
+
+
+def smt_step(
+    size: Size, *, compiled: bool = False, bf16: bool = True, seed: int | None = None, **teacher: object
+) -> Callable[[], Tensor]:
+    rnn, guide = models(size, **teacher)
+    config = size.smt if guide_labels_all(size, teacher) else dataclasses.replace(size.smt, steps_per_sequence=1)
+    objective, parts = SMT(guide, rnn, config, size.teacher.future_len), quicken(rnn, guide, compiled)
+    return training_step(objective, batch_of(size), bf16=bf16, seed=seed, parts=parts)
+
+
+def quicken(rnn: RNN, teacher: Teacher, compiled: bool) -> Parts:
+    """Our side: on a GPU parts are replayed and nothing is compiled, on a CPU they are compiled if one asks."""
+    return fast_parts(rnn, teacher, compiled and device().type == "cpu")
+
+
+def guide_labels_all(size: Size, teacher: dict[str, object]) -> bool:
+    """Whether the encoder labels every step in one pass; the window encoder pays for each."""
+    return teacher.get("encoder", size.teacher.encoder) != "window"
+
+
+WHOLE_ROLLOUT = DMTConfig(horizon_growth=0.0)
+"""DMT from m_0 to the end."""

@@ -1,0 +1,80 @@
+"""One task trained at several lengths, of one comparison each: when did each method solve it?"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+from lab.studies import SOLVED
+from retain.experiments.tables import Results, mean_and_deviation, new_figure, table
+
+COSTS = {"seconds": "seconds", "sequential_steps": "sequential steps"}
+
+
+def length_of(results: Results) -> int:
+    return int(results["data"]["seq_len"])
+
+
+def methods_of(comparisons: list[Results]) -> list[str]:
+    """Those that all have."""
+    return [m for m in comparisons[0]["methods"] if all(m in c["methods"] for c in comparisons)]
+
+
+def solved(results: Results, method: str) -> dict[str, float] | None:
+    """What it cost, mean over seeds, until a validation saw the task solved; None where one never did."""
+    curves = [r.get("curve", []) for r in results["methods"][method]["runs"]]
+    first = [next((p for p in curve if p["accuracy"] >= SOLVED), None) for curve in curves]
+    points = [p for p in first if p is not None]
+    if not points or len(points) < len(first):
+        return None
+    return {cost: statistics.mean(p[cost] for p in points) for cost in COSTS}
+
+
+def by_length(comparisons: list[Results]) -> str:
+    """The table."""
+    text = (
+        "Accuracy on test; and the seconds and sequential steps, mean over seeds, after which one of the ten\n"
+        f"validations of a run saw {SOLVED}.\n\n"
+    )
+    methods, rows = methods_of(comparisons), []
+    for results in sorted(comparisons, key=length_of):
+        row = [f"{length_of(results)} ({results['seeds']} seed{'s' if results['seeds'] > 1 else ''})"]
+        for method in methods:
+            runs, cost = results["methods"][method]["runs"], solved(results, method)
+            own = mean_and_deviation([r["test"]["accuracy"] for r in runs if "test" in r])
+            took = "–" if cost is None else f"{cost['seconds']:,.0f} s, {cost['sequential_steps']:,.0f}"
+            row.append(f"{own}; {took}")
+        rows.append(row)
+    return text + table(["T", *methods], rows)
+
+
+def plot_by_length(comparisons: list[Results], path: Path) -> bool:
+    """What it cost to solve against length, one line per method; False where matplotlib is not installed."""
+    figure = new_figure(path, 9, 4)
+    if figure is None:
+        return False
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
+    comparisons = sorted(comparisons, key=length_of)
+    lengths = [length_of(results) for results in comparisons]
+    for axis, (cost, label) in zip(figure.subplots(1, len(COSTS)), COSTS.items(), strict=True):
+        for method in methods_of(comparisons):
+            found = [solved(results, method) for results in comparisons]
+            # What was never solved is missing from the line.
+            axis.plot(lengths, [float("nan") if f is None else f[cost] for f in found], marker="o", label=method)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(lengths, [str(length) for length in lengths])
+        axis.xaxis.set_minor_locator(NullLocator())
+        if cost == "sequential_steps":
+            axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_minor_locator(NullLocator())
+            axis.yaxis.set_major_formatter(EngFormatter(sep=""))
+        else:
+            axis.set_ylim(bottom=0)
+        axis.set_xlabel("length trained on, T")
+        axis.set_ylabel(f"{label} until {SOLVED} was seen")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    figure.savefig(path, dpi=100)
+    return True

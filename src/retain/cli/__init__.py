@@ -1,0 +1,144 @@
+"""The command line: retain train · eval · generate · info · tasks · compare · sweep · report · plot.
+
+Heavy imports wait until a command needs them, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pwd
+import signal
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from retain import __version__
+from retain.cli.arguments import Usage
+from retain.errors import explain
+from retain.config.presets import PRESETS
+from retain.streams import divert, lossy_streams
+
+HELP = f"""\
+usage: retain COMMAND ...
+
+Pretrain recurrent networks without backpropagation through time (retain {__version__}).
+
+commands:
+  train PRESET     pretrain an RNN by one of the presets below
+  eval RUN         the RNN alone on a whole split, next to its teacher
+  generate RUN     sample from the RNN, streaming
+  info RUN         what a run folder holds
+  tasks            the memory tasks, with a sample of each
+  compare PRESET   SMT against BPTT, GRU and LSTM, each with the same budget
+  sweep PRESET     quality against settings that are varied, and the smallest memory for a loss
+  report RUN ...   one HTML page about a run, or several side by side
+  plot RUN NAME    one plot of a run as a picture
+
+presets:
+{textwrap.fill(", ".join(PRESETS), 78, initial_indent="  ", subsequent_indent="  ")}
+
+'retain COMMAND --help' tells a command's options.
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line; exits 0, 2 for a user's mistake, 1 for a failed run, 130 when interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    commands: dict[str, str] = {
+        "train": "retain.cli.train:train_command",
+        "eval": "retain.cli.evaluate:eval_command",
+        "generate": "retain.cli.generate:generate_command",
+        "info": "retain.cli.info:info_command",
+        "tasks": "retain.cli.tasks:tasks_command",
+        "compare": "retain.experiments.compare:compare_command",
+        "sweep": "retain.experiments.sweep:sweep_command",
+        "report": "retain.cli.report:report_command",
+        "plot": "retain.cli.report:plot_command",
+    }
+    with one_line_errors():
+        if not argv or argv[0] in ("-h", "--help", "help"):
+            print(HELP, end="")
+        elif argv[0] in ("-V", "--version"):
+            print(f"retain {__version__}")
+        elif argv[0] not in commands:
+            raise Usage(f"command: {argv[0]!r} is none of {', '.join(commands)}")
+        else:
+            settle()
+            # A user's own cell, module:Class, is looked for where the command is run, too.
+            sys.path.append(os.getcwd())
+            module, _, function = commands[argv[0]].partition(":")
+            getattr(importlib.import_module(module), function)(argv[1:])
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What the user can mend, a failed run and Ctrl-C end the process with one line on stderr; a defect in full.
+
+    Nothing inside fails for want of someone who reads its output.
+    """
+    with lossy_streams(), ctrl_c():
+        try:
+            try:
+                yield
+            except SystemExit as stop:
+                if stop.code:
+                    raise
+            sys.stdout.flush()  # at exit it would be too late to say what is wrong with a full disk
+        except KeyboardInterrupt:
+            fail("interrupted", 130)
+        except Exception as error:
+            try:
+                sys.stdout.flush()
+            except OSError:  # a full disk
+                divert(sys.stdout)
+            explained = explain(error)
+            if explained is None or os.environ.get("RETAIN_DEBUG"):
+                raise
+            fail(*explained)
+
+
+def settle() -> None:
+    """Give a user without a name or a home, as containers have them, what libraries ask for and fail without."""
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("LOGNAME", f"uid{os.getuid()}")
+        if not os.access(os.environ.get("HOME", ""), os.W_OK):
+            import tempfile
+
+            os.environ["HOME"] = os.path.join(tempfile.gettempdir(), f"retain-{os.getuid()}")
+            os.makedirs(os.environ["HOME"], mode=0o700, exist_ok=True)
+
+
+@contextlib.contextmanager
+def ctrl_c() -> Iterator[None]:
+    """Inside, Ctrl-C during an import ends the process at once. As an exception it would be lost in a library that
+    goes on half imported."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                with contextlib.suppress(OSError):
+                    os.write(2, b"retain: interrupted\n")
+                os._exit(130)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def fail(message: str, code: int) -> None:
+    print(f"retain: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code)

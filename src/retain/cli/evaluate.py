@@ -1,0 +1,187 @@
+"""`retain eval`: the RNN alone on a split, next to its teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from retain.cli.arguments import Usage, take_run
+from retain.errors import UserError
+from retain.streams import is_terminal
+
+if TYPE_CHECKING:
+    from retain.data.batches import Data, Split
+    from retain.runs.run import Run
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Score the RNN alone, from m_0, on a whole split, next to its teacher."""
+
+    split: Literal["train", "validation", "test", "all"] | None = None
+    """None is test, or with --data of a text or a .npy that the run was not trained on the whole file. all is the whole
+    file or folder, documents and images too."""
+    json: bool = False
+    """Print all figures as JSON."""
+    limit: int | None = None
+    """At most this many sequences, spread over the split; None is all of it."""
+    batch_size: int | None = None
+    """Sequences read at once; None is 256, or fewer where vocabulary or memory is large."""
+    seq_len: int | None = None
+    """Tokens that the RNN reads from one m_0 on; None is the data.seq_len that it was trained with."""
+    data: str | None = None
+    """Another file to score on than the one trained on, of the same vocabulary."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+
+def eval_command(argv: list[str]) -> None:
+    path, args = take_run(argv, "eval", Eval)
+    for name in ("limit", "batch_size", "seq_len"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise Usage(f"{name}: {value} must be at least 1")
+    from retain.runs.run import guided, load_run
+
+    run = load_run(path, teacher=guided(path), device=args.device)
+    if run.teacher is None and run.config.has_teacher:
+        print(f"retain: {path} has no teacher.safetensors, so nothing is compared with its teacher", file=sys.stderr)
+    from tqdm import tqdm
+
+    from retain.runs.checkpoint import keep_printed
+    from retain.data import load_data
+    from retain.data.paths import with_path
+    from retain.data.scan import told
+    from retain.inference.evaluate import batch_for, evaluate, finite
+    from retain.runs.run import data_changed, same_checksum
+
+    data_config = run.config.data
+    if args.data is not None:
+        data_config = with_path(data_config, args.data, None, None)
+        data_config = dataclasses.replace(data_config, vocab_size=None)
+    elif run.state.get("own_data"):
+        raise UserError(
+            f"data: {path} was trained on data of your own, which no config names; give --data PATH, or score it in "
+            "Python: retain.inference.evaluate.evaluate(retain.load(RUN), None, data.windows('test', 256))"
+        )
+    if args.seq_len is not None:
+        data_config = data_config.at_length(args.seq_len)
+    split = args.split or ("all" if args.data and data_config.name in ("text", "npy") else "test")
+    data, known = load_data(data_config, split == "all"), run.state["vocab_size"]
+    same_source = data_config.path is not None and data_config.path == run.config.data.path
+    if split == "all" and (same_source or same_checksum(data.info, run.state["data"])):
+        if args.split is None:
+            split = "test"
+            data = load_data(data_config)
+            print(f"retain: {args.data} is what the run was trained on; its test split is scored", file=sys.stderr)
+        else:
+            print(f"retain: most of {data_config.path} is what the run was trained on", file=sys.stderr)
+    if (read := data.info.get("read")) and args.data is not None:
+        print(f"retain: {told(read)}", file=sys.stderr)
+    # An array says no more of its vocabulary than which tokens are in it.
+    if data.vocab_size != known and not (data_config.name == "npy" and data.vocab_size < known):
+        raise UserError(f"data: its vocabulary has {data.vocab_size} tokens, the run's {known}; give data of the run's")
+    if data.kind != run.state["kind"]:
+        raise UserError(
+            f"data: {args.data or data_config.name} is of {data.kind}, the run's of {run.state['kind']}; give data of "
+            "the run's"
+        )
+    # Of a task or a stream the checksum is that of sequences of one length.
+    if args.data is None and args.seq_len is None and (difference := data_changed(run.state["data"], data.info)):
+        print(f"retain: {difference}; what is scored may be what was trained on", file=sys.stderr)
+    batch_size = args.batch_size or batch_for(data, run.rnn)
+    batches = data.windows(split, batch_size, args.limit)
+    seen = tqdm(batches, desc=split, unit="batch", leave=False, disable=not is_terminal(sys.stderr))
+    result = record_of(run, data, split, batch_size, evaluate(run.rnn, run.teacher, seen))
+    from retain.data.documents import DocumentsData
+
+    if isinstance(data, DocumentsData):
+        from retain.inference.likelihood import document_likelihood
+
+        whole = document_likelihood(run.rnn, data, split, batch_size=batch_size, limit=args.limit)
+        result["whole_documents"] = {key: finite(value) for key, value in whole.items()}
+    # Of other data, or of a part, it must not pass for the run's own score.
+    part = f"-length{args.seq_len}" if args.seq_len else ""
+    part += f"-limit{args.limit}" if args.limit else ""
+    # Files of one name in two folders are two results.
+    other = f"-{Path(args.data).stem}-{short_digest(data_config.path or '')}" if args.data else ""
+    try:
+        print(json.dumps(result, indent=2) if args.json else report(result), flush=True)
+    finally:  # also where a full disk has no place for what is printed
+        keep_printed(path / f"eval-{split}{part}{other}.json", json.dumps(result, indent=2))
+
+
+def short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
+
+
+def record_of(run: Run, data: Data, split: Split, batch_size: int, scores: dict[str, Any]) -> dict[str, Any]:
+    """What eval-SPLIT.json says: of which run and which data the scores are, and the scores."""
+    from retain.inference.evaluate import finite
+
+    record = {
+        "run": str(run.path),
+        "preset": run.config.preset,
+        "split": split,
+        "seq_len": data.seq_len,
+        "phases": list(run.config.trained),
+        "parameters": sum(p.numel() for p in run.rnn.parameters()),
+        "training_seconds": run.state["progress"]["seconds"],
+        "training_tokens": run.state["progress"]["tokens"],
+        **scores,
+        "side_by_side": batch_size,
+        "precision": "fp32",
+        "chance": data.chance if data.answers else None,
+        "data": data.info,
+        "versions": run.state["versions"],
+    }
+    per_token = 1.0 if data.kind == "text" else (data.bytes_per_token or {}).get(split)
+    for name in ("bits_per_token", "teacher_bits_per_token"):
+        bits = record[name] = finite(record[name])
+        record[name.replace("token", "byte")] = None if bits is None or per_token is None else bits / per_token
+    return record
+
+
+def report(result: dict[str, Any]) -> str:
+    """The figures of an evaluation as a few lines for a person."""
+    from retain.inference.evaluate import LEFT, has_left
+
+    def line(label: str, value: float | None, teacher: float | None, form: str) -> str:
+        if value is None:
+            return ""
+        beside = "" if teacher is None else f"   teacher {teacher:{form}}"
+        return f"{label:<18}{value:{form}}{beside}\n"
+
+    text = f"{result['run']} on {result['split']}: {result['sequences']:,} sequences, {result['tokens']:,} targets\n"
+    text += line("bits per token", result["bits_per_token"], result["teacher_bits_per_token"], ".3f")
+    if result["bits_per_token"] is None:
+        text += f"{'bits per token':<18}none that is finite: the RNN alone runs away\n"
+
+    def by_position(values: list[float | None] | None) -> str:
+        """The first, the middle and the last position that has one."""
+        asked = [(t, value) for t, value in enumerate(values or []) if value is not None]
+        if len(asked) < 2:
+            return ""
+        some = dict([asked[0], asked[len(asked) // 2], asked[-1]])
+        said = ", ".join(f"{value:.3f} at t = {t}" for t, value in some.items())
+        return f"{'  by position':<18}{said} (--json has all)\n"
+
+    text += by_position(result["bits_by_position"])
+    if result["bits_per_byte"] is not None and result["bits_per_byte"] != result["bits_per_token"]:
+        text += line("bits per byte", result["bits_per_byte"], result["teacher_bits_per_byte"], ".3f")
+    chance = f"   chance {result['chance']:.3f}\n" if result["chance"] is not None else "\n"
+    text += line("accuracy", result["accuracy"], result["teacher_accuracy"], ".3f").rstrip("\n") + chance
+    if (whole := result.get("whole_documents")) and whole["bits_per_document"] is not None:
+        text += line("bits per document", whole["bits_per_document"], None, ".1f").rstrip("\n")
+        text += f"   over {whole['documents']:,} whole documents\n"
+    text += line("drift", result["drift"], None, ".4f")
+    text += line("relative drift", result["relative_drift"], None, ".3f").rstrip("\n")
+    text += f"   {LEFT}\n" if has_left(result) else "\n" if result["relative_drift"] is not None else ""
+    text += by_position(result["relative_drift_by_position"])
+    text += f"{'parameters':<18}{result['parameters']:,}\n"
+    how = f"up to {result['side_by_side']} sequences at once, {result['precision']}"
+    return text + f"{'tokens per second':<18}{result['tokens_per_second']:,.0f}, {how}"

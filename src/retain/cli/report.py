@@ -1,0 +1,88 @@
+"""retain report and retain plot."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from retain.cli.arguments import Usage, parse
+from retain.errors import READ_ONLY
+
+
+@dataclass(frozen=True)
+class Report:
+    """One self-contained HTML page about a run, or several side by side, and a JSON of its numbers next to it."""
+
+    out: str | None = None
+    """The page, .html; None is report.html, in the run folder where there is one run, else here."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One plot of a run as a picture for a paper.
+
+    NAME is a curve (loss, loss_dyn, validation_bits_per_token …), drift, absolute-drift, drift-beyond, quality,
+    quality-beyond, length, gradient-initial, gradient-trained, memory, memory-3d or memory-teacher.
+    """
+
+    out: str | None = None
+    """The picture, .png, .svg or .pdf; None is NAME.png in the run folder."""
+    x: Literal["step", "seconds", "tokens", "sequential_steps"] = "step"
+    """Curves of training: what they are drawn against."""
+    colour: str | None = None
+    """Memories: by 'position', 'last token' or the task's own hidden state; None is that, or position where it has
+    none."""
+
+
+def report_command(argv: list[str]) -> None:
+    paths, argv = _leading(argv)
+    if "-h" in argv or "--help" in argv:
+        parse(Report, ["--help"], "retain report RUN [RUN ...]")
+    if not paths:
+        raise Usage("retain report: name a run folder first, as in: retain report runs/stdlib")
+    args = parse(Report, argv, "retain report RUN [RUN ...]")
+    out = Path(args.out or ("report.html" if len(paths) > 1 else Path(paths[0]) / "report.html"))
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise Usage(f"out: {out} must be an .html")
+    from retain.report.page import keep_report, make_report
+
+    report = make_report([Path(p) for p in paths], out)
+    written = f"{out} and {out.with_suffix('.json')}"
+    try:
+        keep_report(report, out)
+    except OSError as error:
+        if args.out is not None or error.errno not in READ_ONLY:
+            raise
+        print(f"retain: {out}: cannot be written, {error.strerror}; give --out PAGE to have the page", file=sys.stderr)
+        written = ""
+    for run, verdict in zip(report["runs"], report["verdicts"], strict=True):
+        print(f"{run['name']}: {verdict}")
+        for note in run["notes"]:
+            print(f"  note: {note}")
+    if written:
+        print(written)
+
+
+def plot_command(argv: list[str]) -> None:
+    words, argv = _leading(argv)
+    if "-h" in argv or "--help" in argv:
+        parse(Plot, ["--help"], "retain plot RUN NAME")
+    if len(words) != 2:
+        raise Usage("retain plot: name a run folder and a plot, as in: retain plot runs/stdlib drift")
+    path, name = Path(words[0]), words[1]
+    args = parse(Plot, argv, "retain plot RUN NAME")
+    out = Path(args.out) if args.out else path / f"{name}.png"
+    from retain.report.plot import FORMATS, save_plot
+
+    if out.suffix.lower() not in FORMATS:
+        raise Usage(f"out: {out} must be one of {', '.join(FORMATS)}")
+    save_plot(path, name, out, args.x, args.colour)
+    print(out)
+
+
+def _leading(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The words before the first option, and the rest."""
+    first = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
+    return argv[:first], argv[first:]

@@ -1,1 +1,0 @@
-"""The commands that are about one run; cli.py says which command is where."""

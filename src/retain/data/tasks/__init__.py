@@ -1,0 +1,148 @@
+"""Memory tasks: generated sequences whose answers are known, and cannot be given without remembering."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+
+from retain.config import TASK_FIELDS, DataConfig
+from retain.data.batches import IGNORE, SPLITS, Batch, Data, Ints, Split, generator
+from retain.data.tasks.recall import MQAR, Copy, KeysValues, Retrieval, SelectiveCopy
+from retain.data.tasks.tracking import S3, S5, Dyck, Modular, Parity, Stack
+from retain.errors import UserError
+
+
+class Task(Protocol):
+    """One memory task: what its sequences are and how to answer them.
+
+    Built from T and those fields of the data configuration that are among its knobs; UserError for impossible sizes.
+    The vocabulary does not depend on T, so that what is trained at one length can be scored at another.
+    """
+
+    name: str
+    summary: str
+    """One line for a list."""
+    knobs: ClassVar[Mapping[str, str]]
+    """The fields of the data configuration that make it harder, and what they mean."""
+    amount: ClassVar[str | None]
+    """The knob that says how much there is to remember, where it cannot stay as it is in a shorter sequence."""
+    example: ClassVar[Mapping[str, Any]]
+    """A size at which a sequence fits a line."""
+    vocab_size: int
+    seq_len: int
+    words: tuple[str, ...]
+    """A name for each token."""
+    answers: tuple[str, ...]
+    """A name for each answer; targets are 0 … len(answers) - 1."""
+    chance: float
+    """Accuracy of guessing: that of the best answer that is always the same."""
+
+    def __init__(self, seq_len: int, **knobs: Any) -> None: ...
+
+    def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
+        """Random tokens (B, T) and their targets (B, T + 1)."""
+
+    def oracle(self, tokens: Ints) -> Ints:
+        """Targets (B, T + 1) of tokens (B, T), worked out from the tokens alone."""
+
+    # Optional, for colouring memories: hidden(tokens (B, T)) -> (its name, (B, T) words or numbers), what a memory must
+    # hold after each token. Retrieval, Stack and others have it.
+
+
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Retrieval, Copy, Stack, KeysValues, Modular, Parity, S3, S5, Dyck, MQAR, SelectiveCopy)
+}
+
+
+class TaskData(Data):
+    """Fresh sequences of a task for training; fixed ones, the same in every run, for windows of each split.
+
+    Of the fresh ones the fraction `label_noise` of the targets is replaced by random answers. A batch of them is of
+    the task or of one of those `shorter`, all as likely, and then has that one's T.
+    """
+
+    EVALUATED = 2048
+    """Sequences that windows yields."""
+    answers = True
+
+    def __init__(self, task: Task, label_noise: float = 0.0, shorter: Sequence[Task] = ()) -> None:
+        self.task, self.label_noise, self.lengths = task, label_noise, (task, *shorter)
+        self.vocab_size, self.seq_len, self.chance = task.vocab_size, task.seq_len, task.chance
+        self._fixed: dict[Split, Batch] = {}
+        checksum = hashlib.sha256()  # of the validation sequences: another generator would give others
+        for values in self._sequences("validation").values():
+            checksum.update(values.numpy().astype("<i8").tobytes())
+        self.info = {
+            "name": task.name,
+            "sequences": {"train": None, "validation": self.EVALUATED, "test": self.EVALUATED},
+            "sha256": checksum.hexdigest(),
+        }
+
+    def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
+        # The key starts with 0, that of the fixed sequences with 1: they are drawn apart, though a task that has few
+        # sequences at all will show the same ones again.
+        rng = generator(seed, 0, rank, step)
+        # All ranks have sequences of one length, so that none waits for another.
+        task = self.lengths[int(generator(seed, 2, step).integers(len(self.lengths)))]
+        tokens, targets = task.generate(rng, batch_size)
+        if self.label_noise:
+            replaced = (rng.random(targets.shape) < self.label_noise) & (targets != IGNORE)
+            targets = np.where(replaced, rng.integers(0, len(self.task.answers), targets.shape), targets)
+        return _as_batch(tokens, targets)
+
+    def count(self, split: Split) -> int:
+        return self.EVALUATED
+
+    def sequences(self, split: Split, index: Ints) -> Batch:
+        return {name: values[torch.from_numpy(index)] for name, values in self._sequences(split).items()}
+
+    def _sequences(self, split: Split) -> Batch:
+        if split not in self._fixed:
+            rng = generator(0, 1, SPLITS.index(split))
+            self._fixed[split] = _as_batch(*self.task.generate(rng, self.EVALUATED))
+        return self._fixed[split]
+
+
+def _as_batch(tokens: Ints, targets: Ints) -> Batch:
+    return {"tokens": torch.from_numpy(tokens), "targets": torch.from_numpy(targets)}
+
+
+def load_task(config: DataConfig) -> TaskData:
+    """The task named by the configuration. Raises UserError for settings it cannot have."""
+    return TaskData(build_task(config), config.label_noise, shorter_tasks(config))
+
+
+def build_task(config: DataConfig) -> Task:
+    """The task alone. Raises UserError for a field that another task reads but not this one, too."""
+    task = TASKS[config.name]
+    given = knobs_of(config)
+    for name, value in given.items():
+        if name not in task.knobs:
+            raise UserError(f"data.{name}: {value} is not read by {config.name}; leave it out")
+    return task(config.seq_len, **given)
+
+
+def knobs_of(config: DataConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in TASK_FIELDS if getattr(config, name)}
+
+
+def shorter_tasks(config: DataConfig) -> list[Task]:
+    """The same at half the length, a quarter, … down to min_seq_len, with as much less to remember.
+
+    Raises UserError where the task cannot be that short.
+    """
+    found: list[Task] = []
+    length, full, knobs = config.seq_len // 2, build_task(config), knobs_of(config)
+    while config.min_seq_len is not None and length >= config.min_seq_len:
+        if full.amount is not None:
+            knobs[full.amount] = max(1, getattr(full, full.amount) * length // config.seq_len)
+        try:
+            found.append(TASKS[config.name](length, **knobs))
+        except UserError as error:
+            raise UserError(f"data.min_seq_len: {config.min_seq_len} is too short: {error}") from None
+        length //= 2
+    return found

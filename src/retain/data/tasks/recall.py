@@ -1,0 +1,285 @@
+"""Memory tasks of recall: something is read, and asked for later.
+
+Each is a class with the attributes and methods of `retain.data.tasks.Task`. They raise ValueError, naming the field
+of the data configuration, for sizes they cannot have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from retain.data.batches import IGNORE, Ints, unasked
+from retain.data.tasks.sizes import check_length, check_symbols, letters
+from retain.errors import UserError
+
+
+class Retrieval:
+    """A marked symbol stands somewhere in the first half and is asked for at the end.
+
+    Tokens: n fillers 0 … n-1, n marked symbols n … 2n-1, the query 2n. The only target is y_T = s, the number of the
+    marked symbol n + s, after the query has been read.
+    """
+
+    name = "retrieval"
+    summary = "a marked symbol in the first half, asked for at the end"
+    knobs: ClassVar[Mapping[str, str]] = {"seq_len": "how long to remember", "symbols": "how many symbols there are"}
+    amount: ClassVar[str | None] = None
+    example: ClassVar[Mapping[str, Any]] = {"seq_len": 10, "symbols": 3}
+
+    def __init__(self, seq_len: int, *, symbols: int = 8) -> None:
+        check_length(self.name, seq_len, 4)
+        check_symbols(self.name, symbols)
+        self.seq_len, self.symbols = seq_len, symbols
+        self.vocab_size = 2 * symbols + 1
+        self.answers = letters(symbols)
+        self.words = (*self.answers, *(f"[{s}]" for s in self.answers), "?")
+        self.chance = 1 / symbols
+
+    def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
+        n = self.symbols
+        tokens = rng.integers(0, n, (batch_size, self.seq_len))
+        place = rng.integers(0, self.seq_len // 2, batch_size)
+        answer = rng.integers(0, n, batch_size)
+        tokens[np.arange(batch_size), place] = n + answer
+        tokens[:, -1] = 2 * n
+        targets = unasked(tokens)
+        targets[:, -1] = answer
+        return tokens, targets
+
+    def oracle(self, tokens: Ints) -> Ints:
+        n = self.symbols
+        marked = (tokens >= n) & (tokens < 2 * n)
+        targets = unasked(tokens)
+        targets[:, -1] = tokens[np.arange(len(tokens)), marked.argmax(axis=1)] - n
+        return targets
+
+    def hidden(self, tokens: Ints) -> tuple[str, npt.NDArray[np.str_]]:
+        """What a memory must hold after each token (B, T): the needle's symbol, or that it has not come yet."""
+        n = self.symbols
+        marked = (tokens >= n) & (tokens < 2 * n)
+        symbol = self.oracle(tokens)[:, -1:].astype(str)
+        return "needle", np.where(np.cumsum(marked, 1) > 0, symbol, "not yet")
+
+
+class Copy:
+    """A string is read, and said again, forward or reversed, after a query.
+
+    Tokens: n symbols 0 … n-1, the blank n, the query n + 1. The string's L symbols, blanks, at t = T - L the query,
+    L - 1 blanks. The targets are y_{T-L+1} … y_T, the symbols in turn, the first after the query has been read.
+    """
+
+    name = "copy"
+    summary = "a string, said again after a query, forward or reversed"
+    knobs: ClassVar[Mapping[str, str]] = {
+        "copy_len": "how long the string is",
+        "seq_len": "how long to wait",
+        "symbols": "how many symbols there are",
+        "reverse": "say it from its end",
+    }
+    amount: ClassVar[str | None] = "copy_len"
+    example: ClassVar[Mapping[str, Any]] = {"seq_len": 10, "copy_len": 4}
+
+    def __init__(self, seq_len: int, *, symbols: int = 4, copy_len: int = 16, reverse: bool = False) -> None:
+        check_symbols(self.name, symbols)
+        check_length(f"{self.name} of {copy_len} symbols", seq_len, 2 * copy_len, "copy_len")
+        self.seq_len, self.symbols, self.copy_len, self.reverse = seq_len, symbols, copy_len, reverse
+        self.vocab_size = symbols + 2
+        self.answers = letters(symbols)
+        self.words = (*self.answers, "_", "?")
+        self.chance = 1 / symbols
+
+    def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
+        string = rng.integers(0, self.symbols, (batch_size, self.copy_len))
+        tokens = np.full((batch_size, self.seq_len), self.symbols)
+        np.put_along_axis(tokens, self.places(rng, batch_size), string, axis=1)
+        tokens[:, -self.copy_len] = self.symbols + 1
+        targets = unasked(tokens)
+        targets[:, -self.copy_len :] = string[:, ::-1] if self.reverse else string
+        return tokens, targets
+
+    def places(self, rng: np.random.Generator, batch_size: int) -> Ints:
+        """Where the string's symbols stand, (B, L) in ascending order."""
+        return np.tile(np.arange(self.copy_len), (batch_size, 1))
+
+    def oracle(self, tokens: Ints) -> Ints:
+        targets = unasked(tokens)
+        for row, answers in zip(tokens.tolist(), targets, strict=True):
+            string = [token for token in row if token < self.symbols]
+            after = row.index(self.symbols + 1) + 1
+            answers[after : after + len(string)] = string[::-1] if self.reverse else string
+        return targets
+
+    def hidden(self, tokens: Ints) -> tuple[str, Ints]:
+        """How many symbols a memory must still hold after each token (B, T): those read and not yet said."""
+        read = np.cumsum(tokens < self.symbols, axis=1)
+        asked = np.cumsum(np.cumsum(tokens == self.symbols + 1, axis=1), axis=1)
+        # The answer after the query is the first; what was said last is no longer needed.
+        return "symbols to say", read - np.maximum(asked - 1, 0)
+
+
+class SelectiveCopy(Copy):
+    """The symbols to copy stand anywhere among blanks (Gu & Dao 2023, Mamba); tokens and targets as in `Copy`."""
+
+    name = "selective_copy"
+    summary = "symbols scattered among blanks, said again in their order after a query"
+    knobs: ClassVar[Mapping[str, str]] = {
+        "copy_len": "how many symbols to copy",
+        "seq_len": "how far they are scattered",
+        "symbols": "how many symbols there are",
+    }
+    example: ClassVar[Mapping[str, Any]] = {"seq_len": 12, "copy_len": 3}
+
+    def __init__(self, seq_len: int, *, symbols: int = 4, copy_len: int = 16) -> None:
+        super().__init__(seq_len, symbols=symbols, copy_len=copy_len)
+
+    def places(self, rng: np.random.Generator, batch_size: int) -> Ints:
+        return np.sort(distinct(rng, batch_size, self.copy_len, self.seq_len - self.copy_len), axis=1)
+
+
+class KeysValues:
+    """Key strings with their value strings, then one of the keys: its value is to be said.
+
+    Tokens: n symbols 0 … n-1, the blank n, the query n + 1. The keys, all different, have L symbols each, and so have
+    the values: key, value, key, value, …, blanks, the query, one of the keys again, L - 1 blanks. The targets are
+    y_{T-L+1} … y_T, the value's symbols, the first after the key has been read.
+    """
+
+    name = "keys_values"
+    summary = "key strings with value strings, then one key: say its value"
+    knobs: ClassVar[Mapping[str, str]] = {
+        "pairs": "how many keys and values",
+        "string_len": "how long each of them is",
+        "seq_len": "how long to wait",
+        "symbols": "how many symbols there are",
+    }
+    amount: ClassVar[str | None] = "pairs"
+    example: ClassVar[Mapping[str, Any]] = {"seq_len": 18, "symbols": 4, "pairs": 3}
+
+    def __init__(self, seq_len: int, *, symbols: int = 8, pairs: int = 8, string_len: int = 2) -> None:
+        check_symbols(self.name, symbols)
+        if string_len > seq_len:  # before anything is raised to its power
+            raise UserError(f"data.string_len: {string_len} is longer than data.seq_len {seq_len}; give less")
+        if symbols**string_len < pairs:
+            raise UserError(
+                f"data.pairs: {pairs} different keys are more than the {symbols**string_len} that data.symbols "
+                f"{symbols} and data.string_len {string_len} allow; give fewer pairs, or more symbols"
+            )
+        check_length(f"{self.name} of {pairs} pairs", seq_len, 2 * (pairs + 1) * string_len, "pairs")
+        if symbols**string_len >= 2**63:
+            raise UserError(f"data.string_len: {string_len} is too long for {symbols} symbols; keys must fit 63 bits")
+        self.seq_len, self.symbols, self.pairs, self.string_len = seq_len, symbols, pairs, string_len
+        self.vocab_size = symbols + 2
+        self.answers = letters(symbols)
+        self.words = (*self.answers, "_", "?")
+        self.chance = 1 / symbols
+
+    def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
+        n, length = self.symbols, self.string_len
+        numbers = shuffled(rng, distinct(rng, batch_size, self.pairs, n**length))
+        keys = numbers[..., None] // n ** np.arange(length) % n  # (B, pairs, L), the digits of the keys' numbers
+        values = rng.integers(0, n, keys.shape)
+        tokens = np.full((batch_size, self.seq_len), n)
+        read = np.concatenate([keys, values], axis=2).reshape(batch_size, -1)
+        tokens[:, : read.shape[1]] = read
+        asked = np.arange(batch_size), rng.integers(0, self.pairs, batch_size)
+        start = self.seq_len - 2 * length
+        tokens[:, start] = n + 1
+        tokens[:, start + 1 : start + 1 + length] = keys[asked]
+        targets = unasked(tokens)
+        targets[:, -length:] = values[asked]
+        return tokens, targets
+
+    def oracle(self, tokens: Ints) -> Ints:
+        length = self.string_len
+        targets = unasked(tokens)
+        for row, answers in zip(tokens.tolist(), targets, strict=True):
+            start = row.index(self.symbols + 1) + 1
+            asked = row[start : start + length]
+            for i in range(0, 2 * length * self.pairs, 2 * length):
+                if row[i : i + length] == asked:
+                    answers[-length:] = row[i + length : i + 2 * length]
+        return targets
+
+
+class MQAR:
+    """Multi-query associative recall (Arora et al. 2023, Zoology): every key is asked for once.
+
+    Tokens: n values 0 … n-1, n keys n … 2n-1. First key, value, key, value, …, the keys all different and the values
+    too; then the keys again, each once, at even distances d from there, drawn without replacement with probabilities
+    as (d/2 + 1)^(POWER - 1). All else is random tokens, but none of this sequence's keys (in Zoology one may turn up
+    without being asked for). The target after a key that is read again is its value.
+    """
+
+    name = "mqar"
+    summary = "key, value pairs, then every key again among random tokens: say its value (Zoology)"
+    knobs: ClassVar[Mapping[str, str]] = {
+        "pairs": "how many keys and values",
+        "symbols": "how many keys, and values, there are",
+        "seq_len": "how far apart the questions are",
+    }
+    amount: ClassVar[str | None] = "pairs"
+    example: ClassVar[Mapping[str, Any]] = {"seq_len": 16, "symbols": 4, "pairs": 3}
+    POWER = 0.01
+
+    def __init__(self, seq_len: int, *, symbols: int = 32, pairs: int = 8) -> None:
+        check_symbols(self.name, symbols)
+        if pairs > symbols:
+            raise UserError(
+                f"data.pairs: {pairs} different keys are more than data.symbols {symbols} allows; "
+                f"give at most {symbols} pairs, or more symbols"
+            )
+        check_length(f"{self.name} of {pairs} pairs", seq_len, 4 * pairs, "pairs")
+        self.seq_len, self.symbols, self.pairs = seq_len, symbols, pairs
+        self.vocab_size = 2 * symbols
+        self.answers = letters(symbols)
+        self.words = (*self.answers, *(s.upper() for s in self.answers))
+        self.chance = 1 / symbols
+
+    def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
+        n, pairs = self.symbols, self.pairs
+        keys = n + shuffled(rng, distinct(rng, batch_size, pairs, n))
+        values = shuffled(rng, distinct(rng, batch_size, pairs, n))
+        tokens = rng.integers(0, 2 * n, (batch_size, self.seq_len))
+        is_key = np.zeros((batch_size, 2 * n), dtype=bool)
+        np.put_along_axis(is_key, keys, True, axis=1)
+        tokens = np.where(np.take_along_axis(is_key, tokens, axis=1), rng.integers(0, n, tokens.shape), tokens)
+        tokens[:, : 2 * pairs : 2] = keys
+        tokens[:, 1 : 2 * pairs : 2] = values
+        # The largest of log-weights plus Gumbel noise, in descending order, are draws without replacement.
+        places = (self.seq_len - 2 * pairs) // 2
+        score = (self.POWER - 1) * np.log(np.arange(1, places + 1)) + rng.gumbel(size=(batch_size, places))
+        asked = 2 * pairs + 2 * np.argsort(-score, axis=1)[:, :pairs]
+        np.put_along_axis(tokens, asked, keys, axis=1)
+        targets = unasked(tokens)
+        np.put_along_axis(targets, asked + 1, values, axis=1)
+        return tokens, targets
+
+    def oracle(self, tokens: Ints) -> Ints:
+        targets = unasked(tokens)
+        for row, answers in zip(tokens.tolist(), targets, strict=True):
+            value_of = dict(zip(row[: 2 * self.pairs : 2], row[1 : 2 * self.pairs : 2], strict=True))
+            for t in range(2 * self.pairs, len(row)):
+                answers[t + 1] = value_of.get(row[t], IGNORE)
+        return targets
+
+
+def distinct(rng: np.random.Generator, batch_size: int, count: int, among: int) -> Ints:
+    """Rows of `count` different numbers from 0 … among - 1, (B, count): every set is as likely, not every order.
+
+    Floyd's algorithm (Bentley & Floyd 1987): one round per number drawn, whatever `among` is.
+    """
+    chosen = np.full((batch_size, count), -1)
+    for i, largest in enumerate(range(among - count, among)):
+        drawn = rng.integers(0, largest + 1, batch_size)
+        taken = (chosen[:, :i] == drawn[:, None]).any(axis=1)
+        chosen[:, i] = np.where(taken, largest, drawn)
+    return chosen
+
+
+def shuffled(rng: np.random.Generator, rows: Ints) -> Ints:
+    """Each row in a random order of its own."""
+    return np.take_along_axis(rows, np.argsort(rng.random(rows.shape), axis=1), axis=1)

@@ -1,0 +1,332 @@
+"""`retain compare`: what the same budget buys with SMT, BPTT, and the gated RNNs a user would pick instead."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from retain.cli.arguments import Usage, refuse, take_option, whole
+from retain.config.budget import parse_budget
+from retain.config import BPTTConfig, CellConfig, MemoryConfig, RunConfig
+from retain.config.json import to_dict
+from retain.errors import UserError
+from retain.config.presets import PRESETS
+
+METHODS = ("smt", "smt+bptt", "bptt", "tbptt", "gru", "lstm")
+FINETUNE = 1 / 3
+"""smt+bptt: how much of the budget is BPTT."""
+TRUNCATE = 4
+"""tbptt: the gradient flows back through a quarter of the sequence, unless the preset says how far or cuts DMT's."""
+WITHIN = 0.1
+"""How far the deployed RNN's parameters may be from those of the SMT run's."""
+PHASE_BUDGETS = ("--smt.budget", "--dmt.budget", "--bptt.budget")
+VALIDATIONS = 10
+"""Points of the curve of quality against cost."""
+
+HELP = f"""\
+usage: retain compare PRESET [options]
+
+Train the same task by several methods, each with the same budget, the same learning-rate sweep and an RNN of the same
+number of parameters; then score each once on the test split. The same command goes on with a comparison that was cut
+short, and does nothing twice.
+
+PRESET            {", ".join(PRESETS)}; or --config FILE
+--methods LIST    some of {",".join(METHODS)} (default: smt,bptt,gru,lstm)
+--seeds N         runs of each method, seeds 0 … N - 1 (default: 3)
+--budget B        of each run: 300s, 5000steps, 20Mtokens or 500ksequential (default: the preset's)
+--lrs LIST        factors on the preset's learning rates that are tried with seed 0 (default: 1/3,1,3; 1 tries none)
+--sweep-budget B  of each trial (default: --budget; the trial with the best rate is then the run of seed 0)
+--lengths LIST    also score every RNN at these sequence lengths, next to its teacher
+--out DIR         the comparison's folder (default: runs/compare-PRESET)
+--jobs N          runs side by side (default: 1)
+--threads N       threads of each run (default: PyTorch's choice)
+--data PATH       what to train on, as for retain train
+any option of 'retain train PRESET', for all methods, e.g. --data.seq-len 128
+
+Writes results.md, results.json and results.png into DIR, and a run folder for every run under DIR/runs.
+
+methods: smt the preset's SMT and DMT; smt+bptt the same and BPTT for the last third of the budget; bptt and tbptt the
+very RNN that smt trains, by BPTT, whole and truncated where DMT's gradient is (dmt.unroll; else to a quarter of the
+sequence); gru and lstm by BPTT, as wide as gives the RNN the same number of parameters.
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared: a base run, the methods, and how the learning rate is chosen."""
+
+    config: RunConfig
+    """The SMT run; its budget is that of every method, its seed is not used."""
+    methods: tuple[str, ...] = ("smt", "bptt", "gru", "lstm")
+    seeds: int = 3
+    lrs: tuple[str, ...] = ("1/3", "1", "3")
+    """Factors on the learning rates, as fractions or numbers."""
+    sweep_budget: str | None = None
+    lengths: tuple[int, ...] = ()
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for method in self.methods:
+            if method not in METHODS:
+                raise UserError(f"methods: {method!r} is none of {', '.join(METHODS)}")
+        if not self.methods or not self.lrs:
+            raise UserError("methods, lrs: name at least one of each")
+        for name in ("methods", "lrs", "lengths"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise UserError(f"{name}: {','.join(map(str, values))} names one twice")
+        if self.config.init_from is not None:
+            raise UserError(
+                f"init_from: every method starts anew; leave out {self.config.init_from} (--init-from None)"
+            )
+        if "bptt" in self.config.phases and {"smt", "smt+bptt"} & set(self.methods):
+            raise UserError(
+                f"phases: {' '.join(self.config.phases)}: smt trains no BPTT here, which smt+bptt shows; "
+                "give --phases smt dmt"
+            )
+        if self.seeds < 1:
+            raise UserError(f"seeds: {self.seeds} must be at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"threads: {self.threads} must be at least 1")
+        if min(self.lengths, default=1) < 1:
+            raise UserError(f"lengths: {min(self.lengths)} must be at least 1")
+        for text in self.lrs:
+            factor(text)
+        if self.sweep_budget is not None:
+            parse_budget(self.sweep_budget, "sweep-budget")
+
+
+def factor(text: str) -> float:
+    """'3', '0.3' or '1/3' as a number. Raises UserError."""
+    above, _, below = text.partition("/")
+    try:
+        value = float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise UserError(f"lrs: {text!r} is not a positive factor; write e.g. --lrs 1/3,1,3")
+    return value
+
+
+def method_config(base: RunConfig, method: str) -> RunConfig:
+    """The run of one method, with the base's data, budget and readout."""
+    phases = tuple(phase for phase in base.phases if phase != "bptt") or ("smt", "dmt")
+    # No phase keeps a budget of its own: all methods share one.
+    parts = {name: dataclasses.replace(getattr(base, name), budget=None) for name in ("smt", "dmt", "bptt")}
+    base = dataclasses.replace(
+        base, tracker=None, validate_every=str(parse_budget(base.budget).share(1 / VALIDATIONS)), **parts
+    )
+    bptt: BPTTConfig = parts["bptt"]
+    if method == "smt":
+        return dataclasses.replace(base, phases=phases)
+    if method == "smt+bptt":
+        others = sum(parts[phase].share for phase in phases)
+        bptt = dataclasses.replace(bptt, truncate=None, share=others * FINETUNE / (1 - FINETUNE))
+        return dataclasses.replace(base, phases=(*phases, "bptt"), bptt=bptt)
+    if method == "tbptt":
+        # Cut where DMT's gradient is, it is the control for what the teacher adds.
+        length = bptt.seq_len or base.data.seq_len
+        stretch = base.dmt.unroll if "dmt" in phases and 1 < (base.dmt.unroll or 1) < length else None
+        bptt = dataclasses.replace(bptt, truncate=bptt.truncate or stretch or max(1, length // TRUNCATE))
+        return dataclasses.replace(base, phases=("bptt",), bptt=bptt)
+    run = dataclasses.replace(base, phases=("bptt",), bptt=dataclasses.replace(bptt, truncate=None))
+    return run if method == "bptt" else matched(run, method)
+
+
+def matched(base: RunConfig, kind: str) -> RunConfig:
+    """`base` with a gru or lstm cell, its memory as wide as gives the RNN as many parameters, within a tenth.
+
+    The memory is one token, never normalised: that is `nn.GRU` and `nn.LSTM` as a user would have them.
+    Raises UserError where no width comes near enough.
+    """
+    from retain.data import load_data
+
+    vocab_size = load_data(base.data).vocab_size
+    wanted = parameters(base, vocab_size)
+
+    def at(width: int) -> RunConfig:
+        return dataclasses.replace(
+            base, memory=MemoryConfig(tokens=1, width=2 * width, norm="batch"), cell=CellConfig(kind=kind)
+        )
+
+    low, high = 1, 2
+    while parameters(at(high), vocab_size) < wanted:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if parameters(at(middle), vocab_size) < wanted else (low, middle)
+    best = min((at(low), at(high)), key=lambda config: abs(parameters(config, vocab_size) - wanted))
+    if abs(parameters(best, vocab_size) / wanted - 1) > WITHIN:
+        raise UserError(
+            f"methods: no width of {kind} has within 10 % of the {wanted:,} parameters of the SMT run's RNN"
+        )
+    return best
+
+
+def parameters(config: RunConfig, vocab_size: int) -> int:
+    """Parameters of the RNN that is left when a run is over."""
+    from retain.model.rnn import RNN
+    from retain.runs.run import weightless
+
+    with weightless(config.cell):
+        rnn = RNN(vocab_size, config.memory, config.teacher, config.cell)
+    return sum(p.numel() for p in rnn.parameters())
+
+
+def with_rate(config: RunConfig, text: str) -> RunConfig:
+    """The run with the learning rate of every phase times this factor."""
+    phases = {name: getattr(config, name) for name in config.phases}
+    return dataclasses.replace(
+        config, **{name: dataclasses.replace(c, lr=c.lr * factor(text)) for name, c in phases.items()}
+    )
+
+
+def run_name(method: str, lr: str, seed: int, trial: bool = False) -> str:
+    return f"{method}-lr{lr.replace('/', 'over')}-seed{seed}{'-trial' if trial else ''}"
+
+
+def compare(comparison: Comparison, out: str | Path, *, jobs: int = 1, quiet: bool = True) -> dict[str, Any]:
+    """Run what of the comparison is not done yet; returns its results and writes them into `out`.
+
+    First the learning rates: seed 0 at each, the best chosen by bits per token on validation. Then the other seeds at
+    the best, and only those are scored on the test split. Raises UserError for what the user got wrong.
+    """
+    from retain.experiments.scheduler import run_all
+    from retain.experiments.tables import summarise, write_results
+
+    out = Path(out)
+    configs = {method: method_config(comparison.config, method) for method in comparison.methods}
+    check_lengths(comparison)
+    claim(comparison, out)
+    say = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))
+    options: dict[str, Any] = {"jobs": jobs, "threads": comparison.threads, "say": say}
+    whole_budget = parse_budget(comparison.config.budget)
+    separate = comparison.sweep_budget is not None and parse_budget(comparison.sweep_budget) != whole_budget
+    trials: dict[str, RunConfig] = {}
+    if len(comparison.lrs) > 1:
+        for method, config in configs.items():
+            for lr in comparison.lrs:
+                trial = dataclasses.replace(with_rate(config, lr), seed=0)
+                if separate:
+                    trial = with_budget(trial, comparison.sweep_budget or "")
+                trials[run_name(method, lr, 0, separate)] = trial
+    if not (out / "results.json").exists():
+        say(cost(comparison, len(trials), separate, jobs))
+    tried = run_all(trials, out / "runs", **options)
+    sweep = {
+        method: {lr: tried[run_name(method, lr, 0, separate)] for lr in comparison.lrs} if trials else {}
+        for method in configs
+    }
+    best = {method: best_rate(rates) if rates else comparison.lrs[0] for method, rates in sweep.items()}
+    runs = {
+        run_name(method, best[method], seed): dataclasses.replace(with_rate(config, best[method]), seed=seed)
+        for method, config in configs.items()
+        for seed in range(comparison.seeds)
+    }
+    scored = run_all(runs, out / "runs", split="test", lengths=comparison.lengths, **options)
+    by_method = {m: [scored[run_name(m, best[m], s)] for s in range(comparison.seeds)] for m in configs}
+    results = summarise(comparison, by_method, sweep, best)
+    write_results(results, out)
+    return results
+
+
+def cost(comparison: Comparison, trials: int, separate: bool, jobs: int) -> str:
+    """How many runs of which budget all of the comparison is, and how long they train where that is known."""
+    runs = len(comparison.methods) * (comparison.seeds - (trials > 0 and not separate))  # a whole trial is seed 0's run
+    budgets = [(trials, parse_budget((separate and comparison.sweep_budget) or comparison.config.budget))]
+    budgets.append((runs, parse_budget(comparison.config.budget)))
+    said = " and ".join(
+        f"{count} {name} of {budget}"
+        for (count, budget), name in zip(budgets, ("trials", "runs"), strict=True)
+        if count
+    )
+    if any(budget.unit != "s" for count, budget in budgets if count):
+        return f"in all {said}"
+    minutes = sum(count * budget.amount for count, budget in budgets) / jobs / 60
+    return f"in all {said}, {jobs} at a time: {minutes:.0f} minutes of training where nothing is done yet"
+
+
+def with_budget(config: RunConfig, budget: str) -> RunConfig:
+    every = str(parse_budget(budget).share(1 / VALIDATIONS))
+    return dataclasses.replace(config, budget=budget, validate_every=every)
+
+
+def best_rate(rates: dict[str, dict[str, Any]]) -> str:
+    """The factor whose trial has the fewest bits per token on validation; one that diverged is last."""
+
+    def bits(lr: str) -> float:
+        found = rates[lr].get("validation_bits_per_token")
+        return float("inf") if found is None else found
+
+    return min(rates, key=bits)
+
+
+def check_lengths(comparison: Comparison) -> None:
+    """Refuse a length that the data cannot have before anything is trained."""
+    from retain.data import load_data
+
+    for length in comparison.lengths:
+        try:
+            load_data(comparison.config.data.at_length(length))
+        except UserError as error:
+            raise UserError(f"lengths: {length}: {error}") from None
+
+
+def claim(comparison: Comparison, out: Path) -> None:
+    """Write compare.json, or refuse a folder of another comparison. Methods and seeds may be added later."""
+    from retain.experiments import scheduler as grid
+
+    spec = {f.name: getattr(comparison, f.name) for f in dataclasses.fields(comparison)}
+    grid.claim(out, "compare.json", spec | {"config": to_dict(comparison.config)}, "comparison", ("methods", "seeds"))
+
+
+def comparison_of(argv: list[str]) -> tuple[Comparison, Path, int]:
+    """The comparison that a `retain compare` line describes, its folder, and how many jobs."""
+    from retain.cli.train import train_config
+
+    values: dict[str, str | None] = {}
+    for name in ("methods", "seeds", "lrs", "sweep-budget", "lengths", "out", "jobs", "threads"):
+        values[name], argv = take_option(argv, f"--{name}")
+    if not argv or (argv[0].startswith("-") and not any(a.startswith("--config") for a in argv)):
+        raise Usage(f"retain compare: name a preset ({', '.join(PRESETS)}) or give --config FILE")
+
+    def listed(name: str) -> tuple[str, ...] | None:
+        text = values[name]
+        return None if text is None else tuple(part.strip() for part in text.split(","))
+
+    refuse(argv, "compare", ("--seed", "--validate-every", "--tracker", "--quiet", *PHASE_BUDGETS))
+    if "tbptt" not in (listed("methods") or ()) and any(a.partition("=")[0] == "--bptt.truncate" for a in argv):
+        raise Usage("--bptt.truncate: is read by tbptt alone; add it to --methods, or leave it out")
+    budget, argv = take_option(argv, "--budget")
+    config = train_config(argv)[0]
+    if budget is not None:
+        config = dataclasses.replace(config, budget=str(parse_budget(budget)))
+    elif all(getattr(config, phase).budget for phase in config.phases):
+        raise Usage("budget: the run's phases have budgets of their own; give --budget B, one for every method")
+    lengths = listed("lengths") or ()
+    for text in lengths:
+        if not text.isascii() or not text.isdigit():
+            raise Usage(f"lengths: {text!r} is not a whole number; write e.g. --lengths 64,128,256")
+    options: dict[str, Any] = {"methods": listed("methods"), "lrs": listed("lrs"), "seeds": whole(values, "seeds", 3)}
+    comparison = Comparison(
+        config=config,
+        sweep_budget=values["sweep-budget"],
+        lengths=tuple(map(int, lengths)),
+        threads=whole(values, "threads", None),
+        **{key: value for key, value in options.items() if value is not None},
+    )
+    out = Path(values["out"] or f"runs/compare-{config.preset or 'custom'}")
+    return comparison, out, whole(values, "jobs", 1)
+
+
+def compare_command(argv: list[str]) -> None:
+    if "-h" in argv or "--help" in argv:
+        print(HELP, end="")
+        return
+    comparison, out, jobs = comparison_of(argv)
+    from retain.experiments.tables import markdown
+
+    results = compare(comparison, out, jobs=jobs, quiet=False)
+    print(f"{markdown(results)}\n{out}: results.md, results.json, results.png")

@@ -1,0 +1,366 @@
+"""Many runs, each in a process of its own: none is done twice, and what was cut short goes on where it was.
+
+`run_all` takes name → RunConfig and gives name → result. A finished run leaves a small `result.json` with all its
+figures, so that its weights may be deleted; a diverged one leaves why it failed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import math
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from retain.config import DataConfig, RunConfig
+from retain.config.json import flatten, from_dict, to_dict
+from retain.errors import UserError, explain
+from retain.runs.lock import alone, is_free
+from retain.runs.progress import STOPS, stop_signals
+
+if TYPE_CHECKING:
+    from retain.data.batches import Split
+
+CURVE = 40
+"""Points of the validation curve that a result keeps."""
+LENGTH_SEQUENCES = 512
+"""Sequences that a length other than the training length is scored on."""
+Result = dict[str, Any]
+
+
+class RunError(Exception):
+    """The process of a run failed by a defect; the message has its traceback."""
+
+
+def run_all(
+    runs: dict[str, RunConfig],
+    out: str | Path,
+    *,
+    jobs: int = 1,
+    threads: int | None = None,
+    split: Split | None = None,
+    lengths: Sequence[int] = (),
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Result]:
+    """Train every run under `out`/NAME, `jobs` at a time with `threads` threads each (None: PyTorch's choice).
+
+    Each trained RNN is then scored, once, on all of `split`, and at other `lengths` of the sequence. What has a result
+    is not run again; call it with the same runs to go on after a kill. Returns name → result; that of a
+    run whose loss was not finite has "failed", a message. Raises UserError where a folder holds another run or a run
+    is impossible, RunError for a defect, Interrupted on Ctrl-C, SIGTERM or SIGHUP, when every run has saved.
+    """
+    out = Path(out)
+    waiting = []
+    for name, config in runs.items():
+        done = read_result(out / name, config)
+        if done is None or (split and split not in done and "failed" not in done):
+            waiting.append(name)
+    total, stopped = len(waiting), False
+    processes: dict[str, tuple[subprocess.Popen[str], IO[str]]] = {}
+    if not waiting:
+        return {name: read_result(out / name, config) or {} for name, config in runs.items()}
+    known: dict[DataConfig, dict[str, Any]] = {}
+    for name, config in runs.items():
+        same_data(out / name, config, known)
+    with alone(out), stop_signals() as stop:
+        try:
+            while (waiting or processes) and not stop.is_set():
+                while waiting and len(processes) < jobs:
+                    name = waiting.pop(0)
+                    say(f"{name} ({total - len(waiting)} of {total})")
+                    processes[name] = _start(runs[name], out / name, threads, split, lengths)
+                time.sleep(0.05)
+                for name in [n for n, (p, _) in processes.items() if p.poll() is not None]:
+                    _finish(name, *processes.pop(name), out / name)
+            stopped = stop.is_set()
+        finally:
+            for process, _ in processes.values():
+                process.terminate()  # each saves a checkpoint first
+            for process, _ in processes.values():
+                process.wait()
+    if stopped:
+        from retain.errors import Interrupted
+
+        raise Interrupted("stopped and saved; the same command goes on")
+    return {name: read_result(out / name, config) or {} for name, config in runs.items()}
+
+
+def read_result(folder: Path, config: RunConfig) -> Result | None:
+    """The result of a finished run, None where it is not. Raises UserError if it is that of another config."""
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        same = from_dict(RunConfig, result["config"]) == config
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"out: {path} is not a result of this version; delete {folder} to run it anew") from None
+    if not same:
+        raise UserError(f"out: {folder} holds another run; name another --out, or delete it")
+    return result
+
+
+def same_data(folder: Path, config: RunConfig, known: dict[DataConfig, dict[str, Any]]) -> None:
+    """Refuse to go on beside a finished run whose data has changed since. Raises UserError.
+
+    `known` is the data that was read already, and what it is.
+    """
+    result = read_result(folder, config)
+    if not result or not any(key.startswith("sha256") for key in result.get("data", {})):
+        return
+    from retain.data import load_data
+    from retain.runs.run import data_changed
+
+    if config.data not in known:
+        known[config.data] = load_data(config.data).info
+    if difference := data_changed(result["data"], known[config.data]):
+        raise UserError(f"out: {folder}: {difference}; bring it back, or name another --out")
+
+
+def _start(
+    config: RunConfig, folder: Path, threads: int | None, split: Split | None, lengths: Sequence[int]
+) -> tuple[subprocess.Popen[str], IO[str]]:
+    job: dict[str, Any] = {"config": to_dict(config), "folder": str(folder), "threads": threads}
+    job |= {"split": split, "lengths": list(lengths)}
+    env = os.environ | {"PYTHONIOENCODING": "utf-8"}  # for what it complains of, whatever the locale
+    if threads is not None:
+        env |= {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
+    complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - a pipe would fill up; _finish closes it
+    process = subprocess.Popen(
+        # The folder it is run in comes last, as in cli.py: a user's random.py must not replace Python's.
+        [sys.executable, "-c", "import sys; sys.path.append(sys.path.pop(0)); from retain.experiments.scheduler import work; work()"],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=complaints, encoding="utf-8", env=env,
+        start_new_session=True,  # Ctrl-C reaches this process alone, which then stops them
+    )  # fmt: skip
+    assert process.stdin is not None
+    # Kept open: it closes when this process dies, however it dies, and the run stops with it.
+    process.stdin.write(json.dumps(job) + "\n")
+    process.stdin.flush()
+    return process, complaints
+
+
+def _finish(name: str, process: subprocess.Popen[str], complaints: IO[str], folder: Path) -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+    complaints.seek(0)
+    lines = complaints.read().strip().splitlines()
+    complaints.close()
+    code, last = process.returncode, lines[-1] if lines else ""
+    if not code:
+        return
+    where = f"(run folder: {folder})"
+    if last.startswith("retain: "):
+        raise UserError(f"{name}: {last.removeprefix('retain: ')} {where}")
+    if -code in (*STOPS, signal.SIGKILL):  # others ended it; any other signal is a crash of its own
+        why = ", for want of memory perhaps; try --jobs 1 or smaller batches" if -code == signal.SIGKILL else ""
+        raise UserError(f"{name}: killed by signal {-code}{why} {where}")
+    raise RunError("\n".join([f"{name}: it ended with {code} {where}", *lines]))
+
+
+def claim(out: Path, file: str, spec: dict[str, Any], what: str, free: Sequence[str] = ()) -> None:
+    """Write `spec` (JSON values, with a run's "config") to `out`/`file`, which says whose folder it is.
+
+    Raises UserError where the folder holds another `what`: one that differs in more than its `free` fields.
+    """
+    path = out / file
+    now = json.loads(json.dumps(spec))
+    if path.exists():
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            saved["config"] = to_dict(from_dict(RunConfig, saved["config"]))
+            before, after = flatten(saved), flatten(now)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"out: {path} is not readable as a {what}; name another --out") from None
+        for key, value in after.items():
+            if key not in free and before.get(key) != value:
+                raise UserError(
+                    f"out: {out} holds another {what} ({key.removeprefix('config.')} is {before.get(key)!r} there, "
+                    f"{value!r} here); name another --out"
+                )
+    elif not is_free(out):
+        raise UserError(f"out: {out} already exists and holds no {what}; name another folder")
+    from retain.runs.checkpoint import replace_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    replace_file(path, json.dumps(now, indent=2).encode() + b"\n")
+
+
+# In the process of one run
+
+
+def work() -> None:
+    """Train and score the one run that stdin describes, and leave its result.json."""
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    try:
+        _work(job)
+    except Exception as error:
+        explained = explain(error)
+        if explained is None or os.environ.get("RETAIN_DEBUG"):
+            raise
+        print(f"retain: {explained[0]}", file=sys.stderr)
+        raise SystemExit(explained[1]) from None
+
+
+def _die_with_parent() -> None:
+    # Not by way of a signal that saves first: the next start must not meet a run that is still writing.
+    sys.stdin.read()
+    os._exit(1)
+
+
+def _work(job: dict[str, Any]) -> None:
+    import torch
+
+    if job["threads"] is not None:
+        torch.set_num_threads(job["threads"])
+    config, folder = from_dict(RunConfig, job["config"]), Path(job["folder"])
+    result = read_result(folder, config) or train_one(config, folder)
+    split = job["split"]
+    if split and "failed" not in result and split not in result:
+        device = "cuda" if result["device"].startswith("cuda") else "cpu"
+        result |= score(config, folder, split, job["lengths"], device)
+        _write(folder, result)
+
+
+def train_one(config: RunConfig, folder: Path) -> Result:
+    """Train a run, or go on with it, and write its result."""
+    from retain.errors import TrainingError
+    from retain.training.loop import train
+
+    resume = (folder / "config.json").exists()
+    result: Result = {"config": to_dict(config)}
+    if config.compile and not resume:
+        result["rehearsal_seconds"] = rehearse(config, folder.parent)
+    try:
+        summary = train(config, folder, resume=resume, progress_bar=False)
+    except TrainingError as error:
+        result["failed"] = str(error)
+    else:
+        keep = (
+            "steps", "seconds", "tokens", "sequential_steps", "best_step", "validation_bits_per_token", "parameters",
+            "teacher_parameters", "device", "precision", "threads", "versions", "data",
+        )  # fmt: skip
+        # Of a run that goes on, the process that began it had a peak of its own, which nobody knows now.
+        peak = None if resume else peak_memory(summary["device"])
+        result |= {key: summary[key] for key in keep} | {"machine": processor(), "peak_memory_bytes": peak}
+    result["curve"] = curve(folder / "metrics.jsonl")
+    _write(folder, result)
+    return result
+
+
+def rehearse(config: RunConfig, beside: Path) -> float:
+    """Train a few steps of each phase, in a folder that is thrown away, and return the seconds of it.
+
+    What a run compiles the compiler keeps on disk, and later runs of the same sizes find it there. Without a rehearsal
+    whichever run came first would pay for all, out of its budget. A second size of batch is compiled for all sizes.
+    """
+    import torch
+
+    from retain.errors import TrainingError
+    from retain.training.loop import train
+
+    start = time.perf_counter()
+    phases = {name: dataclasses.replace(getattr(config, name), budget="3steps") for name in config.phases}
+    short = dataclasses.replace(config, tracker=None, **phases)
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=beside) as folder, suppress(TrainingError):  # the run says it
+        train(short, Path(folder) / "run", progress_bar=False)
+    torch.compiler.reset()
+    gc.collect()
+    return time.perf_counter() - start
+
+
+def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int], device: str = "cpu") -> Result:
+    """The trained RNN on a whole split, next to its teacher; then at other lengths of the sequence."""
+    from retain.data import load_data
+    from retain.inference.evaluate import batch_for, evaluate
+    from retain.runs.run import load_run
+
+    if not (folder / "manifest.json").exists() or not (folder / "model.safetensors").exists():
+        raise UserError(f"its weights were deleted before it was scored; delete {folder} to run it anew")
+    run = load_run(folder, teacher=True, device=device)
+    guide = run.teacher if config.has_teacher else None
+    keep = (
+        "bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift",
+        "relative_drift_last", "sequences", "tokens",
+    )  # fmt: skip
+    data = load_data(run.config.data)
+    whole = evaluate(run.rnn, guide, data.windows(split, batch_for(data, run.rnn)))
+    if not math.isfinite(whole["bits_per_token"]):
+        return {"failed": f"the RNN alone has {whole['bits_per_token']} bits per token on {split}"}
+    result: Result = {
+        "answers": data.answers,
+        "chance": data.chance if data.answers else None,
+        split: {key: whole[key] for key in keep},
+    }
+    if lengths:
+        result["lengths"] = {}
+    for length in lengths:
+        other = load_data(run.config.data.at_length(length))
+        batch = min(batch_for(other, run.rnn), max(1, 2**14 // length))
+        scores = evaluate(run.rnn, guide, other.windows(split, batch, LENGTH_SEQUENCES))
+        result["lengths"][str(length)] = {key: scores[key] for key in keep}
+    return result
+
+
+def curve(metrics: Path, points: int = CURVE) -> list[dict[str, float]]:
+    """The validations of a run, thinned to at most about `points`, the last always among them.
+
+    One that was not finite, a string in metrics.jsonl, is no point of a curve.
+    """
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
+    lines = [line for line in lines if isinstance(line.get("validation_bits_per_token"), float)]
+    every = -(-len(lines) // points) or 1
+    keep = (
+        "step", "seconds", "tokens", "sequential_steps", "validation_bits_per_token", "validation_accuracy",
+        "validation_teacher_bits_per_token", "validation_teacher_accuracy", "validation_relative_drift",
+    )  # fmt: skip
+    thinned = lines[::-1][::every][::-1]
+    return [{key.removeprefix("validation_"): line[key] for key in keep if key in line} for line in thinned]
+
+
+def peak_memory(device: str) -> int:
+    """Bytes that this process held at most: of the accelerator where there is one, else of the machine."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Linux: getrusage also counts what the parent held when it started this process.
+        lines = status.read_text(encoding="utf-8", errors="replace").splitlines()
+        line = next((line for line in lines if line.startswith("VmHWM:")), None)
+        if line is not None:
+            return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def processor() -> str:
+    """The processor's name, and the units of it that decide its precision."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    units = [unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if unit in fields.get("flags", "").split()]
+    return f"{fields.get('model name', platform.machine())} ({', '.join(units)})"
+
+
+def _write(folder: Path, result: Result) -> None:
+    from retain.runs.checkpoint import replace_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / "result.json", json.dumps(result, indent=1).encode() + b"\n")

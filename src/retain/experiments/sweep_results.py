@@ -1,0 +1,311 @@
+"""What a sweep found: as one JSON object, as Markdown tables, and as pictures of quality and of compression."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retain.experiments.tables import COSTS, mean_and_deviation, new_figure, table
+
+if TYPE_CHECKING:
+    from retain.experiments.sweep import Sweep
+
+MEMORY = ("memory.tokens", "memory.width")
+LEVELS = 4
+"""Losses of the compression curve, where none are given."""
+Results = dict[str, Any]
+
+
+def summarise(sweep: Sweep, found: dict[str, dict[str, Any]]) -> Results:
+    """All figures of a sweep as JSON: `points`, one per combination, each with its `values` and `runs` by seed."""
+    from retain.experiments.sweep import run_name
+
+    points: list[dict[str, Any]] = []
+    source = None
+    for values in sweep.combinations():
+        runs = [found[run_name(values, seed)] | {"seed": seed} for seed in range(sweep.seeds)]
+        memory = runs[0]["config"]["memory"]
+        points.append(
+            {
+                "values": values,
+                "memory": memory["tokens"] * memory["width"],
+                "runs": [{k: v for k, v in run.items() if k not in ("config", "versions")} for run in runs],
+            }
+        )
+        for run in points[-1]["runs"]:
+            source = run.pop("data", None) or source
+    scored = [run for point in points for run in point["runs"] if "validation" in run]
+    results: Results = {
+        "preset": sweep.config.preset,
+        "budget": budget_of(sweep),
+        "phases": list(sweep.config.phases),
+        "seeds": sweep.seeds,
+        "threads": sweep.threads,
+        "vary": {name: list(values) for name, values in sweep.vary.items()},
+        "split": "validation",
+        "source": source,
+        "metric": "accuracy" if scored and scored[0]["answers"] else "bits_per_token",
+        "chance": scored[0]["chance"] if scored else None,
+        "versions": next((run["versions"] for run in found.values() if "versions" in run), None),
+        "points": points,
+    }
+    swept = any(name in sweep.vary for name in MEMORY)
+    return results | {"compression": compression(points, sweep.levels) if swept else None}
+
+
+def budget_of(sweep: Sweep) -> str:
+    """What each phase of a run has, in words."""
+    if any(name.rpartition(".")[2] in ("budget", "share", "phases") for name in sweep.vary):
+        return "budgets as varied"
+    phases = zip(sweep.config.phases, sweep.config.budgets(), strict=True)
+    return " + ".join(f"{phase} {budget}" for phase, budget in phases)
+
+
+# Compression
+
+
+def reached(run: dict[str, Any], level: float, cost: str) -> float:
+    """What it cost until the RNN alone had at most `level` bits per token on validation; inf if it never did."""
+    return next((p[cost] for p in run["curve"] if p["bits_per_token"] <= level), math.inf)
+
+
+def reached_by_all(point: dict[str, Any], level: float, cost: str) -> float:
+    """What it cost until every seed was there."""
+    return max(reached(run, level, cost) for run in point["runs"])
+
+
+def best_loss(point: dict[str, Any]) -> float:
+    """The loss that every seed reaches in the end."""
+    return max(min((p["bits_per_token"] for p in run["curve"]), default=math.inf) for run in point["runs"])
+
+
+def choose_levels(points: list[dict[str, Any]]) -> list[float]:
+    """Losses from what the worst memory size reaches to nearly what the best does, in even steps, rounded up."""
+    sizes = {p["memory"] for p in points}
+    ends = [min(best_loss(p) for p in points if p["memory"] == size) for size in sizes]
+    ends = [end for end in ends if math.isfinite(end)]
+    if not ends:
+        return []
+    worst, best = max(ends), min(ends)
+    digits = max(0, math.ceil(-math.log10(max(worst - best, 1e-3) / 40)))
+    step = 10.0**-digits
+    levels = [math.ceil((worst - (worst - best) * i / LEVELS) / step - 1e-9) * step for i in range(LEVELS)]
+    return list(dict.fromkeys(round(level, digits) for level in levels))
+
+
+def compression(points: list[dict[str, Any]], levels: tuple[float, ...] = ()) -> Results:
+    """Per level and cost: the smallest memory that has reached the level, as steps (cost, numbers in the memory).
+
+    A memory's size is K · D numbers; it counts from when every seed has reached the level, with whatever values of
+    the other varied fields do so first.
+    """
+    found: Results = {"levels": list(levels) or choose_levels(points), "by_level": []}
+    for level in found["levels"]:
+        entry: Results = {"level": level}
+        for cost in ("step", *COSTS):
+            smallest, steps = math.inf, list[list[float]]()
+            arrivals = sorted((reached_by_all(p, level, cost), p["memory"]) for p in points)
+            for spent, size in arrivals:
+                if math.isfinite(spent) and size < smallest:
+                    # Of two that arrive together the smaller counts.
+                    steps = [s for s in steps if s[0] != spent] + [[spent, size]]
+                    smallest = size
+            entry[cost] = steps
+        found["by_level"].append(entry)
+    return found
+
+
+# Tables
+
+
+def write_results(results: Results, out: Path) -> None:
+    """results.json, results.md and, where matplotlib is installed, results.png and compression.png."""
+    from retain.runs.checkpoint import replace_file
+
+    replace_file(out / "results.json", json.dumps(results, indent=1).encode() + b"\n")
+    replace_file(out / "results.md", markdown(results).encode("utf-8", "surrogateescape"))
+    plot_quality(results, out / "results.png")
+    if results["compression"]:
+        plot_compression(results, out / "compression.png")
+
+
+def headline(results: Results) -> str:
+    return f"{results['preset'] or 'custom'}, {results['budget']} a run, {results['seeds']} seed(s)"
+
+
+def good_runs(point: dict[str, Any]) -> list[dict[str, Any]]:
+    return [run for run in point["runs"] if "validation" in run]
+
+
+def markdown(results: Results) -> str:
+    """The table of a sweep, a row for each combination; and that of compression where memory was varied."""
+    text = headline(results) + (f", {results['threads']} thread(s) a run" if results["threads"] else "")
+    text += "; **validation** split (a sweep is for choosing; the test split is untouched), each RNN alone from m_0; "
+    text += "mean ± standard deviation over seeds, the best in bold.\n\n" + main_table(results)
+    if results["compression"]:
+        text += "\n" + compression_table(results["compression"])
+    return text
+
+
+def main_table(results: Results) -> str:
+    accuracy = results["metric"] == "accuracy"
+    head = [*results["vary"], *(["accuracy"] if accuracy else []), "bits/token", "its teacher", "relative drift"]
+    head += ["memory", "parameters", "seconds", "tokens", "sequential steps"]
+    metric = results["metric"]
+    means = [statistics.mean(r["validation"][metric] for r in good_runs(p)) for p in results["points"] if good_runs(p)]
+    lead = (max if accuracy else min)(means) if len(means) > 1 else None
+    rows = []
+    for point in results["points"]:
+        good, count = good_runs(point), len(point["runs"])
+
+        def score(key: str, good: list[dict[str, Any]] = good) -> str:
+            return mean_and_deviation([run["validation"][key] for run in good])
+
+        def mean(key: str, good: list[dict[str, Any]] = good) -> str:
+            return mean_and_deviation([run[key] for run in good], ",.0f", deviation=False)
+
+        shown = score(metric)
+        if good and statistics.mean(run["validation"][metric] for run in good) == lead:
+            shown = f"**{shown}**"
+        if len(good) < count:
+            shown += f" ({count - len(good)} of {count} diverged)"
+        row = [str(value) for value in point["values"].values()]
+        row += [shown, score("bits_per_token")] if accuracy else [shown]
+        row += [score(f"teacher_{metric}"), score("relative_drift"), str(point["memory"])]
+        rows.append([*row, *(mean(key) for key in ("parameters", "seconds", "tokens", "sequential_steps"))])
+    chance = f"Chance is {results['chance']:.3f}. " if results["chance"] is not None else ""
+    return table(head, rows) + f"\n{chance}Memory: numbers in it, K · D. Its teacher: the same score.\n"
+
+
+def compression_table(found: Results) -> str:
+    text = (
+        "Compression: the smallest memory (numbers, K · D) with which every seed of the RNN alone has reached a loss "
+    )
+    text += "on validation, and what had been spent by then. Read each row as: from … on, this memory is enough.\n\n"
+    rows = []
+    for entry in found["by_level"]:
+        by_size: dict[int, dict[str, float]] = {}
+        for cost in ("step", *COSTS):
+            for spent, size in entry[cost]:
+                by_size.setdefault(size, {})[cost] = spent
+        for size, spent in sorted(by_size.items(), reverse=True):
+            figures = [f"{spent[cost]:,.0f}" if cost in spent else "–" for cost in ("step", *COSTS)]
+            rows.append([f"{entry['level']:g}", str(size), *figures])
+        if not by_size:
+            rows.append([f"{entry['level']:g}", "none", *["–"] * (1 + len(COSTS))])
+    return text + table(["bits/token", "memory", "optimizer steps", *COSTS.values()], rows)
+
+
+# Pictures
+
+
+def plot_quality(results: Results, path: Path) -> bool:
+    """Quality of the RNN alone and of its teacher against each varied field, a line per combination of the others."""
+    fields = list(results["vary"])
+    figure = new_figure(path, max(5.4, 5 * len(fields)), 3.9)
+    if figure is None:
+        return False
+    from retain.report.charts import PALETTE
+
+    metric = results["metric"]
+    panels = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0]
+    for axes, field in zip(panels, fields, strict=True):
+        others = [name for name in fields if name != field]
+        groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        for point in results["points"]:
+            groups.setdefault(tuple(point["values"][name] for name in others), []).append(point)
+        places = place(axes, results["vary"][field])
+        for number, (key, points) in enumerate(groups.items()):
+            colour = PALETTE[number % len(PALETTE)]
+            words = ", ".join(f"{short(n, fields)} {v}" for n, v in zip(others, key, strict=True)) or "RNN alone"
+            for who, style in (("", "-"), ("teacher_", ":")):
+                drawn = []
+                for point in points:
+                    values = [run["validation"][who + metric] for run in good_runs(point)]
+                    values = [v for v in values if v is not None]
+                    if values:
+                        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+                        drawn.append((places[point["values"][field]], statistics.mean(values), deviation))
+                if not drawn:
+                    continue
+                x, y, deviation = zip(*sorted(drawn), strict=True)
+                label = words if not who else ("its teacher" if len(groups) == 1 else None)
+                axes.errorbar(
+                    x, y, deviation if not who and results["seeds"] > 1 else None, linestyle=style, color=colour,
+                    label=label, marker="o" if not who else None, markersize=4, capsize=3, linewidth=1.6,
+                    alpha=1 if not who else 0.75,
+                )  # fmt: skip
+        if len(groups) > 1:
+            axes.plot([], [], ":", color="0.4", label="teachers")
+        if results["chance"] is not None:
+            axes.axhline(results["chance"], color="0.6", linestyle="--", linewidth=1)
+        axes.set_xlabel(field)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
+    panels[0].set_ylabel("accuracy, validation" if metric == "accuracy" else "bits per token, validation")
+    figure.suptitle(headline(results), fontsize=10)
+    figure.savefig(path, dpi=100)
+    return True
+
+
+def short(name: str, fields: list[str]) -> str:
+    """The field without its group, where that is clear."""
+    last = name.rpartition(".")[2]
+    return last if sum(other.rpartition(".")[2] == last for other in fields) == 1 else name
+
+
+def place(axes: Any, values: list[Any]) -> dict[Any, float]:
+    """Where each value stands on the axis: positive numbers on a log scale, all else evenly spaced in its order."""
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0 for v in values)
+    places = {v: float(v) if numbers else float(i) for i, v in enumerate(values)}
+    if numbers and len(values) > 1:
+        axes.set_xscale("log")
+    axes.set_xticks(list(places.values()), [f"{v:g}" if isinstance(v, float) else str(v) for v in values])
+    axes.set_xticks([], minor=True)
+    return places
+
+
+def plot_compression(results: Results, path: Path) -> bool:
+    """The smallest memory that reaches each level against seconds, tokens and sequential steps: a staircase down."""
+    figure = new_figure(path, 13, 4)
+    if figure is None:
+        return False
+    from retain.report.charts import PALETTE
+
+    sizes = sorted({point["memory"] for point in results["points"]})
+    runs = [run for point in results["points"] for run in point["runs"] if run["curve"]]
+    panels = figure.subplots(1, len(COSTS), sharey=True)
+    for axes, (cost, label) in zip(panels, COSTS.items(), strict=True):
+        end = max((run["curve"][-1][cost] for run in runs), default=1)
+        for number, entry in enumerate(results["compression"]["by_level"]):
+            if not entry[cost]:
+                continue
+            x = [spent for spent, _ in entry[cost]]
+            y = [size for _, size in entry[cost]]
+            # Levels that share a stair are told apart by a hair's breadth.
+            y = [size * 1.02 ** (number - 1.5) for size in y]
+            colour = PALETTE[number % len(PALETTE)]
+            axes.step([*x, end], [*y, y[-1]], where="post", color=colour, linewidth=1.6,
+                      label=f"≤ {entry['level']:g} bits/token")  # fmt: skip
+            axes.plot(x, y, "o", color=colour, markersize=4)
+        starts = [entry[cost][0][0] for entry in results["compression"]["by_level"] if entry[cost]]
+        if starts and end > 8 * min(starts):
+            axes.set_xscale("log")
+        axes.set_yscale("log", base=2)
+        axes.set_yticks(sizes, [str(size) for size in sizes])
+        axes.set_yticks([], minor=True)
+        axes.set_ylim(sizes[0] / 1.3, sizes[-1] * 1.3)
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("smallest memory, numbers (K · D)")
+    if any(entry["tokens"] for entry in results["compression"]["by_level"]):
+        panels[-1].legend(frameon=False, fontsize=8)
+    figure.suptitle(f"Compression: {headline(results)}", fontsize=10)
+    figure.savefig(path, dpi=100)
+    return True

@@ -1,0 +1,73 @@
+"""The likelihood of whole documents under the RNN alone, however long they are."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from retain.data.batches import Split, evenly_spaced
+from retain.data.documents import DocumentsData
+from retain.inference.evaluate import LOGITS
+from retain.model.modes import evaluating
+from retain.model.rnn import RNN
+
+CHUNK = 256
+"""Tokens read at once, at most; what is kept between chunks is the memory alone."""
+HELD = 2**24
+"""Tokens of documents side by side, filled up to the longest, at most: but for one document that is longer itself."""
+
+
+@torch.no_grad()
+def document_likelihood(
+    rnn: RNN, data: DocumentsData, split: Split, *, batch_size: int = 64, limit: int | None = None
+) -> dict[str, Any]:
+    """Read every document of a split, or `limit` evenly spaced ones, from m_0 to its end symbol.
+
+    Returns JSON values: `documents`, `bits_per_document` (the mean of -log2 p(document), its end symbol included)
+    and `bits_per_token` over all their tokens.
+    """
+    with evaluating(rnn):
+        return _read(rnn, data, split, batch_size, limit)
+
+
+def _read(rnn: RNN, data: DocumentsData, split: Split, batch_size: int, limit: int | None) -> dict[str, Any]:
+    device = rnn.m_0.device
+    chosen = evenly_spaced(data.documents(split), limit)
+    lengths = np.diff(data.ends[split], prepend=0)[chosen]
+    chosen = chosen[np.argsort(lengths, kind="stable")]  # those of one length side by side
+    nats, tokens_read = 0.0, 0
+    lengths = np.sort(lengths, kind="stable")
+    first = 0
+    while first < len(chosen):
+        rows = min(batch_size, len(chosen) - first)
+        while rows > 1 and rows * lengths[first + rows - 1] > HELD:
+            rows //= 2
+        documents = [data.document(split, int(i)) for i in chosen[first : first + rows]]
+        first += rows
+        longest = max(map(len, documents))
+        tokens = torch.zeros(len(documents), longest, dtype=torch.long)
+        real = torch.zeros(len(documents), longest, dtype=torch.bool)
+        for row, document in enumerate(documents):
+            tokens[row, : len(document)] = torch.from_numpy(document)
+            real[row, : len(document)] = True
+        tokens, real = tokens.to(device), real.to(device)
+        chunk = max(1, min(CHUNK, LOGITS // (len(documents) * rnn.vocab_size)))
+        memory = rnn.init_memory(len(documents))
+        before = rnn.readout(memory).float()[:, None]  # (B, 1, V): what m_0 says of the first token
+        for start in range(0, longest, chunk):
+            part = tokens[:, start : start + chunk]
+            logits, memory = rnn(part, memory)
+            said = torch.cat([before, logits[:, :-1]], 1).float()
+            loss = F.cross_entropy(said.transpose(1, 2), part, reduction="none")
+            nats += float(loss[real[:, start : start + chunk]].sum())
+            before = logits[:, -1:]
+        tokens_read += sum(map(len, documents))
+    return {
+        "documents": len(chosen),
+        "bits_per_document": nats / max(len(chosen), 1) / math.log(2),
+        "bits_per_token": nats / max(tokens_read, 1) / math.log(2),
+    }

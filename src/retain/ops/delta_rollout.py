@@ -1,0 +1,224 @@
+"""The delta cell over a sequence, with its gradient written out, as `gated_rollout` has it for the gated cell.
+
+Reading a store and writing to it are products of small matrices, each stream's own; they stay in the memory's precision
+whatever autocast says. Values and gradients are those of `DeltaCell.forward`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from retain.ops.graphs import Replayed
+from retain.model.layers import EPS
+from retain.ops.stretches import Cut, Stretches
+
+SMALLEST = 1e-12
+"""Length below which an address is not stretched to 1, that of `F.normalize`."""
+
+
+def delta_rollout(
+    register: Tensor,
+    store: Tensor,
+    inputs: Tensor,
+    gain: Tensor,
+    from_memory: Tensor,
+    from_store: Tensor,
+    out: Tensor,
+    cut: Cut | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Registers (T, N, D) and stores (T, N, s, n, n) after each input, from register (N, D) and store (N, s, n, n).
+
+    inputs (T, N, H + 2 D + 3 s n + s): what the last inputs say, all biases added, in the dtype of the products, as are
+    the weights from_memory (H + 2 D + 3 s n + s, D), from_store (H + 2 D, s n) and out (2 D, H). gain (D,) is that of
+    the norm. Register and store keep their dtype.
+    """
+    needed = (register, store, inputs, gain, from_memory, from_store, out)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in needed):
+        rolled: tuple[Tensor, Tensor] = _DeltaRollout.apply(*needed, cut or (0, len(inputs)))
+        return rolled
+    registers, held = replayed_forward(*needed, False)
+    return registers, held
+
+
+@dataclass
+class _Kept:
+    """What the gradient needs of each step, (T, N, …); without a gradient one step's, which the next writes over."""
+
+    relus: Tensor  # (…, H)
+    both: Tensor  # (…, 2 D): candidate and gate before its sigmoid
+    lengths: Tensor  # (…, s, 2, 1): of the addresses, before they were made 1
+    addresses: Tensor  # (…, s, 2, n): where is read, and where is written
+    found: Tensor  # (…, s, 2, n): what stood there
+    missing: Tensor  # (…, s, n): the value less what stood where it is written
+    rates: Tensor  # (…, s, 1)
+
+
+def _room(steps: int, store: Tensor, inputs: Tensor, out: Tensor) -> _Kept:
+    (size, width), (streams, stores, side) = out.shape, store.shape[:3]
+    return _Kept(
+        relus=inputs.new_empty(steps, streams, width),
+        both=inputs.new_empty(steps, streams, size),
+        lengths=store.new_empty(steps, streams, stores, 2, 1),
+        addresses=store.new_empty(steps, streams, stores, 2, side),
+        found=store.new_empty(steps, streams, stores, 2, side),
+        missing=store.new_empty(steps, streams, stores, side),
+        rates=store.new_empty(steps, streams, stores, 1),
+    )
+
+
+def _forward(
+    register: Tensor,
+    store: Tensor,
+    inputs: Tensor,
+    gain: Tensor,
+    from_memory: Tensor,
+    from_store: Tensor,
+    out: Tensor,
+    keep: bool,
+) -> tuple[Tensor, ...]:
+    """Registers and stores; with `keep` also what `_Kept` holds."""
+    (size, width), (stores, side), dtype = out.shape, store.shape[1:3], store.dtype
+    places = stores * side
+    k = _room(len(inputs) if keep else 1, store, inputs, out)
+    registers = register.new_empty(len(inputs), *register.shape)
+    held = store.new_empty(len(inputs), *store.shape)
+    from_memory, from_store, out = from_memory.t(), from_store.t(), out.t()
+    with torch.autocast(register.device.type, enabled=False):
+        for t, said in enumerate(inputs):
+            i = t if keep else 0
+            normed = F.rms_norm(register, gain.shape, gain, EPS).to(inputs.dtype)
+            mixed = torch.addmm(said, normed, from_memory)
+            gated, asked, value, rate = mixed.split((width + size, 2 * places, places, stores), -1)
+            asked = asked.to(dtype).unflatten(-1, (2, stores, side)).transpose(1, 2)
+            lengths = torch.linalg.vector_norm(asked, dim=-1, keepdim=True, out=k.lengths[i]).clamp_min_(SMALLEST)
+            addresses = torch.div(asked, lengths, out=k.addresses[i])
+            read, old = torch.matmul(addresses, store, out=k.found[i]).unbind(2)
+            missing = torch.sub(value.to(dtype).unflatten(-1, (stores, side)), old, out=k.missing[i])
+            new = missing * torch.sigmoid(rate.to(dtype)[..., None], out=k.rates[i])
+            store = torch.addcmul(store, addresses[:, :, 1, :, None], new[:, :, None], out=held[t])
+            gated = torch.addmm(gated, read.flatten(1).to(inputs.dtype), from_store)
+            hidden, linear = gated.split((width, size), -1)
+            relu = torch.clamp_min(hidden, 0, out=k.relus[i])
+            both = torch.addmm(linear, relu * relu, out, out=k.both[i])
+            candidate, gate = both.to(register.dtype).chunk(2, -1)
+            register = torch.lerp(register, candidate, gate.sigmoid(), out=registers[t])
+    return (registers, held, *vars(k).values()) if keep else (registers, held)
+
+
+class _DeltaRollout(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        register: Tensor,
+        store: Tensor,
+        inputs: Tensor,
+        gain: Tensor,
+        from_memory: Tensor,
+        from_store: Tensor,
+        out: Tensor,
+        cut: Cut,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.cut, weights = cut, (gain, from_memory, from_store, out)
+        registers, held, *kept = replayed_forward(register, store, inputs, *weights, True)
+        ctx.save_for_backward(register, registers, store, held, *weights, *kept)
+        return registers, held
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_store: Tensor) -> tuple[Tensor | None, ...]:
+        register, registers, store, held, gain, from_memory, from_store, out, *kept = ctx.saved_tensors
+        streams = grad.shape[1]
+        laid = Stretches(len(grad), streams, ctx.cut, grad.device)
+        of_register, of_store, of_inputs, *of_weights = replayed_backward(
+            laid.lay_gradient(grad),
+            laid.lay_gradient(grad_store),
+            laid.lay(torch.cat([register[None], registers[:-1]])),
+            laid.lay(torch.cat([store[None], held[:-1]])),
+            gain,
+            from_memory,
+            from_store,
+            out,
+            streams,
+            laid.comes_around,
+            *map(laid.lay, kept),
+        )
+        return of_register, of_store, laid.back(of_inputs), *of_weights, None
+
+
+def _backward(
+    grad: Tensor,
+    grad_store: Tensor,
+    before: Tensor,
+    before_store: Tensor,
+    gain: Tensor,
+    from_memory: Tensor,
+    from_store: Tensor,
+    out: Tensor,
+    streams: int,
+    comes_around: int | None,
+    *kept: Tensor,
+) -> tuple[Tensor, ...]:
+    """Gradients of register, store, inputs, gain, from_memory, from_store and out, from those of the registers and
+    stores, as `Stretches` lays them."""
+    (size, width), (stores, side) = out.shape, before_store.shape[2:4]
+    places, gated = stores * side, width + size
+    k = _Kept(*kept)
+    scale = before.square().mean(-1, keepdim=True).add_(EPS).rsqrt_()
+    normed = before * scale
+    candidate, gate = k.both.to(before.dtype).chunk(2, -1)
+    z = gate.sigmoid()
+    of_gate = (candidate - before).mul_(z).mul_(1 - z)  # what the register changes by, per change of the gate
+    stays, twice = 1 - z, 2 * k.relus
+    new, of_rate = (k.rates * k.missing)[..., None], k.missing * (k.rates * (1 - k.rates))
+    # The gradient of what each part of `mixed` is.
+    of_inputs = k.both.new_empty(*before.shape[:2], from_memory.shape[0])
+    of_gated, of_asked, of_value, of_rates = of_inputs.split((gated, 2 * places, places, stores), -1)
+    of_hidden, of_both = of_gated.split((width, size), -1)
+    of_candidate, of_z = of_both.chunk(2, -1)
+    of_asked = of_asked.unflatten(-1, (2, stores, side)).transpose(2, 3)  # (T, N, s, 2, n)
+    of_value = of_value.unflatten(-1, (stores, side))
+    of_scaled = k.both.new_empty(normed.shape)  # of what the norm and its gain give
+    of_found = torch.empty_like(k.found[0])
+    after, after_store = torch.zeros_like(before[0]), torch.zeros_like(before_store[0])
+    of_start: list[Tensor] = []
+    with torch.autocast(grad.device.type, enabled=False):
+        for t in range(len(grad) - 1, -1, -1):
+            after, after_store = after + grad[t], after_store + grad_store[t]
+            addresses = k.addresses[t]
+            of_new = (addresses[:, :, 1:] @ after_store)[:, :, 0]  # (N, s, n)
+            of_rates[t] = (of_new * of_rate[t]).sum(-1)
+            of_old = torch.mul(of_new, k.rates[t], out=of_found[:, :, 1])
+            of_value[t] = of_old
+            of_old.neg_()
+            torch.mul(after, z[t], out=of_candidate[t])
+            torch.mul(after, of_gate[t], out=of_z[t])
+            torch.mul(of_both[t] @ out, twice[t], out=of_hidden[t])
+            of_found[:, :, 0] = (of_gated[t] @ from_store).view(-1, stores, side)
+            of_addresses = of_found @ before_store[t].mT
+            of_addresses[:, :, 1] += (after_store @ new[t])[..., 0]
+            after_store = after_store + addresses.mT @ of_found
+            along = (of_addresses * addresses).sum(-1, keepdim=True)
+            torch.div(of_addresses.addcmul_(addresses, along, value=-1), k.lengths[t], out=of_asked[t])
+            of_normed = torch.mm(of_inputs[t], from_memory, out=of_scaled[t]) * gain
+            along = (of_normed * normed[t]).mean(-1, keepdim=True)
+            after = of_normed.addcmul_(normed[t], along, value=-1).mul_(scale[t]).addcmul_(after, stays[t])
+            if t == comes_around:
+                of_start = [after[-streams:].clone(), after_store[-streams:].clone()]
+                after[-streams:], after_store[-streams:] = 0, 0
+        flat, flat_gated = of_inputs.flatten(0, 1), of_gated.flatten(0, 1)
+        read = k.found[..., 0, :].to(flat.dtype).reshape(len(flat), places)
+        of_from_memory = flat.t() @ (normed * gain).to(flat.dtype).flatten(0, 1)
+        of_from_store = flat_gated.t() @ read
+        of_out = flat_gated[:, width:].t() @ (k.relus * k.relus).flatten(0, 1)
+    of_register, of_store = of_start or (after[:streams], after_store[:streams])
+    of_gain = (of_scaled * normed).sum((0, 1))
+    return of_register, of_store, of_inputs, of_gain, of_from_memory, of_from_store, of_out
+
+
+replayed_forward, replayed_backward = Replayed(_forward, steps=2), Replayed(_backward, steps=0)

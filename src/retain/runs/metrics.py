@@ -1,0 +1,74 @@
+"""metrics.jsonl: one line of strict JSON per logged step, safe against a kill in mid write."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from retain.runs.checkpoint import failed, replace_file
+from retain.errors import CheckpointError
+
+
+def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Append one line of strict JSON. NaN and infinities become the strings "nan", "inf", "-inf", which float() reads.
+
+    One-element tensors become numbers. Raises CheckpointError if the disk refuses.
+    """
+    line = json.dumps(_plain(record), allow_nan=False).encode() + b"\n"
+    try:
+        with open(path, "ab+") as file:
+            if file.tell():
+                # A process killed in mid write left half a line: end it, or this good line would be lost with it.
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            file.write(line)
+    except OSError as error:
+        raise CheckpointError(failed(path, error)) from error
+
+
+def truncate_after(path: str | Path, step: int, *, validated: bool = True) -> int:
+    """Drop the lines of a metrics file whose "step" is greater than `step`, and lines cut short by a kill; atomic.
+
+    Without `validated` the validation of `step` itself goes too: it will be done again.
+    Returns how many lines were dropped; a file that is not there has none. Lines without a step stay.
+    """
+    path = Path(path)
+    if not path.exists():
+        return 0
+    kept, dropped = [], 0
+    try:
+        for line in path.read_bytes().splitlines():
+            if _belongs(line, step, validated):
+                kept.append(line + b"\n")
+            else:
+                dropped += bool(line)
+        replace_file(path, b"".join(kept))
+    except OSError as error:
+        raise CheckpointError(failed(path, error)) from error
+    return dropped
+
+
+def _belongs(line: bytes, step: int, validated: bool) -> bool:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return False
+    at = record.get("step") if isinstance(record, dict) else math.inf
+    if at == step and not validated and "validation_seconds" in record:
+        return False
+    return not isinstance(at, (int, float)) or at <= step
+
+
+def _plain(value: Any) -> Any:
+    """JSON that every reader accepts: see append_line."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

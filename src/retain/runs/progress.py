@@ -1,0 +1,116 @@
+"""Where a run is, its clock, what is due, and the signals that stop it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from retain.config.budget import Budget
+from retain.streams import is_terminal
+
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Signals that ask a run to save and stop: Ctrl-C, kill, and a terminal that is closed."""
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run is. Saved with every checkpoint; together with seed and config it decides all that follows."""
+
+    phase: int = 0
+    phase_step: int = 0
+    phase_seconds: float = 0.0
+    phase_tokens: int = 0
+    phase_sequential: int = 0
+    compiling_seconds: float = 0.0
+    """Seconds of the run's first step where parts are compiled in it and all phases share one budget: they come off the
+    whole. What is compiled later, by a first validation or after resuming, comes off the phase it happens in."""
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    sequential: int = 0
+    """Sequential steps: the longest chain of dependent cell or layer applications (docs/compare.md)."""
+    micro_batches: int = 0
+    """Read so far: the number of the next one, so that none comes twice, whatever each phase accumulates."""
+    validated: int = -1
+    """The step of the last validation."""
+    best_step: int | None = None
+    best_value: float = math.inf
+
+    def spent(self, unit: str) -> float:
+        return {
+            "s": self.phase_seconds - (self.compiling_seconds if self.phase == 0 else 0.0),
+            "steps": self.phase_step,
+            "tokens": self.phase_tokens,
+            "sequential": self.phase_sequential,
+        }[unit]
+
+    def total(self, unit: str) -> float:
+        return {"s": self.seconds, "steps": self.step, "tokens": self.tokens, "sequential": self.sequential}[unit]
+
+
+class Clock:
+    """Adds the wall-clock that passes to the progress; all that happens between ticks counts, compiling too."""
+
+    def __init__(self, progress: Progress):
+        self.progress, self.before = progress, time.perf_counter()
+
+    def tick(self) -> None:
+        now = time.perf_counter()
+        self.progress.seconds += now - self.before
+        self.progress.phase_seconds += now - self.before
+        self.before = now
+
+
+class Every:
+    """Says when another `budget` of training has gone by."""
+
+    def __init__(self, budget: Budget, progress: Progress):
+        self.budget, self.last = budget, progress.total(budget.unit)
+        if budget.unit != "s":
+            # Counted from the run's beginning, so that a resumed run does it at the same steps.
+            self.last -= self.last % budget.amount
+
+    def due(self, progress: Progress) -> bool:
+        now = progress.total(self.budget.unit)
+        if now - self.last < self.budget.amount:
+            return False
+        self.last = now if self.budget.unit == "s" else now - now % self.budget.amount
+        return True
+
+
+@contextmanager
+def stop_signals(say: str = "") -> Iterator[threading.Event]:
+    """Turn STOPS into an event that the loop reads between steps; a second one is the ordinary one.
+
+    `say` is told on a terminal at the first Ctrl-C. Under nohup, where SIGHUP is ignored, it stays so.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before: dict[int, Any] = {number: signal.getsignal(number) or signal.SIG_DFL for number in STOPS}
+    # A shell has its background jobs ignore Ctrl-C, which is still heard when it is sent by kill.
+    before = {n: handler for n, handler in before.items() if n == signal.SIGINT or handler != signal.SIG_IGN}
+
+    def ask(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else before[number])
+        if say and number == signal.SIGINT and is_terminal(sys.stderr):
+            with suppress(OSError):
+                os.write(2, f"\n{say}\n".encode())  # a progress bar may be in the midst of writing to sys.stderr
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
