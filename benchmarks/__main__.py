@@ -10,7 +10,7 @@ import time
 
 from benchmarks.page import PAGE, lines, save
 from benchmarks.rows import ROWS
-from retain.devices import keep_pages
+from retain.training.accelerator import keep_pages
 
 
 def main(argv: list[str] | None = None) -> None:

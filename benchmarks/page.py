@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.measure import REPEATS, by_turns, device, large, precision, product
 from benchmarks.rows import Row
-from retain.experiments.scheduler import processor
 from lab.results import write
+from retain.experiments.scheduler import processor
 from retain.experiments.tables import table
 
 PAGE = Path("docs/benchmarks.md")

@@ -12,9 +12,9 @@ import torch
 
 from benchmarks.sides import SMALL, Size, at, batch_of, models, smt_step, training_step
 from retain.config import BPTTConfig
-from retain.devices import keep_pages
 from retain.experiments.scheduler import peak_memory
 from retain.objectives import BPTT
+from retain.training.accelerator import keep_pages
 
 
 def main() -> None:

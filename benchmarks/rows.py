@@ -26,12 +26,12 @@ from benchmarks.sides import (
     smt_step,
     training_step,
 )
-from retain.model.compiling import can_compile
 from retain.config import BPTTConfig
 from retain.inference.generate import fast_step, generate
-from retain.model import attention as ways_of_attention
-from retain.ops.graphs import launched
+from retain.model.compiling import can_compile
 from retain.objectives import BPTT, DMT
+from retain.ops import attention as ways_of_attention
+from retain.ops.graphs import launched
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import autocast, device
-from retain.model.compiling import fast_parts
 from retain.config import CellConfig, DMTConfig, MemoryConfig, SMTConfig, TeacherConfig
+from retain.config.presets import tinystories_paper
 from retain.errors import UserError
+from retain.model.compiling import fast_parts
 from retain.model.fast import Parts, using
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives import SMT
-from retain.config.presets import tinystories_paper
 
 VOCAB = 256
 

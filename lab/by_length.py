@@ -6,7 +6,8 @@ import statistics
 from pathlib import Path
 
 from lab.studies import SOLVED
-from retain.experiments.tables import Results, mean_and_deviation, new_figure, table
+from retain.experiments.tables import Results, mean_and_deviation, table
+from retain.plots import new_figure
 
 COSTS = {"seconds": "seconds", "sequential_steps": "sequential steps"}
 

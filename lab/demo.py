@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from retain.cli.arguments import Usage
 from retain.cli import one_line_errors
-from retain.experiments.compare import matched, with_rate
+from retain.cli.arguments import Usage
 from retain.config import RunConfig
-from retain.runs.lock import alone, is_litter
 from retain.config.presets import PRESETS
+from retain.experiments.compare import matched, with_rate
+from retain.runs.lock import alone, is_litter
 
 SECONDS = 95
 """Training time of each method: three of them stay within five minutes."""
@@ -34,9 +34,9 @@ def methods(config: RunConfig) -> dict[str, RunConfig]:
 
 
 def main() -> None:
-    from retain.runs.checkpoint import keep_printed
     from retain.cli.evaluate import record_of
     from retain.data import load_data
+    from retain.files import keep_printed
     from retain.inference.evaluate import batch_for, evaluate
     from retain.inference.generate import generate
     from retain.runs.run import load_run

@@ -12,9 +12,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from retain.cli import one_line_errors
 from lab.results import STALE, copy_picture, current, fingerprint, keep, kept, write
-from retain.experiments.sweep import run_sweep, runs_of, sweep_of
+from retain.cli import one_line_errors
+from retain.cli.sweep import sweep_of
+from retain.experiments.sweep import run_sweep, runs_of
 
 PAGE = Path("docs/figures.md")
 KEPT = Path("docs/figures")

@@ -19,14 +19,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from retain.cli.arguments import Usage
+from lab.studies import STUDIES, Study
 from retain.cli import one_line_errors
-from retain.experiments.compare import compare, comparison_of
+from retain.cli.arguments import Usage
+from retain.cli.compare import comparison_of
 from retain.config import RunConfig
 from retain.config.json import to_dict
-from retain.errors import UserError
 from retain.config.presets import PRESETS
-from lab.studies import STUDIES, Study
+from retain.errors import UserError
+from retain.experiments.compare import compare
 
 PAGE = Path("docs/results.md")
 KEPT = Path("docs/results")
@@ -188,7 +189,7 @@ def is_current(arguments: str, saved: dict[str, Any]) -> bool:
 
 
 def keep(name: str, command: str, settings: str, results: Any, folder: Path) -> None:
-    from retain.runs.checkpoint import replace_file
+    from retain.files import replace_file
 
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"command": command, "settings": settings, "results": results}) + "\n"

@@ -12,11 +12,11 @@ from unittest.mock import patch
 
 import torch
 
-from retain.experiments import scheduler as grid
-from retain.runs.checkpoint import latest_checkpoint, load_files
 from retain.config import IGNORE
 from retain.data import load_data
 from retain.data.prefetch import Prefetch
+from retain.experiments import scheduler as grid
+from retain.runs.checkpoint import latest_checkpoint, load_files
 from retain.training.loop import train
 
 PHASES = ("smt", "dmt", "bptt")

@@ -26,11 +26,8 @@ def revealed(expressions, tmp_path, monkeypatch):
 
 
 def test_every_public_name_has_a_type(tmp_path, monkeypatch):
-    modules = [f"{name}.{name}" for name in retain._MODULES]
-    types = revealed([*retain.__all__, *modules, 'load("x").step', 'load_run("x").rnn'], tmp_path, monkeypatch)
+    types = revealed([*retain.__all__, 'load("x").step', 'load_run("x").rnn'], tmp_path, monkeypatch)
     assert not [name for name, found in types.items() if found == "Any"]
-    for name in retain._MODULES:
-        assert types[name] == "ModuleType"
     assert types['load("x").step'] == "def (token: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]"
     assert (types['load_run("x").rnn'], types["__version__"]) == ("RNN", "str")
 
@@ -38,7 +35,7 @@ def test_every_public_name_has_a_type(tmp_path, monkeypatch):
 def test_the_typed_names_are_the_public_ones():
     (block,) = [node for node in ast.parse(SOURCE.read_text()).body if isinstance(node, ast.If) and node.orelse]
     imports = {alias.asname: node.module for node in block.body for alias in node.names}
-    assert imports == retain._HOMES | dict.fromkeys(retain._MODULES, "retain")
+    assert imports == retain._HOMES
     assert {*imports, "__version__"} == set(retain.__all__)
     assert len(retain.__all__) == len(set(retain.__all__))
 

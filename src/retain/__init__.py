@@ -19,33 +19,32 @@ _HOMES = {
     "DMT": "retain.objectives",
     "BPTT": "retain.objectives",
     "load_data": "retain.data",
+    "train": "retain.training.loop",
+    "evaluate": "retain.inference.evaluate",
+    "generate": "retain.inference.generate",
 }
-# Functions called like their modules are to be had from there: retain.training.loop.train, retain.inference.evaluate.evaluate, ...
-_MODULES = ("train", "evaluate", "generate")
-__all__ = ["__version__", *_HOMES, *_MODULES]
+__all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
-    from retain.inference import evaluate
-    from retain.inference import generate
-    from retain.training import loop as train
     from retain.config import RunConfig as RunConfig
+    from retain.config.presets import PRESETS as PRESETS
     from retain.data import load_data as load_data
+    from retain.inference.evaluate import evaluate as evaluate
+    from retain.inference.generate import generate as generate
     from retain.model.rnn import RNN as RNN
     from retain.model.teacher import Teacher as Teacher
     from retain.objectives import BPTT as BPTT
     from retain.objectives import DMT as DMT
     from retain.objectives import SMT as SMT
-    from retain.config.presets import PRESETS as PRESETS
     from retain.runs.run import load as load
     from retain.runs.run import load_run as load_run
     from retain.runs.run import save as save
+    from retain.training.loop import train as train
 else:  # or any name whatever would be one of type Any
 
     def __getattr__(name: str) -> "Any":
         import importlib
 
-        if name in _MODULES:
-            return importlib.import_module(f"retain.{name}")
         if name not in _HOMES:
             raise AttributeError(f"module 'retain' has no attribute {name!r}")
         return getattr(importlib.import_module(_HOMES[name]), name)

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from conftest import tiny, train_tiny
-from retain.runs import checkpoint
+from retain import files
 from retain.config import CellConfig, DataConfig
 from retain.config.json import save_config
-from retain.runs.lock import alone
 from retain.model.cells import build_cell
+from retain.runs.lock import alone
 from retain.runs.run import load
 
 CELLS = """
@@ -437,7 +437,7 @@ def test_a_full_disk_at_the_result_is_one_line(command, retain, place, monkeypat
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "result.json")
 
-    monkeypatch.setattr(checkpoint, "replace_file", full)
+    monkeypatch.setattr(files, "replace_file", full)
     code, said, complaint = retain(*command.split())
     assert code == 2
     assert complaint.count("\n") == 1 and "No space left on device" in complaint
@@ -445,7 +445,7 @@ def test_a_full_disk_at_the_result_is_one_line(command, retain, place, monkeypat
 
 
 def test_a_full_disk_while_checkpointing_is_one_line_and_the_run_goes_on_later(retain, place, monkeypatch):
-    real, written = checkpoint._write_file, []
+    real, written = files.write_file, []
 
     def full(path, data):
         written.append(path)
@@ -454,7 +454,7 @@ def test_a_full_disk_while_checkpointing_is_one_line_and_the_run_goes_on_later(r
         real(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write_file", full)
+        patch.setattr(files, "write_file", full)
         check(
             retain("train", "--config", "tiny.json", "--out", "new", "--quiet"),
             ["step-00000012", "No space left on device", "step-00000006 is still good"],

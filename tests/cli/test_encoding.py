@@ -11,9 +11,9 @@ import pytest
 
 import retain
 from conftest import tiny
-from retain.runs.checkpoint import replace_file
 from retain.config import DataConfig
 from retain.config.json import save_config
+from retain.files import replace_file
 
 NOT_TEXT = {"os", "Image"}
 """Whose `open` knows of no encoding."""

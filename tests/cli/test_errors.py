@@ -7,16 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_cli import python
 
 from conftest import tiny
-from retain.training import processes
-from retain.cli.arguments import Usage
 from retain.cli import main
+from retain.cli.arguments import Usage
 from retain.config.json import load_config
 from retain.errors import CheckpointError, Interrupted, TrainingError, UserError
 from retain.experiments.scheduler import RunError, run_all
+from retain.training import processes
 from retain.training.processes import together
-from test_cli import python
 
 MENDABLE = [
     # the error, the line, the exit code
@@ -121,7 +121,8 @@ def test_processes_that_are_one_run_fail_together(error, monkeypatch):
 def test_a_defect_of_one_run_of_many_is_a_traceback(tmp_path, monkeypatch):
     """What the user got wrong, a lost run and a defect are told apart in another process, too."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import retain.experiments.scheduler\ndef broken(config, folder): return [][1]\nretain.grid.train_one = broken\n"
+        "import retain.experiments.scheduler\ndef broken(config, folder): return [][1]\n"
+        "retain.experiments.scheduler.train_one = broken\n"
     )
     paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from conftest import tiny
-from retain.runs.checkpoint import latest_checkpoint
 from retain.config.json import save_config
 from retain.errors import Interrupted
+from retain.runs.checkpoint import latest_checkpoint
 from retain.runs.lock import alone
 from runs import run
 

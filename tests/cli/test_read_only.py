@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from retain.runs import checkpoint
+from retain import files
 
 SAID = {
     "eval RUN": "bits per token",
@@ -44,14 +44,14 @@ def may_not_write(runs, monkeypatch):
     """As the system of files would answer; it asks nothing of who runs the tests."""
 
     def forbid(number):
-        real = checkpoint._write_file
+        real = files.write_file
 
         def write(path, data):
             if runs in path.parents:
                 raise OSError(number, os.strerror(number), str(path))
             real(path, data)
 
-        monkeypatch.setattr(checkpoint, "_write_file", write)
+        monkeypatch.setattr(files, "write_file", write)
 
     return forbid
 

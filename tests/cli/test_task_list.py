@@ -9,9 +9,9 @@ import pytest
 from conftest import tiny
 from retain.config import IGNORE, TASK_DATA
 from retain.config.json import save_config
+from retain.config.presets import PRESETS
 from retain.data import load_data
 from retain.data.tasks import TASKS
-from retain.config.presets import PRESETS
 from retain.training.loop import train
 
 

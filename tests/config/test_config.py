@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from conftest import tiny
-from retain.config.budget import Budget, parse_budget
 from retain.config import (
     BPTTConfig,
     CellConfig,
@@ -23,10 +22,11 @@ from retain.config import (
     SMTConfig,
     TeacherConfig,
 )
+from retain.config.budget import Budget, parse_budget
 from retain.config.json import from_dict, load_config, save_config, to_dict
+from retain.config.presets import PRESETS
 from retain.data import load_data
 from retain.errors import UserError
-from retain.config.presets import PRESETS
 from retain.runs.run import build
 
 

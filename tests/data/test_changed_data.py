@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from conftest import tiny
-from retain.runs.checkpoint import latest_checkpoint, load_files
 from retain.config import DataConfig
 from retain.data import load_data, text
 from retain.data.file_array import FileArray
 from retain.errors import ChangedData, TrainingError
+from retain.runs.checkpoint import latest_checkpoint, load_files
 from retain.training.loop import train
 from runs import run
 

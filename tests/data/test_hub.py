@@ -19,9 +19,9 @@ from fakehub import hub
 from hubdata import PARTS, SMALL, real, stories, tokenizer
 from retain.config import DataConfig
 from retain.config.json import load_config, save_config
+from retain.config.presets import PRESETS
 from retain.data import load_data
 from retain.data.subwords import read_prompt
-from retain.config.presets import PRESETS
 from retain.runs.run import build, load, load_run
 from retain.runs.run import save as retain_save
 from retain.training.loop import train

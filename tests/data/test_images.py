@@ -13,12 +13,12 @@ from PIL import Image, ImageDraw
 
 from conftest import tiny
 from naive import randomise
-from retain.inference.complete import HIDDEN, complete
 from retain.config import DataConfig
+from retain.config.presets import PRESETS
 from retain.data.images import darkest, events_vocabulary, gray_of, pixels_of, read_image, stored_image
 from retain.errors import UserError
+from retain.inference.complete import HIDDEN, complete
 from retain.inference.generate import generate
-from retain.config.presets import PRESETS
 from retain.runs.run import build
 
 

@@ -10,10 +10,10 @@ import torch
 
 from conftest import tiny
 from hubdata import PARTS, SMALL, stories, tokenizer
-from retain.runs.checkpoint import latest_checkpoint, load_files
 from retain.config import DataConfig
 from retain.data import load_data
 from retain.data import stream as streaming
+from retain.runs.checkpoint import latest_checkpoint, load_files
 from retain.training.loop import Interrupted, train
 
 

@@ -12,8 +12,8 @@ import retain
 from retain.config import TASK_DATA, TASK_FIELDS, DataConfig
 from retain.data import IGNORE, SPLITS, load_data
 from retain.data.batches import generator
-from retain.data.tasks.recall import MQAR, Copy, KeysValues, Retrieval, SelectiveCopy, distinct
 from retain.data.tasks import TASKS, build_task
+from retain.data.tasks.recall import MQAR, Copy, KeysValues, Retrieval, SelectiveCopy, distinct
 from retain.data.tasks.tracking import S3, S5, Dyck, Modular, Parity, Stack
 
 SIZES = {

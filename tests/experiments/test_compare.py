@@ -11,14 +11,15 @@ import sys
 import pytest
 
 from conftest import tiny
-from retain.experiments.compare import Comparison, compare
 from retain.config import RunConfig
 from retain.config.json import save_config
 from retain.data import load_data
-from retain.inference.evaluate import evaluate
+from retain.experiments.compare import compare
+from retain.experiments.comparison import Comparison
 from retain.experiments.scheduler import curve, run_all
-from retain.runs.run import load_run
 from retain.experiments.tables import flattens, markdown, mean_and_deviation, plot, ranked
+from retain.inference.evaluate import evaluate
+from retain.runs.run import load_run
 from runs import grids_here
 
 # A whole comparison

@@ -5,13 +5,14 @@ import json
 import pytest
 
 from conftest import tiny
-from retain.experiments import compare as module
-from retain.experiments.compare import METHODS, Comparison, best_rate, compare, factor, method_config, parameters
 from retain.config import DataConfig
 from retain.config.json import to_dict
+from retain.config.presets import PRESETS
 from retain.data import load_data
 from retain.data.rows import codec_of
-from retain.config.presets import PRESETS
+from retain.experiments import compare as module
+from retain.experiments.compare import best_rate, compare, method_config, parameters
+from retain.experiments.comparison import METHODS, Comparison, factor
 from retain.runs.run import build
 from runs import OWN_CELL, grids_here
 

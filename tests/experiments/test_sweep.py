@@ -10,21 +10,23 @@ import statistics
 
 import pytest
 import torch
+from test_grid import steps_of
 
 from conftest import tiny
 from lab import figures
-from retain.experiments import scheduler as grid
-from retain.config.budget import parse_budget
+from retain.cli.sweep import sweep_of
 from retain.cli.train import train_config
-from retain.experiments.compare import parameters
+from retain.config.budget import parse_budget
 from retain.config.json import load_config, save_config
 from retain.data import load_data
+from retain.experiments import scheduler as grid
+from retain.experiments.compare import parameters
+from retain.experiments.sweep import check, run_sweep, runs_of
+from retain.experiments.sweep_results import budget_of, choose_levels, compression, markdown, place, plot_quality
+from retain.experiments.variation import Sweep, value_of
 from retain.inference.evaluate import evaluate
 from retain.runs.run import load_run
-from retain.experiments.sweep import Sweep, check, run_sweep, runs_of, sweep_of, value_of
-from retain.experiments.sweep_results import budget_of, choose_levels, compression, markdown, place, plot_quality
 from runs import OWN_CELL, Crash, crash_at, grids_here, watched
-from test_grid import steps_of
 
 BASE = tiny(budget="4steps", validate_every="2steps")
 

@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_leaves
 from conftest import tiny
 from naive import VOCAB, assert_close, models
 from retain import devices
-from retain.model import compiling
-from retain.inference import generate as fast
 from retain.config import CELLS, CellConfig, MemoryConfig, TeacherConfig
+from retain.inference import generate as fast
 from retain.inference.generate import check_sampling, generate, sample, save_image_grid
+from retain.model import compiling
 from retain.model.rnn import RNN
 
 

@@ -8,10 +8,10 @@ import torch
 
 from conftest import tiny
 from hubdata import real
-from retain.inference import likelihood
 from retain.config import DataConfig
-from retain.data import load_data
 from retain.config.presets import PRESETS
+from retain.data import load_data
+from retain.inference import likelihood
 from retain.runs.run import build
 
 

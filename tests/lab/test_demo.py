@@ -15,7 +15,7 @@ from retain.config.json import load_config
 def test_the_demo_gives_all_one_budget_and_shows_what_was_scored(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("lab.demo.OUT", tmp_path / "demo")
     monkeypatch.setattr("sys.argv", ["demo", "0.3"])
-    monkeypatch.setattr("retain.devices.installed", lambda package: False)  # no trackers
+    monkeypatch.setattr("retain.training.accelerator.installed", lambda package: False)  # no trackers
     monkeypatch.setattr("retain.data.text.stdlib_files", few_modules)
     demo.main()
     said, rows = capsys.readouterr().out, json.loads((tmp_path / "demo/demo.json").read_text())

@@ -8,14 +8,13 @@ import shutil
 
 import pytest
 
-from lab import figures
-from lab import results
+from lab import figures, results
 from lab.by_length import by_length, plot_by_length, solved
-from retain.experiments.compare import comparison_of
-from retain.config.json import from_dict, to_dict
-from retain.config.presets import PRESETS
 from lab.results import BEGIN, BY_NAME, END, STALE, comparisons, fingerprint, given, main, of_study, write
 from lab.studies import ABLATED, WITHOUT, ablation, ablation_table, credit, credit_table, slug
+from retain.cli.compare import comparison_of
+from retain.config.json import from_dict, to_dict
+from retain.config.presets import PRESETS
 from runs import grids_here
 
 _ablated = functools.cache(ablation)

@@ -7,6 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import naive
 from naive import assert_close
 from retain.config import CellConfig, MemoryConfig
+from retain.model.cells import build_cell
+from retain.model.layers import Block, MemoryNorm, Norm, Transformer
 from retain.ops.attention import (
     BLOCK,
     FEW_KEYS_COMPILED,
@@ -16,19 +18,7 @@ from retain.ops.attention import (
     plain_attention,
     summed_attention,
 )
-from retain.model.cells import build_cell
-from retain.model.layers import (
-    TABLED_POSITIONS,
-    Block,
-    MemoryNorm,
-    Norm,
-    Transformer,
-    angles,
-    at_least_float32,
-    rms,
-    rotary,
-    squared_relu,
-)
+from retain.ops.elementwise import TABLED_POSITIONS, angles, at_least_float32, rms, rotary, squared_relu
 
 THRESHOLDS = (1, FEW_KEYS_COMPILED, BLOCK, PLAIN_ATTENTION_KEYS)
 KINDS = ("all", "causal", "mask", "both")

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from naive import batch, models, smt_config
-from retain.model.compiling import fast_parts
 from retain.config import BPTTConfig, DMTConfig
-from retain.model import delta_rollout, gated_rollout, graphs
+from retain.model.compiling import fast_parts
 from retain.model.fast import using
-from retain.ops.graphs import Replayed
 from retain.model.rnn import _GRAPHS
 from retain.objectives import BPTT, DMT, SMT
+from retain.ops import delta_rollout, gated_rollout, graphs
+from retain.ops.graphs import Replayed
 
 
 class StandIn:

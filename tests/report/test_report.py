@@ -14,7 +14,7 @@ import torch
 
 from conftest import tiny, train_tiny
 from naive import VOCAB, assert_close, models
-from retain.runs.checkpoint import load_files
+from retain.cli.report import command_of
 from retain.config import IGNORE, DataConfig
 from retain.config.json import load_config
 from retain.data import load_data
@@ -27,6 +27,7 @@ from retain.report.gather import gather
 from retain.report.page import write_report
 from retain.report.samples import continuations, teacher_stream
 from retain.report.verdict import _drift, _quality, ablation, verdict
+from retain.runs.checkpoint import load_files
 from retain.runs.run import load_run
 from retain.training.loop import train
 
@@ -254,11 +255,11 @@ def test_the_command_gives_the_same_config(text_run, retrieval_run, tmp_path):
     from retain.cli.train import train_config
 
     for run in (text_run, retrieval_run):
-        command = gather(run, ())["command"]
+        command = gather(run, (), command_of)["command"]
         assert command.startswith(f"retain train {load_config(run / 'config.json').preset} --out NEW")
         assert train_config(shlex.split(command)[2:])[0] == load_config(run / "config.json")
     own = train_tiny(tmp_path / "own", preset="own", budget="1steps")
-    assert f"--config {own}/config.json" in gather(own, ())["command"]
+    assert f"--config {own}/config.json" in gather(own, (), command_of)["command"]
 
 
 def test_a_healthy_run_has_nothing_to_note(retrieval_run, digits_run, text_run, bptt_run):

@@ -11,12 +11,12 @@ import torch
 import retain
 import retain.training.loop as module
 from conftest import tiny
-from retain.runs.checkpoint import load_files
 from retain.cli import main
 from retain.config import CellConfig, DataConfig, MemoryConfig
 from retain.data import load_data
 from retain.model.rnn import RNN
 from retain.objectives import SMT
+from retain.runs.checkpoint import load_files
 from retain.runs.run import load_run
 from retain.training.loop import train
 from runs import run

@@ -4,10 +4,10 @@ import pytest
 
 from conftest import tiny
 from lab import demo
-from retain.experiments import scheduler as grid
 from retain.cli.arguments import Usage
 from retain.config.json import to_dict
 from retain.errors import UserError
+from retain.experiments import scheduler as grid
 from retain.runs.lock import is_free
 from retain.runs.run import build, prepare_folder, save
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from conftest import tiny
-from retain.runs import checkpoint
-from retain.runs.checkpoint import CheckpointError, latest_checkpoint, load_files
+from retain import files
 from retain.config.json import load_config, to_dict
 from retain.model.cells import build_cell
+from retain.runs.checkpoint import CheckpointError, latest_checkpoint, load_files
 from retain.runs.progress import STOPS
 from retain.runs.run import load_run
 from retain.training.loop import Interrupted, train
@@ -113,7 +113,7 @@ def test_a_finished_run_can_be_resumed_and_stays_as_it_is(never_stopped, tmp_pat
 @pytest.mark.parametrize("fails", [2, 3, 4])
 def test_a_full_disk_leaves_the_previous_checkpoint(never_stopped, tmp_path, monkeypatch, fails):
     config, whole = never_stopped()
-    out, written, real = tmp_path / "run", [], checkpoint._write_file
+    out, written, real = tmp_path / "run", [], files.write_file
 
     def full(path, data):
         if path.name == "manifest.json":
@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(never_stopped, tmp_path, mon
         real(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write_file", full)
+        patch.setattr(files, "write_file", full)
         with pytest.raises(CheckpointError, match=r"cannot be written, No space left on device; \S+ is still good$"):
             run(config, out)
     kept = latest_checkpoint(out)
@@ -158,7 +158,7 @@ def test_a_run_goes_on_with_its_own_cell_alone(never_stopped, tmp_path):
         train(config, out, resume=True, cell=cell, progress_bar=False)
     with pytest.raises(ValueError, match=r"was trained with the data that its config names; leave out data="):
         train(config, out, resume=True, data=Changed(config), progress_bar=False)
-    with pytest.raises(Interrupted, match=r"go on with: retain.training.loop.train\(config, out, resume=True, …\)"):
+    with pytest.raises(Interrupted, match=r"go on with: retain.train\(config, out, resume=True, …\)"):
         run(config, tmp_path / "own", at=stop_after(2), cell=cell)
     with pytest.raises(ValueError, match=r"was trained with cell of its own; give it, as in train\(.*cell=…\)"):
         train(config, tmp_path / "own", resume=True, progress_bar=False)

@@ -18,10 +18,11 @@ import naive
 from conftest import tiny
 from naive import VOCAB, assert_close, models
 from retain import devices
-from retain.model import compiling
 from retain.inference.generate import fast_step, first_step_checked, generate
+from retain.model import compiling
 from retain.model.fast import fast
-from retain.model.layers import Embedding, Norm, squared_relu
+from retain.model.layers import Embedding, Norm
+from retain.ops.elementwise import squared_relu
 from retain.training.loop import train
 from runs import Crash, lines, run
 

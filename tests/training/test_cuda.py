@@ -17,18 +17,18 @@ from conftest import tiny
 from naive import attention as naive_attention
 from naive import batch, models, padded, smt_config
 from retain.cli import main
-from retain.model.compiling import fast_parts
 from retain.config import CELLS, BPTTConfig, DataConfig, DMTConfig
+from retain.config.presets import PRESETS
 from retain.data import load_data
 from retain.inference.evaluate import evaluate
 from retain.inference.generate import fast_step, generate
-from retain.model import attention as attending
-from retain.model import delta_rollout, gated_rollout
+from retain.model.compiling import fast_parts
 from retain.model.fast import using
-from retain.ops.graphs import _ALL, forget, launched
 from retain.model.rnn import _GRAPHS
 from retain.objectives import BPTT, DMT, SMT
-from retain.config.presets import PRESETS
+from retain.ops import attention as attending
+from retain.ops import delta_rollout, gated_rollout
+from retain.ops.graphs import _ALL, forget, launched
 from retain.runs.run import load_run
 from retain.training.loop import Loop, train
 from runs import losses

@@ -9,14 +9,14 @@ import torch
 
 from conftest import tiny
 from naive import batch, models
-from retain.config.budget import parse_budget
-from retain.experiments.compare import method_config
 from retain.config import BPTTConfig, DMTConfig
-from retain.objectives import BPTT, DMT, SMT
-from retain.training.phases import objective_of
+from retain.config.budget import parse_budget
 from retain.config.presets import PRESETS
+from retain.experiments.compare import method_config
+from retain.objectives import BPTT, DMT, SMT
 from retain.runs.run import build
 from retain.training.loop import train
+from retain.training.phases import objective_of
 
 
 def counted(method, progress=0.0, **changes):

@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 from conftest import tiny
-from retain.runs.checkpoint import best_checkpoint, latest_checkpoint, load_files
 from retain.config import DataConfig
 from retain.data import load_data
-from retain.devices import make_accelerator
 from retain.inference.evaluate import evaluate
 from retain.model.cells import build_cell
 from retain.objectives import BPTT
-from retain.training.phases import learning_rate, part_of
+from retain.runs.checkpoint import best_checkpoint, latest_checkpoint, load_files
 from retain.runs.progress import stop_signals
 from retain.runs.run import build, load, load_run
+from retain.training.accelerator import make_accelerator
 from retain.training.loop import Loop, TrainingError, train
+from retain.training.phases import learning_rate, part_of
 from runs import KEYS, LOSSES, PHASES, Changed, lines, losses, run
 
 

@@ -16,15 +16,15 @@ import torch
 
 from conftest import tiny
 from forks import Forked
-from retain import devices
-from retain.runs.checkpoint import latest_checkpoint, load_files
 from retain.config import DataConfig
 from retain.config.json import load_config, save_config
-from retain.devices import make_accelerator, start_trackers
 from retain.model.layers import MemoryNorm
-from retain.training.processes import agreed
+from retain.runs.checkpoint import latest_checkpoint, load_files
 from retain.runs.progress import STOPS
+from retain.training import accelerator as devices
+from retain.training.accelerator import make_accelerator, start_trackers
 from retain.training.loop import train
+from retain.training.processes import agreed
 from runs import LOSSES, PHASES, Changed, Padded, assert_same_run, lines, run, wait_for
 
 RETAIN = "from retain.cli import main; main()"
@@ -327,7 +327,7 @@ def test_trackers_know_project_and_run_by_name(tracker, project, tmp_path):
 
 def test_processes_that_were_started_but_do_not_join_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("retain.devices.Accelerator", lambda **settings: SimpleNamespace(num_processes=1))
+    monkeypatch.setattr("retain.training.accelerator.Accelerator", lambda **settings: SimpleNamespace(num_processes=1))
     with pytest.raises(ValueError, match="device: cpu does not join the 2 processes"):
         make_accelerator(tiny(), tmp_path)
 

@@ -18,8 +18,8 @@ from types import FrameType
 
 from retain import __version__
 from retain.cli.arguments import Usage
-from retain.errors import explain
 from retain.config.presets import PRESETS
+from retain.errors import explain
 from retain.streams import divert, lossy_streams
 
 HELP = f"""\
@@ -54,8 +54,8 @@ def main(argv: list[str] | None = None) -> None:
         "generate": "retain.cli.generate:generate_command",
         "info": "retain.cli.info:info_command",
         "tasks": "retain.cli.tasks:tasks_command",
-        "compare": "retain.experiments.compare:compare_command",
-        "sweep": "retain.experiments.sweep:sweep_command",
+        "compare": "retain.cli.compare:compare_command",
+        "sweep": "retain.cli.sweep:sweep_command",
         "report": "retain.cli.report:report_command",
         "plot": "retain.cli.report:plot_command",
     }

@@ -50,16 +50,6 @@ def take_run(argv: list[str], command: str, cls: type[T]) -> tuple[Path, T]:
     return Path(argv[0]), parse(cls, argv[1:], f"retain {command} RUN")
 
 
-def option_of(key: str, value: Any) -> list[str]:
-    """The words of a command line that set a field: "cell.residual", False → ["--cell.no-residual"]."""
-    section, _, field = key.replace("_", "-").rpartition(".")
-    if isinstance(value, bool):
-        field, words = field if value else f"no-{field}", []
-    else:
-        words = list(map(str, value if isinstance(value, list) else [value]))
-    return [f"--{section}.{field}" if section else f"--{field}", *words]
-
-
 def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
     """Take `name VALUE` or `name=VALUE` out of argv."""
     rest, value, i = [], None, 0

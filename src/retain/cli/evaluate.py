@@ -52,10 +52,10 @@ def eval_command(argv: list[str]) -> None:
         print(f"retain: {path} has no teacher.safetensors, so nothing is compared with its teacher", file=sys.stderr)
     from tqdm import tqdm
 
-    from retain.runs.checkpoint import keep_printed
     from retain.data import load_data
     from retain.data.paths import with_path
     from retain.data.scan import told
+    from retain.files import keep_printed
     from retain.inference.evaluate import batch_for, evaluate, finite
     from retain.runs.run import data_changed, same_checksum
 
@@ -66,7 +66,7 @@ def eval_command(argv: list[str]) -> None:
     elif run.state.get("own_data"):
         raise UserError(
             f"data: {path} was trained on data of your own, which no config names; give --data PATH, or score it in "
-            "Python: retain.inference.evaluate.evaluate(retain.load(RUN), None, data.windows('test', 256))"
+            "Python: retain.evaluate(retain.load(RUN), None, data.windows('test', 256))"
         )
     if args.seq_len is not None:
         data_config = data_config.at_length(args.seq_len)

@@ -74,7 +74,7 @@ def generate_command(argv: list[str]) -> None:
             raise Usage(
                 "compile, count, stop: what is completed is the images that are named, as they are; leave it out"
             )
-        from retain.inference.complete import complete_images
+        from retain.cli.complete import complete_images
 
         write_samples(path, dataclasses.asdict(args), complete_images(run, path, args))
         return
@@ -182,6 +182,6 @@ def read_argument(prompt: str) -> str:
 
 
 def write_samples(path: Path, settings: dict[str, Any], samples: dict[str, Any]) -> None:
-    from retain.runs.checkpoint import keep_printed
+    from retain.files import keep_printed
 
     keep_printed(path / "samples.json", json.dumps({"settings": settings, **samples}))

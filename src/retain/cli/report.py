@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from retain.cli.arguments import Usage, parse
-from retain.errors import READ_ONLY
+from retain.config import RunConfig
+from retain.config.json import flatten, option_of, to_dict
+from retain.errors import READ_ONLY, UserError
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def report_command(argv: list[str]) -> None:
         raise Usage(f"out: {out} must be an .html")
     from retain.report.page import keep_report, make_report
 
-    report = make_report([Path(p) for p in paths], out)
+    report = make_report([Path(p) for p in paths], out, command_of)
     written = f"{out} and {out.with_suffix('.json')}"
     try:
         keep_report(report, out)
@@ -86,3 +88,28 @@ def _leading(argv: list[str]) -> tuple[list[str], list[str]]:
     """The words before the first option, and the rest."""
     first = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
     return argv[:first], argv[first:]
+
+
+def command_of(config: RunConfig, path: Path) -> str:
+    """A `retain train` line that gives this config, checked by parsing it; else the one that reads the config file."""
+    import shlex
+
+    from retain.cli.train import train_config
+    from retain.config.presets import PRESETS
+    from retain.report.gather import by_file
+
+    if config.preset not in PRESETS:
+        return by_file(config, path)
+    line = ["train", config.preset, "--out", "NEW"]
+    if config.data.path is not None:
+        line += ["--data", config.data.path]
+    before, now = flatten(to_dict(PRESETS[config.preset]())), flatten(to_dict(config))
+    for key, value in now.items():
+        if value == before.get(key) or key in ("data.path", "preset") or (key == "data.name" and config.data.path):
+            continue
+        line += option_of(key, value)
+    try:
+        same = train_config(line[1:])[0] == config
+    except UserError:  # whatever the parser says of it, it is not a line to show
+        same = False
+    return "retain " + shlex.join(line) if same else by_file(config, path)

@@ -8,8 +8,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from retain.config.checks import checked
 from retain.config import RunConfig
+from retain.config.checks import checked
 from retain.errors import UserError
 
 
@@ -51,7 +51,7 @@ def from_dict(cls: Any, values: Any, name: str = "config") -> Any:
 
 
 def save_config(config: RunConfig, path: Path) -> None:
-    from retain.runs.checkpoint import replace_file
+    from retain.files import replace_file
 
     replace_file(path, json.dumps(to_dict(config), indent=2).encode() + b"\n")
 
@@ -70,3 +70,13 @@ def load_config(path: Path) -> RunConfig:
         return from_dict(RunConfig, values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def option_of(key: str, value: Any) -> list[str]:
+    """The words of a command line that set a field: "cell.residual", False → ["--cell.no-residual"]."""
+    section, _, field = key.replace("_", "-").rpartition(".")
+    if isinstance(value, bool):
+        field, words = field if value else f"no-{field}", []
+    else:
+        words = list(map(str, value if isinstance(value, list) else [value]))
+    return [f"--{section}.{field}" if section else f"--{field}", *words]

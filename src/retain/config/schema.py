@@ -15,6 +15,36 @@ from retain.config.budget import Budget, parse_budget
 from retain.config.checks import at_most, not_negative, positive, typed
 from retain.errors import UserError
 
+__all__ = [
+    "BPTTConfig",
+    "CELLS",
+    "CellConfig",
+    "DATASETS",
+    "DEEPEST",
+    "DMTConfig",
+    "DataConfig",
+    "EMBEDDED_DATA",
+    "FILE_DATA",
+    "IGNORE",
+    "LARGEST_VOCABULARY",
+    "LONGEST",
+    "MOST",
+    "MemoryConfig",
+    "PHASES",
+    "PhaseConfig",
+    "READ_BY",
+    "READ_BY_CELL",
+    "RunConfig",
+    "SEEDS",
+    "SMTConfig",
+    "TASK_DATA",
+    "TASK_FIELDS",
+    "TRACKERS",
+    "TeacherConfig",
+    "WIDEST",
+    "check_memory",
+]
+
 CELLS = ("transformer", "mlp", "gated", "delta", "gru", "lstm", "elman")
 READ_BY_CELL: dict[str, set[str]] = {
     "transformer": {"kind", "width", "heads", "layers", "residual"},

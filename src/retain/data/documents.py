@@ -21,7 +21,7 @@ class DocumentsData(Data):
 
     A document, its end symbol included, of more than T + 1 tokens is several sequences, one after the other; the
     last is padded with token 0 and target IGNORE. So over documents of up to T + 1 tokens the loss is their
-    likelihood; `document` gives whole ones for `retain.inference.likelihood`. Raises UserError for a split without documents.
+    likelihood; `document` gives whole ones for `document_likelihood`. Raises UserError for a split without documents.
     """
 
     def __init__(

@@ -19,7 +19,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from retain.runs.checkpoint import replace_file
 from retain.config import DataConfig
 from retain.data.batches import SPLITS, Split
 from retain.data.cache import cache_folder
@@ -29,6 +28,7 @@ from retain.data.paths import expanded
 from retain.data.rows import Codec, codec_of, text_bytes
 from retain.data.source import Piece, Source
 from retain.errors import UserError
+from retain.files import replace_file
 
 log = logging.getLogger("retain")
 

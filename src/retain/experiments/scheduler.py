@@ -32,6 +32,8 @@ from retain.runs.progress import STOPS, stop_signals
 if TYPE_CHECKING:
     from retain.data.batches import Split
 
+WORK = "import sys; sys.path.append(sys.path.pop(0)); from retain.experiments.scheduler import work; work()"
+"""The folder it is run in comes last, as for the command line: a user's random.py must not replace Python's."""
 CURVE = 40
 """Points of the validation curve that a result keeps."""
 LENGTH_SEQUENCES = 512
@@ -138,8 +140,7 @@ def _start(
         env |= {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
     complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - a pipe would fill up; _finish closes it
     process = subprocess.Popen(
-        # The folder it is run in comes last, as in cli.py: a user's random.py must not replace Python's.
-        [sys.executable, "-c", "import sys; sys.path.append(sys.path.pop(0)); from retain.experiments.scheduler import work; work()"],
+        [sys.executable, "-c", WORK],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=complaints, encoding="utf-8", env=env,
         start_new_session=True,  # Ctrl-C reaches this process alone, which then stops them
     )  # fmt: skip
@@ -190,7 +191,7 @@ def claim(out: Path, file: str, spec: dict[str, Any], what: str, free: Sequence[
                 )
     elif not is_free(out):
         raise UserError(f"out: {out} already exists and holds no {what}; name another folder")
-    from retain.runs.checkpoint import replace_file
+    from retain.files import replace_file
 
     out.mkdir(parents=True, exist_ok=True)
     replace_file(path, json.dumps(now, indent=2).encode() + b"\n")
@@ -360,7 +361,7 @@ def processor() -> str:
 
 
 def _write(folder: Path, result: Result) -> None:
-    from retain.runs.checkpoint import replace_file
+    from retain.files import replace_file
 
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / "result.json", json.dumps(result, indent=1).encode() + b"\n")

@@ -8,10 +8,11 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retain.experiments.tables import COSTS, mean_and_deviation, new_figure, table
+from retain.experiments.tables import COSTS, mean_and_deviation, table
+from retain.plots import new_figure
 
 if TYPE_CHECKING:
-    from retain.experiments.sweep import Sweep
+    from retain.experiments.variation import Sweep
 
 MEMORY = ("memory.tokens", "memory.width")
 LEVELS = 4
@@ -21,7 +22,7 @@ Results = dict[str, Any]
 
 def summarise(sweep: Sweep, found: dict[str, dict[str, Any]]) -> Results:
     """All figures of a sweep as JSON: `points`, one per combination, each with its `values` and `runs` by seed."""
-    from retain.experiments.sweep import run_name
+    from retain.experiments.variation import run_name
 
     points: list[dict[str, Any]] = []
     source = None
@@ -123,7 +124,7 @@ def compression(points: list[dict[str, Any]], levels: tuple[float, ...] = ()) ->
 
 def write_results(results: Results, out: Path) -> None:
     """results.json, results.md and, where matplotlib is installed, results.png and compression.png."""
-    from retain.runs.checkpoint import replace_file
+    from retain.files import replace_file
 
     replace_file(out / "results.json", json.dumps(results, indent=1).encode() + b"\n")
     replace_file(out / "results.md", markdown(results).encode("utf-8", "surrogateescape"))
@@ -208,7 +209,7 @@ def plot_quality(results: Results, path: Path) -> bool:
     figure = new_figure(path, max(5.4, 5 * len(fields)), 3.9)
     if figure is None:
         return False
-    from retain.report.charts import PALETTE
+    from retain.plots import PALETTE
 
     metric = results["metric"]
     panels = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0]
@@ -275,7 +276,7 @@ def plot_compression(results: Results, path: Path) -> bool:
     figure = new_figure(path, 13, 4)
     if figure is None:
         return False
-    from retain.report.charts import PALETTE
+    from retain.plots import PALETTE
 
     sizes = sorted({point["memory"] for point in results["points"]})
     runs = [run for point in results["points"] for run in point["runs"] if run["curve"]]

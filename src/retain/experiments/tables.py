@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retain.experiments.compare import factor
+from retain.experiments.comparison import factor
+from retain.plots import new_figure
 
 if TYPE_CHECKING:
-    from retain.experiments.compare import Comparison
+    from retain.experiments.comparison import Comparison
 
 COSTS = {"seconds": "seconds", "tokens": "tokens", "sequential_steps": "sequential steps"}
 DRIFT = "relative_drift_last"
@@ -66,7 +66,7 @@ def summarise(
 
 def write_results(results: Results, out: Path) -> None:
     """results.json, results.md and, where matplotlib is installed, results.png."""
-    from retain.runs.checkpoint import replace_file
+    from retain.files import replace_file
 
     replace_file(out / "results.json", json.dumps(results, indent=1).encode() + b"\n")
     replace_file(out / "results.md", markdown(results).encode("utf-8", "surrogateescape"))
@@ -206,19 +206,6 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     """Markdown, the first column to the left and figures to the right."""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def new_figure(path: Path, width: float, height: float) -> Any:
-    """An empty Matplotlib figure, in inches; None, and a line on stderr, where matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure  # without pyplot: no display is looked for
-    except ImportError:
-        print(f"{path}: not drawn, matplotlib is not installed; pip install 'retain[plot]'", file=sys.stderr)
-        return None
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def flattens(chance: float, values: Sequence[float]) -> bool:

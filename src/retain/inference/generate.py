@@ -19,9 +19,9 @@ from retain.data import encode
 from retain.data.subwords import Subwords, read_prompt
 from retain.errors import UserError
 from retain.model.cells import CELLS, GRUCell, LSTMCell
-from retain.ops.graphs import Replayed
 from retain.model.modes import evaluating
 from retain.model.rnn import RNN
+from retain.ops.graphs import Replayed
 from retain.runs.run import Run, read_tokenizer
 
 log = logging.getLogger("retain")
@@ -252,8 +252,8 @@ def fast_step(rnn: RNN, batch: int = 1) -> Step:
     differentiated. Where nothing can be compiled there is a note in the log, and the step runs as it is. What it gives
     back is of inference mode: `.clone()` it before changing it in place.
     """
-    from retain.model.compiling import STEP_ON_CPU, can_compile, compiled
     from retain.devices import fast_bf16
+    from retain.model.compiling import STEP_ON_CPU, can_compile, compiled
 
     device = rnn.m_0.device
     weights = sum(p.numel() for part in (rnn.cell, rnn.readout) for p in part.parameters())

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from retain.config import CellConfig, MemoryConfig, check_memory
 from retain.errors import UserError
 from retain.model.delta_cell import DeltaCell
-from retain.ops.gated_rollout import gated_rollout
-from retain.model.layers import Norm, Transformer, product_dtype, squared_relu
+from retain.model.layers import Norm, Transformer
 from retain.model.shapes import check_streams
+from retain.ops.elementwise import product_dtype, squared_relu
+from retain.ops.gated_rollout import gated_rollout
 from retain.ops.stretches import Cut
 
 REACH = 4.0

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from retain.model.cells import rolls
 from retain.model.fast import Parts
-from retain.ops.graphs import Replayed
 from retain.model.rnn import RNN
 from retain.model.teacher import Readout, Teacher
+from retain.ops.graphs import Replayed
 
 log = logging.getLogger("retain")
 

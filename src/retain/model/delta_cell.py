@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retain.config import CellConfig, MemoryConfig
-from retain.ops.delta_rollout import delta_rollout
-from retain.model.layers import Norm, product_dtype, squared_relu
+from retain.model.layers import Norm
 from retain.model.shapes import check_streams
+from retain.ops.delta_rollout import delta_rollout
+from retain.ops.elementwise import product_dtype, squared_relu
 from retain.ops.stretches import Cut
 
 LAST = 4

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from retain.config import MemoryConfig, TeacherConfig
-from retain.ops.attention import attention
 from retain.model.layers import Block, Embedding, Norm, Transformer
+from retain.ops.attention import attention
 
 LOCAL = 4
 """Tokens whose embeddings a trunk position sums: the newest few, so that no layer is spent on fetching them."""

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from retain.config import CellConfig, MemoryConfig, TeacherConfig
 from retain.errors import UserError
-from retain.ops import graphs
 from retain.model.cells import PROJECTING, LSTMCell, build_cell, check_cell, rolls
 from retain.model.fast import fast
-from retain.model.layers import at_least_float32, rms
 from retain.model.shapes import check_axes, check_memory_of
-from retain.ops.stretches import Cut
 from retain.model.teacher import Readout, Teacher
+from retain.ops import graphs
+from retain.ops.elementwise import at_least_float32, rms
+from retain.ops.stretches import Cut
 
 STEPWISE = (*PROJECTING, LSTMCell)
 """Our own cells that read step by step, so that a GPU replays their steps from graphs; cuDNN has kernels for a whole

@@ -12,8 +12,8 @@ from torch import Tensor
 from retain.config import IGNORE
 from retain.errors import UserError
 from retain.model.fast import fast
-from retain.model.layers import at_least_float32
 from retain.model.teacher import Readout
+from retain.ops.elementwise import at_least_float32
 
 
 def where_asked(targets: Tensor, *others: Tensor) -> tuple[Tensor, ...]:

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from retain.ops.elementwise import EPS
 from retain.ops.graphs import Replayed
-from retain.model.layers import EPS
 from retain.ops.stretches import Cut, Stretches
 
 

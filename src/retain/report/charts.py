@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from retain.plots import PALETTE
 from retain.report.history import AXES
 
-PALETTE = ("#2f7ed8", "#e2711d", "#2a9d5c", "#b5489e", "#c9a227", "#d1495b", "#5f6caf", "#7a8590")
-"""Told apart on white and on black, and by most colour-blind readers (order after Okabe and Ito)."""
 OTHER = "#9aa3ad"
 Numbers = list[Any]
 """Floats, None where there is none."""

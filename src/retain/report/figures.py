@@ -11,7 +11,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from retain.report.charts import OTHER, PALETTE, Chart, colourings, escape
+from retain.plots import PALETTE
+from retain.report.charts import OTHER, Chart, colourings, escape
 
 
 def chart_figure(chart: Chart) -> dict[str, Any]:

@@ -6,14 +6,14 @@ import json
 import logging
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retain.cli.arguments import option_of
 from retain.config import RunConfig
-from retain.config.json import flatten, load_config, to_dict
+from retain.config.json import load_config, to_dict
 from retain.data import Data, load_data
 from retain.errors import CheckpointError, UserError, explain
 from retain.report import analyses
@@ -29,7 +29,16 @@ PARTS = ("positions", "gradient", "geometry", "samples")
 log = logging.getLogger("retain")
 
 
-def gather(path: Path, parts: tuple[str, ...] = PARTS) -> dict[str, Any]:
+Command = Callable[[RunConfig, Path], str]
+"""The line that trains a run anew."""
+
+
+def by_file(config: RunConfig, path: Path) -> str:
+    """The line that reads the run's own config file."""
+    return f"retain train --config {shlex.quote(str(path / 'config.json'))} --out NEW"
+
+
+def gather(path: Path, parts: tuple[str, ...] = PARTS, command: Command = by_file) -> dict[str, Any]:
     """Everything about the run at `path`. Raises UserError where there is no run."""
     if not path.is_dir() or not (path / "config.json").exists():
         what = "holds no config.json" if path.is_dir() else "is not a folder"
@@ -55,7 +64,7 @@ def gather(path: Path, parts: tuple[str, ...] = PARTS) -> dict[str, Any]:
         "path": str(path),
         "notes": notes,
         "config": to_dict(config),
-        "command": attempt("the command", lambda: command_of(config, path)),
+        "command": attempt("the command", lambda: command(config, path)),
         "data": attempt("data.json", lambda: _json(path / "data.json")),
         "test": attempt("eval-test.json", lambda: _json(path / "eval-test.json")),
         "summary": attempt("summary.json", lambda: _json(path / "summary.json")),
@@ -168,28 +177,3 @@ def positions(path: Path, run: Run, data: Data, history: dict[str, Any], notes: 
         found["settles_beyond"] = analyses.settles(found["longer"])
     found["why_not_longer"] = why
     return found
-
-
-def command_of(config: RunConfig, path: Path) -> str:
-    """A `retain train` line that gives this config, checked by parsing it; else the one that reads the config file."""
-    import shlex
-
-    from retain.cli.train import train_config
-    from retain.config.presets import PRESETS
-
-    by_file = f"retain train --config {shlex.quote(str(path / 'config.json'))} --out NEW"
-    if config.preset not in PRESETS:
-        return by_file
-    line = ["train", config.preset, "--out", "NEW"]
-    if config.data.path is not None:
-        line += ["--data", config.data.path]
-    before, now = flatten(to_dict(PRESETS[config.preset]())), flatten(to_dict(config))
-    for key, value in now.items():
-        if value == before.get(key) or key in ("data.path", "preset") or (key == "data.name" and config.data.path):
-            continue
-        line += option_of(key, value)
-    try:
-        same = train_config(line[1:])[0] == config
-    except UserError:  # whatever the parser says of it, it is not a line to show
-        same = False
-    return "retain " + shlex.join(line) if same else by_file

@@ -9,27 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from retain import __version__
-from retain.runs.checkpoint import replace_file
 from retain.errors import UserError
+from retain.files import replace_file
 from retain.report.charts import Chart, colourings, grouped_charts
-from retain.report.gather import gather
+from retain.report.gather import Command, by_file, gather
 from retain.report.history import AXES
 from retain.report.verdict import ablation, result_row, verdict
 
 HERE = Path(__file__).parent
 
 
-def write_report(paths: list[Path], out: Path) -> dict[str, Any]:
+def write_report(paths: list[Path], out: Path, command: Command = by_file) -> dict[str, Any]:
     """Write the page `out` (.html) and the JSON next to it; returns what the JSON holds.
 
     Raises UserError for a folder that is no run; whatever a run lacks is told on the page.
     """
-    report = make_report(paths, out)
+    report = make_report(paths, out, command)
     keep_report(report, out)
     return report
 
 
-def make_report(paths: list[Path], out: Path) -> dict[str, Any]:
+def make_report(paths: list[Path], out: Path, command: Command = by_file) -> dict[str, Any]:
     """What the JSON next to the page `out` holds. Raises UserError where there is a file that is no report's."""
     numbers = out.with_suffix(".json")
     if numbers.exists() and not _is_report(numbers):
@@ -37,7 +37,7 @@ def make_report(paths: list[Path], out: Path) -> dict[str, Any]:
     if out.exists() and not numbers.exists():
         raise UserError(f"out: {out} is there and has no {numbers.name} beside it, as a report has; name another --out")
     plotly_script()
-    runs = [gather(path) for path in paths]
+    runs = [gather(path, command=command) for path in paths]
     names = [run["name"] for run in runs]
     for run, path in zip(runs, paths, strict=True):
         if names.count(run["name"]) > 1:

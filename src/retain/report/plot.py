@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from retain.errors import UserError
-from retain.report.charts import PALETTE, Chart, colourings, named_charts
+from retain.plots import PALETTE
+from retain.report.charts import Chart, colourings, named_charts
 from retain.report.gather import PARTS, gather
 
 MEMORY = ("memory", "memory-3d", "memory-teacher")

@@ -7,13 +7,10 @@ Nothing is ever unpickled. One process writes a run at a time; any number may re
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
 import os
-import shutil
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from retain.errors import READ_ONLY, CheckpointError, UserError
+from retain import files as disk
+from retain.errors import CheckpointError, UserError
+from retain.files import delete, sync_folder, tidy
 
 FORMAT_VERSION = 1
 StateDicts = Mapping[str, Mapping[str, Tensor]]
@@ -99,7 +98,7 @@ def save_checkpoint(
     folder = parent / f"step-{step:08d}"
     files = _encode(tensors, state, best)
     try:
-        _tidy(parent)
+        tidy(parent)
         _write_folder(folder, files)
     except OSError as error:
         raise CheckpointError(failed(folder, error, checkpoints(run))) from error
@@ -109,7 +108,7 @@ def save_checkpoint(
         if other > step:
             log.warning("%s is from after step %d, to which this run went back; deleting it", path, step)
         if other not in kept:
-            _delete(path)
+            delete(path)
     return folder
 
 
@@ -172,16 +171,16 @@ def export(run: str | Path, tensors: StateDicts, state: dict[str, Any]) -> None:
     try:
         run.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
-            _tidy(run, name)
-            _write_file(temporary[name], data)
+            tidy(run, name)
+            disk.write_file(temporary[name], data)
         for name in files:
             os.replace(temporary[name], run / name)
-        _sync_folder(run)
+        sync_folder(run)
     except OSError as error:
         raise CheckpointError(failed(run / "manifest.json", error, [run])) from error
     finally:
         for name in files:
-            _tidy(run, name)
+            tidy(run, name)
 
 
 def load_model(run: str | Path, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> Loaded:
@@ -232,88 +231,19 @@ def _encode(tensors: StateDicts, state: dict[str, Any], best: int | None) -> dic
 def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _tidy(folder.parent, folder.name)
+    tidy(folder.parent, folder.name)
     try:
         temporary.mkdir()
         for name, data in files.items():
-            _write_file(temporary / name, data)
-        _sync_folder(temporary)
+            disk.write_file(temporary / name, data)
+        sync_folder(temporary)
         if folder.exists():
             # Between these two renames readers find the old one by its name aside: see _standing.
             os.rename(folder, folder.with_name(f".old-{folder.name}"))
         os.rename(temporary, folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     finally:
-        _tidy(folder.parent, folder.name)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Replace one file by `data`, atomically and durably. Raises OSError."""
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
-        _write_file(temporary, data)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error  # not the temporary name
-    finally:
-        _tidy(path.parent, path.name)
-
-
-def keep_printed(path: Path, text: str) -> None:
-    """Write what was printed into its run folder; where that is for reading alone, stderr says so.
-
-    Raises UserError where the disk refuses.
-    """
-    try:
-        replace_file(path, text.encode() + b"\n")
-    except OSError as error:
-        lost = f"{path}: cannot be written, {error.strerror}; what was printed is not kept"
-        if error.errno not in READ_ONLY:
-            raise UserError(lost) from error
-        print(f"retain: {lost}", file=sys.stderr)
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems cannot sync a folder; their renames are as safe as they get.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _tidy(parent: Path, name: str | None = None) -> None:
-    """Clear what dead writers of parent/name left, None for any name: an old version comes back if no new one came."""
-    for path in parent.glob(".tmp-*"):
-        if name is None or path.name[5:].rpartition("-")[0] == name:
-            shutil.rmtree(path, ignore_errors=True)
-            if path.is_file():
-                path.unlink()
-    for aside in parent.glob(".old-*") if name is None else [parent / f".old-{name}"]:
-        if aside.exists() and not (parent / aside.name[5:]).exists():
-            os.rename(aside, parent / aside.name[5:])
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _delete(folder: Path) -> None:
-    """Delete a checkpoint by first renaming it, so that a kill leaves no half of one under its name."""
-    doomed = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
-    try:
-        os.rename(folder, doomed)
-        shutil.rmtree(doomed)
-    except OSError as error:
-        log.warning("%s: cannot be deleted, %s", folder, error.strerror or error)
+        tidy(folder.parent, folder.name)
 
 
 def _standing(folder: Path) -> Path:

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from retain.runs.checkpoint import failed, replace_file
 from retain.errors import CheckpointError
+from retain.files import replace_file
+from retain.runs.checkpoint import failed
 
 
 def append_line(path: str | Path, record: Mapping[str, Any]) -> None:

@@ -17,40 +17,22 @@ import torch
 from torch import nn
 
 from retain import __version__
-from retain.cli.arguments import option_of
-from retain.runs.checkpoint import export, failed, load_files, load_model, replace_file, run_of
 from retain.config import READ_BY_CELL, CellConfig, DataConfig, RunConfig
-from retain.config.json import flatten, from_dict, load_config, save_config, to_dict
+from retain.config.json import flatten, from_dict, load_config, option_of, save_config, to_dict
 from retain.data.batches import Data
+from retain.devices import check_device, fastest
 from retain.errors import CheckpointError, UserError
-from retain.runs.lock import is_free
+from retain.files import replace_file
 from retain.model.cells import CELLS, build_cell
 from retain.model.modes import evaluating
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
+from retain.runs.checkpoint import export, failed, load_files, load_model, run_of
+from retain.runs.lock import is_free
 from retain.runs.progress import Progress
 
 MAY_CHANGE = {"device", "tracker", "log_every", "data.path"}
 """Fields that a resumed run may have anew: where it runs, who is told, and where its data has moved to."""
-
-
-def check_device(name: str) -> None:
-    """Raises UserError for a device that is not there."""
-    try:
-        kind = name if name == "auto" else torch.device(name).type
-    except RuntimeError:
-        raise UserError(f"device: {name!r} is none of auto, cpu, cuda, mps") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda was asked for, but PyTorch sees no CUDA device here; use --device cpu")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise UserError("device: mps was asked for, but it is not available here; use --device cpu")
-
-
-def fastest() -> str:
-    """The device that `auto` stands for here."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def build(config: RunConfig, vocab_size: int, cell: nn.Module | None = None) -> tuple[RNN, Teacher]:
@@ -399,7 +381,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", cell: nn.Modul
 
     `memory = rnn.init_memory(batch)`, then `logits, memory = rnn.step(token, memory)` for every token. Nothing in it
     requires a gradient, so that a stream holds on to nothing; `rnn.train().requires_grad_()` to train it further.
-    Its weights are float32 and stay so: `torch.autocast`, or `retain.inference.generate.fast_step`, computes in bfloat16.
+    Its weights are float32 and stay so: `torch.autocast`, or `fast_step`, computes in bfloat16.
     `cell` is the user's own cell where the run was trained with one that its config cannot name.
     Raises UserError where there is no run, CheckpointError for damaged weights.
     """

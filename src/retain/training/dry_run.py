@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from retain.model.compiling import fast_parts
 from retain.config import PhaseConfig, RunConfig
 from retain.data import SPLITS, Data, load_data
-from retain.devices import make_accelerator
+from retain.model.compiling import fast_parts
 from retain.model.fast import using
 from retain.ops.graphs import forget, launched
-from retain.training.phases import objective_of, part_of
 from retain.runs.run import build
+from retain.training.accelerator import make_accelerator
+from retain.training.phases import objective_of, part_of
 
 log = logging.getLogger("retain")
 
@@ -36,7 +36,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     Per phase: `flops_per_step` counts matrix products and attention, forward and backward, of one process;
     `activation_bytes` is what one micro-batch keeps for its backward pass; `seconds_per_step` is measured at
     `probed_batch_size` and scaled up to the run's in proportion, which on a large GPU says too much rather than too
-    little. DMT is probed at its longest rollouts, mixed lengths at the whole one. Raises UserError as `retain.training.loop`
+    little. DMT is probed at its longest rollouts, mixed lengths at the whole one. Raises UserError as `train`
     does.
     """
     data = load_data(dataclasses.replace(config.data, min_seq_len=None))

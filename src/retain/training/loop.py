@@ -19,7 +19,21 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
+from retain.config import PhaseConfig, RunConfig
 from retain.config.budget import Budget, parse_budget
+from retain.config.json import from_dict, save_config
+from retain.data import Data, load_data
+from retain.data.prefetch import Prefetch
+from retain.data.scan import told
+from retain.errors import ChangedData, CheckpointError, Interrupted, TrainingError, UserError
+from retain.files import replace_file
+from retain.inference.evaluate import batch_for, evaluate
+from retain.model.compiling import fast_parts
+from retain.model.fast import using
+from retain.model.rnn import RNN
+from retain.model.teacher import Teacher
+from retain.objectives import BPTT, DMT, SMT
+from retain.ops.graphs import forget
 from retain.runs.checkpoint import (
     Loaded,
     best_checkpoint,
@@ -27,29 +41,12 @@ from retain.runs.checkpoint import (
     export,
     latest_checkpoint,
     load_files,
-    replace_file,
     save_checkpoint,
     save_files,
 )
-from retain.model.compiling import fast_parts
-from retain.config import PhaseConfig, RunConfig
-from retain.config.json import from_dict, save_config
-from retain.data import Data, load_data
-from retain.data.prefetch import Prefetch
-from retain.data.scan import told
-from retain.devices import keep_pages, make_accelerator, start_trackers
-from retain.errors import ChangedData, CheckpointError, Interrupted, TrainingError, UserError
-from retain.inference.evaluate import batch_for, evaluate
 from retain.runs.lock import alone
 from retain.runs.metrics import append_line, truncate_after
-from retain.model.fast import using
-from retain.ops.graphs import forget
-from retain.model.rnn import RNN
-from retain.model.teacher import Teacher
-from retain.objectives import BPTT, DMT, SMT
 from retain.runs.optimizer_state import load_optimizer, optimizer_tensors
-from retain.training.phases import learning_rate, objective_of, part_of, seed_of
-from retain.training.processes import agreed, together
 from retain.runs.progress import Clock, Every, Progress, stop_signals
 from retain.runs.run import (
     began,
@@ -66,6 +63,9 @@ from retain.runs.run import (
     state_of,
 )
 from retain.streams import is_terminal
+from retain.training.accelerator import keep_pages, make_accelerator, start_trackers
+from retain.training.phases import learning_rate, objective_of, part_of, seed_of
+from retain.training.processes import agreed, together
 
 log = logging.getLogger("retain")
 
@@ -308,7 +308,7 @@ class Loop:
                     start = f"torchrun --nproc-per-node {several} -m retain" if several > 1 else "retain"
                     again = f"{start} train --out {shlex.quote(str(self.out))} --resume"
                     if self.own_cell or self.own_data:
-                        again = "retain.training.loop.train(config, out, resume=True, …) and the same cell and data"
+                        again = "retain.train(config, out, resume=True, …) and the same cell and data"
                     raise Interrupted(f"stopped at step {p.step} and saved; go on with: {again}")
                 if done >= 1:
                     break

@@ -1,6 +1,6 @@
 """Memory tasks of state tracking: every token changes a state, and the state is asked for all along.
 
-Each is a class with the attributes and methods of `retain.data.tasks.Task`. They raise ValueError, naming the field
+Each is a class with the attributes and methods of `retain.data.tasks.Task`. They raise UserError, naming the field
 of the data configuration, for sizes they cannot have.
 """
 

@@ -1,0 +1,107 @@
+"""`retain sweep`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from retain.cli.arguments import Usage, refuse, take_option, whole
+from retain.cli.train import train_config
+from retain.config.presets import PRESETS
+from retain.experiments.variation import Sweep, field_type, often, value_of
+
+HELP = f"""\
+usage: retain sweep PRESET --vary FIELD=A,B,C [--vary FIELD=...] [options]
+
+Train a task with every combination of the values of the varied fields, and report quality against each field. Where a
+field is the size of the memory (memory.tokens, memory.width), also the smallest memory that reaches a loss, against
+compute. The same command goes on with a sweep that was cut short, and does nothing twice; values may be added to it.
+
+PRESET            {", ".join(PRESETS)}; or --config FILE
+--vary FIELD=LIST a field of the run and its values, e.g. data.seq-len=32,64,128 or smt.lambda-dyn=0,0.1,1
+--seeds N         runs of each combination, seeds 0 … N - 1 (default: 3)
+--budget B        of each run: 300s, 5000steps, 20Mtokens or 500ksequential (default: the preset's)
+--levels LIST     compression: the losses in bits per token that are to be reached (default: chosen from the runs)
+--out DIR         the sweep's folder (default: runs/sweep-PRESET)
+--jobs N          runs side by side (default: 1)
+--threads N       threads of each run (default: PyTorch's choice)
+--data PATH       what to train on, as for retain train
+any option of 'retain train PRESET', for all runs, e.g. --data.seq-len 128
+
+Writes results.md, results.json, results.png and, for memory sizes, compression.png into DIR, and a run folder for
+every run under DIR/runs. A sweep is for choosing: scores are on all of the validation split, never on the test split.
+"""
+
+
+def sweep_of(argv: list[str]) -> tuple[Sweep, Path, int]:
+    """The sweep that a `retain sweep` line describes, its folder, and how many jobs."""
+
+    given: list[str] = []
+    while True:
+        text, argv = take_first(argv, "--vary")
+        if text is None:
+            break
+        given.append(text)
+    values: dict[str, str | None] = {}
+    for name in ("seeds", "levels", "out", "jobs", "threads"):
+        values[name], argv = take_option(argv, f"--{name}")
+    if not argv or (argv[0].startswith("-") and not any(a.startswith("--config") for a in argv)):
+        raise Usage(f"retain sweep: name a preset ({', '.join(PRESETS)}) or give --config FILE")
+    vary: dict[str, tuple[Any, ...]] = {}
+    for text in given:
+        name, equals, listed = text.partition("=")
+        name = name.strip().lstrip("-").replace("-", "_")
+        if not equals or not name:
+            raise Usage(f"vary: {text!r} is not FIELD=A,B,C; write e.g. --vary data.seq-len=32,64,128")
+        field_type(name)
+        if name in vary:
+            raise Usage(f"vary: {name} is given twice; name all its values once")
+        vary[name] = tuple(value_of(name, part.strip()) for part in listed.split(",") if part.strip())
+    # A value of the base run would only be replaced; to give one is a mistake.
+    for word in argv:
+        section, dot, field = word[2:].partition("=")[0].replace("-", "_").rpartition(".")
+        if word.startswith("--") and (name := f"{section}{dot}{field.removeprefix('no_')}") in vary:
+            raise Usage(f"vary: {name} is varied and set by {word.partition('=')[0]}, too; leave one of them out")
+    refuse(argv, "sweep", ("--seed", "--tracker", "--quiet"))
+    config = train_config(argv)[0]
+    regular = "validate_every" not in vary and not any(a.replace("_", "-").startswith("--validate-every") for a in argv)
+    if regular:
+        config = often(config)
+    numbers = (values["levels"] or "").split(",") if values["levels"] else []
+    try:
+        levels = tuple(map(float, numbers))
+    except ValueError:
+        raise Usage(f"levels: {values['levels']!r} are not numbers; write e.g. --levels 2.5,2.0,1.5") from None
+    from retain.experiments.sweep_results import MEMORY
+
+    if levels and not any(name in MEMORY for name in vary):
+        raise Usage(f"levels: they are reached by memory sizes, and none is varied; vary {' or '.join(MEMORY)}, too")
+    found = Sweep(
+        config=config, vary=vary, seeds=whole(values, "seeds", 3), levels=levels,
+        threads=whole(values, "threads", None), often=regular,
+    )  # fmt: skip
+    out = Path(values["out"] or f"runs/sweep-{config.preset or 'custom'}")
+    return found, out, whole(values, "jobs", 1)
+
+
+def take_first(argv: list[str], name: str) -> tuple[str | None, list[str]]:
+    """Take the first `name VALUE` or `name=VALUE` out of argv, and leave any further ones."""
+    for i, word in enumerate(argv):
+        if word == name or word.startswith(name + "="):
+            end = i + 2 if word == name else i + 1
+            value, _ = take_option(argv[i:end], name)
+            return value, argv[:i] + argv[end:]
+    return None, argv
+
+
+def sweep_command(argv: list[str]) -> None:
+    if "-h" in argv or "--help" in argv:
+        print(HELP, end="")
+        return
+    described, out, jobs = sweep_of(argv)
+    from retain.experiments.sweep import run_sweep
+    from retain.experiments.sweep_results import markdown
+
+    results = run_sweep(described, out, jobs=jobs, quiet=False)
+    files = "results.md, results.json, results.png" + (", compression.png" if results["compression"] else "")
+    print(f"{markdown(results)}\n{out}: {files}")

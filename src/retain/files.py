@@ -1,0 +1,83 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from retain.errors import READ_ONLY, UserError
+
+log = logging.getLogger("retain")
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace one file by `data`, atomically and durably. Raises OSError."""
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        write_file(temporary, data)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # not the temporary name
+    finally:
+        tidy(path.parent, path.name)
+
+
+def keep_printed(path: Path, text: str) -> None:
+    """Write what was printed into its run folder; where that is for reading alone, stderr says so.
+
+    Raises UserError where the disk refuses.
+    """
+    try:
+        replace_file(path, text.encode() + b"\n")
+    except OSError as error:
+        lost = f"{path}: cannot be written, {error.strerror}; what was printed is not kept"
+        if error.errno not in READ_ONLY:
+            raise UserError(lost) from error
+        print(f"retain: {lost}", file=sys.stderr)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot sync a folder; their renames are as safe as they get.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def tidy(parent: Path, name: str | None = None) -> None:
+    """Clear what dead writers of parent/name left, None for any name: an old version comes back if no new one came."""
+    for path in parent.glob(".tmp-*"):
+        if name is None or path.name[5:].rpartition("-")[0] == name:
+            shutil.rmtree(path, ignore_errors=True)
+            if path.is_file():
+                path.unlink()
+    for aside in parent.glob(".old-*") if name is None else [parent / f".old-{name}"]:
+        if aside.exists() and not (parent / aside.name[5:]).exists():
+            os.rename(aside, parent / aside.name[5:])
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def delete(folder: Path) -> None:
+    """Delete a checkpoint by first renaming it, so that a kill leaves no half of one under its name."""
+    doomed = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    try:
+        os.rename(folder, doomed)
+        shutil.rmtree(doomed)
+    except OSError as error:
+        log.warning("%s: cannot be deleted, %s", folder, error.strerror or error)

@@ -1,0 +1,185 @@
+"""Operations on each number, pair or row: rotary positions, activations, RMSNorm, embeddings; gradients by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+TABLED_POSITIONS = 1026
+"""Angles of so many rotary positions are at hand on a CPU. A compiler would compute a cosine for every number that it
+turns (a tenth of a compiled step of BPTT), and a step of one token has a dozen small calls less."""
+
+
+EPS = 1e-6
+"""Added to a mean square before its root."""
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32, where it is narrower: half precision is for matrix products, float64 for exact comparisons."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """What a product with `weight` is computed in: its own dtype, or that of autocast."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+def by_hand(x: Tensor) -> bool:
+    """Whether gradients are faster in few passes written out here: on a CPU, unless a compiler fuses them."""
+    return x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+class _Rotary(torch.autograd.Function):
+    """A rotation of every pair; its gradient is turned back. In few passes: autograd's own form takes twice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(grad, cos, -sin), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The pair (a, b) of dimensions i and i + C / 2 becomes (a cos - b sin, b cos + a sin)."""
+    half = x.shape[-1] // 2
+    # Whole rows: products of half a row at a time take three times as long in bfloat16.
+    return (x * cos).addcmul_(torch.cat([x[..., half:], x[..., :half]], -1), sin)
+
+
+Angles = tuple[Tensor, Tensor]
+"""Of rotary positions, each (S, 1, C): the cosine twice; minus the sine, and the sine."""
+
+
+def angles(positions: Tensor, size: int, dtype: torch.dtype) -> Angles:
+    """What `rotary` turns heads of `size` C by: positions (S,); computed in at least float32."""
+    half = size // 2
+    dtype = torch.promote_types(dtype, torch.float32)
+    frequency = 10000.0 ** (-torch.arange(half, device=positions.device, dtype=dtype) / half)
+    angle = positions[:, None, None].to(dtype) * frequency
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+
+
+TABLES: dict[tuple[int, torch.dtype], Angles] = {}
+"""Angles of the first positions, by the size of the heads and the dtype."""
+
+
+def tabulate(size: int) -> None:
+    """Put the angles of heads of `size` into the table."""
+    if (size, torch.float32) in TABLES:
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        cos, sin = angles(torch.arange(TABLED_POSITIONS, device="cpu"), size, torch.float32)
+        for dtype in (torch.float32, torch.bfloat16):
+            TABLES[size, dtype] = cos.to(dtype), sin.to(dtype)
+
+
+def rotary(x: Tensor, turn: Angles) -> Tensor:
+    """Rotary position embedding (Su et al. 2021): x (..., S, heads, C), `turn` the angles of its S positions."""
+    cos, sin = (part.to(x.dtype) for part in turn)
+    if by_hand(x):
+        rotated: Tensor = _Rotary.apply(x, cos, sin)
+        return rotated
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat([x[..., half:], x[..., :half]], -1) * sin
+
+
+class _SquaredReLU(torch.autograd.Function):
+    """relu(x)², its gradient in two passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.relu()
+        ctx.save_for_backward(y)
+        return y * y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return (grad * y).mul_(2)
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """relu(x)² (So et al. 2021)."""
+    if by_hand(x):
+        squared: Tensor = _SquaredReLU.apply(x)
+        return squared
+    # Not `.square()`: a power, which autocast on CUDA computes in float32.
+    y = x.relu()
+    return y * y
+
+
+class _RMSNorm(torch.autograd.Function):
+    """x · gain over the root mean square of x, its gradient in few passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor) -> Tensor:
+        size = x.shape[-1]
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(size).add_(EPS).rsqrt_()
+        normed = x * scale
+        ctx.save_for_backward(normed, scale, gain)
+        return normed * gain
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        normed, scale, gain = ctx.saved_tensors
+        product = grad * normed
+        along = (product @ gain).unsqueeze(-1).div_(-normed.shape[-1])
+        return torch.addcmul(grad * gain, normed, along).mul_(scale), product.reshape(-1, len(gain)).sum(0)
+
+
+def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
+    """RMSNorm over the last axis with a gain, computed in the dtype of x."""
+    gain = gain.to(x.dtype)
+    if by_hand(x) and x.dtype in (torch.float32, torch.float64):
+        normed: Tensor = _RMSNorm.apply(x, gain)
+        return normed
+    return F.rms_norm(x, gain.shape, gain, EPS)
+
+
+def rms(x: Tensor) -> Tensor:
+    """x divided by its root mean square over the last axis."""
+    return F.rms_norm(x, x.shape[-1:], eps=EPS)
+
+
+@torch.library.custom_op("retain::add_rows", mutates_args=())
+def _add_rows(rows: Tensor, where: Tensor, count: int) -> Tensor:
+    """rows (..., C) added up at their places `where` (...) in a table (count, C)."""
+    return torch.ops.aten.embedding_dense_backward(rows, where, count, -1, False)
+
+
+@_add_rows.register_fake
+def _(rows: Tensor, where: Tensor, count: int) -> Tensor:
+    return rows.new_empty(count, rows.shape[-1])
+
+
+class _Rows(torch.autograd.Function):
+    """Rows of a table (count, C) at `where` (...), whose gradient a compiler does not look into."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, where: Tensor) -> Tensor:
+        ctx.save_for_backward(where)
+        ctx.count = len(table)
+        return F.embedding(where, table)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _add_rows(grad, ctx.saved_tensors[0], ctx.count), None
+
+
+def rows_of(table: Tensor, where: Tensor) -> Tensor:
+    """Rows of a table (count, C) at `where` (...), whose gradient is one call that a compiler does not look into."""
+    rows: Tensor = _Rows.apply(table, where)
+    return rows
