@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test results results-quick figures bench lint browser clean
+.PHONY: demo test pytest lint results results-quick figures bench build browser clean
 
 # The environment is rebuilt when what it is made from changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -27,13 +27,31 @@ figures: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
 
-test: $(VENV)/.installed lint
+test: lint pytest
+
+pytest: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+# The sdist and, made of it, the wheel, into dist/. Then the wheel is tried without extras in an empty environment, away
+# from the clone.
+build:
+	rm -rf dist
+	@set -e; unset PYTHONPATH; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	$(PYTHON) -m venv "$$tmp/tools"; $(PYTHON) -m venv "$$tmp/empty"; \
+	"$$tmp/tools/bin/python" -m pip install --quiet --disable-pip-version-check build; \
+	"$$tmp/tools/bin/python" -m build --outdir dist . >"$$tmp/log" 2>&1 || { cat "$$tmp/log"; exit 1; }; \
+	{ tar tzf dist/*.tar.gz; $(PYTHON) -m zipfile -l dist/*.whl; } >"$$tmp/files"; \
+	if grep -E '(^|/)(lab|benchmarks|examples|tests)/' "$$tmp/files"; then echo "that is no part of retain"; exit 1; fi; \
+	"$$tmp/empty/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl; \
+	cd "$$tmp"; empty/bin/retain --version; \
+	empty/bin/retain train stack --budget 10steps --out run --quiet; \
+	empty/bin/python -c "import retain; print(retain.__file__); print(retain.load('run').init_memory(1).shape)"
+	@ls dist
 
 # Chromium for the tests of the report page: as root on Debian it is installed. Without it they are skipped, unless
 # RETAIN_REQUIRE_BROWSER is set.
