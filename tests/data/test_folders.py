@@ -237,6 +237,8 @@ def test_tables_and_texts_side_by_side(folder):
         ["from a table", "from it too", '{"name": "a package"}', *(f"text {i}" for i in range(4))]
     )
     assert data.info["read"]["skipped"] == {"README.md": "describes the data"}
+    assert data.info["read"]["as_text"] == ["b.json"]
+    assert "tables without the column, read as texts: b.json" in told(data.info["read"])
     cut = loaded(folder)
     assert everything(cut) == everything(data)
 
@@ -246,6 +248,26 @@ def test_a_folder_of_tables_has_the_column_in_each(folder):
     (folder / "b.csv").write_text("story\ntwo\n")
     with pytest.raises(UserError, match=r"data.column: 'text' is not in .*b\.csv.*, which has story"):
         loaded(folder, whole=True)
+
+
+@pytest.mark.parametrize(
+    "beside", [{}, {"notes.pdf": b"%PDF-1.4"}, {"README.md": b"about it"}, {"a.zip": b"PK\x03\x04"}]
+)
+def test_a_table_is_no_text_where_no_text_is_beside_it(beside, folder):
+    for name, content in beside.items():
+        (folder / name).write_bytes(content)
+    (folder / "b.csv").write_text("story,n\ntwo,2\n")
+    with pytest.raises(UserError, match=r"data.column: 'text' is not in .*b\.csv.*, which has story, n"):
+        loaded(folder, whole=True)
+
+
+def test_texts_and_rows_come_in_the_order_of_the_names(folder):
+    for split in ("train", "test"):
+        (folder / split).mkdir()
+        for i in range(3):
+            (folder / split / f"{i}.txt").write_text(f"text {i}")
+            (folder / split / f"{i}.csv").write_text(f"text\nrow {i}\n")
+    assert documents(loaded(folder))["test"] == [f"{what} {i}" for i in range(3) for what in ("row", "text")]
 
 
 def test_a_column_that_no_table_has_is_refused(folder):

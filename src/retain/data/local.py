@@ -35,10 +35,10 @@ def open_local(config: DataConfig, path: Path) -> Source:
     tables = any(file.kind == "table" for file in scanned.files)
     read = {
         "files": len(scanned.files),
-        "tables": sum(file.kind == "table" for file in scanned.files),
         "what": "image" if images else "document",
         "split_by_name": scanned.by_name,
         "skipped": scanned.skipped,
+        "as_text": list(scanned.as_text),
         "missing": 0,
         "documents": None if tables else len(scanned.files),
     }
@@ -53,6 +53,9 @@ def _local_piece(name: str, split: Split, cut: frozenset[Split], files: list[Fou
         size = 0
         for file in files:
             if file.kind == "table":
+                if kept:  # the files' order is that of the rows
+                    yield kept
+                    kept, size = [], 0
                 yield from rows_of(file.path, config.column, images)
                 continue
             kept.append({"path": str(file.path)} if images else text_of(file.path))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retain.data.files import ARCHIVES, TABLES, Kind, inner, kind_by_name, read_through, walk
-from retain.data.tables import has_column
+from retain.data.tables import has_column, rows_of
 from retain.errors import UserError
 
 SPLIT_NAMES = {
@@ -41,6 +41,8 @@ class Scan:
 
     files: tuple[Found, ...]
     skipped: dict[str, str]
+    as_text: tuple[str, ...]
+    """Tables without the column, beside texts: each is a document as it stands."""
     by_name: bool
     """Whether the files' own names say their splits."""
 
@@ -52,7 +54,7 @@ def scan(path: Path, images: bool, column: str | None, fractions: tuple[float, f
     the column, and one of text that has not is a document as any other text. Raises UserError for a folder without
     anything to read, and for a file that cannot be read.
     """
-    files, skipped = _look(path, images, column)
+    files, skipped, as_text = _look(path, images, column)
     if not files:
         named = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:5])
         raise UserError(f"data.path: {str(path)!r} holds no data files" + (f" ({named})" if named else ""))
@@ -65,18 +67,18 @@ def scan(path: Path, images: bool, column: str | None, fractions: tuple[float, f
     given = share_out([(f.digest, f.weight) for f in shared], wanted)
     by_file = {f.name: split for f, split in zip(shared, given, strict=True)}
     files = [replace(f, split=by_file.get(f.name, f.split)) for f in files]
-    return Scan(tuple(files), skipped, splits is not None)
+    return Scan(tuple(files), skipped, tuple(as_text), splits is not None)
 
 
-def _look(path: Path, images: bool, column: str | None) -> tuple[list[Found], dict[str, str]]:
+def _look(path: Path, images: bool, column: str | None) -> tuple[list[Found], dict[str, str], list[str]]:
     if not path.is_dir():
         kind = kind_by_name(path.name)
         if kind in ("table", "image"):
-            return [Found(path, path.name, kind)], {}
+            return [Found(path, path.name, kind)], {}, []
         digest, size, why = read_through(path, text=True)
         if why:
             raise UserError(f"data.path: {str(path)!r} is {why}")
-        return [Found(path, path.name, "text", digest=digest, weight=size)], {}
+        return [Found(path, path.name, "text", digest=digest, weight=size)], {}, []
     named, skipped, real = [], {}, set()
     for name, file in walk(path):
         if why := _passed_over(file):
@@ -88,12 +90,9 @@ def _look(path: Path, images: bool, column: str | None) -> tuple[list[Found], di
             named.append((name, file, kind_by_name(name)))
     pictures = {inner(name).rpartition(".")[0] for name, _, kind in named if kind == "image"}
     tables = any(kind == "table" for *_, kind in named)
-    # Without any text beside them, tables are what the folder is for, and each must have the column.
-    only_tables = tables and all(
-        kind in ("table", "image", "array") or _describes(name) or Path(name).suffix.lower() in ARCHIVES
-        for name, _, kind in named
-    )
     found: list[Found] = []
+    without: list[Path] = []
+    as_text: list[str] = []
     for name, file, kind in named:
         if images and kind != "image" and (pictures or kind != "table"):
             beside = inner(name).rpartition(".")[0] in pictures and Path(name).suffix.lower() in CAPTIONS
@@ -109,17 +108,24 @@ def _look(path: Path, images: bool, column: str | None) -> tuple[list[Found], di
             skipped[name] = "describes the data"
         elif file.stat().st_size == 0:
             skipped[name] = "empty"
-        elif kind == "table" and (only_tables or images or _has_column(file, column)):
+        elif kind == "table" and (images or _has_column(file, column)):
             found.append(Found(file, name, "table"))
         else:
             digest, size, why = read_through(file, text=True)
             if why or not size:
                 skipped[name] = why or "empty"
-            else:
-                found.append(Found(file, name, "text", digest=digest, weight=size))
+                continue
+            found.append(Found(file, name, "text", digest=digest, weight=size))
+            if kind == "table":
+                without.append(file)
+                as_text.append(name)
+    texts = sum(f.kind == "text" for f in found) - len(without)
+    if without and not texts:
+        # Without any text beside them, tables are what the folder is for: the first says which columns it has.
+        next(rows_of(without[0], column), None)
     if column is not None and not images and found and not any(f.kind == "table" for f in found):
         raise UserError(f"data.column: no table with {column!r} is in {str(path)!r}; leave --text-column out for texts")
-    return found, skipped
+    return found, skipped, as_text
 
 
 def _passed_over(path: Path) -> str | None:
@@ -149,9 +155,8 @@ def _has_column(path: Path, column: str | None) -> bool:
 
 
 def holds(path: Path) -> Literal["npy", "documents", "images"]:
-    """What a folder is read as unless the user says: images where they are at least half, arrays where all are.
-
-    Captions beside images, and files that describe them, do not count.
+    """What a folder is read as unless the user says: images if they are at least half of the files, arrays if they are
+    more than half and no table is there. Captions beside images, and files that describe them, do not count.
     """
     names = [name for name, file in walk(path) if not _passed_over(file)]
     kinds = {name: kind_by_name(name) for name in names}
@@ -167,12 +172,8 @@ def holds(path: Path) -> Literal["npy", "documents", "images"]:
     count = sum(kind == "image" for kind in kinds.values())
     if count and count >= len(others):
         return "images"
-    arrays = [name for name in others if kinds[name] == "array"]
-    return (
-        "npy"
-        if arrays and not any(kinds[name] == "table" for name in others) and 2 * len(arrays) > len(others)
-        else "documents"
-    )
+    found = [kinds[name] for name in others]
+    return "npy" if "table" not in found and 2 * found.count("array") > len(found) else "documents"
 
 
 def split_by_names(names: list[str]) -> list[str] | None:
@@ -227,6 +228,8 @@ def told(read: dict[str, Any]) -> str:
         line += f", {_count(read['missing'], 'row')} without one"
     if read["split_by_name"]:
         line += ", split by their names"
+    if read["as_text"]:
+        line += f"; tables without the column, read as texts: {', '.join(read['as_text'][:10])}"
     if skipped:
         some = [f"{name} ({why})" for name, why in list(skipped.items())[:10]]
         more = f", … and {len(skipped) - 10:,} more (data.json has all)" if len(skipped) > 10 else ""

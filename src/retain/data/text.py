@@ -141,6 +141,7 @@ def load_npy_folder(config: DataConfig, path: Path, whole: bool) -> Data:
             "missing": 0,
             "split_by_name": names is not None,
             "skipped": skipped,
+            "as_text": [],
         },
     }
     tokens = [array for array, *_ in read]
