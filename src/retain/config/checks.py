@@ -9,6 +9,15 @@ from typing import Any, Literal
 
 from retain.errors import UserError
 
+LONGEST = 2**24
+"""Tokens of a sequence, at most."""
+WIDEST = 2**20
+"""Numbers in a memory token or in a layer, and sequences in a batch, at most."""
+DEEPEST = 2**10
+"""Layers, at most."""
+MOST = 2**31
+"""Of anything else that is counted: steps beyond the end of a sequence are none."""
+
 
 def checked(value: Any, hint: Any, name: str) -> Any:
     """`value` as the type `hint` has it: lists as tuples, whole numbers as floats, NumPy's numbers as Python's.

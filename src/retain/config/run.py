@@ -1,0 +1,128 @@
+"""Everything that decides a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from retain.config.budget import Budget, parse_budget
+from retain.config.checks import MOST, at_most, positive, typed
+from retain.config.data import TASK_DATA, DataConfig
+from retain.config.model import CellConfig, MemoryConfig, TeacherConfig, check_memory
+from retain.config.phases import PHASES, BPTTConfig, DMTConfig, SMTConfig
+from retain.errors import UserError
+
+TRACKERS = ("auto", "tensorboard", "wandb", "trackio")
+SEEDS = 2**63
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run."""
+
+    preset: str = ""
+    """The preset this came from; a label only."""
+    init_from: str | None = None
+    """A run folder to start from: its RNN, and its teacher where the phases use one.
+    Sizes and vocabulary must be the same (--config RUN --init-from RUN)."""
+    seed: int = 0
+    phases: tuple[Literal["smt", "dmt", "bptt"], ...] = ("smt", "dmt")
+    """The phases in their order."""
+    budget: str = "240s"
+    """Shared out over the phases: e.g. 240s, 5000steps, 20Mtokens, 500ksequential."""
+    data: DataConfig = field(default_factory=DataConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    cell: CellConfig = field(default_factory=CellConfig)
+    smt: SMTConfig = field(default_factory=SMTConfig)
+    dmt: DMTConfig = field(default_factory=DMTConfig)
+    bptt: BPTTConfig = field(default_factory=BPTTConfig)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 where matrix products in it are fast (CUDA, a CPU with AMX or AVX512_BF16), else fp32. Scores, those
+    of validation too, are always computed in fp32."""
+    compile: bool = False
+    """torch.compile the objective's modules (needs a C++ compiler); falls back to eager with a note. On a CPU the first
+    run of these sizes takes about a minute for it, out of its budget, and later ones some seconds."""
+    log_every: int = 20
+    """Optimizer steps between lines of metrics.jsonl."""
+    checkpoint_every: str = "60s"
+    """Budget between checkpoints."""
+    validate_every: str = "60s"
+    """Budget between validations; the best model by them is the one kept."""
+    validation_sequences: int = 256
+    tracker: str | None = "auto"
+    """Also log to: auto (tensorboard if installed), tensorboard, wandb, trackio, or None."""
+
+    def __post_init__(self) -> None:
+        typed(self)
+        positive(self, "log_every", "validation_sequences")
+        at_most(MOST, self, "log_every", "validation_sequences")
+        if not 0 <= self.seed < SEEDS:
+            raise UserError(f"seed: {self.seed} must not be negative, and lie below {SEEDS}")
+        if self.tracker is not None and self.tracker not in TRACKERS:
+            raise UserError(f"tracker: {self.tracker!r} is none of {', '.join(TRACKERS)}, None")
+        if not self.phases:
+            raise UserError(f"phases: empty; name some of {', '.join(PHASES)}")
+        for name in ("budget", "checkpoint_every", "validate_every"):
+            parse_budget(getattr(self, name), name)
+        self._check_teacher()
+        check_memory(self.memory, self.cell.kind)
+        if self.memory.norm == "rms" and self.memory.width == 1:
+            raise UserError("memory.width: 1 leaves nothing after rms normalisation; use norm batch or a wider memory")
+        for phase in set(self.phases):
+            steps = {"smt": "steps_per_sequence", "dmt": "horizon", "bptt": "truncate"}[phase]
+            own = getattr(self, phase)
+            value, length = getattr(own, steps), self.data.seq_len
+            if own.seq_len is not None and self.data.name in ("digits", *TASK_DATA):
+                cut = (
+                    "every image starts at its first pixel" if self.data.name == "digits" else "an answer needs it all"
+                )
+                raise UserError(f"{phase}.seq_len: {own.seq_len} is a part of a sequence, and {cut}; leave it out")
+            if own.seq_len is not None and own.seq_len > length:
+                raise UserError(f"{phase}.seq_len: {own.seq_len} is longer than data.seq_len {length}")
+            if value is not None and value > (own.seq_len or length):
+                whose = f"{phase}.seq_len {own.seq_len}" if own.seq_len else f"data.seq_len {length}"
+                raise UserError(f"{phase}.{steps}: {value} is longer than {whose}")
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether there is a trained teacher: smt trains it, or dmt has it from the run that this one starts from."""
+        return "smt" in self.trained or ("dmt" in self.trained and self.init_from is not None)
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The phases that have a step to do: a small budget leaves nothing for the last of them."""
+        return tuple(name for name, budget in zip(self.phases, self.budgets(), strict=True) if budget.amount)
+
+    def left_out(self) -> list[str]:
+        """A line for each phase that has no step to do."""
+        phases = zip(self.phases, self.budgets(), strict=True)
+        return [f"budget: {self.budget} leaves nothing for {name}; it is skipped" for name, b in phases if not b.amount]
+
+    def _check_teacher(self) -> None:
+        """Refuse to learn from what nothing has trained."""
+        smt, dmt = self.smt, self.dmt
+        follows = "dmt" in self.phases and (dmt.lambda_dyn > 0 or dmt.lambda_distill > 0)
+        if follows and "smt" not in self.phases[: self.phases.index("dmt")] and self.init_from is None:
+            raise UserError(
+                "phases: dmt follows the teacher that smt trains; put smt before it, or start from a run that has one "
+                "(--init-from RUN)"
+            )
+        if follows and "dmt" in self.trained and not self.has_teacher:
+            raise UserError(f"budget: {self.budget} leaves nothing for smt, whose teacher dmt follows; give more")
+        if "smt" not in self.phases:
+            return
+        predicts = smt.lambda_dec > 0 or (smt.lambda_trunk > 0 and self.teacher.encoder != "window")
+        distilled = {"smt": smt.lambda_distill, "dmt": dmt.lambda_distill if "dmt" in self.phases else 0.0}
+        for phase, weight in distilled.items():
+            if weight and not predicts:
+                raise UserError(f"{phase}.lambda_distill: the teacher predicts nothing; give smt.lambda_dec above 0")
+        if self.trained == ("smt",) and not smt.lambda_dec and not smt.lambda_readout and not smt.lambda_distill:
+            raise UserError("smt.lambda_readout: nothing trains the readout; give it or smt.lambda_dec above 0")
+
+    def budgets(self) -> tuple[Budget, ...]:
+        """The budget of each phase: its own, or its share of the run's. Where that is no step, the phase is skipped."""
+        configs = [getattr(self, name) for name in self.phases]
+        shared = iter(parse_budget(self.budget).split([c.share for c in configs if c.budget is None]))
+        return tuple(parse_budget(c.budget) if c.budget else next(shared) for c in configs)
