@@ -1,11 +1,13 @@
-"""What every config is asked when it is built: types, choices and signs, each mistake named by its field."""
+"""What makes a class of settings: a frozen dataclass that pydantic checks, each mistake named by its field."""
 
 from __future__ import annotations
 
-import math
-import typing
-from dataclasses import is_dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+from pydantic import ConfigDict, Field, ValidationError
+from typing_extensions import dataclass_transform
 
 from retain.errors import UserError
 
@@ -16,71 +18,78 @@ WIDEST = 2**20
 DEEPEST = 2**10
 """Layers, at most."""
 MOST = 2**31
-"""Of anything else that is counted: steps beyond the end of a sequence are none."""
+"""Of anything else that is counted, at most."""
+
+# Bounds refuse what no machine has room for before memory is asked for it.
+Length = Annotated[int, Field(gt=0, le=LONGEST)]
+Width = Annotated[int, Field(gt=0, le=WIDEST)]
+Depth = Annotated[int, Field(gt=0, le=DEEPEST)]
+Count = Annotated[int, Field(gt=0, le=MOST)]
+Tokens = Annotated[int, Field(ge=0, le=MOST)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+BelowOne = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Several = pydantic.Strict(False)
+"""Marks a tuple that a list may stand for."""
+
+T = TypeVar("T")
 
 
-def checked(value: Any, hint: Any, name: str) -> Any:
-    """`value` as the type `hint` has it: lists as tuples, whole numbers as floats, NumPy's numbers as Python's.
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
+def settings(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen keyword-only dataclass that raises UserError for a wrong value, however it is built.
 
-    Raises UserError where it does not fit.
+    Values have the very type of their field afterwards: lists are tuples, whole numbers are floats, and numbers of
+    NumPy are Python's. So equal settings compare, hash and print the same.
     """
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        value = value.item()
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if isinstance(value, str) and value in args:
-            return args[args.index(value)]
-    elif origin is tuple:
-        if isinstance(value, (list, tuple)):
-            return tuple(checked(v, args[0], name) for v in value)
-    elif args:  # an optional field: X | None
-        if value is None:
-            return None
-        return checked(value, args[0], name)
-    elif isinstance(value, bool) or hint is bool:  # which is an int to Python
-        if isinstance(value, bool) and hint is bool:
-            return value
-    elif isinstance(value, (int, float) if hint is float else hint):
+    config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
+    made = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)
+    build: Callable[..., None] = made.__init__
+
+    def __init__(self: Any, /, **values: Any) -> None:
         try:
-            return str.__str__(value) if hint is str else hint(value)  # str of an enum is its name
-        except OverflowError:
-            raise UserError(f"{name}: this whole number is too large") from None
-    wanted = " or ".join(map(str, args)) if origin is Literal else getattr(hint, "__name__", str(hint))
-    raise UserError(f"{name}: {_line(value)} should be {wanted}")
+            build(self, **{name: to_plain(value) for name, value in values.items()})
+        except ValidationError as error:
+            raise UserError(describe(error, made)) from None
+
+    made.__init__ = __init__  # type: ignore[method-assign]
+    return made
 
 
-def _line(value: Any) -> str:
-    return " ".join(repr(value).split())
+def to_plain(value: Any) -> Any:
+    """A number of NumPy or PyTorch as Python's, a string of an enum as a string, a list or tuple of them likewise."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(to_plain, value))
+    if isinstance(value, str):
+        return str.__str__(value)
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
 
-def typed(config: Any) -> None:
-    """Give every field the very type that it says, so that equal configs are the same. Raises UserError where one does
-    not fit, which Python itself would never ask."""
-    for name, hint in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if not is_dataclass(hint):
-            object.__setattr__(config, name, checked(value, hint, name))  # the dataclass is frozen
-        elif not isinstance(value, typing.cast(type, hint)):
-            raise UserError(f"{name}: {_line(value)} should be a {typing.cast(type, hint).__name__}")
+WRONG = {
+    "int_type": "should be int",
+    "float_type": "should be float",
+    "bool_type": "should be bool",
+    "string_type": "should be str",
+    "tuple_type": "should be a list",
+    "literal_error": "should be {expected}",
+    "dataclass_exact_type": "should be a {class_name}",
+    "greater_than": "must be positive and finite",
+    "greater_than_equal": "must not be negative, and be finite",
+    "finite_number": "must be finite",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "is too large; give at most {le}",
+}
 
 
-def positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{name}: {value} must be positive and finite")
-
-
-def at_most(largest: int, config: Any, *names: str) -> None:
-    """Refuse what no machine has room for, before memory is asked for it."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value > largest:
-            raise UserError(f"{name}: {value} is too large; give at most {largest}")
-
-
-def not_negative(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not 0 <= value < math.inf:
-            raise UserError(f"{name}: {value} must not be negative, and be finite")
+def describe(error: ValidationError, cls: type) -> str:
+    """The first of pydantic's complaints as one line: the field, its value and what would be right."""
+    found = error.errors(include_url=False)[0]
+    context = found.get("ctx", {})
+    if found["type"] == "value_error":  # a check of our own, which names its field
+        return str(context["error"])
+    name = found["loc"][0]
+    if found["type"] == "unexpected_keyword_argument":
+        return f"{name}: unknown field; there are {', '.join(sorted(cls.__dataclass_fields__))}"
+    wrong = WRONG.get(found["type"], found["msg"]).format(**context).replace("'", "").replace(", ", " or ")
+    return f"{name}: {' '.join(repr(found['input']).split())} {wrong}"

@@ -1,21 +1,35 @@
-"""Configs as JSON and back, checked field by field."""
+"""Settings as JSON and back, checked field by field; those of earlier versions are brought up to date."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from retain.config import RunConfig
-from retain.config.checks import checked
+from retain.config.data import data_config
+from retain.config.migrate import VERSION, migrate
+from retain.config.model import CellConfig, MemoryConfig, TeacherConfig
+from retain.config.phases import BPTTConfig, DMTConfig, OptimizerConfig, SMTConfig
+from retain.config.run import RunConfig
 from retain.errors import UserError
+
+SECTIONS: dict[str, Callable[..., Any]] = {
+    "memory": MemoryConfig,
+    "teacher": TeacherConfig,
+    "cell": CellConfig,
+    "optimizer": OptimizerConfig,
+    "smt": SMTConfig,
+    "dmt": DMTConfig,
+    "bptt": BPTTConfig,
+}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """Settings as plain JSON values; those of a run with the version of their form."""
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    return {"version": VERSION, **values} if isinstance(config, RunConfig) else values
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -26,28 +40,35 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def from_dict(cls: Any, values: Any, name: str = "config") -> Any:
-    """The dataclass `cls` from JSON values. Raises UserError for an unknown field or wrong type."""
+def from_dict(values: Any, *, drop: bool = False) -> RunConfig:
+    """The settings of a run from JSON values, of this version or an earlier one.
+
+    Args:
+        values: what `to_dict` gave, or a part of it; the rest stays at its default.
+        drop: leave out what an earlier version set and this one lacks. A trained model can be used without it; to
+            train on would be another run.
+
+    Raises:
+        UserError: for an unknown field, a wrong value, or a setting that this version lacks (unless `drop`).
+    """
     if not isinstance(values, dict):
-        raise UserError(f"{name}: {values!r} is not an object of fields")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name for f in dataclasses.fields(cls)}
-    for key in values:
-        if key not in fields:
-            raise UserError(f"{name}.{key}: unknown field; {name} has {', '.join(sorted(fields))}")
-    built = {}
+        raise UserError(f"config: {values!r} is not an object of fields")
+    values, lost = migrate(values)
+    if lost and not drop:
+        raise UserError(f"config: {lost[0]} is of an earlier version of retain, and this one cannot train with it")
+    built: dict[str, Any] = {}
     for key, value in values.items():
-        if dataclasses.is_dataclass(hints[key]):
-            built[key] = from_dict(hints[key], value, f"{name}.{key}")
-        else:
-            built[key] = checked(value, hints[key], f"{name}.{key}")
-    try:
-        return cls(**built)
-    except UserError as error:
-        section = name.removeprefix("config").lstrip(".")
-        if not section or str(error).startswith(f"{section}."):
-            raise
-        raise UserError(f"{section}.{error}") from None
+        make = data_config if key == "data" else SECTIONS.get(key)
+        if make is None:
+            built[key] = value
+            continue
+        if not isinstance(value, dict):
+            raise UserError(f"{key}: {value!r} is not an object of fields")
+        try:
+            built[key] = make(**value)
+        except UserError as error:
+            raise UserError(str(error) if str(error).startswith(f"{key}.") else f"{key}.{error}") from None
+    return RunConfig(**built)
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -56,8 +77,8 @@ def save_config(config: RunConfig, path: Path) -> None:
     replace_file(path, json.dumps(to_dict(config), indent=2).encode() + b"\n")
 
 
-def load_config(path: Path) -> RunConfig:
-    """Read a config.json. Raises UserError naming the file and the field."""
+def load_config(path: Path, *, drop: bool = False) -> RunConfig:
+    """Read a config.json; `drop` as in `from_dict`. Raises UserError naming the file and the field."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -67,7 +88,7 @@ def load_config(path: Path) -> RunConfig:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a config in JSON ({error})") from None
     try:
-        return from_dict(RunConfig, values)
+        return from_dict(values, drop=drop)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 

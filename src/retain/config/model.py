@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from typing import Literal
 
-from retain.config.checks import DEEPEST, MOST, WIDEST, at_most, not_negative, positive, typed
+from retain.config.checks import Count, Depth, Tokens, Width, settings
 from retain.errors import UserError
 
 CELLS = ("transformer", "mlp", "gated", "delta", "gru", "lstm", "elman")
@@ -23,76 +22,60 @@ READ_BY_CELL: dict[str, set[str]] = {
 """Fields of `cell` that each kind reads; one's own may read any."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class MemoryConfig:
     """The memory, shared by teacher and RNN: K memory tokens of width D."""
 
-    tokens: int = 2
+    tokens: Width = 2
     """K, number of memory tokens."""
-    width: int = 128
+    width: Width = 128
     """D, width of a memory token."""
     norm: Literal["rms", "batch"] = "batch"
     """rms: unit RMS over D (the paper). batch: unit variance per dimension, by batch statistics."""
 
-    def __post_init__(self) -> None:
-        typed(self)
-        positive(self, "tokens", "width")
-        at_most(WIDEST, self, "tokens", "width")
 
-
-@dataclass(frozen=True, kw_only=True)
+@settings
 class TeacherConfig:
     """Memory encoder and predictive decoder. The readout has the decoder's shape."""
 
     encoder: Literal["state", "register", "window"] = "state"
     """state: one causal pass labels every step. register: K registers per step. window: the paper's."""
-    width: int = 128
-    heads: int = 4
-    layers: int = 3
+    width: Width = 128
+    heads: Width = 4
+    layers: Depth = 3
     """Layers of the encoder."""
-    decoder_layers: int = 1
+    decoder_layers: Depth = 1
     """Layers of the decoder, and of the RNN's readout."""
-    future_len: int = 16
+    future_len: Tokens = 16
     """F, how many tokens the decoder is shown after m_t."""
-    recompute: bool = False
-    """The encoder's activations are not held but computed again in the backward pass, a layer at a time (gradient
-    checkpointing)."""
-    context_len: int | None = None
+    activation_checkpointing: bool = False
+    """Compute the encoder's activations again in the backward pass, a layer at a time, instead of keeping them."""
+    context_len: Count | None = None
     """C, how far back the window encoder looks; None is all the way."""
 
     def __post_init__(self) -> None:
-        typed(self)
-        positive(self, "width", "heads", "layers", "decoder_layers", "context_len")
-        not_negative(self, "future_len")
-        at_most(WIDEST, self, "width", "heads")
-        at_most(DEEPEST, self, "layers", "decoder_layers")
-        at_most(MOST, self, "future_len", "context_len")
         if self.width % (2 * self.heads):
             raise UserError(f"teacher.width: {self.width} must be a multiple of 2 x heads = {2 * self.heads}")
         if self.context_len is not None and self.encoder != "window":
             raise UserError(f"teacher.context_len: only the window encoder looks back a set way, not {self.encoder}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class CellConfig:
     """The one-step update m_{t+1} = f(m_t, x_t)."""
 
     kind: str = "mlp"
     """transformer, mlp, gated, delta, gru, lstm, elman, or your own as module:Class."""
-    width: int = 512
+    width: Width = 512
     """Hidden width of the mlp, gated, delta and transformer; gru, lstm and elman have the memory's own size."""
-    heads: int = 4
+    heads: Width = 4
     """Attention heads of the transformer."""
-    layers: int = 1
+    layers: Depth = 1
     """Hidden layers of the mlp and gated, blocks of the transformer; the others have one."""
     residual: bool = True
     """mlp and transformer: m + f(m, x) instead of f(m, x)."""
 
     def __post_init__(self) -> None:
-        typed(self)
-        positive(self, "width", "heads", "layers")
-        at_most(WIDEST, self, "width", "heads")
-        at_most(DEEPEST, self, "layers")
         if self.kind not in CELLS and not re.fullmatch(r"[\w.]+:\w+", self.kind):
             raise UserError(f"cell.kind: {self.kind!r} is none of {', '.join(CELLS)}, nor module:Class")
         if self.kind == "transformer" and self.width % (2 * self.heads):

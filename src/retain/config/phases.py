@@ -1,152 +1,127 @@
-"""Settings of the phases: SMT, DMT and BPTT."""
+"""Settings of the phases SMT, DMT and BPTT: what each minimises, and how it is trained."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from retain.config.budget import parse_budget
-from retain.config.checks import LONGEST, MOST, WIDEST, at_most, not_negative, positive, typed
+from retain.config.checks import BelowOne, Count, Fraction, Length, NotNegative, Positive, Several, Width, settings
 from retain.errors import UserError
 
 PHASES = ("smt", "dmt", "bptt")
 
 
-@dataclass(frozen=True, kw_only=True)
-class PhaseConfig:
-    """What every phase has: its budget, batch and optimizer (AdamW)."""
+@settings
+class OptimizerConfig:
+    """AdamW, the same in every phase."""
 
-    share: float = 1.0
-    """Weight of this phase when the run's budget is shared out."""
-    budget: str | None = None
-    """This phase's own budget, e.g. 60s or 2000steps; None takes its share of the run's."""
-    batch_size: int = 32
-    """Sequences per process and micro-batch."""
-    seq_len: int | None = None
-    """Train on a random part of so many tokens of every sequence, but of tasks and digits; None is data.seq_len."""
-    accumulate: int = 1
+    gradient_accumulation_steps: Width = 1
     """Micro-batches per optimizer step. Each is a mean over its own targets, and all count alike."""
-    lr: float = 3e-3
-    schedule: Literal["constant", "cosine"] = "cosine"
-    warmup: float = 0.02
-    """Fraction of the phase in which the learning rate rises from 0."""
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.95
-    clip: float = 1.0
+    warmup: BelowOne = 0.02
+    """Fraction of a phase in which its learning rate rises from 0."""
+    weight_decay: NotNegative = 0.01
+    betas: Annotated[tuple[BelowOne, ...], Several] = (0.9, 0.95)
+    max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this norm."""
 
     def __post_init__(self) -> None:
-        typed(self)
-        positive(self, "share", "batch_size", "seq_len", "accumulate", "lr", "clip")
-        not_negative(self, "warmup", "weight_decay", "beta1", "beta2")
-        at_most(WIDEST, self, "batch_size", "accumulate")
-        at_most(LONGEST, self, "seq_len")
-        if self.warmup >= 1 or self.beta1 >= 1 or self.beta2 >= 1:
-            raise UserError(f"warmup, beta1, beta2: {self.warmup}, {self.beta1}, {self.beta2} must be below 1")
-        if self.budget is not None:
-            parse_budget(self.budget)
+        if len(self.betas) != 2:
+            raise UserError(f"optimizer.betas: {self.betas} must be two numbers")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SMTConfig(PhaseConfig):
-    """Supervised Memory Training, Eq. 5: teacher and RNN learn together."""
+@settings
+class PhaseConfig:
+    """How a phase is trained."""
 
-    steps_per_sequence: int | None = None
-    """S, transitions trained per sequence, a run of consecutive steps; None is all."""
-    decodes_per_sequence: int | None = 4
-    """How many of the labelled memories are decoded with their future; None is all."""
-    unroll: int | None = 1
-    """f is trained over so many steps at a stretch, with gradient through them, in segments of the sequence that
-    start where one step would and run side by side. 1, one step, is the paper's; None is the whole sequence."""
-    pieces: int = 1
-    """f is trained on so many pieces of the sequence one after another, each with a backward pass of its own: of one
-    piece alone activations are held. The gradient is the same; stretches of f (unroll) and its rollouts (on_policy)
-    end where a piece does."""
-    sweeps: int = 1
-    """1 trains f on the teacher's memories; j > 1 also on f's own, up to j - 1 steps away from them."""
-    on_policy: float = 0.0
-    """Fraction of the sequences on which f starts from its own memories instead of the teacher's."""
-    horizon: int = 8
-    """on_policy: at most so many steps away from a teacher's memory."""
-    lambda_dec: float = 1.0
-    lambda_dyn: float = 0.1
-    lambda_dyn_end: float | None = None
+    share: Positive = 1.0
+    """Weight of this phase when the run's budget is shared out."""
+    batch_size: Width = 32
+    """Sequences per process and micro-batch."""
+    seq_len: Length | None = None
+    """Train on a random part of so many tokens of every sequence, but of tasks and digits; None is data.seq_len."""
+    lr: Positive = 3e-3
+    lr_schedule: Literal["constant", "cosine"] = "cosine"
+
+
+@settings
+class SMTLoss:
+    """What Supervised Memory Training minimises (Eq. 5), and on which transitions."""
+
+    lambda_dec: NotNegative = 1.0
+    """Loss of the decoder on the future (Eq. 2)."""
+    lambda_dyn: NotNegative = 0.1
+    """Squared error of f against the teacher's next memory (Eq. 3)."""
+    lambda_dyn_end: Positive | None = None
     """lambda_dyn grows geometrically to this over the phase; None keeps it."""
-    detach_labels: bool = False
-    """No gradient of f reaches the teacher: not through the m_t it starts from, nor the m_{t+1} it should give."""
-    lambda_unif: float = 0.1
-    """The paper has 0.001; docs/following.md tells why not here."""
-    lambda_trunk: float = 1.0
+    lambda_unif: NotNegative = 0.1
+    """Uniformity of memories (Eq. 4). The paper has 0.001; docs/following.md tells why not here."""
+    lambda_trunk: NotNegative = 1.0
     """Plain next-target loss of the encoder's trunk (state and register encoders)."""
-    lambda_readout: float = 1.0
-    """Cross-entropy of the readout on what f makes; trains the readout, f, and by way of m_t the encoder."""
-    lambda_distill: float = 0.0
-    """Cross-entropy of the readout against the teacher's probabilities (its trunk's, else its decoder's), beside it."""
+    lambda_readout: NotNegative = 1.0
+    """Cross-entropy of the readout on what f makes. It trains the readout, f, and through m_t the encoder."""
+    lambda_distill: NotNegative = 0.0
+    """Cross-entropy of the readout against the teacher's probabilities (its trunk's, else its decoder's)."""
+    steps_per_sequence: Count | None = None
+    """S, transitions trained per sequence, a run of consecutive steps; None is all."""
+    decodes_per_sequence: Count | None = 4
+    """How many of the labelled memories are decoded with their future; None is all."""
+    bptt_window: Count | None = 1
+    """f is trained over windows of so many steps with gradient through them. The windows start from the teacher's
+    memories and run side by side. 1, one step, is the paper's; None is the whole sequence."""
+    num_chunks: Count = 1
+    """f is trained on so many chunks of the sequence, one after another, each with a backward pass of its own. Only
+    one chunk's activations are held at a time. The gradient is the same, but windows and rollouts end with a chunk."""
+    on_policy: Fraction = 0.0
+    """Fraction of the sequences on which f starts from its own memories, up to 8 steps away from the teacher's."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "steps_per_sequence", "decodes_per_sequence", "unroll", "pieces", "sweeps", "horizon")
-        positive(self, "lambda_dyn_end")
-        at_most(MOST, self, "steps_per_sequence", "decodes_per_sequence", "unroll", "pieces", "sweeps", "horizon")
-        not_negative(self, "lambda_dec", "lambda_dyn", "lambda_unif", "lambda_trunk", "lambda_readout")
-        not_negative(self, "lambda_distill")
-        if self.unroll != 1 and self.sweeps > 1:
-            raise UserError(
-                f"unroll: {self.unroll} with sweeps {self.sweeps}: both go on from f's own memories; use one"
-            )
-        if self.pieces > 1 and self.sweeps > 1:
-            raise UserError(
-                f"pieces: {self.pieces} with sweeps {self.sweeps}: sweeps run through the whole sequence; use one"
-            )
-        if not 0 <= self.on_policy <= 1:
-            raise UserError(f"on_policy: {self.on_policy} must lie in 0 … 1")
         if self.lambda_dyn_end is not None and self.lambda_dyn <= 0:
             raise UserError(f"lambda_dyn: {self.lambda_dyn} must be positive to grow to lambda_dyn_end")
 
 
-@dataclass(frozen=True, kw_only=True)
-class DMTConfig(PhaseConfig):
-    """DAgger Memory Training, Eq. 6: the RNN learns on its own memories; the teacher is frozen."""
+@settings
+class DMTLoss:
+    """What DAgger Memory Training minimises (Eq. 6), and how far the RNN runs on its own."""
 
-    lr: float = 1e-3
-    horizon: int = 1
-    """How many steps the RNN runs on its own before it is set back on the teacher's memory."""
-    horizon_end: int | None = None
-    """The horizon doubles over the phase up to this; None is the whole sequence, from m_0."""
-    horizon_growth: float = 0.7
-    """Fraction of the phase after which the horizon is at its end."""
-    unroll: int | None = 1
-    """f is trained over so many steps at a stretch, with gradient through them; 1 is the paper's, None all of them."""
-    label_every: int = 1
-    """More than 1: one rollout of `horizon` steps from a random place, trained at every so many of its steps."""
-    lambda_dyn: float = 1.0
-    lambda_readout: float = 1.0
+    lambda_dyn: NotNegative = 1.0
+    """Squared error of f, on the RNN's own memories, against the teacher's next memory."""
+    lambda_readout: NotNegative = 1.0
     """Cross-entropy of the readout on the RNN's own memories."""
-    lambda_distill: float = 0.0
-    """Cross-entropy of the readout against the teacher's probabilities (its trunk's, else its decoder's), beside it."""
+    lambda_distill: NotNegative = 0.0
+    """Cross-entropy of the readout against the teacher's probabilities (its trunk's, else its decoder's)."""
     predictive: bool = True
-    """Let both cross-entropies also train f, through the steps of its stretch (unroll)."""
+    """Both cross-entropies also train f, through the steps of its window (bptt_window)."""
+    horizon: Count | None = None
+    """How many steps the RNN runs on its own before it is set back on the teacher's memory; None is the whole
+    sequence, from m_0."""
+    horizon_growth: Fraction = 0.7
+    """Fraction of the phase over which the horizon doubles from 1 to its full length; 0 has it full from the start."""
+    bptt_window: Count | None = 1
+    """f is trained over windows of so many steps with gradient through them; 1 is the paper's, None all of them."""
+    label_every: Count = 1
+    """More than 1: one rollout of `horizon` steps from a random place, trained at every so many of its steps."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "horizon", "horizon_end", "unroll", "label_every")
-        at_most(MOST, self, "horizon", "horizon_end", "unroll", "label_every")
-        if self.unroll != 1 and self.label_every > 1:
-            raise UserError(f"unroll: {self.unroll} needs the label of every step, not of every {self.label_every}th")
-        not_negative(self, "lambda_dyn", "lambda_readout", "lambda_distill")
-        if not 0 <= self.horizon_growth <= 1:
-            raise UserError(f"horizon_growth: {self.horizon_growth} must lie in 0 … 1")
+        if self.bptt_window != 1 and self.label_every > 1:
+            raise UserError(
+                f"bptt_window: {self.bptt_window} needs the label of every step, not of every {self.label_every}th"
+            )
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
+class SMTConfig(PhaseConfig, SMTLoss):
+    """Supervised Memory Training, Eq. 5: teacher and RNN learn together."""
+
+
+@settings
+class DMTConfig(PhaseConfig, DMTLoss):
+    """DAgger Memory Training, Eq. 6: the RNN learns on its own memories; the teacher is frozen."""
+
+    lr: Positive = 1e-3
+
+
+@settings
 class BPTTConfig(PhaseConfig):
     """Backpropagation through time: baseline and finetuning."""
 
-    truncate: int | None = None
+    bptt_window: Count | None = None
     """The gradient is cut every so many steps, the first time at a random one; None is nowhere."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "truncate")
-        at_most(MOST, self, "truncate")

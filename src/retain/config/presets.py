@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 from retain.config import (
     BPTTConfig,
     CellConfig,
     DataConfig,
     DMTConfig,
+    DocumentDataConfig,
+    ImageDataConfig,
     MemoryConfig,
+    OptimizerConfig,
     RunConfig,
     SMTConfig,
+    TaskDataConfig,
     TeacherConfig,
+    TextDataConfig,
 )
 
 
@@ -32,14 +36,13 @@ def _bytes(preset: str, data: DataConfig) -> RunConfig:
             share=3,
             batch_size=16,
             lr=2e-3,
-            schedule="constant",
-            unroll=16,
+            lr_schedule="constant",
+            bptt_window=16,
             on_policy=0.5,
-            horizon=8,
             lambda_dyn=0.03,
             lambda_distill=1.0,
         ),
-        dmt=DMTConfig(share=7, batch_size=16, lr=2e-3, unroll=32, horizon_growth=0.0, lambda_dyn=0.02),
+        dmt=DMTConfig(share=7, batch_size=16, lr=2e-3, bptt_window=32, horizon_growth=0.0, lambda_dyn=0.02),
         bptt=BPTTConfig(batch_size=16, lr=3e-3),
     )
 
@@ -51,7 +54,7 @@ def stdlib() -> RunConfig:
 
 def text() -> RunConfig:
     """Any UTF-8 text file, byte by byte (--data PATH)."""
-    return _bytes("text", DataConfig(name="text", path="TEXT", seq_len=64))
+    return _bytes("text", TextDataConfig(path="TEXT", seq_len=64))
 
 
 def digits() -> RunConfig:
@@ -62,25 +65,25 @@ def digits() -> RunConfig:
         memory=MemoryConfig(tokens=1, width=128, norm="batch"),
         teacher=TeacherConfig(layers=2, future_len=16),
         cell=CellConfig(kind="gated", width=256),
-        smt=SMTConfig(share=5, batch_size=16, lr=3e-3, unroll=16, on_policy=0.5, horizon=8, lambda_distill=1.0),
-        dmt=DMTConfig(share=5, batch_size=16, lr=2e-3, unroll=16, horizon_growth=0.4, lambda_distill=1.0),
+        smt=SMTConfig(share=5, batch_size=16, lr=3e-3, bptt_window=16, on_policy=0.5, lambda_distill=1.0),
+        dmt=DMTConfig(share=5, batch_size=16, lr=2e-3, bptt_window=16, horizon_growth=0.4, lambda_distill=1.0),
         bptt=BPTTConfig(batch_size=16, lr=3e-3),
     )
 
 
 def _task(
-    name: str, *, seq_len: int = 64, min_seq_len: int | None = None, future_len: int = 16, unroll: int | None = 16
+    name: str, *, seq_len: int = 64, min_seq_len: int | None = None, future_len: int = 16, window: int | None = 16
 ) -> RunConfig:
     """A memory task, for minutes of one core.
 
     Symbols are few, so the teacher is narrow; but its decoder must find each of many things in one memory, which
     takes several memory tokens and a second layer (docs/log.md, "what memory must hold"). Where one answer hangs on
     something far back, a teacher finds that out in short sequences first, and where f has to keep many such things,
-    it is trained over the whole sequence (`unroll` None).
+    it is trained over the whole sequence (`bptt_window` None).
     """
     return RunConfig(
         preset=name,
-        data=DataConfig(name=name, seq_len=seq_len, min_seq_len=min_seq_len),
+        data=TaskDataConfig(name=name, seq_len=seq_len, min_seq_len=min_seq_len),
         memory=MemoryConfig(tokens=4, width=64, norm="batch"),
         teacher=TeacherConfig(width=64, layers=2, decoder_layers=2, future_len=future_len),
         cell=CellConfig(kind="gated", width=256),
@@ -89,16 +92,20 @@ def _task(
             share=2,
             batch_size=16,
             lr=2e-3,
-            schedule="constant",
+            lr_schedule="constant",
             decodes_per_sequence=2,
-            unroll=unroll,
+            bptt_window=unroll,
             on_policy=0.5,
-            horizon=8,
             lambda_dyn=0.1,
             lambda_dyn_end=1.0,
         ),
         dmt=DMTConfig(
-            share=8, batch_size=16, lr=2e-3, unroll=None if unroll is None else 32, horizon_growth=0.0, lambda_dyn=0.02
+            share=8,
+            batch_size=16,
+            lr=2e-3,
+            bptt_window=None if unroll is None else 32,
+            horizon_growth=0.0,
+            lambda_dyn=0.02,
         ),
         bptt=BPTTConfig(lr=1e-3),
     )
@@ -111,7 +118,7 @@ def retrieval() -> RunConfig:
 
 def copy() -> RunConfig:
     """Memory task: a string of 16 symbols, said again."""
-    return _task("copy", seq_len=32, future_len=32, unroll=None)
+    return _task("copy", seq_len=32, future_len=32, bptt_window=None)
 
 
 def stack() -> RunConfig:
@@ -121,7 +128,7 @@ def stack() -> RunConfig:
 
 def keys_values() -> RunConfig:
     """Memory task: 8 key strings with value strings, then one of the keys."""
-    task = _task("keys_values", min_seq_len=8, future_len=64, unroll=None)
+    task = _task("keys_values", min_seq_len=8, future_len=64, bptt_window=None)
     # To bind a value to its key is a product of the two, which the delta cell has and a gated one would have to learn.
     # It wants a lower rate and larger batches, and where it stores things is little like the teacher's memory.
     return dataclasses.replace(
@@ -170,7 +177,7 @@ def selective_copy() -> RunConfig:
 
 def tinystories() -> RunConfig:
     """Short stories in simple words (roneneldan/TinyStories), byte by byte."""
-    return _bytes("tinystories", DataConfig(name="documents", path="hf:roneneldan/TinyStories", seq_len=64))
+    return _bytes("tinystories", DocumentDataConfig(path="hf:roneneldan/TinyStories", seq_len=64))
 
 
 def _pixels(preset: str, data: DataConfig) -> RunConfig:
@@ -180,19 +187,18 @@ def _pixels(preset: str, data: DataConfig) -> RunConfig:
 
 def mnist() -> RunConfig:
     """Handwritten digits (ylecun/mnist), 14x14 and thresholded, pixel by pixel."""
-    data = DataConfig(name="images", path="hf:ylecun/mnist", image_size=14, seq_len=195, threshold=128)
+    data = ImageDataConfig(path="hf:ylecun/mnist", image_size=14, seq_len=195, threshold=128)
     return _pixels("mnist", data)
 
 
 def sketchy() -> RunConfig:
     """A folder of sketches, dark on white, any size: 16x16, inverted and thresholded, pixel by pixel (--data PATH)."""
-    data = DataConfig(name="images", path="SKETCHES", image_size=16, seq_len=255, invert=True, threshold=96)
+    data = ImageDataConfig(path="SKETCHES", image_size=16, seq_len=255, invert=True, threshold=96)
     return _pixels("sketchy", data)
 
 
 def _paper(preset: str, data: DataConfig) -> RunConfig:
     """The paper's main runs, for one large GPU. All of its settings are named, also those that are the default here."""
-    shared: dict[str, Any] = {"clip": 1.0, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.95}
     return RunConfig(
         preset=preset,
         budget="151500steps",  # 150,000 of SMT, 1,500 of DMT
@@ -202,14 +208,13 @@ def _paper(preset: str, data: DataConfig) -> RunConfig:
             encoder="window", width=256, heads=8, layers=8, decoder_layers=4, future_len=64, context_len=256
         ),
         cell=CellConfig(kind="transformer", width=256, heads=8, layers=8),
+        optimizer=OptimizerConfig(warmup=0.01, weight_decay=0.01, betas=(0.9, 0.95), max_grad_norm=1.0),
         smt=SMTConfig(
-            **shared,
             share=100,
             batch_size=128,
             seq_len=320,
             lr=3e-4,
-            schedule="constant",
-            warmup=0.01,
+            lr_schedule="constant",
             steps_per_sequence=1,
             decodes_per_sequence=1,
             lambda_dec=1.0,
@@ -219,21 +224,19 @@ def _paper(preset: str, data: DataConfig) -> RunConfig:
             lambda_readout=0.0,
         ),
         dmt=DMTConfig(
-            **shared,
             share=1,
             batch_size=32,
             seq_len=576,
             lr=3e-5,
-            schedule="cosine",
-            warmup=0.01,
+            lr_schedule="cosine",
             horizon=256,
-            horizon_end=256,
+            horizon_growth=0.0,
             label_every=16,
             lambda_dyn=10.0,
             lambda_readout=1.0,
             predictive=False,
         ),
-        bptt=BPTTConfig(**shared, batch_size=128, seq_len=320, lr=3e-4, schedule="constant", warmup=0.01),
+        bptt=BPTTConfig(batch_size=128, seq_len=320, lr=3e-4, lr_schedule="constant"),
         precision="bf16",
         checkpoint_every="1000steps",
         validate_every="5000steps",
@@ -242,12 +245,12 @@ def _paper(preset: str, data: DataConfig) -> RunConfig:
 
 def tinystories_paper() -> RunConfig:
     """The paper's TinyStories run: bytes, 150,000 steps of SMT and 1,500 of DMT."""
-    return _paper("tinystories-paper", DataConfig(name="documents", path="hf:roneneldan/TinyStories", seq_len=576))
+    return _paper("tinystories-paper", DocumentDataConfig(path="hf:roneneldan/TinyStories", seq_len=576))
 
 
 def mnist_paper() -> RunConfig:
     """The paper's MNIST run: 28x28 pixels of 256 levels (its exact sparse form is unpublished)."""
-    return _paper("mnist-paper", DataConfig(name="images", path="hf:ylecun/mnist", image_size=28, seq_len=783))
+    return _paper("mnist-paper", ImageDataConfig(path="hf:ylecun/mnist", image_size=28, seq_len=783))
 
 
 MEMORY_TASKS = (retrieval, copy, stack, keys_values, modular, parity, s3, s5, dyck, mqar, selective_copy)

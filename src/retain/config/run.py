@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from retain.config.budget import Budget, parse_budget
-from retain.config.checks import MOST, at_most, positive, typed
+from retain.config.checks import Count, Several, settings
 from retain.config.data import TASK_DATA, DataConfig
 from retain.config.model import CellConfig, MemoryConfig, TeacherConfig, check_memory
-from retain.config.phases import PHASES, BPTTConfig, DMTConfig, SMTConfig
+from retain.config.phases import PHASES, BPTTConfig, DMTConfig, OptimizerConfig, SMTConfig
 from retain.errors import UserError
 
 TRACKERS = ("auto", "tensorboard", "wandb", "trackio")
 SEEDS = 2**63
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class RunConfig:
     """Everything that decides a run."""
 
@@ -25,8 +27,8 @@ class RunConfig:
     init_from: str | None = None
     """A run folder to start from: its RNN, and its teacher where the phases use one.
     Sizes and vocabulary must be the same (--config RUN --init-from RUN)."""
-    seed: int = 0
-    phases: tuple[Literal["smt", "dmt", "bptt"], ...] = ("smt", "dmt")
+    seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0
+    phases: Annotated[tuple[Literal["smt", "dmt", "bptt"], ...], Several] = ("smt", "dmt")
     """The phases in their order."""
     budget: str = "240s"
     """Shared out over the phases: e.g. 240s, 5000steps, 20Mtokens, 500ksequential."""
@@ -34,6 +36,7 @@ class RunConfig:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     cell: CellConfig = field(default_factory=CellConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     smt: SMTConfig = field(default_factory=SMTConfig)
     dmt: DMTConfig = field(default_factory=DMTConfig)
     bptt: BPTTConfig = field(default_factory=BPTTConfig)
@@ -44,22 +47,17 @@ class RunConfig:
     compile: bool = False
     """torch.compile the objective's modules (needs a C++ compiler); falls back to eager with a note. On a CPU the first
     run of these sizes takes about a minute for it, out of its budget, and later ones some seconds."""
-    log_every: int = 20
+    log_every: Count = 20
     """Optimizer steps between lines of metrics.jsonl."""
     checkpoint_every: str = "60s"
     """Budget between checkpoints."""
     validate_every: str = "60s"
     """Budget between validations; the best model by them is the one kept."""
-    validation_sequences: int = 256
+    validation_sequences: Count = 256
     tracker: str | None = "auto"
     """Also log to: auto (tensorboard if installed), tensorboard, wandb, trackio, or None."""
 
     def __post_init__(self) -> None:
-        typed(self)
-        positive(self, "log_every", "validation_sequences")
-        at_most(MOST, self, "log_every", "validation_sequences")
-        if not 0 <= self.seed < SEEDS:
-            raise UserError(f"seed: {self.seed} must not be negative, and lie below {SEEDS}")
         if self.tracker is not None and self.tracker not in TRACKERS:
             raise UserError(f"tracker: {self.tracker!r} is none of {', '.join(TRACKERS)}, None")
         if not self.phases:
@@ -71,7 +69,7 @@ class RunConfig:
         if self.memory.norm == "rms" and self.memory.width == 1:
             raise UserError("memory.width: 1 leaves nothing after rms normalisation; use norm batch or a wider memory")
         for phase in set(self.phases):
-            steps = {"smt": "steps_per_sequence", "dmt": "horizon", "bptt": "truncate"}[phase]
+            steps = {"smt": "steps_per_sequence", "dmt": "horizon", "bptt": "bptt_window"}[phase]
             own = getattr(self, phase)
             value, length = getattr(own, steps), self.data.seq_len
             if own.seq_len is not None and self.data.name in ("digits", *TASK_DATA):
@@ -122,7 +120,5 @@ class RunConfig:
             raise UserError("smt.lambda_readout: nothing trains the readout; give it or smt.lambda_dec above 0")
 
     def budgets(self) -> tuple[Budget, ...]:
-        """The budget of each phase: its own, or its share of the run's. Where that is no step, the phase is skipped."""
-        configs = [getattr(self, name) for name in self.phases]
-        shared = iter(parse_budget(self.budget).split([c.share for c in configs if c.budget is None]))
-        return tuple(parse_budget(c.budget) if c.budget else next(shared) for c in configs)
+        """The budget of each phase, its share of the run's. Where that is no step, the phase is skipped."""
+        return tuple(parse_budget(self.budget).split([getattr(self, name).share for name in self.phases]))

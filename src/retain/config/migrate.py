@@ -1,0 +1,131 @@
+"""Settings that an earlier version wrote, as this one writes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from retain.config.budget import parse_budget
+from retain.config.data import CLASS_OF, TASK_DATA
+from retain.errors import UserError
+
+VERSION = 2
+"""Of the form of config.json. The first had no number."""
+RENAMED = {"schedule": "lr_schedule", "unroll": "bptt_window", "truncate": "bptt_window", "pieces": "num_chunks"}
+SHARED = {"warmup": 0.02, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.95, "clip": 1.0, "accumulate": 1}
+"""What each phase had of its own and all share now, with its default."""
+OLD = {*RENAMED, *SHARED, "sweeps", "horizon_end", "recompute"} - {"warmup", "weight_decay"}
+"""Fields that tell the first version, whose files had no number."""
+TASK_SIZES = ("symbols", "copy_len", "reverse", "depth", "pairs", "string_len")
+"""Older files have them whatever the data is."""
+DATA_DEFAULTS: dict[str, Any] = {
+    "split": [0.9, 0.05, 0.05],
+    "label_noise": 0.0,
+    "reverse": False,
+    "reset": False,
+    "stream": False,
+    "image_size": 28,
+    "levels": 256,
+    "invert": False,
+    "events": False,
+}
+"""What the first version wrote for data that does not read it; of other fields, None."""
+
+
+def migrate(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The settings of a run in today's form, and those that it lacks, as "smt.sweeps 2".
+
+    Raises:
+        UserError: for a version that is newer than this one.
+    """
+    values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    sections = [value for value in values.values() if isinstance(value, dict)]
+    version = values.pop("version", 1 if any(OLD & section.keys() for section in sections) else VERSION)
+    if version not in (1, VERSION):
+        raise UserError(f"version: {version!r} is none that this retain reads (1, {VERSION}); install a newer one")
+    return (values, []) if version == VERSION else _from_1(values)
+
+
+def _from_1(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    lost: list[str] = []
+    phases = {name: values[name] for name in ("smt", "dmt", "bptt") if isinstance(values.get(name), dict)}
+    used = values.get("phases", ["smt", "dmt"])
+    trained = {name: phase for name, phase in phases.items() if name in used}
+    if isinstance(values.get("teacher"), dict) and "recompute" in values["teacher"]:
+        values["teacher"]["activation_checkpointing"] = values["teacher"].pop("recompute")
+    _migrate_data(values)
+    _migrate_budgets(values, trained, lost)
+    optimizer = values.setdefault("optimizer", {})
+    for name, default in SHARED.items():
+        found = [phase.get(name, default) for phase in trained.values()]
+        if any(value != found[0] for value in found):
+            lost.append(f"{name} {', '.join(map(str, found))} for each phase")
+        if found and found[0] != default:
+            optimizer[name] = found[0]
+        for phase in phases.values():
+            phase.pop(name, None)
+    if "beta1" in optimizer or "beta2" in optimizer:
+        optimizer["betas"] = [optimizer.pop("beta1", 0.9), optimizer.pop("beta2", 0.95)]
+    for old, new in (("clip", "max_grad_norm"), ("accumulate", "gradient_accumulation_steps")):
+        if old in optimizer:
+            optimizer[new] = optimizer.pop(old)
+    for name, phase in phases.items():
+        for old, new in RENAMED.items():
+            if old in phase:
+                phase[new] = phase.pop(old)
+        gone = {"sweeps": 1, "detach_labels": False}
+        if name == "smt":
+            gone |= {"horizon": 8 if phase.get("on_policy") else phase.get("horizon")}
+        if name == "dmt":
+            _migrate_horizon(phase, values.get("data"), lost)
+        for field, default in gone.items():
+            if field in phase and (value := phase.pop(field)) != default and name in used:
+                lost.append(f"{name}.{field} {value}")
+    if not optimizer:
+        del values["optimizer"]
+    return values, lost
+
+
+def _migrate_data(values: dict[str, Any]) -> None:
+    """Leave out what this kind of data does not read, if it says nothing."""
+    data = values.get("data")
+    if not isinstance(data, dict) or data.get("name", "stdlib") not in CLASS_OF:
+        return
+    fields = CLASS_OF[data.get("name", "stdlib")].__dataclass_fields__
+    sizes = () if data.get("name") in TASK_DATA else TASK_SIZES
+    values["data"] = {
+        key: value
+        for key, value in data.items()
+        if key in fields or (key not in sizes and value != DATA_DEFAULTS.get(key))
+    }
+
+
+def _migrate_budgets(values: dict[str, Any], trained: dict[str, dict[str, Any]], lost: list[str]) -> None:
+    """Phases had budgets of their own: they become shares of one budget, if all have one and count alike."""
+    own = {name: phase.get("budget") for name, phase in trained.items()}
+    if any(own.values()):
+        budgets = {name: parse_budget(budget, f"{name}.budget") for name, budget in own.items() if budget}
+        if len(budgets) == len(own) and len({b.unit for b in budgets.values()}) == 1:
+            total = sum(b.amount for b in budgets.values())
+            values["budget"] = f"{total:.10g}{next(iter(budgets.values())).unit}"
+            for name, budget in budgets.items():
+                trained[name]["share"] = budget.amount
+        else:
+            lost += [f"{name}.budget {budget}" for name, budget in own.items() if budget]
+    for name in ("smt", "dmt", "bptt"):
+        if isinstance(values.get(name), dict):
+            values[name].pop("budget", None)
+
+
+def _migrate_horizon(phase: dict[str, Any], data: Any, lost: list[str]) -> None:
+    """`horizon` was where it began, and `horizon_end` what is `horizon` now."""
+    start, end = phase.pop("horizon", 1), phase.pop("horizon_end", None)
+    length = phase.get("seq_len") or (data.get("seq_len", 64) if isinstance(data, dict) else 64)
+    if not all(isinstance(size, int) for size in (start, length, length if end is None else end)):
+        phase["horizon"] = start  # whatever it is, its own check names it
+        return
+    full = length if end is None else min(end, length)
+    if start >= full:
+        phase["horizon_growth"] = 0.0
+    elif start > 1 and phase.get("horizon_growth", 0.7):
+        lost.append(f"dmt.horizon {start}")
+    phase["horizon"] = None if full >= length else full
