@@ -72,7 +72,7 @@ def digits() -> RunConfig:
 
 
 def _task(
-    name: str, *, seq_len: int = 64, min_seq_len: int | None = None, future_len: int = 16, window: int | None = 16
+    name: str, *, seq_len: int = 64, min_seq_len: int | None = None, future_len: int = 16, bptt_window: int | None = 16
 ) -> RunConfig:
     """A memory task, for minutes of one core.
 
@@ -94,7 +94,7 @@ def _task(
             lr=2e-3,
             lr_schedule="constant",
             decodes_per_sequence=2,
-            bptt_window=unroll,
+            bptt_window=bptt_window,
             on_policy=0.5,
             lambda_dyn=0.1,
             lambda_dyn_end=1.0,
@@ -103,7 +103,7 @@ def _task(
             share=8,
             batch_size=16,
             lr=2e-3,
-            bptt_window=None if unroll is None else 32,
+            bptt_window=None if bptt_window is None else 32,
             horizon_growth=0.0,
             lambda_dyn=0.02,
         ),
