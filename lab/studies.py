@@ -26,14 +26,14 @@ ABLATED = {"digits": "bits_per_token", "stack": "accuracy", "stdlib": "bits_per_
 """Presets whose recipe is taken apart, and how their RNN is judged."""
 WITHOUT: dict[str, dict[str, Any]] = {
     "as shipped": {},
-    "one step of f, the paper's": {"smt.unroll": 1, "dmt.unroll": 1},
-    "stretches of 8": {"smt.unroll": 8, "dmt.unroll": 8},
+    "one step of f, the paper's": {"smt.bptt_window": 1, "dmt.bptt_window": 1},
+    "stretches of 8": {"smt.bptt_window": 8, "dmt.bptt_window": 8},
     "less uniformity, the paper's": {"smt.lambda_unif": 0.001},
     "SMT from the teacher's memories alone": {"smt.on_policy": 0.0},
     "no probabilities of the teacher": {"smt.lambda_distill": 0.0, "dmt.lambda_distill": 0.0},
-    "SMT's rate falling": {"smt.schedule": "cosine"},
-    "SMT for all the steps, no DMT": {"phases": ["smt"], "smt.schedule": "cosine"},  # as DMT's rate would fall
-    "DMT over the whole sequence": {"dmt.unroll": None},
+    "SMT's rate falling": {"smt.lr_schedule": "cosine"},
+    "SMT for all the steps, no DMT": {"phases": ["smt"], "smt.lr_schedule": "cosine"},  # as DMT's rate would fall
+    "DMT over the whole sequence": {"dmt.bptt_window": None},
     "weight 0.1 on the teacher's memory in DMT": {"dmt.lambda_dyn": 0.1},
     "DMT held to the teacher, its horizon growing": {"dmt.lambda_dyn": 1.0, "dmt.horizon_growth": 0.7},
     "no loss of the trunk": {"smt.lambda_trunk": 0.0},
@@ -76,7 +76,7 @@ def credit(quick: bool = False) -> Study:
                     "smt.decodes_per_sequence": None,
                     # One step of f, always from the teacher's memory, so that whatever credit there is comes through
                     # the teacher's memories; where f starts from its own no gradient reaches them.
-                    "smt.unroll": 1,
+                    "smt.bptt_window": 1,
                     "smt.on_policy": 0.0,
                     "smt.detach_labels": detach,
                 },
@@ -84,7 +84,7 @@ def credit(quick: bool = False) -> Study:
     line = (
         f"retain train retrieval --phases smt --budget {steps}steps --validate-every {steps // 40}steps "
         "--data.seq-len T --data.min-seq-len None --teacher.future-len 1 --smt.decodes-per-sequence None "
-        "--smt.unroll 1 --smt.on-policy 0 (detached: --smt.detach-labels)"
+        "--smt.bptt-window 1 --smt.on-policy 0 (detached: --smt.detach-labels)"
     )
     return Study("Credit through bootstrapping", line, runs, credit_table)
 

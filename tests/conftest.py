@@ -16,33 +16,33 @@ import torch
 from retain.config import (
     BPTTConfig,
     CellConfig,
-    DataConfig,
     DMTConfig,
     MemoryConfig,
+    OptimizerConfig,
     RunConfig,
     SMTConfig,
     TeacherConfig,
+    data_config,
 )
 from retain.config.json import save_config
 
 
 def tiny(**changes):
     """A config that no default can change: `smt__lr=1.0` sets smt.lr, anything else a field of the run itself."""
-    shared = {"batch_size": 4, "accumulate": 1, "lr": 1e-3, "schedule": "cosine", "warmup": 0.1, "clip": 1.0}
+    shared = {"batch_size": 4, "lr": 1e-3, "lr_schedule": "cosine"}
     fields = {
         "preset": "tiny",
         "seed": 1,
         "phases": ("smt", "dmt"),
         "budget": "12steps",
-        "data": DataConfig(name="retrieval", seq_len=8, symbols=4),
+        "data": data_config(name="retrieval", seq_len=8, symbols=4),
         "memory": MemoryConfig(tokens=2, width=8, norm="batch"),
         "teacher": TeacherConfig(encoder="state", width=16, heads=2, layers=1, decoder_layers=1, future_len=4),
         "cell": CellConfig(kind="mlp", width=16, heads=2, layers=1, residual=True),
-        "smt": SMTConfig(
-            **shared, decodes_per_sequence=4, sweeps=1, on_policy=0.5, horizon=3, lambda_dyn=0.1, lambda_unif=0.001
-        ),
-        "dmt": DMTConfig(**shared, horizon=1, horizon_end=None, horizon_growth=0.7),
-        "bptt": BPTTConfig(**shared, truncate=4),
+        "optimizer": OptimizerConfig(gradient_accumulation_steps=1, warmup=0.1, max_grad_norm=1.0),
+        "smt": SMTConfig(**shared, decodes_per_sequence=4, on_policy=0.5, lambda_dyn=0.1, lambda_unif=0.001),
+        "dmt": DMTConfig(**shared, horizon=None, horizon_growth=0.7),
+        "bptt": BPTTConfig(**shared, bptt_window=4),
         "device": "cpu",
         "precision": "fp32",
         "compile": False,
@@ -125,13 +125,13 @@ def text_run(tmp_path_factory):
     """A finished run on a small text, for tests that only read it."""
     folder = tmp_path_factory.mktemp("text")
     (folder / "small.txt").write_text("to be or not to be, that is the question: é. " * 60)
-    data = DataConfig(name="text", path=str(folder / "small.txt"), seq_len=8)
+    data = data_config(name="text", path=str(folder / "small.txt"), seq_len=8)
     return train_tiny(folder / "run", data=data, preset="text")
 
 
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory):
-    data = DataConfig(name="digits", seq_len=63)
+    data = data_config(name="digits", seq_len=63)
     return train_tiny(tmp_path_factory.mktemp("digits") / "run", data=data, preset="digits", budget="4steps")
 
 

@@ -13,7 +13,7 @@ import torch
 
 from conftest import tiny, train_tiny
 from retain import files
-from retain.config import CellConfig, DataConfig
+from retain.config import CellConfig, data_config
 from retain.config.json import save_config
 from retain.model.cells import build_cell
 from retain.runs.lock import alone
@@ -465,7 +465,7 @@ def test_a_full_disk_while_checkpointing_is_one_line_and_the_run_goes_on_later(r
 def test_data_that_has_changed_is_told_of_where_it_is_scored(retain, tmp_path):
     text = tmp_path / "book.txt"
     text.write_text("to be or not to be, that is the question: é. " * 60)
-    out = train_tiny(tmp_path / "run", data=DataConfig(name="text", path=str(text), seq_len=8))
+    out = train_tiny(tmp_path / "run", data=data_config(name="text", path=str(text), seq_len=8))
     assert retain("eval", out)[2] == ""
     text.write_text(text.read_text()[:1500])
     code, said, complaint = retain("eval", out)

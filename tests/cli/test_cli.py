@@ -171,8 +171,14 @@ def test_options_override_the_config_and_are_saved(retain, tiny_file, tmp_path):
             "--smt.lambda-trunk: not read, a window encoder has no trunk",
         ),
         ("--smt.on-policy 0 --smt.horizon 3", "--smt.horizon: not read, with smt.on_policy 0"),
-        ("--smt.unroll None --smt.horizon 3", "--smt.horizon: not read, f runs over the whole sequence (smt.unroll)"),
-        ("--dmt.unroll 64 --dmt.horizon 3", "--dmt.horizon: not read, f runs over the whole sequence (dmt.unroll)"),
+        (
+            "--smt.bptt-window None --smt.horizon 3",
+            "--smt.horizon: not read, f runs over the whole sequence (smt.unroll)",
+        ),
+        (
+            "--dmt.bptt-window 64 --dmt.horizon 3",
+            "--dmt.horizon: not read, f runs over the whole sequence (dmt.unroll)",
+        ),
         ("--phases bptt --teacher.decoder-layers 2 --bptt.lr 1", ""),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 
 import retain
 from conftest import tiny
-from retain.config import DataConfig
+from retain.config import data_config
 from retain.config.json import save_config
 from retain.files import replace_file
 
@@ -77,7 +77,7 @@ def place(tmp_path):
     rows = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
     (folder / "dócs.jsonl").write_text(rows, encoding="utf-8")
     for name in ("text", "documents"):
-        config = tiny(data=DataConfig(name=name, path="x", seq_len=8), budget="2steps")
+        config = tiny(data=data_config(name=name, path="x", seq_len=8), budget="2steps")
         save_config(config, folder / f"{name}.json")
     return folder
 

@@ -9,7 +9,7 @@ import torch
 
 from conftest import tiny
 from retain.cli import main
-from retain.config import DataConfig
+from retain.config import data_config
 from retain.data import load_data
 from retain.inference.evaluate import LEFT, evaluate, has_left
 from retain.report.gather import gather
@@ -94,7 +94,7 @@ def test_an_rnn_that_runs_away_has_no_score_and_no_traceback(text_run, tmp_path,
 
 
 def test_a_task_is_scored_at_lengths_that_its_training_batches_could_not_have(tmp_path, capsys):
-    data = DataConfig(name="keys_values", seq_len=64, min_seq_len=8)
+    data = data_config(name="keys_values", seq_len=64, min_seq_len=8)
     train(tiny(data=data, budget="2steps"), tmp_path / "run", progress_bar=False)
     main(["eval", str(tmp_path / "run"), "--seq-len", "40", "--limit", "4", "--json"])
     assert json.loads(capsys.readouterr().out)["seq_len"] == 40
@@ -104,7 +104,7 @@ def test_rows_are_scored_whole(tmp_path, capsys):
     rows = np.random.default_rng(0).integers(0, 5, (40, 9))
     np.save(tmp_path / "rows.npy", rows)
     np.save(tmp_path / "other.npy", rows[:7])
-    data = DataConfig(name="npy", path=str(tmp_path / "rows.npy"), seq_len=8, vocab_size=5)
+    data = data_config(name="npy", path=str(tmp_path / "rows.npy"), seq_len=8, vocab_size=5)
     train(tiny(data=data, budget="4steps"), tmp_path / "run", progress_bar=False)
     main(["eval", str(tmp_path / "run"), "--data", str(tmp_path / "other.npy"), "--json"])
     result = json.loads(capsys.readouterr().out)
@@ -193,7 +193,7 @@ def test_documents_are_scored_whole_when_asked_to(tmp_path, capsys):
         (tmp_path / name).mkdir()
         for i in range(count):
             (tmp_path / name / f"{i}.md").write_text(f"document {i} of {name}, a short one")
-    data = DataConfig(name="documents", path=str(tmp_path / "own"), seq_len=8)
+    data = data_config(name="documents", path=str(tmp_path / "own"), seq_len=8)
     train(tiny(data=data, budget="4steps"), tmp_path / "run", progress_bar=False)
     main(["eval", str(tmp_path / "run"), "--data", str(tmp_path / "other"), "--split", "all", "--json"])
     said = capsys.readouterr()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from conftest import tiny
-from retain.config import DataConfig
+from retain.config import data_config
 from retain.config.json import save_config
 from retain.data.paths import absolute, expanded
 from retain.data.prepare import cache_folder
@@ -53,7 +53,7 @@ def test_commands_give_such_a_user_a_name_and_a_home(home, nameless, retain, mon
         monkeypatch.setenv("HOME", home)
     if home == "/proc" and os.access(home, os.W_OK):
         pytest.skip("this user may write anywhere")
-    config = tiny(data=DataConfig(name="documents", path="x", seq_len=8), budget="2steps")
+    config = tiny(data=data_config(name="documents", path="x", seq_len=8), budget="2steps")
     save_config(config, nameless / "config.json")
     rows = [json.dumps({"text": f"to be or not to be {number} " * 4}) for number in range(40)]
     (nameless / "rows.jsonl").write_text("\n".join(rows))
@@ -74,7 +74,7 @@ def test_a_cache_that_cannot_be_written_names_the_remedy(retain, monkeypatch, tm
     pytest.importorskip("datasets")
     (tmp_path / "file").touch()
     monkeypatch.setenv("RETAIN_CACHE", str(tmp_path / "file/cache"))
-    save_config(tiny(data=DataConfig(name="documents", path="x", seq_len=8)), tmp_path / "config.json")
+    save_config(tiny(data=data_config(name="documents", path="x", seq_len=8)), tmp_path / "config.json")
     (tmp_path / "rows.jsonl").write_text('{"text": "to be"}\n')
     line = ["train", "--config", tmp_path / "config.json", "--data", tmp_path / "rows.jsonl", "--out", tmp_path / "run"]
     code, said, complaint = retain(*line)

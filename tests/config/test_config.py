@@ -15,12 +15,12 @@ from conftest import tiny
 from retain.config import (
     BPTTConfig,
     CellConfig,
-    DataConfig,
     DMTConfig,
     MemoryConfig,
     RunConfig,
     SMTConfig,
     TeacherConfig,
+    data_config,
 )
 from retain.config.budget import Budget, parse_budget
 from retain.config.json import from_dict, load_config, save_config, to_dict
@@ -36,14 +36,14 @@ def test_every_preset_survives_json(name, tmp_path):
     assert config.preset == name
     save_config(config, tmp_path / "config.json")
     assert load_config(tmp_path / "config.json") == config
-    assert from_dict(RunConfig, json.loads(json.dumps(to_dict(config)))) == config
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 
 def test_a_config_with_nothing_at_its_default_survives_json(tmp_path):
     """A field that from_dict drops would come back at its default."""
     config = tiny(
         phases=("bptt", "smt", "dmt"),
-        data=DataConfig(name="npy", path="tokens.npy", seq_len=8, split=(0.5, 0.25, 0.25), vocab_size=9),
+        data=data_config(name="npy", path="tokens.npy", seq_len=8, split=(0.5, 0.25, 0.25), vocab_size=9),
         smt__steps_per_sequence=3,
         smt__lambda_dyn_end=2.0,
         smt__budget="3steps",
@@ -148,7 +148,7 @@ def test_every_preset_builds(name, tmp_path):
         ({"smt": {"unroll": 0}}, ["unroll", "0", "positive"]),
         ({"smt": {"unroll": 4, "sweeps": 2}}, ["unroll", "4", "sweeps 2", "use one"]),
         ({"smt": {"pieces": 4, "sweeps": 2}}, ["pieces", "4", "sweeps 2", "use one"]),
-        ({"dmt": {"unroll": 4, "label_every": 16}}, ["dmt.unroll", "4", "16"]),
+        ({"dmt": {"unroll": 4, "label_every": 16}}, ["dmt.bptt_window", "4", "16"]),
         ({"smt": {"beta2": 1.0}}, ["beta2", "1.0", "below 1"]),
         ({"smt": {"batch_size": 0}}, ["batch_size", "0", "positive"]),
         ({"smt": {"budget": "soon"}}, ["budget", "'soon'", "240s"]),
@@ -157,7 +157,7 @@ def test_every_preset_builds(name, tmp_path):
         ({"smt": {"lambda_dyn": 0.0, "lambda_dyn_end": 1.0}}, ["lambda_dyn", "0.0", "positive"]),
         ({"dmt": {"horizon_growth": 1.5}}, ["horizon_growth", "1.5"]),
         ({"dmt": {"horizon": 65}, "data": {"seq_len": 64}}, ["dmt.horizon", "65", "64"]),
-        ({"phases": ["bptt"], "bptt": {"truncate": 65}, "data": {"seq_len": 64}}, ["bptt.truncate", "65", "64"]),
+        ({"phases": ["bptt"], "bptt": {"truncate": 65}, "data": {"seq_len": 64}}, ["bptt.bptt_window", "65", "64"]),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )
@@ -166,7 +166,7 @@ def test_what_is_wrong_is_named(change, fragments):
     for key, value in change.items():
         values[key] = values[key] | value if isinstance(value, dict) else value
     with pytest.raises(ValueError) as caught:
-        from_dict(RunConfig, values)
+        from_dict(values)
     for fragment in fragments:
         assert fragment in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -178,7 +178,7 @@ def test_what_is_wrong_is_named(change, fragments):
         (lambda: SMTConfig(schedule="linear"), "schedule: 'linear' should be constant or cosine"),
         (lambda: TeacherConfig(encoder="lstm"), "encoder: 'lstm' should be state or register or window"),
         (lambda: MemoryConfig(width=16.0), "width: 16.0 should be int"),
-        (lambda: DataConfig(name="text", path=Path("a.txt")), r"path: .*Path\('a.txt'\) should be str"),
+        (lambda: data_config(name="text", path=Path("a.txt")), r"path: .*Path\('a.txt'\) should be str"),
         (lambda: tiny(budget=240), "budget: 240 should be str"),
         (lambda: tiny(phases="smt"), "phases: 'smt' should be"),
         (lambda: tiny(device="tpu"), "device: 'tpu' should be auto or cpu"),
@@ -194,7 +194,7 @@ def test_configs_made_in_python_are_checked_when_built(make, message):
     assert SMTConfig(lr=1).lr == 1  # a whole number is a number
 
 
-SECTIONS = (DataConfig, MemoryConfig, TeacherConfig, CellConfig, SMTConfig, DMTConfig, BPTTConfig, RunConfig)
+SECTIONS = (data_config, MemoryConfig, TeacherConfig, CellConfig, SMTConfig, DMTConfig, BPTTConfig, RunConfig)
 FIELDS = [(cls, field) for cls in SECTIONS for field in dataclasses.fields(cls)]
 SAMPLES = {int: 4, float: 0.25, str: "4steps"}
 """For fields that may be None: what else they can be."""
@@ -283,7 +283,7 @@ def test_what_is_asked_of_phases_is_asked_of_a_list_too():
 @pytest.mark.parametrize("values", [[], "text", None, 3])
 def test_a_config_is_an_object(values):
     with pytest.raises(ValueError, match=r"config: .* is not an object"):
-        from_dict(RunConfig, values)
+        from_dict(values)
 
 
 def test_a_config_file_is_named_in_its_errors(tmp_path):

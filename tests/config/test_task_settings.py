@@ -2,7 +2,7 @@
 
 import pytest
 
-from retain.config import DataConfig
+from retain.config import data_config
 from retain.data import load_data
 
 BAD = [
@@ -81,10 +81,10 @@ BAD = [
 @pytest.mark.parametrize(("name", "fields", "message"), BAD)
 def test_bad_settings(name, fields, message):
     with pytest.raises(ValueError) as error:
-        load_data(DataConfig(name=name, **fields))
+        load_data(data_config(name=name, **fields))
     assert str(error.value) == message
 
 
 def test_a_task_has_its_own_sizes_unless_told():
-    assert load_data(DataConfig(name="retrieval", symbols=8)).info == load_data(DataConfig(name="retrieval")).info
-    assert load_data(DataConfig(name="digits", seq_len=63, symbols=8)).vocab_size == 17  # as in older run folders
+    assert load_data(data_config(name="retrieval", symbols=8)).info == load_data(data_config(name="retrieval")).info
+    assert load_data(data_config(name="digits", seq_len=63, symbols=8)).vocab_size == 17  # as in older run folders

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 
 from hubdata import tokenizer
-from retain.config import DataConfig
+from retain.config import data_config
 from retain.data import IGNORE, SPLITS, decode, encode, load_data
 from retain.data.batches import RowsData, StreamData, evenly_spaced
 from retain.data.text import blocks_of, open_npy
@@ -28,9 +28,9 @@ def rows_data(count=40, length=6, fractions=(0.5, 0.25, 0.25)):
 ALL = {
     "stream": stream_data,
     "rows": rows_data,
-    "digits": lambda: load_data(DataConfig(name="digits", seq_len=63)),
-    "retrieval": lambda: load_data(DataConfig(name="retrieval", seq_len=12)),
-    "stdlib": lambda: load_data(DataConfig(name="stdlib", seq_len=32)),
+    "digits": lambda: load_data(data_config(name="digits", seq_len=63)),
+    "retrieval": lambda: load_data(data_config(name="retrieval", seq_len=12)),
+    "stdlib": lambda: load_data(data_config(name="stdlib", seq_len=32)),
 }
 
 
@@ -153,7 +153,7 @@ def test_prompt_outside_the_vocabulary(word):
 def npy(folder, array, **fields):
     path = folder / "tokens.npy"
     np.save(path, array)
-    return DataConfig(name="npy", path=str(path), **fields)
+    return data_config(name="npy", path=str(path), **fields)
 
 
 @pytest.mark.parametrize("dtype", ["u1", "<i2", ">i4", "i8", "u8"])
@@ -244,7 +244,7 @@ def test_bad_npy_files(tmp_path, case):
     path = tmp_path / "tokens.npy"
     write(path)
     with pytest.raises(ValueError) as error:
-        load_data(DataConfig(name="npy", path=str(path)))
+        load_data(data_config(name="npy", path=str(path)))
     message = str(error.value)
     assert message.startswith(f"data.path: '{path}' ") and fragment in message and "\n" not in message
 
@@ -259,7 +259,7 @@ def test_bad_npy_files(tmp_path, case):
 )
 def test_fields_that_do_not_apply(fields, message):
     with pytest.raises(ValueError) as error:
-        load_data(DataConfig(name="stdlib", **fields))
+        load_data(data_config(name="stdlib", **fields))
     assert str(error.value).startswith(message)
 
 

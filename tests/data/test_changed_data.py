@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from conftest import tiny
-from retain.config import DataConfig
+from retain.config import data_config
 from retain.data import load_data, text
 from retain.data.file_array import FileArray
 from retain.errors import ChangedData, TrainingError
@@ -40,7 +40,7 @@ def source(folder, kind):
         np.save(path, np.frombuffer(CONTENT, np.uint8))
     else:
         np.save(path, np.frombuffer(CONTENT, np.uint8)[: 900 * 9].reshape(900, 9))
-    return path, DataConfig(name="text" if kind == "text" else "npy", path=str(path), seq_len=8)
+    return path, data_config(name="text" if kind == "text" else "npy", path=str(path), seq_len=8)
 
 
 @pytest.mark.parametrize("kind", ["text", "stream", "rows"])

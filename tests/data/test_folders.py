@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hubdata import SMALL
-from retain.config import IGNORE, DataConfig
+from retain.config import IGNORE, data_config
 from retain.data import SPLITS, load_data
 from retain.data.paths import with_path
 from retain.data.scan import share_out, split_by_names, told
@@ -32,8 +32,8 @@ def folder(tmp_path):
 
 
 def loaded(path, whole=False, **fields):
-    config = with_path(DataConfig(name="stdlib", seq_len=8), str(path), None, None)
-    return load_data(DataConfig(**{**vars(config), "reset": config.name == "documents", **fields}), whole)
+    config = with_path(data_config(name="stdlib", seq_len=8), str(path), None, None)
+    return load_data(data_config(**{**vars(config), "reset": config.name == "documents", **fields}), whole)
 
 
 def documents(data):
@@ -383,9 +383,9 @@ def shades(data):
 
 
 def image_data(path):
-    config = with_path(DataConfig(name="stdlib"), str(path), None, None)
+    config = with_path(data_config(name="stdlib"), str(path), None, None)
     assert config.name == "images"
-    return load_data(DataConfig(name="images", path=config.path, image_size=4, seq_len=15))
+    return load_data(data_config(name="images", path=config.path, image_size=4, seq_len=15))
 
 
 @pytest.mark.parametrize("ending", ["png", "pgm", "bmp", "tif"])

@@ -17,7 +17,7 @@ from PIL import Image
 from conftest import tiny
 from fakehub import hub
 from hubdata import PARTS, SMALL, real, stories, tokenizer
-from retain.config import DataConfig
+from retain.config import data_config
 from retain.config.json import load_config, save_config
 from retain.config.presets import PRESETS
 from retain.data import load_data
@@ -242,7 +242,7 @@ def test_any_file_with_any_column(name, tmp_path):
         data.save_to_disk(path)
     else:
         data.to_csv(path, sep="\t" if name == "a.tsv" else ",", index=False)
-    data = load_data(DataConfig(name="documents", path=str(path), column="story", seq_len=20, reset=True))
+    data = load_data(data_config(name="documents", path=str(path), column="story", seq_len=20, reset=True))
     found = {bytes(data.document(s, i).tolist())[:-1].decode() for s in data.ends for i in range(data.documents(s))}
     assert found == set(rows["story"])
 
@@ -267,13 +267,13 @@ def test_data_of_any_preset_can_be_a_dataset(retain, sources, tmp_path):
 LOAD = """
 import json, os, sys
 import numpy as np
-from retain.config import DataConfig
+from retain.config import data_config
 from retain.data import load_data
 for prepared, changes in json.loads(sys.argv[1]):
     os.environ["RETAIN_CACHE"] = prepared
     fields = {"name": "documents", "path": "hf:roneneldan/TinyStories", "seq_len": 20, "reset": True}
     try:
-        data = load_data(DataConfig(**fields | changes))
+        data = load_data(data_config(**fields | changes))
     except ValueError as error:
         print(json.dumps(str(error)))
         continue

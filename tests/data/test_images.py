@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from conftest import tiny
 from naive import randomise
-from retain.config import DataConfig
+from retain.config import data_config
 from retain.config.presets import PRESETS
 from retain.data.images import darkest, events_vocabulary, gray_of, pixels_of, read_image, stored_image
 from retain.errors import UserError
@@ -53,13 +53,13 @@ def test_the_darkest_of_what_a_pixel_covers():
 
 def test_light_on_dark_is_averaged():
     image = Image.fromarray(np.array([[0, 200], [0, 0]], np.uint8).repeat(8, 0).repeat(8, 1))
-    config = DataConfig(name="images", path="x", image_size=1, seq_len=1)
+    config = data_config(name="images", path="x", image_size=1, seq_len=1)
     assert pixels_of(image, config)[0, 0] == pytest.approx(50, abs=1)
 
 
 @pytest.mark.parametrize("events", [False, True])
 def test_what_is_completed_follows_from_the_upper_half_alone(events):
-    data = DataConfig(name="images", path="x", image_size=4, seq_len=15, threshold=128, events=events, reset=events)
+    data = data_config(name="images", path="x", image_size=4, seq_len=15, threshold=128, events=events, reset=events)
     rnn = randomise(build(tiny(data=data), events_vocabulary(data) if events else 2)[0])
     truth = torch.randint(2, (3, 16), generator=torch.Generator().manual_seed(0))
     other = torch.cat([truth[:, :8], 1 - truth[:, 8:]], 1)
@@ -73,7 +73,7 @@ def test_what_is_completed_follows_from_the_upper_half_alone(events):
 
 def exact(size=2, **settings):
     """A config that keeps every gray as it is."""
-    return DataConfig(name="images", path="x", image_size=size, seq_len=size**2 - 1, levels=256, **settings)
+    return data_config(name="images", path="x", image_size=size, seq_len=size**2 - 1, levels=256, **settings)
 
 
 def of_bytes(content):

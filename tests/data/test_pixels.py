@@ -5,14 +5,14 @@ import sys
 import pytest
 import torch
 
-from retain.config import DataConfig
+from retain.config import data_config
 from retain.data import SPLITS, load_data
 
 
 def test_digits_are_all_there_once_in_raster_order():
     from sklearn.datasets import load_digits
 
-    data = load_data(DataConfig(name="digits", seq_len=63))
+    data = load_data(data_config(name="digits", seq_len=63))
     assert (data.vocab_size, data.kind, data.image_shape, data.answers) == (17, "image", (8, 8), False)
     assert data.info["sequences"] == {"train": 1617, "validation": 90, "test": 90} and data.info["levels"] == 17
     images = torch.from_numpy(load_digits().images).long().flatten(1)
@@ -23,17 +23,17 @@ def test_digits_are_all_there_once_in_raster_order():
 
 
 def test_digits_split_is_pinned():
-    data = load_data(DataConfig(name="digits", seq_len=63))
+    data = load_data(data_config(name="digits", seq_len=63))
     assert data.index["validation"][:6].tolist() == [6, 18, 50, 74, 83, 84]
 
 
 @pytest.mark.parametrize("seq_len", [62, 64])
 def test_digits_have_one_length(seq_len):
     with pytest.raises(ValueError, match=f"^data.seq_len: {seq_len} does not fit images of 64 pixels; set it to 63$"):
-        load_data(DataConfig(name="digits", seq_len=seq_len))
+        load_data(data_config(name="digits", seq_len=seq_len))
 
 
 def test_digits_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ValueError, match="^data.name: digits needs scikit-learn; run pip install scikit-learn$"):
-        load_data(DataConfig(name="digits", seq_len=63))
+        load_data(data_config(name="digits", seq_len=63))

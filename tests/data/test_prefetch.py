@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from retain.config import DataConfig
+from retain.config import data_config
 from retain.data import load_data
 from retain.data.prefetch import Prefetch
 from runs import wait_for
@@ -33,7 +33,7 @@ def slow():
 
 
 def test_batches_are_the_datas_in_any_order():
-    data = load_data(DataConfig(name="retrieval", seq_len=8, symbols=4))
+    data = load_data(data_config(name="retrieval", seq_len=8, symbols=4))
     batches = Prefetch(data, 3, 1)
     for step, size in [(0, 4), (1, 4), (2, 2), (7, 2), (0, 4)]:
         for name, values in data.batch(3, step, 1, size).items():

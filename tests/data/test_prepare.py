@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from hubdata import mnist, real, stories, tokenizer
-from retain.config import IGNORE, DataConfig
+from retain.config import IGNORE, data_config
 from retain.data import SPLITS, load_data, prepare
 from retain.data.documents import DocumentsData
 from retain.data.images import events_vocabulary, from_events, to_events
@@ -25,7 +25,7 @@ TEXT = "Once there was the cat no. {} of {}, ünï→{}. It slept."
 
 
 def documents(path, **changes):
-    return DataConfig(**{"name": "documents", "path": str(path), "seq_len": 20, **changes})
+    return data_config(**{"name": "documents", "path": str(path), "seq_len": 20, **changes})
 
 
 def texts(data, split):
@@ -165,9 +165,9 @@ def test_what_was_stopped_midway_goes_on_and_comes_out_the_same(tmp_path, cache,
 
 LOAD = """
 import sys
-from retain.config import DataConfig
+from retain.config import data_config
 from retain.data import load_data
-print(load_data(DataConfig(name="documents", path=sys.argv[1], seq_len=20)).info["sha256"])
+print(load_data(data_config(name="documents", path=sys.argv[1], seq_len=20)).info["sha256"])
 """
 SLOWLY = "import time\nfrom retain.data import prepare\nprepare.SAVE_SECONDS = 0\nreal = prepare._Preparation.save\n"
 SLOWLY += "def save(*a):\n    real(*a)\n    print('saved', flush=True)\n    time.sleep(0.4)\n"
@@ -251,7 +251,7 @@ def test_subwords(tmp_path):
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_images_are_their_pixels(tmp_path, mode):
-    config = DataConfig(name="images", path=str(mnist(tmp_path / "m", mode=mode)), seq_len=783)
+    config = data_config(name="images", path=str(mnist(tmp_path / "m", mode=mode)), seq_len=783)
     data = load_data(config)
     assert (data.vocab_size, data.kind, data.image_shape) == (256, "image", (28, 28))
     assert data.count("test") == 12
@@ -271,7 +271,7 @@ def test_images_are_their_pixels(tmp_path, mode):
 @pytest.mark.parametrize(("levels", "threshold"), [(256, None), (4, None), (256, 100)])
 def test_events_say_all_that_the_pixels_say(tmp_path, levels, threshold):
     source = str(mnist(tmp_path / "m"))
-    config = DataConfig(name="images", path=source, seq_len=783, levels=levels, threshold=threshold)
+    config = data_config(name="images", path=source, seq_len=783, levels=levels, threshold=threshold)
     pixels = load_data(config)
     events_config = dataclasses.replace(config, events=True, reset=True, seq_len=64)
     events = load_data(events_config)
@@ -306,5 +306,5 @@ def test_an_empty_image_is_passed_over(tmp_path, row):
         whole = written.getvalue()
         rows.append(whole if isinstance(row, bytes) else {"bytes": whole, "path": "a.png"})
     pq.write_table(pa.table({"image": rows}), tmp_path / "a.parquet")
-    config = DataConfig(name="images", path=str(tmp_path / "a.parquet"), column="image", image_size=4, seq_len=15)
+    config = data_config(name="images", path=str(tmp_path / "a.parquet"), column="image", image_size=4, seq_len=15)
     assert sum(load_data(config).count(split) for split in SPLITS) == 60

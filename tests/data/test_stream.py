@@ -10,7 +10,7 @@ import torch
 
 from conftest import tiny
 from hubdata import PARTS, SMALL, stories, tokenizer
-from retain.config import DataConfig
+from retain.config import data_config
 from retain.data import load_data
 from retain.data import stream as streaming
 from retain.runs.checkpoint import latest_checkpoint, load_files
@@ -39,7 +39,7 @@ def test_training_on_a_stream(retain, sources, tmp_path, cache, no_sleep):
 
 @pytest.mark.parametrize("reset", [True, False])
 def test_a_stream_holds_the_documents_of_its_split_alone(sources, reset, no_sleep):
-    config = DataConfig(name="documents", path=str(sources / "stories"), seq_len=99, reset=reset, stream=True)
+    config = data_config(name="documents", path=str(sources / "stories"), seq_len=99, reset=reset, stream=True)
     streamed = load_data(config)
     prepared = load_data(dataclasses.replace(config, stream=False, reset=True))
 
@@ -68,7 +68,7 @@ def test_a_stream_holds_the_documents_of_its_split_alone(sources, reset, no_slee
 @pytest.mark.parametrize("reset", [True, False])
 def test_a_batch_is_the_same_whenever_it_is_asked_for(sources, reset, no_sleep):
     """In order, out of order, from the middle on, and over the end of the source."""
-    config = DataConfig(name="documents", path=str(sources / "stories"), seq_len=40, reset=reset, stream=True)
+    config = data_config(name="documents", path=str(sources / "stories"), seq_len=40, reset=reset, stream=True)
     data, other = load_data(config), load_data(config)
     in_order = [data.batch(3, step, 1, 64)["targets"] for step in range(14)]
     assert sum(len(batch) for batch in in_order) > 1.5 * 250 * (2 if reset else 1)
@@ -79,7 +79,7 @@ def test_a_batch_is_the_same_whenever_it_is_asked_for(sources, reset, no_sleep):
 
 
 def test_a_resumed_run_on_a_stream_is_one_that_never_stopped(sources, tmp_path, no_sleep, monkeypatch):
-    data = DataConfig(name="documents", path=str(sources / "stories"), seq_len=8, stream=True)
+    data = data_config(name="documents", path=str(sources / "stories"), seq_len=8, stream=True)
     config = tiny(data=data, budget="12steps", checkpoint_every="2steps", dmt__batch_size=3, smt__accumulate=2)
     train(config, tmp_path / "whole", progress_bar=False)
     real = streaming.StreamedData.batch
@@ -108,7 +108,7 @@ def test_a_phase_of_smaller_batches_reads_on(sources, tmp_path, no_sleep, monkey
     """A stream cannot go back: to begin anew would be to read all of it again."""
     opened, real = [], streaming.StreamedData._epochs
     monkeypatch.setattr(streaming.StreamedData, "_epochs", lambda *args: opened.append(1) or real(*args))
-    data = DataConfig(name="documents", path=str(sources / "stories"), seq_len=8, stream=True)
+    data = data_config(name="documents", path=str(sources / "stories"), seq_len=8, stream=True)
     for sizes in ((4, 3), (4, 1), (2, 4), (4, 4)):
         opened.clear()
         config = tiny(data=data, budget="12steps", smt__batch_size=sizes[0], dmt__batch_size=sizes[1])
@@ -119,7 +119,7 @@ def test_a_phase_of_smaller_batches_reads_on(sources, tmp_path, no_sleep, monkey
 def test_a_stream_that_has_moved_goes_on_and_one_that_has_changed_does_not(sources, tmp_path, no_sleep):
     first, moved, changed = (tmp_path / name for name in ("first", "moved", "changed"))
     shutil.copytree(sources / "stories", first)
-    data = DataConfig(name="documents", path=str(first), seq_len=8, stream=True)
+    data = data_config(name="documents", path=str(first), seq_len=8, stream=True)
     config = tiny(data=data, budget="4steps")
     train(config, tmp_path / "run", progress_bar=False)
     first.rename(moved)
@@ -135,7 +135,7 @@ def test_a_stream_that_has_moved_goes_on_and_one_that_has_changed_does_not(sourc
 
 def test_bytes_per_token_of_a_stream_are_those_of_the_prepared(sources, tmp_path):
     path = tokenizer(tmp_path / "tokenizer.json", ["Once there was the cat no. It slept."])
-    config = DataConfig(name="documents", path=str(sources / "stories"), seq_len=60, reset=True, tokenizer=str(path))
+    config = data_config(name="documents", path=str(sources / "stories"), seq_len=60, reset=True, tokenizer=str(path))
     prepared, streamed = load_data(config), load_data(dataclasses.replace(config, stream=True))
     assert prepared.bytes_per_token["validation"] > 1.5
     assert streamed.bytes_per_token == pytest.approx(prepared.bytes_per_token)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from retain.config import DataConfig
+from retain.config import data_config
 from retain.data import SPLITS, load_data
 from retain.data.tables import rows_of
 from retain.errors import UserError
@@ -145,7 +145,7 @@ def test_what_training_reads_is_that_list(way, texts, tmp_path):
     path = tmp_path / f"a.{way}"
     filler = [f"text number {i}" for i in range(100)]  # so that no split is empty
     WAYS[way](path, [*filler, *texts])
-    config = DataConfig(name="documents", path=str(path), seq_len=20, reset=True, split=(0.5, 0.25, 0.25))
+    config = data_config(name="documents", path=str(path), seq_len=20, reset=True, split=(0.5, 0.25, 0.25))
     data = load_data(config)
     found = {
         split: [bytes(data.document(split, i).tolist())[:-1].decode() for i in range(data.documents(split))]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import retain
-from retain.config import TASK_DATA, TASK_FIELDS, DataConfig
+from retain.config import TASK_DATA, TASK_FIELDS, data_config
 from retain.data import IGNORE, SPLITS, load_data
 from retain.data.batches import generator
 from retain.data.tasks import TASKS, build_task
@@ -61,7 +61,7 @@ CASES = [(name, size) for name in TASKS for size in ({}, *SIZES[name])]
 
 
 def config_of(name, **size):
-    return DataConfig(name=name, **size)
+    return data_config(name=name, **size)
 
 
 @pytest.fixture(params=TASKS, scope="module")
@@ -402,7 +402,7 @@ NAMES = {
 
 @pytest.mark.parametrize(("name", "size"), [(n, s) for n, s in CASES if n in NAMES])
 def test_the_hidden_state_is_that_of_following_every_token(name, size):
-    data = load_data(DataConfig(name=name, **size)) if size else load_data(DataConfig(name=name, seq_len=64))
+    data = load_data(data_config(name=name, **size)) if size else load_data(data_config(name=name, seq_len=64))
     tokens = data.batch(3, 0, 0, 20)["tokens"].numpy()
     words, states = data.task.hidden(tokens)
     assert words == NAMES[name] and states.shape == tokens.shape
@@ -410,7 +410,9 @@ def test_the_hidden_state_is_that_of_following_every_token(name, size):
 
 
 def test_the_last_symbol_to_say_is_still_needed_at_the_end():
-    states = load_data(DataConfig(name="copy", seq_len=8, copy_len=3)).task.hidden(np.array([[0, 1, 2, 4, 4, 5, 4, 4]]))
+    states = load_data(data_config(name="copy", seq_len=8, copy_len=3)).task.hidden(
+        np.array([[0, 1, 2, 4, 4, 5, 4, 4]])
+    )
     assert states[1].tolist() == [[1, 2, 3, 3, 3, 3, 2, 1]]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from retain.config import DataConfig
+from retain.config import data_config
 from retain.data import IGNORE, SPLITS, load_data
 from retain.data.file_array import FileArray
 from retain.data.text import BLOCK, LEFT_OUT, SAMPLES, WHOLE, sample_offsets, split_of, stdlib_files
@@ -18,7 +18,7 @@ ROOT = Path(sysconfig.get_path("stdlib"))
 
 @pytest.fixture(scope="module")
 def stdlib():
-    return load_data(DataConfig(name="stdlib", seq_len=64))
+    return load_data(data_config(name="stdlib", seq_len=64))
 
 
 def test_stdlib_is_split_by_file(stdlib):
@@ -40,7 +40,7 @@ def test_stdlib_is_large_and_about_90_5_5(stdlib):
 
 
 def test_stdlib_is_the_same_when_loaded_again(stdlib):
-    again = load_data(DataConfig(name="stdlib", seq_len=32))
+    again = load_data(data_config(name="stdlib", seq_len=32))
     assert again.info == stdlib.info and len(again.info["sha256"]) == 64
     assert stdlib.kind == "text" and stdlib.vocab_size == 256 and not stdlib.answers
 
@@ -56,7 +56,7 @@ def test_split_of_a_file_is_pinned():
 
 
 def text_config(path, **fields):
-    return DataConfig(name="text", path=str(path), **fields)
+    return data_config(name="text", path=str(path), **fields)
 
 
 def test_text_is_held_and_cut_in_order(tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from conftest import tiny
-from retain.config import DataConfig
+from retain.config import data_config
 from retain.config.json import to_dict
 from retain.config.presets import PRESETS
 from retain.data import load_data
@@ -32,7 +32,7 @@ def test_every_method_has_the_parameters_of_smt_within_a_tenth(preset, monkeypat
         assert parameters(config, vocab_size) == real
         assert abs(real / wanted - 1) <= 0.1, (method, real, wanted)
         if method in ("gru", "lstm"):
-            assert (config.cell.kind, config.phases, config.bptt.truncate) == (method, ("bptt",), None)
+            assert (config.cell.kind, config.phases, config.bptt.bptt_window) == (method, ("bptt",), None)
         else:
             assert real == wanted
         assert config.data == base.data and config.budget == base.budget
@@ -64,7 +64,7 @@ def test_what_a_comparison_costs_is_said_first():
 def test_a_file_that_has_changed_is_another_comparison(tmp_path, monkeypatch):
     grids_here(monkeypatch)
     (tmp_path / "book.txt").write_text("to be or not to be. " * 80)
-    data = DataConfig(name="text", path=str(tmp_path / "book.txt"), seq_len=8)
+    data = data_config(name="text", path=str(tmp_path / "book.txt"), seq_len=8)
     shared = {"config": tiny(data=data, budget="2steps", phases=("smt",)), "lrs": ("1",), "threads": 1}
     compare(Comparison(methods=("bptt",), seeds=1, **shared), tmp_path / "out")
     with open(tmp_path / "book.txt", "a") as file:
@@ -87,8 +87,8 @@ def test_embedded_data_of_another_version_is_another_comparison(tmp_path, monkey
 
 
 def test_truncated_is_a_quarter_of_what_is_read():
-    text = tiny(bptt__truncate=None, bptt__seq_len=4, data=DataConfig(name="stdlib", seq_len=8))
-    assert method_config(text, "tbptt").bptt.truncate == 1
+    text = tiny(bptt__truncate=None, bptt__seq_len=4, data=data_config(name="stdlib", seq_len=8))
+    assert method_config(text, "tbptt").bptt.bptt_window == 1
 
 
 def test_phases_and_budgets_of_the_methods():
@@ -97,15 +97,15 @@ def test_phases_and_budgets_of_the_methods():
     both = method_config(base, "smt+bptt")
     assert both.phases == ("smt", "dmt", "bptt")
     assert [round(b.amount) for b in both.budgets()] == [45, 15, 30]
-    assert both.bptt.truncate is None
+    assert both.bptt.bptt_window is None
     assert [b.amount for b in method_config(base, "tbptt").budgets()] == [90]
-    assert method_config(base, "tbptt").bptt.truncate == 4, "the preset's"
-    assert method_config(tiny(bptt__truncate=None), "tbptt").bptt.truncate == 2, "a quarter of 8"
-    assert method_config(tiny(bptt__truncate=None, dmt__unroll=5), "tbptt").bptt.truncate == 5, "as DMT is cut"
+    assert method_config(base, "tbptt").bptt.bptt_window == 4, "the preset's"
+    assert method_config(tiny(bptt__truncate=None), "tbptt").bptt.bptt_window == 2, "a quarter of 8"
+    assert method_config(tiny(bptt__truncate=None, dmt__unroll=5), "tbptt").bptt.bptt_window == 5, "as DMT is cut"
     for unroll in (None, 8):  # DMT is not cut
-        assert method_config(tiny(bptt__truncate=None, dmt__unroll=unroll), "tbptt").bptt.truncate == 2
-    assert method_config(tiny(bptt__truncate=None, dmt__unroll=5, phases=("smt",)), "tbptt").bptt.truncate == 2
-    assert method_config(base, "bptt").bptt.truncate is None
+        assert method_config(tiny(bptt__truncate=None, dmt__unroll=unroll), "tbptt").bptt.bptt_window == 2
+    assert method_config(tiny(bptt__truncate=None, dmt__unroll=5, phases=("smt",)), "tbptt").bptt.bptt_window == 2
+    assert method_config(base, "bptt").bptt.bptt_window is None
 
 
 def test_rates_and_the_choice_among_them():

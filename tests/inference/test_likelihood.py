@@ -8,7 +8,7 @@ import torch
 
 from conftest import tiny
 from hubdata import real
-from retain.config import DataConfig
+from retain.config import data_config
 from retain.config.presets import PRESETS
 from retain.data import load_data
 from retain.inference import likelihood
@@ -18,7 +18,7 @@ from retain.runs.run import build
 @pytest.mark.parametrize("held", [2**24, 100])
 def test_the_likelihood_of_whole_documents_is_that_of_one_pass(sources, monkeypatch, held):
     """Chunks, batches and padding change nothing: each document is read from m_0 to its end symbol."""
-    data = load_data(DataConfig(name="documents", path=str(sources / "stories"), seq_len=20, reset=True))
+    data = load_data(data_config(name="documents", path=str(sources / "stories"), seq_len=20, reset=True))
     rnn, _ = build(tiny(), data.vocab_size)
     rnn.eval()
     nats = count = 0
@@ -39,7 +39,7 @@ def test_the_likelihood_of_whole_documents_is_that_of_one_pass(sources, monkeypa
 
 def test_what_fills_up_a_short_document_is_not_looked_at(sources):
     """It may run away there: an infinity times 0 would be the likelihood of all."""
-    data = load_data(DataConfig(name="documents", path=str(sources / "stories"), seq_len=20, reset=True))
+    data = load_data(data_config(name="documents", path=str(sources / "stories"), seq_len=20, reset=True))
     rnn, _ = build(tiny(), data.vocab_size)
     alone = likelihood.document_likelihood(rnn, data, "validation", limit=5, batch_size=1)
     with torch.no_grad():

@@ -108,7 +108,7 @@ def test_ablation_table_has_a_row_for_each_ingredient():
     lines = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     assert lines[0][1] == "digits: bits per token" and lines[0][4] == "stack: accuracy"
     assert lines[2] == ["as shipped"] + ["0.600 ± 0.100"] * 9
-    assert lines[3][0] == "one step of f, the paper's: `smt.unroll=1,dmt.unroll=1`"
+    assert lines[3][0] == "one step of f, the paper's: `smt.bptt_window=1,dmt.unroll=1`"
     assert lines[3][4:7] == ["– (3 diverged)", "–", "–"] and lines[3][7] == "0.600 ± 0.100"
     assert lines[4][1:3] == ["0.500 (2 diverged)", "0.500"]
     (row,) = (line for line in lines if line[0].startswith("no probabilities of the teacher"))

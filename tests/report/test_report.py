@@ -15,7 +15,7 @@ import torch
 from conftest import tiny, train_tiny
 from naive import VOCAB, assert_close, models
 from retain.cli.report import command_of
-from retain.config import IGNORE, DataConfig
+from retain.config import IGNORE, data_config
 from retain.config.json import load_config
 from retain.data import load_data
 from retain.inference.evaluate import LEFT, evaluate
@@ -184,7 +184,7 @@ def test_geometry_of_a_run(retrieval_run):
 
 
 def test_the_needle_is_known_from_when_it_comes():
-    data = load_data(DataConfig(name="retrieval", seq_len=6, symbols=2))
+    data = load_data(data_config(name="retrieval", seq_len=6, symbols=2))
     name, words = data.task.hidden(np.array([[0, 3, 1, 0, 1, 4], [2, 0, 0, 0, 0, 4]]))
     assert name == "needle"
     assert words.tolist() == [["not yet", "1", "1", "1", "1", "1"], ["0"] * 6]
@@ -201,7 +201,7 @@ def test_phases_that_begin_together_share_a_mark(retrieval_run, text_run, bptt_r
 
 
 def test_memories_of_a_stack_are_coloured_by_its_depth():
-    data = load_data(DataConfig(name="stack", seq_len=4, depth=2, symbols=3))
+    data = load_data(data_config(name="stack", seq_len=4, depth=2, symbols=3))
     tokens = torch.tensor([[0, 1, 3, 3], [2, 3, 0, 1]])
     assert analyses.hidden_state(data, tokens, np.array([0, 1])) == (
         "stack depth",
@@ -212,7 +212,7 @@ def test_memories_of_a_stack_are_coloured_by_its_depth():
 def test_the_digit_class_is_that_of_the_image(digits_run):
     from sklearn import datasets
 
-    data = load_data(DataConfig(name="digits", seq_len=63))
+    data = load_data(data_config(name="digits", seq_len=63))
     index = np.array([3, 40])
     batch = data.sequences("validation", index)
     _, words = analyses.hidden_state(data, batch["tokens"], index)

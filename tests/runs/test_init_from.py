@@ -12,7 +12,7 @@ import retain
 import retain.training.loop as module
 from conftest import tiny
 from retain.cli import main
-from retain.config import CellConfig, DataConfig, MemoryConfig
+from retain.config import CellConfig, MemoryConfig, data_config
 from retain.data import load_data
 from retain.model.rnn import RNN
 from retain.objectives import SMT
@@ -94,7 +94,7 @@ def test_the_line_of_the_readme(text_run, tmp_path, monkeypatch, capsys):
     ("changes", "words"),
     [
         ({"memory": MemoryConfig(tokens=2, width=8, norm="rms")}, "has memory.norm batch and this run rms"),
-        ({"data": DataConfig(name="retrieval", seq_len=8, symbols=5)}, "give data of the same"),
+        ({"data": data_config(name="retrieval", seq_len=8, symbols=5)}, "give data of the same"),
         ({"cell": CellConfig(kind="mlp", width=32)}, "the weights in .* do not fit this run"),
         (
             {"cell": CellConfig(kind="mlp", width=16, heads=2, residual=False)},

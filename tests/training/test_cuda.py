@@ -17,7 +17,7 @@ from conftest import tiny
 from naive import attention as naive_attention
 from naive import batch, models, padded, smt_config
 from retain.cli import main
-from retain.config import CELLS, BPTTConfig, DataConfig, DMTConfig
+from retain.config import CELLS, BPTTConfig, DMTConfig, data_config
 from retain.config.presets import PRESETS
 from retain.data import load_data
 from retain.inference.evaluate import evaluate
@@ -51,7 +51,7 @@ def test_products_are_in_bfloat16_squares_are_not_and_devices_do_not_mix():
 @pytest.mark.parametrize("preset", ["retrieval", "digits", "mnist-paper"])
 def test_a_preset_trains_resumes_reads_and_writes_on_cuda(preset, tmp_path):
     config = PRESETS[preset]()
-    data = DataConfig(name="digits", seq_len=63) if preset == "mnist-paper" else config.data
+    data = data_config(name="digits", seq_len=63) if preset == "mnist-paper" else config.data
     parts = {
         name: dataclasses.replace(getattr(config, name), budget=None, batch_size=4, seq_len=None)
         for name in config.phases

@@ -45,7 +45,7 @@ def test_flops_and_activations_of_a_dry_run_grow_as_they_should(retain, sources,
         line = ["train", "tinystories", "--data", sources / "stories", *SMALL, *options, "--dry-run", "--json"]
         return json.loads(retain(*line)[1])["phases"]
 
-    once, twice = phases(), phases("--smt.batch-size", "4", "--dmt.accumulate", "2")
+    once, twice = phases(), phases("--smt.batch-size", "4", "--optimizer.gradient-accumulation-steps", "2")
     assert twice["smt"]["flops_per_step"] == 2 * once["smt"]["flops_per_step"]
     # Up to a few small tensors that happen to come to lie where one has just been freed.
     assert twice["smt"]["activation_bytes"] == pytest.approx(2 * once["smt"]["activation_bytes"], rel=1e-3)
@@ -68,13 +68,13 @@ def test_sequences_without_end_are_not_counted(retain):
 
 def test_activations_of_a_dry_run_are_those_held_at_once(retain):
     def held(*options):
-        line = ["train", "stack", "--smt.unroll", "1", "--smt.on-policy", "0", "--smt.decodes-per-sequence", "1"]
+        line = ["train", "stack", "--smt.bptt-window", "1", "--smt.on-policy", "0", "--smt.decodes-per-sequence", "1"]
         line += ["--smt.batch-size", "1", "--dmt.batch-size", "1", "--data.seq-len", "512", *options]
         code, said, complaint = retain(*line, "--phases", "smt", "--dry-run", "--json")
         assert code == 0, complaint
         return json.loads(said)["phases"]["smt"]["activation_bytes"]
 
-    assert held("--smt.pieces", "8") < 0.7 * held()
+    assert held("--smt.num-chunks", "8") < 0.7 * held()
 
 
 def test_flops_hold_what_f_does_on_its_own(retain, sources):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from retain.config import CellConfig, DataConfig, DMTConfig, MemoryConfig, RunConfig, SMTConfig, TeacherConfig
+from retain.config import CellConfig, DMTConfig, MemoryConfig, RunConfig, SMTConfig, TeacherConfig, data_config
 from retain.data import load_data
 from retain.inference.evaluate import evaluate
 from retain.runs.run import load_run
@@ -15,7 +15,7 @@ def test_retrieval_is_learnt_and_remembered_without_the_teacher(tmp_path, seed):
     config = RunConfig(
         seed=seed,
         budget="250steps",
-        data=DataConfig(name="retrieval", seq_len=16, symbols=4),
+        data=data_config(name="retrieval", seq_len=16, symbols=4),
         memory=MemoryConfig(tokens=1, width=32),
         teacher=TeacherConfig(width=64, heads=2, layers=1, future_len=16),
         cell=CellConfig(width=128),

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from conftest import tiny
-from retain.config import DataConfig
+from retain.config import data_config
 from retain.data import load_data
 from retain.inference.evaluate import evaluate
 from retain.model.cells import build_cell
@@ -374,7 +374,7 @@ def test_a_phase_may_read_a_part_of_each_sequence(tmp_path):
     assert part_of(batch, None) is batch
     with pytest.raises(ValueError, match="smt.seq_len: 4 is a part of a sequence, and an answer needs it all"):
         tiny(smt__seq_len=4)
-    text = DataConfig(name="stdlib", seq_len=8)
+    text = data_config(name="stdlib", seq_len=8)
     with pytest.raises(ValueError, match="smt.seq_len: 9 is longer than data.seq_len 8"):
         tiny(smt__seq_len=9, data=text)
     summary = run(tiny(smt__seq_len=4, budget="2steps", data=text), tmp_path / "run")

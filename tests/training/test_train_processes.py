@@ -16,7 +16,7 @@ import torch
 
 from conftest import tiny
 from forks import Forked
-from retain.config import DataConfig
+from retain.config import data_config
 from retain.config.json import load_config, save_config
 from retain.model.layers import MemoryNorm
 from retain.runs.checkpoint import latest_checkpoint, load_files
@@ -289,7 +289,7 @@ def test_a_defect_of_the_main_process_ends_all(tmp_path):
 
 @pytest.mark.slow
 def test_torchrun_trains_one_run(tmp_path):
-    config = tiny(device="auto", data=DataConfig(name="stdlib", seq_len=8))
+    config = tiny(device="auto", data=data_config(name="stdlib", seq_len=8))
     save_config(config, tmp_path / "two.json")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -57,8 +57,8 @@ def comparison_of(argv: list[str]) -> tuple[Comparison, Path, int]:
         return None if text is None else tuple(part.strip() for part in text.split(","))
 
     refuse(argv, "compare", ("--seed", "--validate-every", "--tracker", "--quiet", *PHASE_BUDGETS))
-    if "tbptt" not in (listed("methods") or ()) and any(a.partition("=")[0] == "--bptt.truncate" for a in argv):
-        raise Usage("--bptt.truncate: is read by tbptt alone; add it to --methods, or leave it out")
+    if "tbptt" not in (listed("methods") or ()) and any(a.partition("=")[0] == "--bptt.bptt_window" for a in argv):
+        raise Usage("--bptt.bptt_window: is read by tbptt alone; add it to --methods, or leave it out")
     budget, argv = take_option(argv, "--budget")
     config = train_config(argv)[0]
     if budget is not None:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from retain.config import EMBEDDED_DATA, DataConfig
+from retain.config import CLASS_OF, DataConfig, ImageDataConfig
 from retain.data.files import kind_by_name
 from retain.data.scan import holds
 from retain.errors import UserError
@@ -46,15 +46,16 @@ def with_path(data: DataConfig, path: str, text_column: str | None, image_column
     name = name_of(path, data, text_column, image_column)
     if name not in ("documents", "images") and (text_column or image_column):
         raise UserError(f"--text-column, --image-column: {path} is no dataset and has no columns; leave them out")
-    changes: dict[str, Any] = {"name": name, "path": path, "column": text_column or image_column}
-    if name == data.name and changes["column"] is None:
-        changes["column"] = data.column
-    if data.name in EMBEDDED_DATA:
-        changes["vocab_size"] = None
-    if not path.startswith("hf:"):
-        changes["revision"] = None
+    cls = CLASS_OF[name]
+    known = {f.name for f in dataclasses.fields(cls)}
     # What the preset says of its own data, as of a task's sizes, says nothing of other data.
-    changes = {f.name: f.default for f in dataclasses.fields(data) if f.name in data.unread(name)} | changes
-    if name == "images":
-        changes["seq_len"] = data.seq_len if data.name == "images" else data.image_size**2 - 1
-    return dataclasses.replace(data, **changes)
+    kept: dict[str, Any] = {name: value for name, value in vars(data).items() if name in known}
+    kept |= {"name": name, "path": path}
+    if "column" in known:
+        own = kept.get("column") if name == data.name else None
+        kept["column"] = text_column or image_column or own
+    if not path.startswith("hf:"):
+        kept.pop("revision", None)
+    if issubclass(cls, ImageDataConfig) and name != data.name:
+        kept["seq_len"] = cls.image_size**2 - 1
+    return cls(**kept)

@@ -41,8 +41,8 @@ def method_config(base: RunConfig, method: str) -> RunConfig:
     if method == "tbptt":
         # Cut where DMT's gradient is, it is the control for what the teacher adds.
         length = bptt.seq_len or base.data.seq_len
-        stretch = base.dmt.unroll if "dmt" in phases and 1 < (base.dmt.unroll or 1) < length else None
-        bptt = dataclasses.replace(bptt, truncate=bptt.truncate or stretch or max(1, length // TRUNCATE))
+        stretch = base.dmt.bptt_window if "dmt" in phases and 1 < (base.dmt.bptt_window or 1) < length else None
+        bptt = dataclasses.replace(bptt, truncate=bptt.bptt_window or stretch or max(1, length // TRUNCATE))
         return dataclasses.replace(base, phases=("bptt",), bptt=bptt)
     run = dataclasses.replace(base, phases=("bptt",), bptt=dataclasses.replace(bptt, truncate=None))
     return run if method == "bptt" else matched(run, method)

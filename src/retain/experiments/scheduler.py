@@ -105,7 +105,7 @@ def read_result(folder: Path, config: RunConfig) -> Result | None:
         return None
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        same = from_dict(RunConfig, result["config"]) == config
+        same = from_dict(result["config"]) == config
     except (ValueError, KeyError, TypeError):
         raise UserError(f"out: {path} is not a result of this version; delete {folder} to run it anew") from None
     if not same:
@@ -179,7 +179,7 @@ def claim(out: Path, file: str, spec: dict[str, Any], what: str, free: Sequence[
     if path.exists():
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
-            saved["config"] = to_dict(from_dict(RunConfig, saved["config"]))
+            saved["config"] = to_dict(from_dict(saved["config"]))
             before, after = flatten(saved), flatten(now)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"out: {path} is not readable as a {what}; name another --out") from None
@@ -225,7 +225,7 @@ def _work(job: dict[str, Any]) -> None:
 
     if job["threads"] is not None:
         torch.set_num_threads(job["threads"])
-    config, folder = from_dict(RunConfig, job["config"]), Path(job["folder"])
+    config, folder = from_dict(job["config"]), Path(job["folder"])
     result = read_result(folder, config) or train_one(config, folder)
     split = job["split"]
     if split and "failed" not in result and split not in result:

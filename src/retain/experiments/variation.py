@@ -107,7 +107,7 @@ def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
             inner = inner[part]
         inner[last] = value
     try:
-        return from_dict(RunConfig, fields)
+        return from_dict(fields)
     except UserError as error:
         raise UserError(f"vary: {describe(values)}: {str(error).removeprefix('config.')}") from None
 

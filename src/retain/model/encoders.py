@@ -36,7 +36,7 @@ class Trunk(nn.Module):
         self.vocab_size = vocab_size
         self.embed = Embedding(LOCAL * vocab_size, config.width)
         self.start = nn.Parameter(torch.randn(config.width) * 0.02)
-        self.transformer = Transformer(config.width, config.heads, config.layers, config.recompute)
+        self.transformer = Transformer(config.width, config.heads, config.layers, config.activation_checkpointing)
         self.head = nn.Linear(config.width, vocab_size)
         nn.init.normal_(self.embed.weight, std=0.02)
 
@@ -137,7 +137,7 @@ class WindowEncoder(nn.Module):
         self.context_len = config.context_len
         self.embed = Embedding(vocab_size, config.width)
         self.registers = nn.Parameter(torch.randn(memory.tokens, config.width) * 0.02)
-        self.transformer = Transformer(config.width, config.heads, config.layers, config.recompute)
+        self.transformer = Transformer(config.width, config.heads, config.layers, config.activation_checkpointing)
         self.to_memory = nn.Linear(config.width, memory.width, bias=False)
         nn.init.normal_(self.embed.weight, std=0.02)
 

@@ -54,7 +54,7 @@ class Teacher(nn.Module):
     def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
         super().__init__()
         self.encoder = ENCODERS[config.encoder](vocab_size, memory, config)
-        self.depth, self.recomputes = config.layers, config.recompute  # of the encoder
+        self.depth, self.recomputes = config.layers, config.activation_checkpointing  # of the encoder
         self.norm = MemoryNorm(memory.norm, memory.tokens, memory.width)
         self.decoder = Decoder(vocab_size, memory, config)
 

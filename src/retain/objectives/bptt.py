@@ -5,32 +5,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from retain.config import BPTTConfig
 from retain.model.fast import fast
 from retain.model.rnn import RNN
 from retain.objectives.losses import predictive_loss, where_asked
-from retain.objectives.segments import stretch, unroll_alone
+from retain.objectives.segments import window_len, unroll_alone
 
 
 class BPTT(nn.Module):
-    """Cross-entropy of the readout along the unrolled RNN, with gradient through at most `truncate` steps.
+    """Cross-entropy of the readout along the unrolled RNN. m_0 is learnt.
 
-    It is cut every `truncate` steps, from a random one on, as in DMT: no two tokens are always on two sides of a cut.
-
-    `forward(batch)`: batch["tokens"] (B, T), batch["targets"] (B, T + 1) → dict with "loss" and "loss_readout".
-    m_0 is learnt.
+    Args:
+        rnn: what is trained.
+        bptt_window: the gradient is cut every so many steps, from a random one on, so that no two tokens are always on
+            two sides of a cut. None is nowhere.
     """
 
-    def __init__(self, rnn: RNN, config: BPTTConfig):
+    def __init__(self, rnn: RNN, bptt_window: int | None = None):
         super().__init__()
-        self.rnn, self.config = rnn, config
+        self.rnn, self.bptt_window = rnn, bptt_window
         self.train()
         self.requires_grad_(True)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """ "loss" and "loss_readout", which are the same, of batch["tokens"] (B, T) and batch["targets"] (B, T + 1)."""
         tokens, targets = batch["tokens"], batch["targets"]
         memory = self.rnn.init_memory(len(tokens))
-        memories = unroll_alone(self.rnn, memory, tokens, stretch(self.config.truncate, tokens.shape[1]))
+        memories = unroll_alone(self.rnn, memory, tokens, window_len(self.bptt_window, tokens.shape[1]))
         answers, asked = where_asked(targets, torch.cat([memory[:, None], memories], 1))
         loss = predictive_loss(fast(self.rnn.readout)(asked), answers)
         return {"loss": loss, "loss_readout": loss}
@@ -38,7 +38,7 @@ class BPTT(nn.Module):
     def sequential_steps(self, length: int, progress: float = 0.0) -> int:
         """The longest chain of one optimizer step: all cells and the readout, and back as far as the gradient goes."""
         cell, readout = self.rnn.depth, self.rnn.readout.depth
-        return (length * cell + readout) + (readout + stretch(self.config.truncate, length) * cell)
+        return (length * cell + readout) + (readout + window_len(self.bptt_window, length) * cell)
 
     def finish(self) -> None:
         """Nothing is left to do: the RNN stands alone."""

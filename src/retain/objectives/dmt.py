@@ -8,40 +8,44 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retain.config import DMTConfig
+from retain.config import DMTLoss
 from retain.model.modes import evaluating, without_graph
 from retain.model.rnn import RNN, check_alike
 from retain.model.teacher import Teacher
 from retain.objectives.losses import answer_losses, dynamics_loss, real_tokens
-from retain.objectives.segments import rollout_from_teacher, stretch, unroll, unroll_alone
+from retain.objectives.segments import rollout_from_teacher, unroll, unroll_alone, window_len
 
 
 class DMT(nn.Module):
-    """loss_dmt = λ_dyn · ‖f(m̂_t, x_t) − m_{t+1}‖² + λ_readout · cross-entropy of the readout on the RNN's own memory
-    (+ λ_distill · the same against the teacher's probabilities).
+    """loss_dmt = λ_dyn · ‖f(m̂_t, x_t) − m_{t+1}‖² + λ_readout · readout (+ λ_distill · distill).
 
     m̂ comes from rolling the RNN out without a graph; then every step of the batch is trained in one parallel
-    pass. That is the gradient of the detached loop: none flows through time. With `unroll` it flows through so many
-    steps, in segments that are trained side by side. The rollout starts anew from the teacher's memory every
-    `horizon` steps; that grows until, in the end, it never does: the RNN alone, from m_0. Then the rollout itself can
-    be what is trained, and there is no second pass. The teacher is frozen.
+    pass. That is the gradient of the detached loop: none flows through time. With `bptt_window` above 1 it flows
+    through so many steps, in windows that are trained side by side. Every `horizon` steps the rollout starts anew from
+    the teacher's memory. The horizon grows until it is the whole sequence: the RNN alone, from m_0. Then the rollout
+    itself can be what is trained, and there is no second pass. The teacher is frozen.
 
-    `forward(batch)`: batch["tokens"] (B, T), batch["targets"] (B, T + 1), batch["progress"] (0 … 1; without it 1, the
-    longest horizon) → dict of scalar losses; "loss" is to be minimised. batch["real"] is as for `SMT`.
-    `trunk_trained`: the teacher's trunk has had loss_trunk, so that loss_distill may take its probabilities; else it
-    takes the decoder's.
+    Args:
+        teacher: whose memories are the labels.
+        rnn: what is trained. It gets the teacher's memory of nothing as m_0.
+        loss: the weights of the losses, and how far the RNN runs on its own.
+        trunk_trained: whether the teacher's trunk has had loss_trunk. Then loss_distill takes its probabilities, else
+            the decoder's.
+
+    Raises:
+        UserError: for a teacher and an RNN of another memory or vocabulary.
     """
 
-    def __init__(self, teacher: Teacher, rnn: RNN, config: DMTConfig, trunk_trained: bool = False):
+    def __init__(self, teacher: Teacher, rnn: RNN, loss: DMTLoss, trunk_trained: bool = False):
         super().__init__()
         check_alike(teacher, rnn)
-        self.rnn, self.config, self.trunk_trained = rnn, config, trunk_trained
+        self.rnn, self.config, self.trunk_trained = rnn, loss, trunk_trained
         # Kept out of the module tree: a frozen teacher has no parameter that an optimizer or DDP should see.
         self._teacher = (teacher,)
         self.train()
         self.requires_grad_(True)
         rnn.m_0.requires_grad_(False)
-        self.trains_readout = config.lambda_readout > 0 or config.lambda_distill > 0
+        self.trains_readout = loss.lambda_readout > 0 or loss.lambda_distill > 0
         rnn.readout.requires_grad_(self.trains_readout)
         with torch.no_grad():
             rnn.m_0.copy_(teacher.empty_memory())
@@ -52,29 +56,34 @@ class DMT(nn.Module):
         return super()._apply(fn, recurse)
 
     def horizon(self, progress: float, length: int) -> int:
-        """Steps the RNN runs on its own, doubling over the phase from horizon to horizon_end."""
-        start = min(self.config.horizon, length)
-        end = length if self.config.horizon_end is None else min(self.config.horizon_end, length)
-        if end <= start or self.config.horizon_growth == 0:
+        """Steps the RNN runs on its own, doubling over the phase from 1 to the full horizon."""
+        end = window_len(self.config.horizon, length)
+        if end <= 1 or self.config.horizon_growth == 0:
             return end
-        doublings = math.ceil(math.log2(end / start))
+        doublings = math.ceil(math.log2(end))
         done = min(1.0, progress / self.config.horizon_growth)
-        return min(end, start * 2 ** math.floor(done * doublings + 1e-9))
+        return min(end, 2 ** math.floor(done * doublings + 1e-9))
 
-    def alone(self, horizon: int, length: int) -> bool:
+    def is_alone(self, horizon: int, length: int) -> bool:
         """Whether the rollout can be what is trained: it never starts anew, and its gradient costs no more that way.
 
-        A stretch that is the whole sequence starts from m_0, whatever the horizon.
+        A window that is the whole sequence starts from m_0, whatever the horizon.
         """
-        steps = stretch(self.config.unroll, length)
+        steps = window_len(self.config.bptt_window, length)
         able = steps == length or (horizon == length and steps > 1 and self.rnn.cuts)
         return self.config.label_every == 1 and able
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses of a batch, which is as for `SMT` ("progress" defaults to 1, the full horizon).
+
+        Returns:
+            Scalar losses by name; "loss" is to be minimised. "relative_drift" is loss_dyn over the variance of the
+            teacher's memory, "horizon" the steps that the RNN ran on its own.
+        """
         tokens, targets, real, c = batch["tokens"], batch["targets"], real_tokens(batch), self.config
         teacher = self._teacher[0]
         horizon = self.horizon(float(batch.get("progress", 1.0)), tokens.shape[1])
-        alone = self.alone(horizon, tokens.shape[1])
+        alone = self.is_alone(horizon, tokens.shape[1])
         wants_trunk = c.lambda_distill > 0 and self.trunk_trained
         own: Tensor | None = None  # where the rollout itself is what is trained
         with without_graph(), evaluating(teacher):
@@ -87,7 +96,7 @@ class DMT(nn.Module):
                 memory, trunk_logits = teacher.encode_with_trunk(tokens, logits=wants_trunk)
                 if not alone:
                     own = rollout_from_teacher(self.rnn, memory, tokens, horizon)  # (B, T, K, D)
-        at_once = stretch(c.unroll, tokens.shape[1])
+        at_once = window_len(c.bptt_window, tokens.shape[1])
         if own is None:
             predicted = unroll_alone(self.rnn, memory[:, 0], tokens, at_once)  # (B, T, K, D)
         else:
@@ -131,9 +140,9 @@ class DMT(nn.Module):
     def sequential_steps(self, length: int, progress: float = 0.0) -> int:
         """The longest chain of one optimizer step: labels, rollout, f and readout; back through the last two."""
         teacher = self._teacher[0]
-        cell = self.rnn.depth * stretch(self.config.unroll, length)
+        cell = self.rnn.depth * window_len(self.config.bptt_window, length)
         readout = self.rnn.readout.depth if self.trains_readout else 0
-        alone = self.alone(self.horizon(progress, length), length)
+        alone = self.is_alone(self.horizon(progress, length), length)
         rollout = (length if alone else self.horizon(progress, length)) * self.rnn.depth
         by_decoder = self.config.lambda_distill and not (self.trunk_trained and hasattr(teacher.encoder, "trunk"))
         again = 0 if alone else cell

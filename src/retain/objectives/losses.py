@@ -19,10 +19,11 @@ from retain.ops.elementwise import at_least_float32
 def where_asked(targets: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """The targets that count, (B, T) → (N,), and what stands at their places in the others, (B, T, ...) → (N, ...).
 
-    Raises UserError where there are not as many.
+    A readout can cost more than f, and most memories of a memory task are asked nothing. Only the host can know how
+    many are asked, so it waits for an accelerator.
 
-    A readout can cost more than f, and most memories of a memory task are asked nothing. How many are is known to the
-    host alone, so an accelerator is waited for.
+    Raises:
+        UserError: if there are more or fewer targets than memories.
     """
     for part in others:
         if part.shape[:2] != targets.shape:
@@ -36,11 +37,15 @@ def where_asked(targets: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
 
 
 def predictive_loss(logits: Tensor, targets: Tensor, count: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy in nats (Eq. 2). logits (..., V), targets (...) where IGNORE never counts.
+    """Mean cross-entropy in nats (Eq. 2), 0 if no target counts.
 
-    Zero where no target counts. Under `torch.distributed` the mean over processes of what is returned is the
-    mean over all their targets. `count` (from `counted_targets`): divide by this many targets instead, where these
-    logits are one part of a larger mean.
+    Under `torch.distributed` the mean over processes of what is returned is the mean over all their targets.
+
+    Args:
+        logits: (..., V).
+        targets: (...), where IGNORE never counts.
+        count: divide by this many targets instead (see `counted_targets`), if these logits are one part of a larger
+            mean.
     """
     total = F.cross_entropy(
         at_least_float32(logits).flatten(0, -2), targets.flatten(), ignore_index=IGNORE, reduction="sum"
@@ -54,9 +59,9 @@ def counted_targets(targets: Tensor) -> Tensor:
 
 
 def real_tokens(batch: dict[str, Tensor]) -> Tensor | None:
-    """Which tokens (B, T) of a batch are no padding; None where all are.
+    """Which tokens (B, T) of a batch are no padding; None if all are.
 
-    One process may have padding where another has none, and each must count if one does.
+    One process may have padding while another has none, and each must count if one does.
     """
     real = batch.get("real")
     if real is None and dist.is_initialized() and dist.get_world_size() > 1:
@@ -76,10 +81,10 @@ def counted(which: Tensor) -> Tensor:
 def readout_losses(
     logits: Tensor, teacher_logits: Tensor, targets: Tensor, count: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`predictive_loss` of the logits, and their mean cross-entropy in nats against the teacher's probabilities
-    (Hinton et al. 2015), where a target counts.
+    """`predictive_loss`, and the mean cross-entropy in nats against the teacher's probabilities (Hinton et al. 2015).
 
-    logits and teacher_logits (..., V), targets (...). The teacher's logits are taken as they are: no gradient.
+    Both are means over the targets (...) that count. logits and teacher_logits are (..., V), and no gradient reaches
+    the teacher's.
     """
     log_probabilities = at_least_float32(logits).flatten(0, -2).log_softmax(-1)  # once, for both
     probabilities = at_least_float32(teacher_logits.detach()).flatten(0, -2).softmax(-1)
@@ -100,10 +105,15 @@ def answer_losses(
     decoder: Readout | None = None,
     count: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """What the readout makes of memory (B, T, K, D), where the targets (B, T) count: "loss_readout".
+    """The losses of the readout's predictions: "loss_readout" and, with a guide, "loss_distill".
 
-    With `guide`, the teacher's logits (B, T, V), or its memory (B, T, K, D) where a `decoder` is to tell them, also
-    "loss_distill". `count` as in `predictive_loss`.
+    Args:
+        readout: what predicts.
+        memory: (B, T, K, D), what it predicts from.
+        targets: (B, T), where IGNORE never counts.
+        guide: the teacher's logits (B, T, V), or with `decoder` its memory (B, T, K, D).
+        decoder: what makes the teacher's logits of its memory.
+        count: as in `predictive_loss`.
     """
     if guide is None:
         answers, asked = where_asked(targets, memory)
@@ -117,10 +127,13 @@ def answer_losses(
 
 
 def dynamics_loss(predicted: Tensor, memory: Tensor, real: Tensor | None = None) -> Tensor:
-    """Mean squared error between f(m_t, x_t) and m_{t+1} (Eq. 3). Both (..., K, D).
+    """Mean squared error between f(m_t, x_t) and m_{t+1} (Eq. 3).
 
-    real (...) bool: which x_t are no padding; only their transitions count, and the mean is over them, that over
-    processes as in `predictive_loss`.
+    Args:
+        predicted: f(m_t, x_t), (..., K, D).
+        memory: m_{t+1}, (..., K, D).
+        real: (...) bool, which x_t are no padding. The mean is over their transitions alone, and over processes as in
+            `predictive_loss`.
     """
     predicted, memory = at_least_float32(predicted), at_least_float32(memory)
     if real is None:
@@ -132,8 +145,12 @@ def dynamics_loss(predicted: Tensor, memory: Tensor, real: Tensor | None = None)
 def uniformity_loss(memory: Tensor, sample: int = 512, which: Tensor | None = None) -> Tensor:
     """log mean over pairs of exp(-2 ‖u_a − u_b‖²), u the L2-normalised memory tokens (Eq. 4; Wang & Isola 2020).
 
-    memory (..., K, D); at most `sample` memory tokens are drawn from it, or from those memories that count: `which`
-    (...) bool. Lies in [-8, 0]; 0 is collapse.
+    It lies in [-8, 0]; 0 is collapse.
+
+    Args:
+        memory: (..., K, D).
+        sample: at most so many memory tokens are drawn, without replacement.
+        which: (...) bool, the memories that count.
     """
     tokens = at_least_float32(memory).flatten(0, -2)
     counts = None if which is None else which.flatten().repeat_interleave(memory.shape[-2])

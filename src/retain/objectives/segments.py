@@ -1,4 +1,4 @@
-"""Sequences cut into segments that the RNN runs through side by side."""
+"""Sequences cut into windows that the RNN runs through side by side."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ from retain.model.rnn import RNN
 from retain.ops.stretches import ring
 
 
-def stretch(unroll: int | None, length: int) -> int:
-    """Over how many steps at a stretch f is trained in a sequence of this length; None is all of them."""
-    return length if unroll is None else min(unroll, length)
+def window_len(bptt_window: int | None, length: int) -> int:
+    """Steps of f with gradient through them, in a sequence of this length. None is all of them."""
+    return length if bptt_window is None else min(bptt_window, length)
 
 
 def unroll(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int, own: Tensor | None = None, horizon: int = 1) -> Tensor:
     """What f makes of `memory` at each token, on its own for at most `steps` steps: (B, T, K, D).
 
-    memory (B, T or more, K, D) before each token, tokens (B, T). The sequence is cut into segments of `steps`, at a
-    random offset; each starts from `memory`, goes on from what f made, and all run side by side. So the sequential
-    depth is `steps`, forward and in the gradient, however long the sequence is. One step is f of every memory at once.
-    The sequences `own` (n,), indices into the batch, start from f's own memories instead, without a graph, at most
-    `horizon` steps away from `memory`.
+    The sequence is cut into windows of `steps`, at a random offset. Each starts from `memory` and goes on from what f
+    made, and all run side by side. So the sequential depth is `steps`, forward and in the gradient, however long the
+    sequence is. One step is f of every memory at once.
+
+    Args:
+        rnn: whose f it is.
+        memory: (B, T or more, K, D), before each token.
+        tokens: (B, T).
+        steps: the length of a window.
+        own: (n,), indices into the batch: these sequences start from f's own memories instead, without a graph.
+        horizon: at most how many steps those are away from `memory`.
     """
     length = tokens.shape[1]
     horizon = min(horizon, length)
@@ -56,7 +62,7 @@ def unroll(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int, own: Tensor | N
 def unroll_alone(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int) -> Tensor:
     """`unroll` of an RNN that is alone from `memory` (B, K, D) on, tokens (B, T): (B, T, K, D).
 
-    Every segment starts from where the one before it ended, so that one rollout is all there is to it.
+    Every window starts from where the one before it ended, so one rollout does it.
     """
     length = tokens.shape[1]
     return rnn.rollout(tokens, memory, (int(torch.randint(steps, ())), steps) if steps < length else None)
@@ -66,7 +72,7 @@ def unroll_alone(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int) -> Tensor
 def own_memories(rnn: RNN, memory: Tensor, tokens: Tensor, steps: Tensor, horizon: int) -> Tensor:
     """The RNN's own m̂_t at the `steps` t (n,) alone, a random 1 … horizon steps away from the teacher's: (B, n, K, D).
 
-    memory (B, T or more, K, D) the teacher's, tokens (B, T); where t is nearer to the beginning, from m_0.
+    memory (B, T or more, K, D) is the teacher's, tokens (B, T). If t is nearer to the beginning, they start from m_0.
     """
     distance = int(torch.randint(1, horizon + 1, ()))
     begin = (steps - distance).clamp_min(0)
@@ -81,6 +87,6 @@ def own_memories(rnn: RNN, memory: Tensor, tokens: Tensor, steps: Tensor, horizo
 def rollout_from_teacher(rnn: RNN, memory: Tensor, tokens: Tensor, horizon: int) -> Tensor:
     """The RNN's own memories m̂_0 … m̂_{T-1}, each at most `horizon` steps away from a teacher's, without a graph.
 
-    memory (B, T + 1, K, D) the teacher's, tokens (B, T) → (B, T, K, D). m̂_0 is m_0.
+    memory (B, T + 1, K, D) is the teacher's, tokens (B, T); the result is (B, T, K, D), and m̂_0 is m_0.
     """
     return torch.cat([memory[:, :1], unroll(rnn, memory, tokens, horizon)[:, :-1]], 1)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from retain.config import IGNORE, SMTConfig
+from retain.config import IGNORE, SMTLoss
 from retain.model.encoders import RegisterEncoder
 from retain.model.fast import fast
 from retain.model.layers import counted_memories
 from retain.model.rnn import RNN, check_alike
 from retain.model.teacher import Teacher
+from retain.objectives.chunks import sum_over_chunks
 from retain.objectives.losses import (
     answer_losses,
     counted,
@@ -20,38 +21,48 @@ from retain.objectives.losses import (
     real_tokens,
     uniformity_loss,
 )
-from retain.objectives.pieces import in_pieces
-from retain.objectives.segments import stretch, unroll
+from retain.objectives.segments import unroll, window_len
+
+ON_POLICY_STEPS = 8
+"""How far away from the teacher's memory f may be when it starts from its own."""
 
 
 class SMT(nn.Module):
     """loss_smt = λ_dec·dec + λ_dyn·dyn + λ_unif·unif (+ λ_trunk·trunk + λ_readout·readout + λ_distill·distill).
 
-    `forward(batch)`: batch["tokens"] (B, T), batch["targets"] (B, T + 1), and batch["progress"], how much of the
-    phase is over (0 … 1, default 0) → dict of scalar losses; "loss" is their weighted sum, to be minimised. With
-    batch["real"] (B, T) bool, False where a token is padding, no loss counts what padding makes of memory.
-    f is trained one step at a time, or with `unroll` over so many steps with gradient through them, side by side.
-    It is to be made when its phase begins: all parameters are thawed, those that no loss reaches are frozen (m_0 stays
-    so until BPTT or the user thaws it), and the RNN's readout starts as the teacher's decoder, whatever it was, unless
-    `fresh_readout` is False. After training, `finish()` gives the RNN its m_0 (and its readout, where that was not
-    trained). `future_len` is F, how many tokens the decoder is shown after m_t (that of the TeacherConfig); 0 is none.
-    Raises UserError for a teacher and an RNN of another memory or vocabulary.
+    f is trained one step at a time, or over windows of `bptt_window` steps with gradient through them, side by side.
+    Make this objective when its phase begins. All parameters are thawed, and those that no loss reaches are frozen
+    (m_0 stays frozen until BPTT or the user thaws it). After training, `finish()` gives the RNN its m_0.
+
+    Args:
+        teacher: the encoder and decoder, trained here.
+        rnn: the cell and readout, trained here.
+        loss: the weights of the losses, and the transitions that are trained.
+        future_len: F, how many tokens the decoder is shown after m_t (that of the TeacherConfig); 0 is none.
+        fresh_readout: whether the RNN's readout starts as the teacher's decoder.
+
+    Raises:
+        UserError: for a teacher and an RNN of another memory or vocabulary.
+
+    Example:
+        >>> objective = SMT(teacher, rnn, SMTLoss(lambda_dyn=0.1), future_len=16)
+        >>> objective({"tokens": tokens, "targets": targets})["loss"].backward()
     """
 
-    def __init__(self, teacher: Teacher, rnn: RNN, config: SMTConfig, future_len: int, *, fresh_readout: bool = True):
+    def __init__(self, teacher: Teacher, rnn: RNN, loss: SMTLoss, future_len: int, *, fresh_readout: bool = True):
         super().__init__()
         check_alike(teacher, rnn)
-        self.teacher, self.rnn, self.config, self.future_len = teacher, rnn, config, future_len
+        self.teacher, self.rnn, self.config, self.future_len = teacher, rnn, loss, future_len
         self.train()
         self.requires_grad_(True)
         rnn.m_0.requires_grad_(False)
         rnn.readout.requires_grad_(self.trains_readout)
         trunk = getattr(teacher.encoder, "trunk", None)
-        if config.lambda_trunk == 0 and trunk is not None:
+        if loss.lambda_trunk == 0 and trunk is not None:
             trunk.head.requires_grad_(False)
             if isinstance(teacher.encoder, RegisterEncoder):  # its registers have a last norm of their own
                 trunk.transformer.norm.requires_grad_(False)
-        if config.lambda_dec == 0:
+        if loss.lambda_dec == 0:
             teacher.decoder.requires_grad_(False)
         elif future_len == 0:
             teacher.decoder.embed.requires_grad_(False)
@@ -60,14 +71,25 @@ class SMT(nn.Module):
 
     @property
     def trains_readout(self) -> bool:
+        """Whether a loss reaches the RNN's readout."""
         return self.config.lambda_readout > 0 or self.config.lambda_distill > 0
 
     def lambda_dyn(self, progress: float) -> float:
-        """Its weight at this progress 0 … 1, from lambda_dyn to lambda_dyn_end by a constant factor."""
+        """λ_dyn at this progress 0 … 1 of the phase, from lambda_dyn to lambda_dyn_end by a constant factor."""
         start, end = self.config.lambda_dyn, self.config.lambda_dyn_end
         return start if end is None else start * (end / start) ** progress
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses of a batch.
+
+        Args:
+            batch: "tokens" (B, T) and "targets" (B, T + 1); optionally "progress", how much of the phase is over
+                (0 … 1, default 0), and "real" (B, T) bool, False where a token is padding: then no loss counts what
+                padding makes of memory.
+
+        Returns:
+            Scalar losses by name. "loss" is their weighted sum, to be minimised.
+        """
         tokens, targets, c = batch["tokens"], batch["targets"], self.config
         length = tokens.shape[1]
         count = length if c.steps_per_sequence is None else min(c.steps_per_sequence, length)
@@ -84,7 +106,6 @@ class SMT(nn.Module):
             losses["loss_dec"] = predictive_loss(logits, future_targets if self.future_len else future_targets[..., 0])
         if trunk_logits is not None:
             losses["loss_trunk"] = predictive_loss(trunk_logits, targets)
-        labels = memory.detach() if c.detach_labels else memory
         inputs, asked = tokens[:, first : first + count], targets[:, first : first + count + 1]
         own, in_all = on_policy_rows(tokens, c.on_policy), counted_targets(asked) if self.trains_readout else None
         moving = real_tokens(batch)  # which transitions count, (B, S)
@@ -97,15 +118,15 @@ class SMT(nn.Module):
 
         def follow(labels: Tensor, a: int, b: int) -> dict[str, Tensor]:
             """f and its readout at steps a … b - 1, as a part of the mean over all; labels (B, b - a + 1, K, D)."""
-            read, at_once = inputs[:, a:b], stretch(c.unroll, b - a)
-            predicted = unroll(self.rnn, labels[:, :-1], read, at_once, own, c.horizon)  # (B, b - a, K, D)
+            window = window_len(c.bptt_window, b - a)
+            predicted = unroll(self.rnn, labels[:, :-1], inputs[:, a:b], window, own, ON_POLICY_STEPS)
             if moving is None:
-                found = {"loss_dyn": self.sweep(labels, read, predicted) * ((b - a) / count)}
+                found = {"loss_dyn": dynamics_loss(predicted, labels[:, 1:]) * ((b - a) / count)}
             else:
-                of_piece = self.sweep(labels, read, predicted, moving[:, a:b])
-                found = {"loss_dyn": of_piece * counted(moving[:, a:b]) / in_dyn}
+                of_chunk = dynamics_loss(predicted, labels[:, 1:], moving[:, a:b])
+                found = {"loss_dyn": of_chunk * counted(moving[:, a:b]) / in_dyn}
             if self.trains_readout:
-                new = int(a == 0)  # a later piece's first memory is the last that the one before was asked for
+                new = int(a == 0)  # a later chunk's first memory is the last that the one before was asked for
                 at = slice(a + 1 - new, b + 1)
                 found |= answer_losses(
                     self.rnn.readout,
@@ -127,49 +148,34 @@ class SMT(nn.Module):
         }
         of_f: list[Tensor] = []
         in_parts: dict[str, Tensor] = {}
-        if c.pieces == 1:
-            losses |= follow(labels, 0, count)
+        if c.num_chunks == 1:
+            losses |= follow(memory, 0, count)
         else:
             trained = [p for p in self.rnn.parameters() if p.requires_grad]
-            total, in_parts = in_pieces(follow, weights, labels, trained, c.pieces)
+            total, in_parts = sum_over_chunks(follow, weights, memory, trained, c.num_chunks)
             of_f = [total]
         which = None if real is None else counted_memories(real)[:, first : first + count + 1]
         losses["loss_unif"] = uniformity_loss(memory, which=which)
         loss = torch.stack([weights[name] * loss for name, loss in losses.items()] + of_f).sum()
         return losses | in_parts | {"loss": loss}
 
-    def sweep(self, memory: Tensor, inputs: Tensor, predicted: Tensor, real: Tensor | None = None) -> Tensor:
-        """loss_dyn over the sweeps: f on the teacher's memories (B, S + 1, K, D), then on its own. real (B, S) as in
-        `dynamics_loss`.
-
-        Only the first sweep's gradient reaches the teacher: letting more through collapses the memory.
-        """
-        loss = dynamics_loss(predicted, memory[:, 1:], real)
-        labels, sweeps = memory.detach(), min(self.config.sweeps, inputs.shape[1])
-        for j in range(1, sweeps):
-            predicted = self.rnn.update(predicted[:, :-1].detach(), inputs[:, j:])
-            loss = loss + dynamics_loss(predicted, labels[:, j + 1 :], None if real is None else real[:, j:])
-        return loss / sweeps
-
     def sequential_steps(self, length: int, progress: float = 0.0) -> int:
         """The longest chain of one optimizer step: the encoder, then the decoder or f with its rollout and readout."""
         c, encoder = self.config, self.teacher.depth
         count = length if c.steps_per_sequence is None else min(c.steps_per_sequence, length)
-        count = -(-count // c.pieces)  # pieces do not wait for each other
+        count = -(-count // c.num_chunks)  # chunks do not wait for each other
         again = encoder if self.teacher.recomputes else 0
-        steps = stretch(c.unroll, count)
+        steps = window_len(c.bptt_window, count)
         cell = self.rnn.depth * steps
         readout = self.rnn.readout.depth if self.trains_readout else 0
         decoder = self.teacher.decoder.depth if c.lambda_dec else 0
-        rollout = min(c.horizon, count) * self.rnn.depth if c.on_policy and (steps == 1 or steps < count) else 0
-        forward = encoder + max(decoder, rollout + max(cell + readout, min(c.sweeps, count) * cell))
-        if c.detach_labels:  # the way back through f ends where it began
-            return forward + max(decoder + again + encoder, cell + readout)
-        return forward + max(decoder, cell + readout) + again + encoder
+        on_policy = c.on_policy and (steps == 1 or steps < count)
+        rollout = min(ON_POLICY_STEPS, count) * self.rnn.depth if on_policy else 0
+        return encoder + max(decoder, rollout + cell + readout) + max(decoder, cell + readout) + again + encoder
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Give the RNN its m_0 (K, D), the teacher's memory of nothing, and its readout where that was not trained."""
+        """Give the RNN its m_0 (K, D), the teacher's memory of nothing, and its readout if that was not trained."""
         self.rnn.m_0.copy_(self.teacher.empty_memory())
         if not self.trains_readout:
             copy_readout(self.teacher, self.rnn)
@@ -182,9 +188,9 @@ def copy_readout(teacher: Teacher, rnn: RNN) -> None:
 
 
 def on_policy_rows(tokens: Tensor, fraction: float) -> Tensor | None:
-    """Which sequences of the batch start f from its own memories (n,), None where none does.
+    """Which sequences of the batch start f from its own memories (n,), None if none does.
 
-    Evenly spread, so that the batches of several processes, one after another, are a batch of one process.
+    They are evenly spread, so that the batches of several processes, one after another, are a batch of one process.
     """
     size = len(tokens)
     count = round(fraction * size)

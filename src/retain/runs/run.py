@@ -226,14 +226,14 @@ def config_of(path: Path) -> RunConfig:
     saved = load_files(path, [])[1].get("config") if run_of(path) != path else None
     if saved is None:
         raise UserError(f"run: {path} holds no config.json; give the folder that `retain train` wrote")
-    return from_dict(RunConfig, saved)
+    return from_dict(saved)
 
 
 def refuse_other_model(config: RunConfig, state: dict[str, Any], path: Path) -> None:
     """A setting that weights do not show, changed in config.json since, would make another RNN of them: UserError."""
     if "config" not in state:
         return  # of an earlier version
-    then, now = flatten(to_dict(from_dict(RunConfig, state["config"]))), flatten(to_dict(config))
+    then, now = flatten(to_dict(from_dict(state["config"]))), flatten(to_dict(config))
     for key in sorted(now):
         if key.startswith(("memory.", "teacher.", "cell.")) and then.get(key) != now[key]:
             raise UserError(

@@ -56,7 +56,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
             own: PhaseConfig = getattr(config, name)
             objective = objective_of(index, config, rnn, teacher)
             probe = _Probe(objective, data, own, accelerator)
-            per_step = own.batch_size * own.accumulate
+            per_step = own.batch_size * config.optimizer.gradient_accumulation_steps
             tokens = per_step * (own.seq_len or data.seq_len) * accelerator.num_processes
             seconds = probe.seconds_per_sequence * per_step
             chain = objective.sequential_steps(own.seq_len or data.seq_len, 1.0)
@@ -128,7 +128,7 @@ class _Probe:
     def at_once(self) -> Iterator[None]:
         """Not in pieces, whose backward passes the counter cannot follow; the products are the same."""
         config = self.objective.config
-        self.objective.config = dataclasses.replace(config, pieces=1) if hasattr(config, "pieces") else config
+        self.objective.config = dataclasses.replace(config, num_chunks=1) if hasattr(config, "num_chunks") else config
         yield
         self.objective.config = config
 

@@ -177,7 +177,7 @@ class Loop:
             if began(self.out):
                 saved = load_files(latest_checkpoint(self.out), device=self.accelerator.device)
                 if "config" in saved[1]:  # config.json may have been changed since
-                    trained = from_dict(RunConfig, saved[1]["config"])
+                    trained = from_dict(saved[1]["config"])
                     refuse_change(trained, self.config, self.out, "put it back in config.json")
                 now, before = self.accelerator.num_processes, saved[1]["processes"]
                 if now != before:
@@ -268,8 +268,8 @@ class Loop:
         optimizer = torch.optim.AdamW(
             [q for _, q in named],
             lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            weight_decay=config.weight_decay,
+            betas=self.config.optimizer.betas,
+            weight_decay=self.config.optimizer.weight_decay,
             fused=self.accelerator.device.type in ("cpu", "cuda"),
         )
         if saved is not None:
@@ -363,24 +363,29 @@ class Loop:
             group["lr"] = lr
         first = p.micro_batches
         # All of them before anything changes: the data may refuse one.
-        taken = [self.batches.take(first + micro, config.batch_size) for micro in range(config.accumulate)]
+        taken = [
+            self.batches.take(first + micro, config.batch_size)
+            for micro in range(self.config.optimizer.gradient_accumulation_steps)
+        ]
         parts, length = [], 0  # kept on the device: to read them waits for it
-        for micro in range(config.accumulate):
+        for micro in range(self.config.optimizer.gradient_accumulation_steps):
             # All that is random in a step follows from (seed, step), so that resuming needs no generator's state.
             torch.manual_seed(seed + micro)
             batch: dict[str, Any] = part_of(taken[micro], config.seq_len)
             p.micro_batches += 1
             count, length = batch["tokens"].numel(), max(length, batch["tokens"].shape[1])
             batch = {k: v.to(self.accelerator.device, non_blocking=True) for k, v in batch.items()} | {"progress": done}
-            last = micro == config.accumulate - 1
+            last = micro == self.config.optimizer.gradient_accumulation_steps - 1
             with nullcontext() if last else self.accelerator.no_sync(wrapped):
                 losses = wrapped(batch)
-                self.accelerator.backward(losses["loss"] / config.accumulate)
+                self.accelerator.backward(losses["loss"] / self.config.optimizer.gradient_accumulation_steps)
             parts.append(torch.stack([*losses.values()]).detach().float())
             p.tokens += count * self.accelerator.num_processes
             p.phase_tokens += count * self.accelerator.num_processes
         norms = self.gradient_norms() if logged else {}
-        norms["gradient_norm"] = self.accelerator.clip_grad_norm_(wrapped.parameters(), config.clip)
+        norms["gradient_norm"] = self.accelerator.clip_grad_norm_(
+            wrapped.parameters(), self.config.optimizer.max_grad_norm
+        )
         values = torch.cat([torch.stack(parts).mean(0), torch.stack([*norms.values()]).detach().float()])
         if self.accelerator.num_processes > 1 and logged:
             values = self.accelerator.reduce(values, "mean")

@@ -21,16 +21,16 @@ def objective_of(index: int, config: RunConfig, rnn: RNN, teacher: Teacher) -> S
         return SMT(teacher, rnn, config.smt, config.teacher.future_len, fresh_readout=fresh)
     if name == "dmt":
         return DMT(teacher, rnn, config.dmt, trunk_trained=config.has_teacher and config.smt.lambda_trunk > 0)
-    return BPTT(rnn, config.bptt)
+    return BPTT(rnn, config.bptt.bptt_window)
 
 
-def learning_rate(config: PhaseConfig, progress: float) -> float:
+def learning_rate(config: PhaseConfig, warmup: float, progress: float) -> float:
     """Linear warm-up, then constant, or a cosine to a hundredth, over the phase's progress 0 … 1."""
-    if progress < config.warmup:
-        return config.lr * max(progress / config.warmup, 1e-3)
-    if config.schedule == "constant":
+    if progress < warmup:
+        return config.lr * max(progress / warmup, 1e-3)
+    if config.lr_schedule == "constant":
         return config.lr
-    over = min(1.0, (progress - config.warmup) / (1 - config.warmup))
+    over = min(1.0, (progress - warmup) / (1 - warmup))
     return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * over)))
 
 

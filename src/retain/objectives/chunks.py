@@ -1,4 +1,4 @@
-"""Losses of a long sequence, one piece of it after another, so that only one piece's activations are ever held.
+"""Losses of a long sequence, one chunk of it after another, so that only one chunk's activations are held.
 
 The transitions that SMT trains are independent of each other once the labels are there, so their graphs need not be
 there at the same time. Backpropagation through time has no such choice: it can only compute things again.
@@ -17,44 +17,44 @@ from torch.autograd.function import once_differentiable
 Losses = Callable[[Tensor, int, int], dict[str, Tensor]]
 
 
-def in_pieces(
-    losses: Losses, weights: dict[str, float], memory: Tensor, parameters: Sequence[Tensor], pieces: int
+def sum_over_chunks(
+    losses: Losses, weights: dict[str, float], memory: Tensor, parameters: Sequence[Tensor], num_chunks: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum, with gradient, and the sum of each loss, without, over `pieces` of the sequence.
+    """The weighted sum, with gradient, and the sum of each loss, without, over `num_chunks` chunks of the sequence.
 
     memory (B, S + 1, K, D) at the ends of S steps. losses(memory[:, a : b + 1], a, b) gives scalars of the steps a …
-    b - 1 that add up over the pieces. Gradients for `memory` and `parameters` are computed in this forward pass, piece
-    by piece and nothing twice; whatever else the losses depend on gets none.
+    b - 1 that add up over the chunks. Gradients for `memory` and `parameters` are computed in this forward pass, chunk
+    by chunk and nothing twice; whatever else the losses depend on gets none.
     """
     steps = memory.shape[1] - 1
-    cuts = torch.linspace(0, steps, min(pieces, steps) + 1).round().int().tolist()
+    cuts = torch.linspace(0, steps, min(num_chunks, steps) + 1).round().int().tolist()
     found: dict[str, Tensor] = {}
 
-    def weighted(piece: Tensor, a: int, b: int) -> Tensor:
-        of_piece = losses(piece, a, b)
-        for name, loss in of_piece.items():
+    def weighted(chunk: Tensor, a: int, b: int) -> Tensor:
+        of_chunk = losses(chunk, a, b)
+        for name, loss in of_chunk.items():
             found[name] = found.get(name, 0) + loss.detach()
-        return torch.stack([weights[name] * loss for name, loss in of_piece.items()]).sum()
+        return torch.stack([weights[name] * loss for name, loss in of_chunk.items()]).sum()
 
-    total: Tensor = _Pieces.apply(weighted, cuts, memory, *parameters)
+    total: Tensor = _Chunks.apply(weighted, cuts, memory, *parameters)
     return total, found
 
 
-class _Pieces(torch.autograd.Function):
+class _Chunks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loss: Callable[..., Tensor], cuts: list[int], memory: Tensor, *parameters: Tensor) -> Tensor:
         gradients = [torch.zeros_like(t) if t.requires_grad else None for t in (memory, *parameters)]
         total = torch.zeros((), device=memory.device)
         for a, b in pairwise(cuts):
             with torch.enable_grad():
-                piece = memory[:, a : b + 1].detach().requires_grad_(memory.requires_grad)
-                of_piece = loss(piece, a, b)
-            total = total + of_piece.detach()
+                chunk = memory[:, a : b + 1].detach().requires_grad_(memory.requires_grad)
+                of_chunk = loss(chunk, a, b)
+            total = total + of_chunk.detach()
             into = [None if gradients[0] is None else gradients[0][:, a : b + 1], *gradients[1:]]
-            wanted = [(t, g) for t, g in zip((piece, *parameters), into, strict=True) if g is not None]
+            wanted = [(t, g) for t, g in zip((chunk, *parameters), into, strict=True) if g is not None]
             # As where a backward pass stands: outside of autocast.
             with torch.autocast(memory.device.type, enabled=False):
-                ours = torch.autograd.grad(of_piece, [t for t, _ in wanted], allow_unused=True)
+                ours = torch.autograd.grad(of_chunk, [t for t, _ in wanted], allow_unused=True)
             for (_, gradient), one in zip(wanted, ours, strict=True):
                 if one is not None:
                     gradient += one

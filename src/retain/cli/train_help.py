@@ -1,0 +1,127 @@
+"""The options of `retain train`: which of them a run reads, and the help that shows those."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from typing import Any, Literal
+
+from retain.config import PHASES, READ_BY_CELL, DMTConfig, RunConfig, SMTConfig
+from retain.config.json import option_of
+
+TOP = """\
+Pretrain an RNN by the phases of a preset, into a run folder.
+
+  --out DIR           the run folder (default: runs/PRESET)
+  --resume            go on from the newest checkpoint in --out; its config is kept
+  --config FILE       start from this config.json instead of a preset
+  --data PATH         what to train on: a text, an integer .npy, hf:NAME[:CONFIG] of the Hugging Face hub, a parquet,
+                      JSON, CSV or Arrow file, or a folder: of texts (each a document), of such files, or of images
+  --text-column C     the dataset's column of texts (default: text)
+  --image-column C    the dataset's column of images, instead of texts (default: image)
+  --dry-run           train nothing: print sizes, memory, and FLOPs and time from a few steps (--json: as JSON)
+  --quiet             no progress bar of training
+"""
+BASIC = {
+    "": {"init_from", "seed", "phases", "budget", "device", "precision", "compile"},
+    "data": {"seq_len", "tokenizer", "stream", "image_size", "levels", "threshold", "symbols", "depth", "pairs"},
+    "memory": {"tokens", "width"},
+    "teacher": {"width", "layers", "future_len"},
+    "cell": {"kind", "width", "layers"},
+    "optimizer": set(),
+    "smt": {"share", "batch_size", "lr", "lambda_dyn", "bptt_window"},
+    "dmt": {"share", "batch_size", "lr", "lambda_dyn", "bptt_window", "horizon"},
+    "bptt": {"share", "batch_size", "lr", "bptt_window"},
+}
+"""What people turn; `--help-all` shows the rest, too."""
+OF_TEACHER_ALONE = {"encoder", "layers", "future_len", "context_len", "activation_checkpointing"}
+"""Fields of `teacher` that say nothing of the RNN's readout."""
+
+
+def reason_unread(config: RunConfig, section: str, field: str) -> str | None:
+    """Why a run does not read this setting; None if it does."""
+    phases, kind, window = ", ".join(config.phases), config.cell.kind, config.teacher.encoder == "window"
+    if (section, field) == ("smt", "lambda_trunk"):
+        if window:
+            return "a window encoder has no trunk"
+        if config.has_teacher:  # of another run, maybe, whose trunk dmt may ask
+            return None
+    if section in PHASES and field and section not in config.phases:
+        return f"{section} is none of this run's phases ({phases})"
+    if section == "cell" and field and field not in READ_BY_CELL.get(kind, {field}):
+        return f"a {kind} cell has none"
+    if section == "teacher" and field in OF_TEACHER_ALONE and not {"smt", "dmt"} & set(config.phases):
+        return f"there is no teacher in a run of {phases}"
+    if (section, field) == ("smt", "on_policy") and covers(config.smt, config):
+        return "f runs over the whole sequence (smt.bptt_window)"
+    if section == "dmt" and field.startswith("horizon") and covers(config.dmt, config):
+        return "f runs over the whole sequence (dmt.bptt_window)"
+    return None
+
+
+def covers(phase: SMTConfig | DMTConfig, config: RunConfig) -> bool:
+    """Whether the phase trains f over the whole sequence at once."""
+    length = phase.seq_len or config.data.seq_len
+    if isinstance(phase, SMTConfig):
+        length = min(length, phase.steps_per_sequence or length)
+    return phase.bptt_window is None or phase.bptt_window >= length
+
+
+def list_options(config: RunConfig) -> list[tuple[str, str]]:
+    """The settings that this run reads and that the command line can set, as (section, field)."""
+    found = []
+    for field in dataclasses.fields(config):
+        part = getattr(config, field.name)
+        if dataclasses.is_dataclass(part):
+            found += [(field.name, inner.name) for inner in dataclasses.fields(part)]
+        else:
+            found.append(("", field.name))
+    hidden = {("", "preset"), ("data", "name"), ("data", "path")}
+    if config.teacher.encoder != "window":
+        hidden.add(("teacher", "context_len"))
+    return [o for o in found if o not in hidden and reason_unread(config, *o) is None]
+
+
+def print_help(config: RunConfig, prog: str, *, everything: bool) -> None:
+    """Print the options that this run reads: those that people turn, or everything."""
+    parser = argparse.ArgumentParser(prog=prog, usage=f"{prog} [options]", add_help=False)
+    groups: dict[str, Any] = {}
+    for section, name in list_options(config):
+        if not everything and name not in BASIC[section]:
+            continue
+        part = getattr(config, section) if section else config
+        if section not in groups:
+            title = f"{section} ({' '.join((type(part).__doc__ or '').split())})" if section else "run"
+            groups[section] = parser.add_argument_group(title)
+        value, hint = getattr(part, name), typing.get_type_hints(type(part))[name]
+        key = f"{section}.{name}" if section else name
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        text = f"{describe_field(type(part), name)} (default: {shown})".lstrip().replace("%", "%%")
+        option = f"--{key.replace('_', '-')}"
+        if hint is bool:
+            groups[section].add_argument(option, *option_of(key, False), action="store_true", help=text)
+        else:
+            groups[section].add_argument(option, metavar=describe_type(hint), help=text)
+    print(f"{parser.format_usage()}\n{TOP}")
+    print(parser.format_help().partition("\n\n")[2], end="")
+    if not everything:
+        print(f"\n{prog} --help-all shows the other options.")
+
+
+def describe_field(cls: type, name: str) -> str:
+    """The docstring of a setting, in one line; it stands in the class that adds the setting."""
+    fields = (getattr(base, "__pydantic_fields__", {}).get(name) for base in cls.__mro__)
+    return " ".join(next((f.description for f in fields if f and f.description), "").split())
+
+
+def describe_type(hint: Any) -> str:
+    """What stands for a value in the help: N for a whole number, X for a number, or the choices."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return "{" + ",".join(map(str, arguments)) + "}"
+    if typing.get_origin(hint) is tuple:
+        return f"{describe_type(arguments[0])} ..."
+    if arguments:  # an optional field: X | None
+        return describe_type(arguments[0])
+    return {int: "N", float: "X"}.get(hint, "S")
