@@ -8,8 +8,8 @@ from retain.data import load_data
 BAD = [
     ("retrieval", {"seq_len": 3}, "data.seq_len: 3 is too short for retrieval; give at least 4"),
     ("retrieval", {"symbols": 1}, "data.symbols: 1 leaves retrieval nothing to remember; give at least 2"),
-    ("retrieval", {"vocab_size": 5}, "data.vocab_size: 5 is not that of retrieval; leave it out or set 17"),
-    ("retrieval", {"path": "x"}, "data.path: 'x' is not read by retrieval; set data.name to text or npy"),
+    ("retrieval", {"vocab_size": 5}, "data.vocab_size: 5 is for npy, not retrieval; leave it out"),
+    ("retrieval", {"path": "x"}, "data.path: 'x' is for text, npy, documents, images, not retrieval; leave it out"),
     ("retrieval", {"depth": 3}, "data.depth: 3 is not read by retrieval; leave it out"),
     ("s5", {"symbols": 7}, "data.symbols: 7 is not read by s5; leave it out"),
     ("selective_copy", {"reverse": True}, "data.reverse: True is not read by selective_copy; leave it out"),
@@ -87,4 +87,3 @@ def test_bad_settings(name, fields, message):
 
 def test_a_task_has_its_own_sizes_unless_told():
     assert load_data(data_config(name="retrieval", symbols=8)).info == load_data(data_config(name="retrieval")).info
-    assert load_data(data_config(name="digits", seq_len=63, symbols=8)).vocab_size == 17  # as in older run folders

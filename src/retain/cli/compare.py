@@ -40,9 +40,6 @@ sequence); gru and lstm by BPTT, as wide as gives the RNN the same number of par
 """
 
 
-PHASE_BUDGETS = ("--smt.budget", "--dmt.budget", "--bptt.budget")
-
-
 def comparison_of(argv: list[str]) -> tuple[Comparison, Path, int]:
     """The comparison that a `retain compare` line describes, its folder, and how many jobs."""
 
@@ -56,15 +53,13 @@ def comparison_of(argv: list[str]) -> tuple[Comparison, Path, int]:
         text = values[name]
         return None if text is None else tuple(part.strip() for part in text.split(","))
 
-    refuse(argv, "compare", ("--seed", "--validate-every", "--tracker", "--quiet", *PHASE_BUDGETS))
+    refuse(argv, "compare", ("--seed", "--validate-every", "--tracker", "--quiet"))
     if "tbptt" not in (listed("methods") or ()) and any(a.partition("=")[0] == "--bptt.bptt_window" for a in argv):
         raise Usage("--bptt.bptt_window: is read by tbptt alone; add it to --methods, or leave it out")
     budget, argv = take_option(argv, "--budget")
     config = train_config(argv)[0]
     if budget is not None:
         config = dataclasses.replace(config, budget=str(parse_budget(budget)))
-    elif all(getattr(config, phase).budget for phase in config.phases):
-        raise Usage("budget: the run's phases have budgets of their own; give --budget B, one for every method")
     lengths = listed("lengths") or ()
     for text in lengths:
         if not text.isascii() or not text.isdigit():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from retain.cli.arguments import Usage, take_run
+from retain.config import ArrayDataConfig
 from retain.errors import UserError
 from retain.streams import is_terminal
 
@@ -62,7 +63,8 @@ def eval_command(argv: list[str]) -> None:
     data_config = run.config.data
     if args.data is not None:
         data_config = with_path(data_config, args.data, None, None)
-        data_config = dataclasses.replace(data_config, vocab_size=None)
+        if isinstance(data_config, ArrayDataConfig):
+            data_config = dataclasses.replace(data_config, vocab_size=None)
     elif run.state.get("own_data"):
         raise UserError(
             f"data: {path} was trained on data of your own, which no config names; give --data PATH, or score it in "
@@ -72,14 +74,15 @@ def eval_command(argv: list[str]) -> None:
         data_config = data_config.at_length(args.seq_len)
     split = args.split or ("all" if args.data and data_config.name in ("text", "npy") else "test")
     data, known = load_data(data_config, split == "all"), run.state["vocab_size"]
-    same_source = data_config.path is not None and data_config.path == run.config.data.path
+    source = getattr(data_config, "path", None)
+    same_source = source is not None and source == getattr(run.config.data, "path", None)
     if split == "all" and (same_source or same_checksum(data.info, run.state["data"])):
         if args.split is None:
             split = "test"
             data = load_data(data_config)
             print(f"retain: {args.data} is what the run was trained on; its test split is scored", file=sys.stderr)
         else:
-            print(f"retain: most of {data_config.path} is what the run was trained on", file=sys.stderr)
+            print(f"retain: most of {source} is what the run was trained on", file=sys.stderr)
     if (read := data.info.get("read")) and args.data is not None:
         print(f"retain: {told(read)}", file=sys.stderr)
     # An array says no more of its vocabulary than which tokens are in it.
@@ -108,7 +111,7 @@ def eval_command(argv: list[str]) -> None:
     part = f"-length{args.seq_len}" if args.seq_len else ""
     part += f"-limit{args.limit}" if args.limit else ""
     # Files of one name in two folders are two results.
-    other = f"-{Path(args.data).stem}-{short_digest(data_config.path or '')}" if args.data else ""
+    other = f"-{Path(args.data).stem}-{short_digest(source or '')}" if args.data else ""
     try:
         print(json.dumps(result, indent=2) if args.json else report(result), flush=True)
     finally:  # also where a full disk has no place for what is printed

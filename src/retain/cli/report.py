@@ -101,8 +101,8 @@ def command_of(config: RunConfig, path: Path) -> str:
     if config.preset not in PRESETS:
         return by_file(config, path)
     line = ["train", config.preset, "--out", "NEW"]
-    if config.data.path is not None:
-        line += ["--data", config.data.path]
+    if path := getattr(config.data, "path", None):
+        line += ["--data", path]
     before, now = flatten(to_dict(PRESETS[config.preset]())), flatten(to_dict(config))
     for key, value in now.items():
         if value == before.get(key) or key in ("data.path", "preset") or (key == "data.name" and config.data.path):

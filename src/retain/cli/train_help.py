@@ -7,7 +7,7 @@ import dataclasses
 import typing
 from typing import Any, Literal
 
-from retain.config import PHASES, READ_BY_CELL, DMTConfig, RunConfig, SMTConfig
+from retain.config import PHASES, READ_BY_CELL, TASK_DATA, TASK_SIZES, DMTConfig, RunConfig, SMTConfig
 from retain.config.json import option_of
 
 TOP = """\
@@ -35,6 +35,7 @@ BASIC = {
     "bptt": {"share", "batch_size", "lr", "bptt_window"},
 }
 """What people turn; `--help-all` shows the rest, too."""
+ALL_SIZES = {size for sizes in TASK_SIZES.values() for size in sizes}
 OF_TEACHER_ALONE = {"encoder", "layers", "future_len", "context_len", "activation_checkpointing"}
 """Fields of `teacher` that say nothing of the RNN's readout."""
 
@@ -49,6 +50,12 @@ def reason_unread(config: RunConfig, section: str, field: str) -> str | None:
             return None
     if section in PHASES and field and section not in config.phases:
         return f"{section} is none of this run's phases ({phases})"
+    if field == "seq_len" and section in PHASES and config.data.name in ("digits", *TASK_DATA):
+        return f"{config.data.name} is read whole"
+    if (section, field) == ("dmt", "label_every") and config.dmt.bptt_window != 1:
+        return "every step of a window needs its label (dmt.bptt_window)"
+    if section == "data" and config.data.name in TASK_DATA and field in ALL_SIZES - set(TASK_SIZES[config.data.name]):
+        return f"{config.data.name} has none"
     if section == "cell" and field and field not in READ_BY_CELL.get(kind, {field}):
         return f"a {kind} cell has none"
     if section == "teacher" and field in OF_TEACHER_ALONE and not {"smt", "dmt"} & set(config.phases):
@@ -77,7 +84,7 @@ def list_options(config: RunConfig) -> list[tuple[str, str]]:
             found += [(field.name, inner.name) for inner in dataclasses.fields(part)]
         else:
             found.append(("", field.name))
-    hidden = {("", "preset"), ("data", "name"), ("data", "path")}
+    hidden = {("", "preset"), ("data", "name"), ("data", "path"), ("data", "column")}
     if config.teacher.encoder != "window":
         hidden.add(("teacher", "context_len"))
     return [o for o in found if o not in hidden and reason_unread(config, *o) is None]

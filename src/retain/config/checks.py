@@ -30,8 +30,6 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 BelowOne = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Several = pydantic.Strict(False)
-"""Marks a tuple that a list may stand for."""
 
 T = TypeVar("T")
 
@@ -55,6 +53,14 @@ def settings(cls: type[T]) -> type[T]:
 
     made.__init__ = __init__  # type: ignore[method-assign]
     return made
+
+
+def check_value(value: Any, hint: Any, name: str) -> Any:
+    """`value` as the type `hint` has it. Raises UserError naming the field `name` if it does not fit."""
+    try:
+        return pydantic.TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(to_plain(value))
+    except ValidationError as error:
+        raise UserError(f"{name}: {explain_mistake(error)}") from None
 
 
 def to_plain(value: Any) -> Any:
@@ -85,11 +91,17 @@ WRONG = {
 def describe(error: ValidationError, cls: type) -> str:
     """The first of pydantic's complaints as one line: the field, its value and what would be right."""
     found = error.errors(include_url=False)[0]
-    context = found.get("ctx", {})
     if found["type"] == "value_error":  # a check of our own, which names its field
-        return str(context["error"])
-    name = found["loc"][0]
+        return str(found["ctx"]["error"])
     if found["type"] == "unexpected_keyword_argument":
-        return f"{name}: unknown field; there are {', '.join(sorted(cls.__dataclass_fields__))}"
-    wrong = WRONG.get(found["type"], found["msg"]).format(**context).replace("'", "").replace(", ", " or ")
-    return f"{name}: {' '.join(repr(found['input']).split())} {wrong}"
+        return f"{found['loc'][0]}: unknown field; there are {', '.join(sorted(cls.__dataclass_fields__))}"
+    return f"{found['loc'][0]}: {explain_mistake(error)}"
+
+
+def explain_mistake(error: ValidationError) -> str:
+    """The value that is wrong, and what would be right."""
+    found = error.errors(include_url=False)[0]
+    wrong = WRONG.get(found["type"], found["msg"]).format(**found.get("ctx", {}))
+    if found["type"] == "literal_error":
+        wrong = wrong.replace("'", "").replace(", ", " or ")
+    return f"{' '.join(repr(found['input']).split())} {wrong}"

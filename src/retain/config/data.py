@@ -7,14 +7,25 @@ import math
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
+from typing_extensions import Self
 
-from retain.config.checks import LONGEST, Length, Several, settings
+from retain.config.checks import LONGEST, Length, settings
 from retain.errors import UserError
 
 TASK_DATA = (
     *("retrieval", "copy", "stack", "keys_values", "modular"),
     *("parity", "s3", "s5", "dyck", "mqar", "selective_copy"),
 )
+TASK_SIZES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("parity", "s3", "s5"), ()),
+    **dict.fromkeys(("retrieval", "modular"), ("symbols",)),
+    **dict.fromkeys(("stack", "dyck"), ("symbols", "depth")),
+    "copy": ("symbols", "copy_len", "reverse"),
+    "selective_copy": ("symbols", "copy_len"),
+    "keys_values": ("symbols", "pairs", "string_len"),
+    "mqar": ("symbols", "pairs"),
+}
+"""The sizes that each memory task reads."""
 EMBEDDED_DATA = ("stdlib", "digits", *TASK_DATA)
 IGNORE = -100
 """The target where there is none: it never counts in a loss or a score."""
@@ -36,6 +47,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.name not in self.NAMES:
             raise UserError(f"data.name: {self.name!r} is none of {', '.join(self.NAMES)}")
+
+    def at_length(self, length: int) -> Self:
+        """The same to be scored in sequences of this length."""
+        return dataclasses.replace(self, seq_len=length)
 
 
 @settings
@@ -67,8 +82,15 @@ class TaskDataConfig(DataConfig):
         super().__post_init__()
         if not 0 <= self.label_noise < 1:
             raise UserError(f"data.label_noise: {self.label_noise} must lie in 0 … 1, below 1")
+        for name in {size for sizes in TASK_SIZES.values() for size in sizes} - set(TASK_SIZES[self.name]):
+            if value := getattr(self, name):
+                raise UserError(f"data.{name}: {value} is not read by {self.name}; leave it out")
         if self.min_seq_len is not None and self.min_seq_len > self.seq_len:
             raise UserError(f"data.min_seq_len: {self.min_seq_len} is longer than data.seq_len {self.seq_len}")
+
+    def at_length(self, length: int) -> Self:
+        """The same to be scored in sequences of this length, whatever the lengths of training batches."""
+        return dataclasses.replace(self, seq_len=length, min_seq_len=None)
 
 
 @settings
@@ -79,7 +101,7 @@ class FileDataConfig(DataConfig):
 
     path: str = ""
     """What to read (--data PATH)."""
-    split: Annotated[tuple[float, ...], Several] = (0.9, 0.05, 0.05)
+    split: tuple[float, ...] = (0.9, 0.05, 0.05)
     """Fractions of train, validation and test."""
 
     def __post_init__(self) -> None:

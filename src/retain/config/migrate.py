@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from retain.config.budget import parse_budget
-from retain.config.data import CLASS_OF, TASK_DATA
+from retain.config.data import CLASS_OF, TASK_DATA, TASK_SIZES
 from retain.errors import UserError
 
 VERSION = 2
@@ -15,8 +15,6 @@ SHARED = {"warmup": 0.02, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.95, "cl
 """What each phase had of its own and all share now, with its default."""
 OLD = {*RENAMED, *SHARED, "sweeps", "horizon_end", "recompute"} - {"warmup", "weight_decay"}
 """Fields that tell the first version, whose files had no number."""
-TASK_SIZES = ("symbols", "copy_len", "reverse", "depth", "pairs", "string_len")
-"""Older files have them whatever the data is."""
 DATA_DEFAULTS: dict[str, Any] = {
     "split": [0.9, 0.05, 0.05],
     "label_noise": 0.0,
@@ -91,7 +89,8 @@ def _migrate_data(values: dict[str, Any]) -> None:
     if not isinstance(data, dict) or data.get("name", "stdlib") not in CLASS_OF:
         return
     fields = CLASS_OF[data.get("name", "stdlib")].__dataclass_fields__
-    sizes = () if data.get("name") in TASK_DATA else TASK_SIZES
+    # Sizes of tasks may stand in any old file.
+    sizes = () if data.get("name") in TASK_DATA else {size for sizes in TASK_SIZES.values() for size in sizes}
     values["data"] = {
         key: value
         for key, value in data.items()

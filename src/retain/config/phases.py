@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from retain.config.checks import BelowOne, Count, Fraction, Length, NotNegative, Positive, Several, Width, settings
+from retain.config.checks import BelowOne, Count, Fraction, Length, NotNegative, Positive, Width, settings
 from retain.errors import UserError
 
 PHASES = ("smt", "dmt", "bptt")
@@ -19,7 +19,7 @@ class OptimizerConfig:
     warmup: BelowOne = 0.02
     """Fraction of a phase in which its learning rate rises from 0."""
     weight_decay: NotNegative = 0.01
-    betas: Annotated[tuple[BelowOne, ...], Several] = (0.9, 0.95)
+    betas: tuple[BelowOne, ...] = (0.9, 0.95)
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this norm."""
 

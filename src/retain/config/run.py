@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from retain.config.budget import Budget, parse_budget
-from retain.config.checks import Count, Several, settings
+from retain.config.checks import Count, settings
 from retain.config.data import TASK_DATA, DataConfig
 from retain.config.model import CellConfig, MemoryConfig, TeacherConfig, check_memory
 from retain.config.phases import PHASES, BPTTConfig, DMTConfig, OptimizerConfig, SMTConfig
@@ -28,7 +28,7 @@ class RunConfig:
     """A run folder to start from: its RNN, and its teacher where the phases use one.
     Sizes and vocabulary must be the same (--config RUN --init-from RUN)."""
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0
-    phases: Annotated[tuple[Literal["smt", "dmt", "bptt"], ...], Several] = ("smt", "dmt")
+    phases: tuple[Literal["smt", "dmt", "bptt"], ...] = ("smt", "dmt")
     """The phases in their order."""
     budget: str = "240s"
     """Shared out over the phases: e.g. 240s, 5000steps, 20Mtokens, 500ksequential."""

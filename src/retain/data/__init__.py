@@ -36,12 +36,6 @@ def load_data(config: DataConfig, whole: bool = False) -> Data:
         data = FILES[config.name](config, whole)
     elif whole:
         raise UserError(f"split: all is of a file or a folder, and this is {config.name}; name one of its splits")
-    elif config.path is not None:
-        raise UserError(f"data.path: {config.path!r} is not read by {config.name}; set data.name to text or npy")
     else:
         data = EMBEDDED[config.name](config)
-    if config.vocab_size not in (None, data.vocab_size):
-        raise UserError(
-            f"data.vocab_size: {config.vocab_size} is not that of {config.name}; leave it out or set {data.vocab_size}"
-        )
     return data

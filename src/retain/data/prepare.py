@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from retain.config import DataConfig
+from retain.config import DataConfig, DocumentDataConfig
 from retain.data.batches import SPLITS, Split
 from retain.data.cache import cache_folder
 from retain.data.hub import file_digest, fingerprint, open_hub
@@ -51,7 +51,7 @@ def settings_of(config: DataConfig, whole: bool) -> dict[str, Any]:
     if config.name == "images":
         names += ["image_size", "levels", "threshold", "invert", "events"]
     settings = {name: getattr(config, name) for name in names}
-    if config.tokenizer is not None:
+    if isinstance(config, DocumentDataConfig) and config.tokenizer is not None:
         settings["tokenizer"] = file_digest(expanded(config.tokenizer))
     return settings
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from retain.config import DataConfig
+from retain.config import DataConfig, DocumentDataConfig
 from retain.data.batches import Kind
 from retain.data.images import events_vocabulary, levels_of, pixels_of, stored_image, to_events
 from retain.data.paths import expanded
@@ -43,7 +43,7 @@ def codec_of(config: DataConfig) -> Codec:
     """The codec that a configuration asks for. Raises UserError for a tokenizer that cannot be used."""
     if config.name == "images":
         return _images(config)
-    if config.tokenizer is not None:
+    if isinstance(config, DocumentDataConfig) and config.tokenizer is not None:
         return _subwords(config)
     end = bytes([BYTE_END])
 

@@ -136,7 +136,7 @@ class StreamedData(Data):
         """Cut documents into sequences of up to T + 1 tokens: each for itself, or with data.reset off one after the
         other, as one long stream."""
         length = self.seq_len + 1
-        alone = self.config.reset or self.codec.length is not None
+        alone = getattr(self.config, "reset", False) or self.codec.length is not None
         kept: list[Ints] = []
         size = 0
         for document in documents:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from retain.config import BPTTConfig, CellConfig, MemoryConfig, RunConfig
+from retain.config import CellConfig, MemoryConfig, RunConfig
 from retain.config.budget import parse_budget
 from retain.config.json import to_dict
 from retain.errors import UserError
@@ -26,25 +26,21 @@ VALIDATIONS = 10
 def method_config(base: RunConfig, method: str) -> RunConfig:
     """The run of one method, with the base's data, budget and readout."""
     phases = tuple(phase for phase in base.phases if phase != "bptt") or ("smt", "dmt")
-    # No phase keeps a budget of its own: all methods share one.
-    parts = {name: dataclasses.replace(getattr(base, name), budget=None) for name in ("smt", "dmt", "bptt")}
-    base = dataclasses.replace(
-        base, tracker=None, validate_every=str(parse_budget(base.budget).share(1 / VALIDATIONS)), **parts
-    )
-    bptt: BPTTConfig = parts["bptt"]
+    base = dataclasses.replace(base, tracker=None, validate_every=str(parse_budget(base.budget).share(1 / VALIDATIONS)))
+    bptt = base.bptt
     if method == "smt":
         return dataclasses.replace(base, phases=phases)
     if method == "smt+bptt":
-        others = sum(parts[phase].share for phase in phases)
-        bptt = dataclasses.replace(bptt, truncate=None, share=others * FINETUNE / (1 - FINETUNE))
+        others = sum(getattr(base, phase).share for phase in phases)
+        bptt = dataclasses.replace(bptt, bptt_window=None, share=others * FINETUNE / (1 - FINETUNE))
         return dataclasses.replace(base, phases=(*phases, "bptt"), bptt=bptt)
     if method == "tbptt":
         # Cut where DMT's gradient is, it is the control for what the teacher adds.
         length = bptt.seq_len or base.data.seq_len
         stretch = base.dmt.bptt_window if "dmt" in phases and 1 < (base.dmt.bptt_window or 1) < length else None
-        bptt = dataclasses.replace(bptt, truncate=bptt.bptt_window or stretch or max(1, length // TRUNCATE))
+        bptt = dataclasses.replace(bptt, bptt_window=bptt.bptt_window or stretch or max(1, length // TRUNCATE))
         return dataclasses.replace(base, phases=("bptt",), bptt=bptt)
-    run = dataclasses.replace(base, phases=("bptt",), bptt=dataclasses.replace(bptt, truncate=None))
+    run = dataclasses.replace(base, phases=("bptt",), bptt=dataclasses.replace(bptt, bptt_window=None))
     return run if method == "bptt" else matched(run, method)
 
 

@@ -10,7 +10,9 @@ from urllib.parse import quote
 
 from retain.config import RunConfig
 from retain.config.budget import Budget
-from retain.config.json import checked, from_dict, to_dict
+from retain.config.checks import check_value
+from retain.config.data import DATA_CLASSES, DataConfig
+from retain.config.json import from_dict, to_dict
 from retain.errors import UserError
 
 VALIDATIONS = 20
@@ -59,7 +61,9 @@ def field_type(name: str) -> Any:
     kind: Any = RunConfig
     parts = name.split(".")
     for i, part in enumerate(parts):
-        hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        classes = DATA_CLASSES if kind is DataConfig else (kind,) if dataclasses.is_dataclass(kind) else ()
+        hints = {n: hint for cls in classes for n, hint in typing.get_type_hints(cls, include_extras=True).items()}
+        hints.pop("NAMES", None)
         if part not in hints:
             where = ".".join(parts[:i])
             if not hints:
@@ -69,7 +73,7 @@ def field_type(name: str) -> Any:
     if dataclasses.is_dataclass(kind):
         inside = ", ".join(f"{name}.{f.name}" for f in dataclasses.fields(kind))
         raise UserError(f"vary: {name}: vary a field of it: {inside}")
-    if typing.get_origin(kind) is tuple:
+    if typing.get_origin(getattr(kind, "__origin__", kind)) is tuple:
         raise UserError(f"vary: {name}: is a list of values itself, and cannot be varied")
     if name == "seed":
         raise UserError("vary: seed: the seeds are 0 … N - 1; give --seeds N instead")
@@ -91,7 +95,7 @@ def value_of(name: str, text: str) -> Any:
     problem = ""
     for candidate in candidates:
         try:
-            return checked(candidate, kind, name)
+            return check_value(candidate, kind, name)
         except UserError as error:
             problem = str(error)
     raise UserError(f"vary: {problem}")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from retain.model.fast import fast
 from retain.model.rnn import RNN
 from retain.objectives.losses import predictive_loss, where_asked
-from retain.objectives.segments import window_len, unroll_alone
+from retain.objectives.segments import unroll_alone, window_len
 
 
 class BPTT(nn.Module):

@@ -144,7 +144,7 @@ def keep_data(out: Path, data: Data) -> None:
 def own_tokenizer(config: DataConfig, path: Path) -> DataConfig:
     """The tokenizer of a run is the copy in its folder: the file that it began with may be another by now, or gone."""
     copy = run_of(path) / "tokenizer.json"
-    if config.tokenizer is None or not copy.exists():
+    if getattr(config, "tokenizer", None) is None or not copy.exists():
         return config
     return dataclasses.replace(config, tokenizer=str(copy.resolve()))
 

@@ -39,7 +39,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     little. DMT is probed at its longest rollouts, mixed lengths at the whole one. Raises UserError as `train`
     does.
     """
-    data = load_data(dataclasses.replace(config.data, min_seq_len=None))
+    data = load_data(config.data.at_length(config.data.seq_len))
     with tempfile.TemporaryDirectory() as nowhere:
         accelerator = make_accelerator(dataclasses.replace(config, tracker=None), Path(nowhere))
     torch.manual_seed(config.seed)

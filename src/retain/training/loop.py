@@ -358,7 +358,7 @@ class Loop:
         """
         p = self.progress
         seed = seed_of(self.config.seed, p.step)
-        lr = learning_rate(config, done)
+        lr = learning_rate(config, self.config.optimizer.warmup, done)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         first = p.micro_batches

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 
-from retain.config import TASK_FIELDS, DataConfig
+from retain.config import TASK_SIZES, TaskDataConfig
 from retain.data.batches import IGNORE, SPLITS, Batch, Data, Ints, Split, generator
 from retain.data.tasks.recall import MQAR, Copy, KeysValues, Retrieval, SelectiveCopy
 from retain.data.tasks.tracking import S3, S5, Dyck, Modular, Parity, Stack
@@ -111,26 +111,21 @@ def _as_batch(tokens: Ints, targets: Ints) -> Batch:
     return {"tokens": torch.from_numpy(tokens), "targets": torch.from_numpy(targets)}
 
 
-def load_task(config: DataConfig) -> TaskData:
+def load_task(config: TaskDataConfig) -> TaskData:
     """The task named by the configuration. Raises UserError for settings it cannot have."""
     return TaskData(build_task(config), config.label_noise, shorter_tasks(config))
 
 
-def build_task(config: DataConfig) -> Task:
-    """The task alone. Raises UserError for a field that another task reads but not this one, too."""
-    task = TASKS[config.name]
-    given = knobs_of(config)
-    for name, value in given.items():
-        if name not in task.knobs:
-            raise UserError(f"data.{name}: {value} is not read by {config.name}; leave it out")
-    return task(config.seq_len, **given)
+def build_task(config: TaskDataConfig) -> Task:
+    """The task alone."""
+    return TASKS[config.name](config.seq_len, **knobs_of(config))
 
 
-def knobs_of(config: DataConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in TASK_FIELDS if getattr(config, name)}
+def knobs_of(config: TaskDataConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in TASK_SIZES[config.name] if getattr(config, name)}
 
 
-def shorter_tasks(config: DataConfig) -> list[Task]:
+def shorter_tasks(config: TaskDataConfig) -> list[Task]:
     """The same at half the length, a quarter, … down to min_seq_len, with as much less to remember.
 
     Raises UserError where the task cannot be that short.
