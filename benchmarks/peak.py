@@ -11,7 +11,6 @@ import sys
 import torch
 
 from benchmarks.sides import SMALL, Size, at, batch_of, models, smt_step, training_step
-from retain.config import BPTTConfig
 from retain.experiments.scheduler import peak_memory
 from retain.objectives import BPTT
 from retain.training.accelerator import keep_pages
@@ -34,9 +33,9 @@ def main() -> None:
 def twice(side: str, size: Size) -> None:
     """Two steps of this side, its models freed after them."""
     if side == "frugal":
-        size = dataclasses.replace(size, smt=dataclasses.replace(size.smt, pieces=8))
+        size = dataclasses.replace(size, smt=dataclasses.replace(size.smt, num_chunks=8))
     step = (
-        training_step(BPTT(models(size)[0], BPTTConfig()), batch_of(size))
+        training_step(BPTT(models(size)[0]), batch_of(size))
         if side == "bptt"
         else smt_step(size, recompute=side == "frugal")
     )

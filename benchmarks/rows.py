@@ -26,7 +26,6 @@ from benchmarks.sides import (
     smt_step,
     training_step,
 )
-from retain.config import BPTTConfig
 from retain.inference.generate import fast_step, generate
 from retain.model.compiling import can_compile
 from retain.objectives import BPTT, DMT
@@ -145,7 +144,7 @@ def bptt() -> Row:
     for way in ways():
         rnn, teacher = models(size)
         parts = quicken(rnn, teacher, compiled=way)
-        sides += [smt_step(size, compiled=way), training_step(BPTT(rnn, BPTTConfig()), batch_of(size), parts=parts)]
+        sides += [smt_step(size, compiled=way), training_step(BPTT(rnn), batch_of(size), parts=parts)]
     taken = by_turns(*sides)
     ours, theirs = taken[::2], taken[1::2]
     what = "SMT step time against BPTT, same cell and tokens, T = 256"

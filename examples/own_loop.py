@@ -43,5 +43,5 @@ train(smt)
 smt.finish()  # the RNN gets its m_0, and needs the teacher no more to run
 
 # The RNN now runs on its own memories. The teacher only says where it should have been.
-train(DMT(smt.teacher, rnn, DMTConfig(unroll=16, lambda_dyn=0.1), trunk_trained=True))
+train(DMT(smt.teacher, rnn, DMTConfig(bptt_window=16, lambda_dyn=0.1), trunk_trained=True))
 print(f"accuracy {retain.evaluate(rnn, None, [batch()])['accuracy']:.3f}")  # 0.97 at best: m_0 cannot know the start

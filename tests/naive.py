@@ -11,6 +11,7 @@ from retain.config import IGNORE, CellConfig, MemoryConfig, SMTConfig, TeacherCo
 from retain.model.encoders import LOCAL
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
+from retain.objectives import smt as objectives_smt
 
 VOCAB = 7
 
@@ -90,7 +91,7 @@ def models(
         decoder_layers=2,
         future_len=future_len,
         context_len=context_len,
-        recompute=recompute,
+        activation_checkpointing=recompute,
     )
     teacher = randomise(Teacher(VOCAB, memory, teaching)).double()
     rnn = randomise(
@@ -131,9 +132,7 @@ def smt_config(**changes):
     plain = {
         "steps_per_sequence": None,
         "decodes_per_sequence": None,
-        "sweeps": 1,
         "on_policy": 0.0,
-        "horizon": 4,
         "lambda_dec": 1.0,
         "lambda_dyn": 0.3,
         "lambda_dyn_end": None,
@@ -256,23 +255,6 @@ def squared_error(pairs):
     return torch.stack([(a - b).square().mean() for a, b in pairs]).mean()
 
 
-def sweeps(rnn, memory, tokens, count, real=None):
-    """f after j steps on its own from every teacher memory, for j < count; the teacher learns from j = 0 alone."""
-    length, losses = tokens.shape[1], []
-    for j in range(count):
-        pairs = []
-        for row, own in itertools.product(range(len(tokens)), range(length - j)):
-            if real is not None and not real[row, own + j]:
-                continue
-            m = memory[row, own]
-            for i in range(j):
-                m = update(rnn, m, tokens[row, own + i]).detach()
-            label = memory[row, own + j + 1]
-            pairs.append((update(rnn, m, tokens[row, own + j]), label if j == 0 else label.detach()))
-        losses.append(squared_error(pairs))
-    return sum(losses) / count
-
-
 def rollout_from_teacher(rnn, memory, tokens, horizon, offset):
     """f's own memories; it goes on from the teacher's at each t that is `offset` past a multiple of `horizon`."""
     rows = []
@@ -329,14 +311,14 @@ def smt(teacher, rnn, kind, config, batch, future_len, offset=None, distance=Non
     memory = memory_norm(teacher.norm, memory, counted)
     decoded, asked, read, answers, pairs = [], [], [], [], []
     start, own = memory, memory[:, :-1]
-    if config.on_policy and config.unroll == 1:
-        own = rollout_from_teacher(rnn, memory.detach(), tokens, config.horizon, offset).detach()
+    if config.on_policy and config.bptt_window == 1:
+        own = rollout_from_teacher(rnn, memory.detach(), tokens, objectives_smt.ON_POLICY_STEPS, offset).detach()
     elif config.on_policy:
         own = torch.cat([memory[:, :1], own_memories(rnn, memory.detach(), tokens, distance).detach()[:, 1:]], 1)
     if count := round(config.on_policy * size):
         chosen = {(2 * j + 1) * size // (2 * count) for j in range(count)}
         start = torch.stack([own[b] if b in chosen else memory[b, :-1] for b in range(size)])
-    made = unroll(rnn, start, tokens, config.unroll, offset) if config.unroll > 1 else None
+    made = unroll(rnn, start, tokens, config.bptt_window, offset) if config.bptt_window > 1 else None
     for b, t in itertools.product(range(size), range(length + 1)):
         future = tokens[b, t : t + future_len]
         decoded.append(decode(teacher.decoder, memory[b, t], future))
@@ -351,7 +333,7 @@ def smt(teacher, rnn, kind, config, batch, future_len, offset=None, distance=Non
             pairs.append((predicted, memory[b, t]))
     losses = {
         "loss_dec": predictive_loss(torch.cat(decoded), torch.cat(asked)),
-        "loss_dyn": squared_error(pairs) if config.sweeps == 1 else sweeps(rnn, memory, tokens, config.sweeps, real),
+        "loss_dyn": squared_error(pairs),
         "loss_readout": predictive_loss(torch.stack(read), torch.stack(answers)),
         "loss_unif": uniformity_loss(memory[counted]),
     }
@@ -377,7 +359,7 @@ def dmt(teacher, rnn, config, batch, trunk_trained=False, offset=0):
             if real[t]:
                 pairs.append((new, label[t + 1]))
             logits.append(rnn.readout((new if config.predictive else new.detach())[None])[0])
-            m = new.detach() if (t + 1 - offset) % config.unroll == 0 else new
+            m = new.detach() if (t + 1 - offset) % config.bptt_window == 0 else new
     losses = {
         "loss_dyn": squared_error(pairs),
         "loss_readout": predictive_loss(torch.stack(logits), targets.flatten()),

@@ -70,7 +70,7 @@ def test_what_has_changed_is_not_read(change, kind, tmp_path, large):
 @pytest.mark.parametrize("change", [cut, rewritten])
 def test_a_run_ends_with_a_checkpoint_and_goes_on_when_the_file_is_back(change, tmp_path, large):
     path, data = source(tmp_path, "text")
-    config = tiny(data=data, smt__accumulate=2)
+    config = tiny(data=data, optimizer__gradient_accumulation_steps=2)
     changed = []
 
     def at(number):

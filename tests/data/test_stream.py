@@ -80,7 +80,13 @@ def test_a_batch_is_the_same_whenever_it_is_asked_for(sources, reset, no_sleep):
 
 def test_a_resumed_run_on_a_stream_is_one_that_never_stopped(sources, tmp_path, no_sleep, monkeypatch):
     data = data_config(name="documents", path=str(sources / "stories"), seq_len=8, stream=True)
-    config = tiny(data=data, budget="12steps", checkpoint_every="2steps", dmt__batch_size=3, smt__accumulate=2)
+    config = tiny(
+        data=data,
+        budget="12steps",
+        checkpoint_every="2steps",
+        dmt__batch_size=3,
+        optimizer__gradient_accumulation_steps=2,
+    )
     train(config, tmp_path / "whole", progress_bar=False)
     real = streaming.StreamedData.batch
 

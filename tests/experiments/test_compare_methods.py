@@ -87,7 +87,7 @@ def test_embedded_data_of_another_version_is_another_comparison(tmp_path, monkey
 
 
 def test_truncated_is_a_quarter_of_what_is_read():
-    text = tiny(bptt__truncate=None, bptt__seq_len=4, data=data_config(name="stdlib", seq_len=8))
+    text = tiny(bptt__bptt_window=None, bptt__seq_len=4, data=data_config(name="stdlib", seq_len=8))
     assert method_config(text, "tbptt").bptt.bptt_window == 1
 
 
@@ -100,11 +100,15 @@ def test_phases_and_budgets_of_the_methods():
     assert both.bptt.bptt_window is None
     assert [b.amount for b in method_config(base, "tbptt").budgets()] == [90]
     assert method_config(base, "tbptt").bptt.bptt_window == 4, "the preset's"
-    assert method_config(tiny(bptt__truncate=None), "tbptt").bptt.bptt_window == 2, "a quarter of 8"
-    assert method_config(tiny(bptt__truncate=None, dmt__unroll=5), "tbptt").bptt.bptt_window == 5, "as DMT is cut"
+    assert method_config(tiny(bptt__bptt_window=None), "tbptt").bptt.bptt_window == 2, "a quarter of 8"
+    assert method_config(tiny(bptt__bptt_window=None, dmt__bptt_window=5), "tbptt").bptt.bptt_window == 5, (
+        "as DMT is cut"
+    )
     for unroll in (None, 8):  # DMT is not cut
-        assert method_config(tiny(bptt__truncate=None, dmt__unroll=unroll), "tbptt").bptt.bptt_window == 2
-    assert method_config(tiny(bptt__truncate=None, dmt__unroll=5, phases=("smt",)), "tbptt").bptt.bptt_window == 2
+        assert method_config(tiny(bptt__bptt_window=None, dmt__bptt_window=unroll), "tbptt").bptt.bptt_window == 2
+    assert (
+        method_config(tiny(bptt__bptt_window=None, dmt__bptt_window=5, phases=("smt",)), "tbptt").bptt.bptt_window == 2
+    )
     assert method_config(base, "bptt").bptt.bptt_window is None
 
 

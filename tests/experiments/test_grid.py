@@ -102,7 +102,7 @@ def test_ctrl_c_saves_every_run(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_is_a_result(tmp_path):
-    config = tiny(phases=("bptt",), budget="6steps", bptt__lr=1e30, bptt__warmup=0.0)
+    config = tiny(phases=("bptt",), budget="6steps", bptt__lr=1e30, optimizer__warmup=0.0)
     found = train_one(config, tmp_path / "out/bad")
     assert "became" in found["failed"]
     assert run_all({"bad": config}, tmp_path / "out", split="test")["bad"] == found, (

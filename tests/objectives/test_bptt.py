@@ -5,7 +5,7 @@ import torch
 
 import naive
 from naive import assert_close, batch, gradients, models
-from retain.config import CELLS, IGNORE, BPTTConfig
+from retain.config import CELLS, IGNORE
 from retain.objectives import BPTT
 
 BATCH = batch()
@@ -16,7 +16,7 @@ BATCH = batch()
 @pytest.mark.parametrize("truncate, first", [(None, 0), (1, 0), (4, 0), (4, 1), (3, 2), (50, 0)])
 def test_bptt_equals_naive(cell, norm, truncate, first, monkeypatch):
     rnn = models(cell=cell, norm=norm)[1]
-    objective = BPTT(rnn, BPTTConfig(truncate=truncate))
+    objective = BPTT(rnn, truncate)
     monkeypatch.setattr(torch, "randint", lambda high, size: torch.full(size, first))
     data = BATCH
     fast, slow = objective(data), naive.bptt(rnn, data, truncate, first)
@@ -40,7 +40,7 @@ def test_bptt_equals_naive(cell, norm, truncate, first, monkeypatch):
 )
 def test_gradient_reaches_as_far_back_as_it_should(cell, truncate, first, reached, monkeypatch):
     rnn = models(cell=cell)[1]
-    objective = BPTT(rnn, BPTTConfig(truncate=truncate))
+    objective = BPTT(rnn, truncate)
     monkeypatch.setattr(torch, "randint", lambda high, size: torch.full(size, first))
     targets = torch.full((1, 7), IGNORE)
     targets[0, 6] = 3  # the one loss there is looks at the last memory
@@ -54,7 +54,7 @@ def test_gradient_reaches_as_far_back_as_it_should(cell, truncate, first, reache
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("truncate", [None, 2])
 def test_every_parameter_has_a_gradient(cell, truncate):
-    objective = BPTT(models(cell=cell)[1], BPTTConfig(truncate=truncate))
+    objective = BPTT(models(cell=cell)[1], truncate)
     objective(batch())["loss"].backward()
     for name, p in objective.named_parameters():
         assert p.requires_grad and p.grad is not None and (p.grad != 0).any(), name
@@ -62,13 +62,13 @@ def test_every_parameter_has_a_gradient(cell, truncate):
 
 def test_bptt_thaws_what_an_earlier_phase_froze():
     rnn = models()[1].requires_grad_(False)
-    assert all(p.requires_grad for p in BPTT(rnn, BPTTConfig()).parameters())
+    assert all(p.requires_grad for p in BPTT(rnn).parameters())
 
 
 def test_batch_without_a_target_is_zero():
     data = batch()
     data["targets"][:] = IGNORE
-    objective = BPTT(models()[1], BPTTConfig())
+    objective = BPTT(models()[1])
     loss = objective(data)["loss"]
     assert loss == 0
     loss.backward()
@@ -77,7 +77,7 @@ def test_batch_without_a_target_is_zero():
 
 def test_every_step_may_be_the_first_behind_a_cut():
     """Where a cut were always at one place, no answer behind it could ever learn from what stands before it."""
-    objective, reached = BPTT(models(cell="gated")[1], BPTTConfig(truncate=3)), set()
+    objective, reached = BPTT(models(cell="gated")[1], 3), set()
     targets = torch.full((1, 7), IGNORE)
     targets[0, 6] = 3
     torch.manual_seed(0)
@@ -91,5 +91,5 @@ def test_every_step_may_be_the_first_behind_a_cut():
 def test_finish_changes_nothing():
     rnn = models()[1]
     before = {k: v.clone() for k, v in rnn.state_dict().items()}
-    BPTT(rnn, BPTTConfig()).finish()
+    BPTT(rnn).finish()
     assert_close(dict(rnn.state_dict()), before)

@@ -5,7 +5,7 @@ import torch
 
 import naive
 from naive import VOCAB, assert_close, batch, gradients, models, smt_config
-from retain.config import CELLS, IGNORE, BPTTConfig, DMTConfig
+from retain.config import CELLS, IGNORE, DMTConfig
 from retain.objectives import BPTT, DMT, SMT, rollout_from_teacher, unroll
 from retain.objectives.segments import own_memories, unroll_alone
 
@@ -15,8 +15,7 @@ CASES = [(cell, norm) for cell in CELLS for norm in ("rms", "batch")]
 def config(**changes):
     """The RNN alone from m_0 for the whole phase; all that matters is written out."""
     plain = {
-        "horizon": 100,
-        "horizon_end": None,
+        "horizon": None,
         "horizon_growth": 0.7,
         "lambda_dyn": 0.8,
         "lambda_readout": 0.6,
@@ -58,7 +57,7 @@ def begin(monkeypatch):
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_unrolled_dmt_equals_the_loop_cut_every_so_many_steps(case, steps, begin):
     offset = begin(steps)
-    objective = DMT(*(both := models(cell=case[0], norm=case[1])), config(unroll=steps))
+    objective = DMT(*(both := models(cell=case[0], norm=case[1])), config(bptt_window=steps))
     fast = objective(batch())
     slow = naive.dmt(*both, objective.config, batch(), offset=offset if steps < 6 else 0)
     assert_close({name: fast[name] for name in slow}, slow)
@@ -69,12 +68,12 @@ def test_unrolled_dmt_equals_the_loop_cut_every_so_many_steps(case, steps, begin
 @pytest.mark.parametrize("cell, layers", [("gated", 1), ("delta", 1), ("mlp", 2)])
 def test_one_pass_equals_a_rollout_and_then_segments(cell, layers, steps, monkeypatch):
     """The RNN alone from m_0: where its rollout is what is trained, and where it is not, nothing else changes."""
-    objective = DMT(*models(cell=cell, layers=layers), config(unroll=steps))
-    alone = objective.alone(6, 6)
+    objective = DMT(*models(cell=cell, layers=layers), config(bptt_window=steps))
+    alone = objective.is_alone(6, 6)
     assert alone == (cell != "mlp" or steps >= 6)
     found = []
     for one_pass in (alone, False):
-        monkeypatch.setattr(objective, "alone", lambda *_, one_pass=one_pass: one_pass)
+        monkeypatch.setattr(objective, "is_alone", lambda *_, one_pass=one_pass: one_pass)
         torch.manual_seed(3)
         losses = objective(batch())
         found.append(losses | gradients(losses["loss"], objective))
@@ -84,7 +83,7 @@ def test_one_pass_equals_a_rollout_and_then_segments(cell, layers, steps, monkey
 @pytest.mark.parametrize("steps", [1, 2, 3, 6])
 def test_the_gradient_flows_through_a_segment_and_no_further(steps):
     teacher, rnn = models()
-    objective = DMT(teacher, rnn, config(lambda_dyn=0.0, lambda_readout=1.0, unroll=steps))
+    objective = DMT(teacher, rnn, config(lambda_dyn=0.0, lambda_readout=1.0, bptt_window=steps))
     tokens = torch.tensor([[0, 1, 2, 3, 4, 5]])
     targets = torch.full((1, 7), IGNORE)
     targets[0, 6] = 3  # the one loss there is looks at m_6, which f made from x_5
@@ -145,7 +144,7 @@ def test_teacher_is_frozen():
 @pytest.mark.parametrize("kind", ["state", "register", "window"])
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize(
-    "changes", [{}, {"horizon": 2}, {"unroll": 3}, {"lambda_readout": 0.0}, {"predictive": False}], ids=str
+    "changes", [{}, {"horizon": 2}, {"bptt_window": 3}, {"lambda_readout": 0.0}, {"predictive": False}], ids=str
 )
 def test_every_trainable_parameter_has_a_gradient(kind, cell, changes):
     objective = DMT(*models(kind, cell), config(**changes))
@@ -162,7 +161,7 @@ def test_a_stretch_of_the_whole_sequence_has_no_use_for_a_horizon(monkeypatch):
     monkeypatch.setattr("retain.objectives.dmt.rollout_from_teacher", lambda *a: pytest.fail("thrown away"))
     found = []
     for progress in (0.0, 1.0):
-        objective = DMT(*models(), config(unroll=None, horizon=1, horizon_growth=0.5))
+        objective = DMT(*models(), config(bptt_window=None, horizon_growth=0.5))
         losses = objective(batch() | {"progress": progress})
         found.append(losses | gradients(losses["loss"], objective))
         assert losses["horizon"] == 6
@@ -218,18 +217,17 @@ def test_rollout_is_as_deep_as_its_horizon_and_hardly_wider_than_the_sequence(mo
 
 
 @pytest.mark.parametrize(
-    "start, end, length, values",
+    "horizon, length, values",
     [
-        (1, None, 64, [1, 2, 4, 8, 16, 32, 64]),
-        (1, 8, 64, [1, 2, 4, 8]),
-        (3, None, 20, [3, 6, 12, 20]),
-        (100, None, 64, [64]),
-        (8, 2, 64, [2]),
-        (4, 100, 10, [4, 8, 10]),
+        (None, 64, [1, 2, 4, 8, 16, 32, 64]),
+        (8, 64, [1, 2, 4, 8]),
+        (None, 20, [1, 2, 4, 8, 16, 20]),
+        (1, 64, [1]),
+        (100, 10, [1, 2, 4, 8, 10]),
     ],
 )
-def test_horizon_doubles_from_start_to_end(start, end, length, values):
-    objective = DMT(*models(), config(horizon=start, horizon_end=end))
+def test_horizon_doubles_to_its_full_length(horizon, length, values):
+    objective = DMT(*models(), config(horizon=horizon))
     grid = [objective.horizon(i / 1000, length) for i in range(1001)]
     assert sorted(set(grid)) == values
     assert grid == sorted(grid)
@@ -240,14 +238,14 @@ def test_horizon_doubles_from_start_to_end(start, end, length, values):
 
 
 def test_horizon_growth_at_its_ends():
-    at_once = DMT(*models(), config(horizon=1, horizon_growth=0.0))
+    at_once = DMT(*models(), config(horizon_growth=0.0))
     assert [at_once.horizon(p, 32) for p in (0, 0.5, 1)] == [32, 32, 32]
-    to_the_end = DMT(*models(), config(horizon=1, horizon_growth=1.0))
+    to_the_end = DMT(*models(), config(horizon_growth=1.0))
     assert to_the_end.horizon(0.99, 32) < 32 == to_the_end.horizon(1.0, 32)
 
 
 def test_progress_sets_the_horizon():
-    objective = DMT(*models(), config(horizon=1))
+    objective = DMT(*models(), config())
     seen = [float(objective(batch() | {"progress": p})["horizon"]) for p in (0.0, 0.3, 1.0)]
     assert seen == [1, 2, 6] and float(objective(batch())["horizon"]) == 6, "without it, the longest"
 
@@ -284,7 +282,9 @@ def test_ignored_targets_never_matter():
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("changes", [{"horizon": 2, "horizon_end": 2}, {"horizon_growth": 0.0, "unroll": 3}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"horizon": 2, "horizon_growth": 0.0}, {"horizon_growth": 0.0, "bptt_window": 3}], ids=str
+)
 def test_every_parameter_learns_under_autocast_too(cell, changes):
     """Casts of weights that a rollout without a graph has made must not be taken for those that are trained."""
     objective = DMT(*(m.float() for m in models(cell=cell)), config(**changes))
@@ -299,7 +299,7 @@ def test_casts_of_weights_do_not_outlive_a_rollout_without_a_graph(monkeypatch):
     cleared = []
     monkeypatch.setattr(torch, "clear_autocast_cache", lambda: cleared.append(torch.is_grad_enabled()))
     teacher, rnn = models()
-    DMT(teacher, rnn, config(horizon=2, horizon_end=2))(batch())
+    DMT(teacher, rnn, config(horizon=2, horizon_growth=0.0))(batch())
     assert len(cleared) >= 2  # after the labels, and after the rollout
     cleared.clear()
     memory = torch.zeros(2, 7, 2, 4, dtype=torch.float64)
@@ -332,7 +332,7 @@ def test_teacher_and_rnn_have_one_memory(make, other, words):
         make(models()[0], models(**other)[1])
 
 
-@pytest.mark.parametrize("objective", [lambda t, r: DMT(t, r, config()), lambda t, r: BPTT(r, BPTTConfig())])
+@pytest.mark.parametrize("objective", [lambda t, r: DMT(t, r, config()), lambda t, r: BPTT(r)])
 def test_a_target_for_each_token_alone_is_refused(objective):
     data = batch()
     with pytest.raises(ValueError, match=r"targets: \(2, 6\) beside \(2, 7\) memories; give \(B, T \+ 1\)"):
@@ -344,7 +344,7 @@ def test_a_target_for_each_token_alone_is_refused(objective):
 def test_few_labels_equal_the_loop(every, horizon, start, predictive, monkeypatch):
     """Labels and answers are those of the labelled steps, wherever the rollout begins."""
     teacher, rnn = models()
-    few = config(label_every=every, horizon=horizon, horizon_end=horizon, predictive=predictive, lambda_distill=0.4)
+    few = config(label_every=every, horizon=horizon, horizon_growth=0.0, predictive=predictive, lambda_distill=0.4)
     objective, data = DMT(teacher, rnn, few, trunk_trained=True), batch()
     tokens, targets = data["tokens"], data["targets"]
     monkeypatch.setattr(torch, "randint", lambda high, size: torch.full(size, start))

@@ -7,7 +7,7 @@ import torch
 
 import naive
 from naive import VOCAB, assert_close
-from retain.config import IGNORE, BPTTConfig, DMTConfig, SMTConfig
+from retain.config import IGNORE, DMTConfig, SMTConfig
 from retain.objectives import BPTT, DMT, SMT, dynamics_loss, predictive_loss, uniformity_loss
 from retain.objectives.losses import readout_losses, where_asked
 
@@ -143,9 +143,9 @@ def test_where_asked_is_a_loop_over_targets(ignored):
     "make",
     [
         lambda teacher, rnn: SMT(teacher, rnn, SMTConfig(), 3),
-        lambda teacher, rnn: SMT(teacher, rnn, SMTConfig(lambda_distill=1.0, lambda_trunk=0.0, pieces=3), 3),
-        lambda teacher, rnn: DMT(teacher, rnn, DMTConfig(lambda_distill=1.0, unroll=3)),
-        lambda teacher, rnn: BPTT(rnn, BPTTConfig()),
+        lambda teacher, rnn: SMT(teacher, rnn, SMTConfig(lambda_distill=1.0, lambda_trunk=0.0, num_chunks=3), 3),
+        lambda teacher, rnn: DMT(teacher, rnn, DMTConfig(lambda_distill=1.0, bptt_window=3)),
+        lambda teacher, rnn: BPTT(rnn),
     ],
 )
 def test_where_nothing_is_asked_every_parameter_still_has_a_gradient(make, cell):

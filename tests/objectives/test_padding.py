@@ -5,24 +5,26 @@ import torch
 
 import naive
 from naive import assert_close, gradients, models, padded, smt_config
-from retain.config import IGNORE, BPTTConfig, DMTConfig
+from retain.config import IGNORE, DMTConfig
 from retain.inference.evaluate import evaluate
 from retain.model.layers import MemoryNorm, counted_memories
 from retain.objectives import BPTT, DMT, SMT, dynamics_loss, uniformity_loss
 from retain.training.phases import part_of
 
 ENCODERS = ("state", "register", "window")
-ALONE = {"horizon": 100, "horizon_end": None}
+ALONE = {"horizon": None, "horizon_growth": 0.0}
 
 OBJECTIVES = {
     "smt": lambda t, r: SMT(t, r, smt_config(lambda_distill=0.4), 3),
-    "smt, sweeps on its own memories": lambda t, r: SMT(t, r, smt_config(sweeps=3, on_policy=0.5, horizon=2), 3),
-    "smt, unrolled in pieces": lambda t, r: SMT(t, r, smt_config(unroll=2, pieces=3, decodes_per_sequence=2), 0),
-    "smt, some steps": lambda t, r: SMT(t, r, smt_config(steps_per_sequence=4, sweeps=2), 3),
+    "smt, on its own memories": lambda t, r: SMT(t, r, smt_config(on_policy=0.5), 3),
+    "smt, windows in chunks": lambda t, r: SMT(
+        t, r, smt_config(bptt_window=2, num_chunks=3, decodes_per_sequence=2), 0
+    ),
+    "smt, some steps": lambda t, r: SMT(t, r, smt_config(steps_per_sequence=4), 3),
     "dmt": lambda t, r: DMT(t, r, DMTConfig(**ALONE, lambda_distill=0.3)),
-    "dmt, unrolled": lambda t, r: DMT(t, r, DMTConfig(horizon=2, horizon_end=2, unroll=3)),
-    "dmt, some labels": lambda t, r: DMT(t, r, DMTConfig(horizon=4, horizon_end=4, label_every=2)),
-    "bptt": lambda t, r: BPTT(r, BPTTConfig(truncate=2)),
+    "dmt, unrolled": lambda t, r: DMT(t, r, DMTConfig(horizon=2, horizon_growth=0.0, bptt_window=3)),
+    "dmt, some labels": lambda t, r: DMT(t, r, DMTConfig(horizon=4, horizon_growth=0.0, label_every=2)),
+    "bptt": lambda t, r: BPTT(r, 2),
 }
 
 
@@ -40,7 +42,7 @@ def test_what_stands_in_the_padding_never_matters(name, kind, norm):
     """To the last bit, and the statistics of the norm as well."""
     both = []
     for fill in (0, None, 5):
-        teacher, rnn = models(kind, "gated", norm, layers=1, future_len=0 if "pieces" in name else 3)
+        teacher, rnn = models(kind, "gated", norm, layers=1, future_len=0 if "chunks" in name else 3)
         both.append(found(OBJECTIVES[name](teacher, rnn), padded(fill=fill)) | dict(teacher.norm.state_dict()))
     assert both[0]["loss"].isfinite()
     for other in both[1:]:
@@ -56,16 +58,15 @@ def test_where_all_is_real_nothing_changes(name):
         data = naive.batch(3)
         data |= {"real": torch.ones(3, 6, dtype=torch.bool)} if real else {}
         both.append(
-            found(OBJECTIVES[name](*models(cell="gated", layers=1, future_len=0 if "pieces" in name else 3)), data)
+            found(OBJECTIVES[name](*models(cell="gated", layers=1, future_len=0 if "chunks" in name else 3)), data)
         )
     assert_close(*both)
 
 
 @pytest.mark.parametrize("norm", ["rms", "batch"])
 @pytest.mark.parametrize("kind", ENCODERS)
-@pytest.mark.parametrize("changes", [{}, {"sweeps": 3}], ids=str)
-def test_smt_of_padded_sequences_equals_naive(kind, norm, changes):
-    objective = SMT(*models(kind, norm=norm), smt_config(**changes), 3)
+def test_smt_of_padded_sequences_equals_naive(kind, norm):
+    objective = SMT(*models(kind, norm=norm), smt_config(), 3)
     fast = objective(padded())
     slow = naive.smt(objective.teacher, objective.rnn, kind, objective.config, padded(), 3)
     assert_close(fast, slow)
@@ -73,14 +74,14 @@ def test_smt_of_padded_sequences_equals_naive(kind, norm, changes):
 
 
 @pytest.mark.parametrize("pieces", [2, 3, 6])
-def test_padded_sequences_in_pieces_equal_those_at_once(pieces):
-    both = [found(SMT(*models(), smt_config(pieces=count), 3), padded()) for count in (1, pieces)]
+def test_padded_sequences_in_chunks_equal_those_at_once(pieces):
+    both = [found(SMT(*models(), smt_config(num_chunks=count), 3), padded()) for count in (1, pieces)]
     assert_close(*both)
 
 
 @pytest.mark.parametrize("unroll", [1, 6])
 def test_dmt_of_padded_sequences_equals_the_detached_loop(unroll):
-    objective = DMT(*(both := models()), DMTConfig(**ALONE, unroll=unroll))
+    objective = DMT(*(both := models()), DMTConfig(**ALONE, bptt_window=unroll))
     fast, slow = objective(padded()), naive.dmt(*both, objective.config, padded())
     assert_close({name: fast[name] for name in slow}, slow)
     assert_close(gradients(fast["loss"], objective), gradients(slow["loss"], objective))
@@ -89,7 +90,7 @@ def test_dmt_of_padded_sequences_equals_the_detached_loop(unroll):
     assert_close(fast["relative_drift"], fast["loss_dyn"].detach() / torch.cat(apart).square().mean())
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ("bptt", "smt, unrolled in pieces")])
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ("bptt", "smt, windows in chunks")])
 @pytest.mark.parametrize("norm", ["rms", "batch"])
 def test_more_padding_leaves_the_dynamics_as_they_are(name, norm):
     """With the norm in evaluation mode. Where some steps begin is drawn from a wider range in a longer batch."""
@@ -114,7 +115,7 @@ def dynamics(objective, data, seed):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_of_nothing_but_padding_all_is_finite(name):
-    teacher, rnn = models(cell="gated", layers=1, future_len=0 if "pieces" in name else 3)
+    teacher, rnn = models(cell="gated", layers=1, future_len=0 if "chunks" in name else 3)
     objective = OBJECTIVES[name](teacher, rnn)
     data = padded(lengths=(0, 0))
     data["targets"][:] = IGNORE

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from naive import batch, models, smt_config
-from retain.config import BPTTConfig, DMTConfig
+from retain.config import DMTConfig
 from retain.model.compiling import fast_parts
 from retain.model.fast import using
 from retain.model.rnn import _GRAPHS
@@ -231,11 +231,11 @@ def test_objectives_are_the_same_replayed(cell, phase, monkeypatch):
     teacher, rnn = models(cell=cell, layers=1)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
     objective = {
-        "smt": lambda: SMT(teacher, rnn, smt_config(unroll=4, on_policy=0.5, horizon=2, decodes_per_sequence=2), 2),
-        "dmt": lambda: DMT(teacher, rnn, DMTConfig(horizon=2, horizon_end=2, unroll=4, lambda_distill=1.0)),
-        "dmt alone": lambda: DMT(teacher, rnn, DMTConfig(horizon_growth=0.0, unroll=4), True),
-        "bptt": lambda: BPTT(rnn, BPTTConfig()),
-        "bptt cut": lambda: BPTT(rnn, BPTTConfig(truncate=4)),
+        "smt": lambda: SMT(teacher, rnn, smt_config(bptt_window=4, on_policy=0.5, decodes_per_sequence=2), 2),
+        "dmt": lambda: DMT(teacher, rnn, DMTConfig(horizon=2, horizon_growth=0.0, bptt_window=4, lambda_distill=1.0)),
+        "dmt alone": lambda: DMT(teacher, rnn, DMTConfig(horizon_growth=0.0, bptt_window=4), True),
+        "bptt": lambda: BPTT(rnn),
+        "bptt cut": lambda: BPTT(rnn, 4),
     }[phase]()
 
     def of(turn):

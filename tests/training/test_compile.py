@@ -73,7 +73,13 @@ def test_a_cell_is_compiled_with_gradient_and_without_and_no_more_often(cell, tm
     monkeypatch.setattr(shutil, "which", lambda name: name)
     keep = compiling.compiled
     monkeypatch.setattr(compiling, "compiled", lambda f, name: keep(f, name) if name == "cell" else f)
-    settings = {"smt__unroll": 3, "smt__on_policy": 0.5, "smt__horizon": 4, "dmt__unroll": 2, "dmt__horizon": 2}
+    settings = {
+        "smt__bptt_window": 3,
+        "smt__on_policy": 0.5,
+        "smt__horizon": 4,
+        "dmt__bptt_window": 2,
+        "dmt__horizon": 2,
+    }
     settings |= {"smt__batch_size": 4, "dmt__batch_size": 6, "bptt__batch_size": 5, "validation_sequences": 3}
     config = tiny(
         compile=True, phases=("smt", "dmt", "bptt"), budget="18steps", validate_every="3steps", cell__kind=cell,

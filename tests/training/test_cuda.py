@@ -17,7 +17,7 @@ from conftest import tiny
 from naive import attention as naive_attention
 from naive import batch, models, padded, smt_config
 from retain.cli import main
-from retain.config import CELLS, BPTTConfig, DMTConfig, data_config
+from retain.config import CELLS, DMTConfig, data_config
 from retain.config.presets import PRESETS
 from retain.data import load_data
 from retain.inference.evaluate import evaluate
@@ -57,13 +57,13 @@ def test_a_preset_trains_resumes_reads_and_writes_on_cuda(preset, tmp_path):
         for name in config.phases
     }
     if preset == "mnist-paper":
-        parts["dmt"] = dataclasses.replace(parts["dmt"], horizon=32, horizon_end=32)
+        parts["dmt"] = dataclasses.replace(parts["dmt"], horizon=32, horizon_growth=0.0)
         parts["memory"] = dataclasses.replace(config.memory, tokens=4, width=32)
         small = {"width": 32, "heads": 2, "layers": 2}
         parts["teacher"] = dataclasses.replace(config.teacher, **small, decoder_layers=1, future_len=8, context_len=16)
         parts["cell"] = dataclasses.replace(config.cell, **small)
     if preset == "retrieval":  # most pieces are asked nothing
-        parts["smt"] = dataclasses.replace(parts["smt"], pieces=8)
+        parts["smt"] = dataclasses.replace(parts["smt"], num_chunks=8)
         parts["teacher"] = dataclasses.replace(config.teacher, recompute=True)
     config = dataclasses.replace(
         config, data=data, budget="4steps", device="cuda", precision="auto", log_every=1, tracker=None,
@@ -90,8 +90,12 @@ def test_a_preset_trains_resumes_reads_and_writes_on_cuda(preset, tmp_path):
 WITH = {
     "transformer": {"teacher__encoder": "window", "smt__on_policy": 0.0, "memory__norm": "rms"},
     "mlp": {"teacher__encoder": "register", "smt__on_policy": 0.0, "memory__norm": "rms"},
-    "gated": {"smt__pieces": 2, "teacher__recompute": True, "smt__accumulate": 2},
-    "gru": {"memory__norm": "rms", "smt__unroll": 1, "smt__sweeps": 2},
+    "gated": {
+        "smt__num_chunks": 2,
+        "teacher__activation_checkpointing": True,
+        "optimizer__gradient_accumulation_steps": 2,
+    },
+    "gru": {"memory__norm": "rms", "smt__bptt_window": 1},
     "lstm": {"smt__lambda_distill": 1.0, "dmt__lambda_distill": 1.0},
 }
 """What else is tried with a cell: every encoder, and what objectives can do.
@@ -104,7 +108,7 @@ a loss that is 6 % off: those get `rms`.
 @pytest.mark.parametrize("cell", CELLS)
 def test_in_float32_it_trains_as_on_the_cpu_and_in_bfloat16_nearly(cell, tmp_path):
     memory = {"memory__tokens": 4, "memory__width": 16, "memory__norm": "batch"}
-    changes = memory | {"cell__kind": cell, "smt__unroll": 3, "dmt__unroll": 3} | WITH.get(cell, {})
+    changes = memory | {"cell__kind": cell, "smt__bptt_window": 3, "dmt__bptt_window": 3} | WITH.get(cell, {})
     config = tiny(phases=("smt", "dmt", "bptt"), budget="6steps", **changes)
     train(config, tmp_path / "cpu", progress_bar=False)
     exact = torch.tensor(losses(tmp_path / "cpu"))
@@ -133,7 +137,7 @@ def test_what_is_replayed_is_what_is_launched(cell, norm, bf16):
     """
     forget()
     _, rnn = (m.float().to("cuda:0") for m in models(cell=cell, norm=norm, layers=1))
-    objectives = [BPTT(rnn, BPTTConfig(truncate=truncate)) for truncate in (None, 4)]
+    objectives = [BPTT(rnn, truncate) for truncate in (None, 4)]
 
     def of(turn):
         found, there = [], {name: x.to("cuda:0") for name, x in batch(4, 40, seed=turn).items()}
@@ -166,7 +170,7 @@ def test_what_is_replayed_is_what_is_launched(cell, norm, bf16):
 def test_parts_that_are_replayed_are_those_that_are_launched(encoder):
     forget()
     teacher, rnn = (m.float().to("cuda:0") for m in models(encoder, cell="gated", layers=1))
-    smt = SMT(teacher, rnn, smt_config(unroll=4, on_policy=0.5, horizon=4, decodes_per_sequence=2), 2)
+    smt = SMT(teacher, rnn, smt_config(bptt_window=4, on_policy=0.5, decodes_per_sequence=2), 2)
 
     def of(turn):
         smt.zero_grad()
@@ -193,10 +197,10 @@ def test_parts_that_are_replayed_are_those_that_are_launched(encoder):
 def test_a_step_waits_for_the_device_once_at_most(encoder, phase, data):
     teacher, rnn = (m.float().to("cuda:0") for m in models(encoder, cell="gated"))
     make = {
-        "smt": lambda: SMT(teacher, rnn, smt_config(unroll=2, on_policy=0.5, horizon=2, decodes_per_sequence=2), 2),
-        "dmt": lambda: DMT(teacher, rnn, DMTConfig(horizon=2, horizon_end=2, unroll=2, lambda_distill=1.0)),
-        "dmt alone": lambda: DMT(teacher, rnn, DMTConfig(horizon_growth=0.0, unroll=2)),
-        "bptt": lambda: BPTT(rnn, BPTTConfig(truncate=2)),
+        "smt": lambda: SMT(teacher, rnn, smt_config(bptt_window=2, on_policy=0.5, decodes_per_sequence=2), 2),
+        "dmt": lambda: DMT(teacher, rnn, DMTConfig(horizon=2, horizon_growth=0.0, bptt_window=2, lambda_distill=1.0)),
+        "dmt alone": lambda: DMT(teacher, rnn, DMTConfig(horizon_growth=0.0, bptt_window=2)),
+        "bptt": lambda: BPTT(rnn, 2),
     }
     objective = make[phase]()
     there = {name: x.to("cuda:0") for name, x in data.items()}
@@ -262,9 +266,9 @@ def test_what_smt_launches_does_not_grow_with_the_sequence_and_bptt_does():
         return counted.count
 
     teacher, rnn = (m.float().to("cuda:0") for m in models(cell="gated"))
-    smt = SMT(teacher, rnn, smt_config(unroll=4, on_policy=0.5, horizon=4, decodes_per_sequence=2), 2)
+    smt = SMT(teacher, rnn, smt_config(bptt_window=4, on_policy=0.5, decodes_per_sequence=2), 2)
     assert launched(smt, 64) < 1.2 * launched(smt, 16)  # up to what a random offset of the stretches makes of it
-    bptt = BPTT(rnn, BPTTConfig(truncate=None))
+    bptt = BPTT(rnn, None)
     assert launched(bptt, 64) > 3 * launched(bptt, 16)
 
 

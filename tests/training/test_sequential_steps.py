@@ -9,7 +9,7 @@ import torch
 
 from conftest import tiny
 from naive import batch, models
-from retain.config import BPTTConfig, DMTConfig
+from retain.config import DMTConfig
 from retain.config.budget import parse_budget
 from retain.config.presets import PRESETS
 from retain.experiments.compare import method_config
@@ -26,7 +26,7 @@ def counted(method, progress=0.0, **changes):
     kinds = {
         "smt": lambda: SMT(teacher, rnn, config.smt, config.teacher.future_len),
         "dmt": lambda: DMT(teacher, rnn, config.dmt, trunk_trained=True),
-        "bptt": lambda: BPTT(rnn, config.bptt),
+        "bptt": lambda: BPTT(rnn, config.bptt.bptt_window),
     }
     return kinds[method if method == "dmt" else config.phases[0]]().sequential_steps(8, progress)
 
@@ -39,32 +39,30 @@ def counted(method, progress=0.0, **changes):
         ("gru", {}, 8 + 1 + 1 + 8),
         ("lstm", {"teacher__decoder_layers": 3}, 8 + 3 + 3 + 8),
         ("bptt", {"cell__layers": 2}, 16 + 1 + 1 + 16),
-        ("tbptt", {"bptt__truncate": 3}, 8 + 1 + 1 + 3),
-        ("tbptt", {"bptt__truncate": None}, 8 + 1 + 1 + 2),
-        # encoder 2, three own steps, f, readout 1; back through readout, f and encoder
-        ("smt", {"teacher__layers": 2}, 2 + 3 + 1 + 1 + (1 + 1 + 2)),
+        ("tbptt", {"bptt__bptt_window": 3}, 8 + 1 + 1 + 3),
+        ("tbptt", {"bptt__bptt_window": None}, 8 + 1 + 1 + 2),
+        # encoder 2, eight own steps, f, readout 1; back through readout, f and encoder
+        ("smt", {"teacher__layers": 2}, 2 + 8 + 1 + 1 + (1 + 1 + 2)),
         # nothing on its own memories: encoder, then the decoder, which is as deep as readout and deeper than f
         ("smt", {"smt__on_policy": 0.0, "teacher__decoder_layers": 2}, 1 + (1 + 2) + (2 + 1) + 1),
-        # no readout: the decoder of 2 is the longest way back, five sweeps of f the longest way there
+        # no readout: the decoder of 2 is the longest way there and back
         (
             "smt",
-            {"smt__on_policy": 0.0, "smt__lambda_readout": 0.0, "smt__sweeps": 5, "teacher__decoder_layers": 2},
-            1 + 5 + 2 + 1,
+            {"smt__on_policy": 0.0, "smt__lambda_readout": 0.0, "teacher__decoder_layers": 2},
+            1 + 2 + 2 + 1,
         ),
-        # four steps of f with gradient, after three without; back through readout, four steps and encoder
-        ("smt", {"smt__unroll": 4}, 1 + 3 + 4 + 1 + (1 + 4 + 1)),
-        ("smt", {"smt__unroll": 4, "smt__pieces": 2}, 1 + 4 + 1 + (1 + 4 + 1)),
-        ("smt", {"teacher__layers": 2, "teacher__recompute": True}, 2 + 3 + 1 + 1 + (1 + 1 + 2 + 2)),
-        ("smt", {"smt__unroll": None}, 1 + 8 + 1 + (1 + 8 + 1)),
-        # nothing of f reaches the encoder: its way back is beside the decoder's and the encoder's
-        ("smt", {"smt__unroll": None, "smt__detach_labels": True}, 1 + 8 + 1 + (1 + 8)),
-        ("dmt", {"dmt__horizon": 4, "dmt__unroll": 5}, 1 + 4 + 5 + 1 + (1 + 5)),
+        # four steps of f with gradient, after eight without; back through readout, four steps and encoder
+        ("smt", {"smt__bptt_window": 4}, 1 + 8 + 4 + 1 + (1 + 4 + 1)),
+        ("smt", {"smt__bptt_window": 4, "smt__num_chunks": 2}, 1 + 4 + 1 + (1 + 4 + 1)),
+        ("smt", {"teacher__layers": 2, "teacher__activation_checkpointing": True}, 2 + 8 + 1 + 1 + (1 + 1 + 2 + 2)),
+        ("smt", {"smt__bptt_window": None}, 1 + 8 + 1 + (1 + 8 + 1)),
+        ("dmt", {"dmt__horizon": 4, "dmt__bptt_window": 5}, 1 + 4 + 5 + 1 + (1 + 5)),
         # alone from m_0 and trained over the whole of it: the rollout itself is trained
-        ("dmt", {"dmt__horizon": 8, "dmt__unroll": 8}, 1 + 8 + 1 + (1 + 8)),
-        ("dmt", {"dmt__horizon": 8, "dmt__unroll": None}, 1 + 8 + 1 + (1 + 8)),
-        ("dmt", {"dmt__horizon": 4, "dmt__unroll": None}, 1 + 8 + 1 + (1 + 8)),
-        ("dmt", {"dmt__horizon": 8, "dmt__unroll": 5}, 1 + 8 + 5 + 1 + (1 + 5)),
-        ("dmt", {"dmt__horizon": 8, "dmt__unroll": 5, "cell__kind": "gated"}, 1 + 8 + 1 + (1 + 5)),
+        ("dmt", {"dmt__horizon": 8, "dmt__bptt_window": 8}, 1 + 8 + 1 + (1 + 8)),
+        ("dmt", {"dmt__horizon": 8, "dmt__bptt_window": None}, 1 + 8 + 1 + (1 + 8)),
+        ("dmt", {"dmt__horizon": 4, "dmt__bptt_window": None}, 1 + 8 + 1 + (1 + 8)),
+        ("dmt", {"dmt__horizon": 8, "dmt__bptt_window": 5}, 1 + 8 + 5 + 1 + (1 + 5)),
+        ("dmt", {"dmt__horizon": 8, "dmt__bptt_window": 5, "cell__kind": "gated"}, 1 + 8 + 1 + (1 + 5)),
         ("dmt", {"dmt__horizon": 4}, 1 + 4 + 1 + 1 + (1 + 1)),
         ("dmt", {"dmt__predictive": False}, 1 + 1 + 1 + 1 + 1),
     ],
@@ -81,7 +79,7 @@ def test_the_documents_count_the_retrieval_preset_as_it_is():
     count = {name: made.sequential_steps(64, 1.0) for name, made in zip(config.phases, objectives, strict=True)}
     said = f"T = 64: BPTT {count['bptt']} a step, SMT {count['smt']} (U = 16), DMT {count['dmt']} (H = 64, U = 32)"
     page = " ".join(Path("docs/compare.md").read_text().split())
-    paper = DMT(teacher, rnn, dataclasses.replace(config.dmt, unroll=1), True).sequential_steps(64, 1.0)
+    paper = DMT(teacher, rnn, dataclasses.replace(config.dmt, bptt_window=1), True).sequential_steps(64, 1.0)
     assert f"{said}, and with the paper's `--dmt.bptt-window 1` {paper}." in page
 
 
@@ -98,7 +96,7 @@ def test_the_count_is_what_autograd_and_the_cell_do(monkeypatch):
     applied = []
     rnn.cell.register_forward_hook(lambda *_: applied.append(1))
     for truncate, back in ((None, 6), (2, 2), (4, 4)):
-        objective = BPTT(rnn, BPTTConfig(truncate=truncate))
+        objective = BPTT(rnn, truncate)
         applied.clear()
         objective(data)
         assert objective.sequential_steps(6) == 2 * len(applied) + 2 * 2 + 2 * back, "2 layers of cell and of readout"
@@ -109,7 +107,7 @@ def test_dmt_applies_the_cell_as_often_as_counted(horizon):
     teacher, rnn = models(cell="mlp", norm="rms")
     applied = []
     rnn.cell.register_forward_hook(lambda *_: applied.append(1))
-    objective = DMT(teacher, rnn, DMTConfig(horizon=horizon, horizon_end=horizon))
+    objective = DMT(teacher, rnn, DMTConfig(horizon=horizon, horizon_growth=0.0))
     applied.clear()
     objective(batch(length=6))
     # 2 encoder layers, then a rollout and one more f of 2 layers each, 2 of readout; back 2 + 2
@@ -117,7 +115,9 @@ def test_dmt_applies_the_cell_as_often_as_counted(horizon):
 
 
 def test_the_loop_adds_them_up_and_stops_by_them(tmp_path):
-    config = tiny(phases=("smt", "bptt"), budget="100sequential", bptt__truncate=None, smt__accumulate=2)
+    config = tiny(
+        phases=("smt", "bptt"), budget="100sequential", bptt__bptt_window=None, optimizer__gradient_accumulation_steps=2
+    )
     summary = train(config, tmp_path / "run", progress_bar=False)
     lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     lines = [x for x in lines if "loss" in x]

@@ -51,7 +51,15 @@ def test_the_same_seed_gives_the_same_losses_and_another_one_others(tmp_path):
 
 def test_every_step_has_its_own_batch_even_after_a_new_phase(tmp_path):
     seen = []
-    run(tiny(phases=PHASES, budget="12steps", smt__accumulate=2, dmt__accumulate=2), tmp_path / "run", seen.append)
+    run(
+        tiny(
+            phases=PHASES,
+            budget="12steps",
+            optimizer__gradient_accumulation_steps=2,
+        ),
+        tmp_path / "run",
+        seen.append,
+    )
     assert len(set(seen)) == len(seen) == 4 * (2 + 2 + 1)
 
 
@@ -62,7 +70,7 @@ def test_a_run_is_the_plain_loop_over_its_batches(tmp_path):
     data = load_data(config.data)
     torch.manual_seed(config.seed)
     rnn, slow = build(config, data.vocab_size)[0], []
-    objective = BPTT(rnn, config.bptt)
+    objective = BPTT(rnn, config.bptt.bptt_window)
     optimizer = torch.optim.AdamW(objective.parameters(), betas=(0.5, 0.7), weight_decay=0.3, fused=True)
     for step in range(5):
         optimizer.param_groups[0]["lr"] = learning_rate(config.bptt, step / 5)
@@ -105,10 +113,10 @@ class Halves(Changed):
 
 def test_accumulating_two_micro_batches_equals_one_of_twice_the_size(tmp_path):
     """In BPTT, whose loss is a plain mean over the batch and has nothing random."""
-    whole = {"phases": ("bptt",), "budget": "5steps", "bptt__truncate": None}
-    config = tiny(**whole, bptt__accumulate=2, bptt__batch_size=4)
+    whole = {"phases": ("bptt",), "budget": "5steps", "bptt__bptt_window": None}
+    config = tiny(**whole, optimizer__gradient_accumulation_steps=2, bptt__batch_size=4)
     train(config, tmp_path / "two", data=Halves(config, False), progress_bar=False)
-    config = tiny(**whole, bptt__accumulate=1, bptt__batch_size=8)
+    config = tiny(**whole, optimizer__gradient_accumulation_steps=1, bptt__batch_size=8)
     train(config, tmp_path / "one", data=Halves(config, True), progress_bar=False)
     two, one = lines(tmp_path / "two"), lines(tmp_path / "one")
     for name in ("gradient_norm", "loss", "loss_readout"):  # what is logged is the mean over both, not the last
@@ -155,17 +163,17 @@ def test_metrics_are_logged_every_so_many_steps_whatever_the_phase(tmp_path):
 
 
 def test_the_learning_rate_warms_up_and_falls():
-    config = tiny(smt__lr=2.0, smt__warmup=0.25, smt__schedule="cosine").smt
+    config = tiny(smt__lr=2.0, optimizer__warmup=0.25, smt__lr_schedule="cosine").smt
     assert learning_rate(config, 0.0) < 0.01
     assert learning_rate(config, 0.125) == pytest.approx(1.0)
     assert learning_rate(config, 0.25) == pytest.approx(2.0)
     assert learning_rate(config, 1.0) == pytest.approx(0.02)
-    assert learning_rate(tiny(smt__lr=2.0, smt__schedule="constant").smt, 0.9) == 2.0
+    assert learning_rate(tiny(smt__lr=2.0, smt__lr_schedule="constant").smt, 0.9) == 2.0
 
 
 def test_the_exported_model_is_the_best_validated(tmp_path):
     """BPTT at an absurd rate makes the model worse: the one from before it must come out."""
-    config = tiny(phases=("smt", "bptt"), budget="30steps", bptt__budget="6steps", bptt__lr=3.0, bptt__warmup=0.0)
+    config = tiny(phases=("smt", "bptt"), budget="30steps", bptt__budget="6steps", bptt__lr=3.0, optimizer__warmup=0.0)
     out = tmp_path / "run"
     summary = run(config, out)
     scores = {r["step"]: r["validation_bits_per_token"] for r in lines(out) if "validation_bits_per_token" in r}
@@ -247,7 +255,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, at, phase, loss, good
 def test_a_learning_rate_that_blows_up_leaves_no_weights_that_are_not_finite(tmp_path, waits, every, monkeypatch):
     monkeypatch.setattr(Loop, "waits", waits)
     settings = {"checkpoint_every": every, "validate_every": every, "log_every": 100}
-    config = tiny(smt__lr=1e30, smt__warmup=0.0, budget="20steps", **settings)
+    config = tiny(smt__lr=1e30, optimizer__warmup=0.0, budget="20steps", **settings)
     with pytest.raises(TrainingError, match=r"^\w+ became (nan|inf) at step \d+ in phase smt; .*try a lower smt\.lr"):
         run(config, tmp_path / "run")
     for folder in (tmp_path / "run").glob("checkpoints/*"):
@@ -344,7 +352,7 @@ def test_accumulated_batches_count_as_the_longest_of_them(tmp_path):
             batch = self.inner.batch(seed, step, rank, size)
             return batch if step % 2 == 0 else {"tokens": batch["tokens"][:, :3], "targets": batch["targets"][:, :4]}
 
-    config = tiny(phases=("bptt",), budget="2steps", bptt__accumulate=2, bptt__truncate=None)
+    config = tiny(phases=("bptt",), budget="2steps", optimizer__gradient_accumulation_steps=2, bptt__bptt_window=None)
     summary = run(config, tmp_path / "run", data=Mixed(config))
     assert summary["sequential_steps"] == 2 * (8 + 1 + 1 + 8)
 

@@ -156,28 +156,28 @@ class Ranks(Changed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "norm, on_policy, pieces, sweeps, padded",
+    "norm, on_policy, chunks, padded",
     [
-        ("rms", 0.5, 1, 1, False),
-        ("batch", 0.5, 1, 1, False),
-        ("batch", 0.0, 2, 1, False),
-        ("batch", 0.0, 2, 1, True),
-        ("batch", 0.5, 1, 3, True),
+        ("rms", 0.5, 1, False),
+        ("batch", 0.5, 1, False),
+        ("batch", 0.0, 2, False),
+        ("batch", 0.0, 2, True),
+        ("batch", 0.5, 1, True),
     ],
 )
-def test_two_processes_equal_one_with_both_their_batches(tmp_path, norm, on_policy, pieces, sweeps, padded):
-    """Uniformity is left out, a loss over pairs within a process; on-policy memories are drawn anew in each piece."""
+def test_two_processes_equal_one_with_both_their_batches(tmp_path, norm, on_policy, chunks, padded):
+    """Uniformity is left out, a loss over pairs within a process; on-policy memories are drawn anew in each chunk."""
 
     def config(size, **changes):
         sizes = {f"{phase}__batch_size": size for phase in PHASES}
         return tiny(
             # On a machine without a GPU, auto is the CPU: processes must know of each other there, too.
             phases=PHASES, budget="12steps", memory__norm=norm, smt__lambda_unif=0.0, smt__on_policy=on_policy,
-            smt__sweeps=sweeps, device="auto", **sizes, **changes,
+            device="auto", **sizes, **changes,
         )  # fmt: skip
 
-    # Pieces and what is computed again change nothing either.
-    save_config(config(4, smt__pieces=pieces, teacher__recompute=True), tmp_path / "two.json")
+    # Chunks and what is computed again change nothing either.
+    save_config(config(4, smt__num_chunks=chunks, teacher__activation_checkpointing=True), tmp_path / "two.json")
     workers = two_workers(tmp_path / "two.json", tmp_path / "two", padded=padded)
     train(config(8), tmp_path / "one", data=Ranks(config(8), padded), progress_bar=False)
     for worker in workers:
