@@ -12,7 +12,7 @@ _HOMES = {
     "PRESETS": "retain.config.presets",
     "load": "retain.runs.run",
     "load_run": "retain.runs.run",
-    "save": "retain.runs.run",
+    "save": "retain.runs.save",
     "RNN": "retain.model.rnn",
     "Teacher": "retain.model.teacher",
     "SMT": "retain.objectives",
@@ -44,7 +44,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from retain.objectives import SMT as SMT
     from retain.runs.run import load as load
     from retain.runs.run import load_run as load_run
-    from retain.runs.run import save as save
+    from retain.runs.save import save as save
     from retain.training.loop import train as train
 else:  # or any name whatever would be one of type Any
 

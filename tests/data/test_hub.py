@@ -23,7 +23,7 @@ from retain.config.presets import PRESETS
 from retain.data import load_data
 from retain.data.subwords import read_prompt
 from retain.runs.run import build, load, load_run
-from retain.runs.run import save as retain_save
+from retain.runs.save import save as retain_save
 from retain.training.loop import train
 
 HUB_PRESETS = [name for name in PRESETS if PRESETS[name]().data.name in ("documents", "images")]

@@ -22,7 +22,8 @@ from retain.model.cells import CELLS, GRUCell, LSTMCell
 from retain.model.modes import evaluating
 from retain.model.rnn import RNN
 from retain.ops.graphs import Replayed
-from retain.runs.run import Run, read_tokenizer
+from retain.runs.data import read_tokenizer
+from retain.runs.run import Run
 
 log = logging.getLogger("retain")
 
