@@ -93,7 +93,7 @@ def test_stories_from_a_folder_to_a_sample(retain, sources, tmp_path, monkeypatc
     (sample,) = json.loads((out / "samples.json").read_text())["samples"]
     assert 255 not in sample["tokens"]  # the end symbol ends a document
     drawn = [torch.tensor([token]) for token in (65, 255, 66)]
-    monkeypatch.setattr("retain.inference.generate.generate", lambda *a, **k: iter(drawn))
+    monkeypatch.setattr("retain.inference.text.generate", lambda *a, **k: iter(drawn))
     assert retain("generate", out, "--prompt", "Once ")[1] == "Once A\n"
     assert json.loads((out / "samples.json").read_text())["samples"][0]["tokens"] == [65]
 

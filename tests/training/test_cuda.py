@@ -21,7 +21,8 @@ from retain.config import CELLS, BPTTConfig, DataConfig, DMTConfig
 from retain.config.presets import PRESETS
 from retain.data import load_data
 from retain.inference.evaluate import evaluate
-from retain.inference.generate import fast_step, generate
+from retain.inference.fast_step import fast_step
+from retain.inference.generate import generate
 from retain.model.compiling import fast_parts
 from retain.model.fast import using
 from retain.model.rnn import _GRAPHS
