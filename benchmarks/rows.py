@@ -26,7 +26,8 @@ from benchmarks.sides import (
     smt_step,
     training_step,
 )
-from retain.inference.generate import fast_step, generate
+from retain.inference.fast_step import fast_step
+from retain.inference.generate import generate
 from retain.model.compiling import can_compile
 from retain.objectives import BPTT, DMT
 from retain.ops import attention as ways_of_attention

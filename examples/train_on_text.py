@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 
 import retain
-from retain.inference.generate import generate_text
+from retain.inference.text import generate_text
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("text", help="a UTF-8 text file")

@@ -80,7 +80,7 @@ def watched(at):
             at(number)
             return super().take(number, size)
 
-    return patch("retain.training.loop.Prefetch", Watched)
+    return patch("retain.training.batches.Prefetch", Watched)
 
 
 def run(config, out, at=lambda number: None, **more):

@@ -12,7 +12,7 @@ _HOMES = {
     "PRESETS": "retain.config.presets",
     "load": "retain.runs.run",
     "load_run": "retain.runs.run",
-    "save": "retain.runs.run",
+    "save": "retain.runs.save",
     "RNN": "retain.model.rnn",
     "Teacher": "retain.model.teacher",
     "SMT": "retain.objectives",
@@ -22,9 +22,9 @@ _HOMES = {
     "train": "retain.training.loop",
     "evaluate": "retain.inference.evaluate",
     "generate": "retain.inference.generate",
-    "generate_text": "retain.inference.generate",
-    "stream_text": "retain.inference.generate",
-    "fast_step": "retain.inference.generate",
+    "generate_text": "retain.inference.text",
+    "stream_text": "retain.inference.text",
+    "fast_step": "retain.inference.fast_step",
 }
 __all__ = ["__version__", *_HOMES]
 
@@ -33,10 +33,10 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from retain.config.presets import PRESETS as PRESETS
     from retain.data import load_data as load_data
     from retain.inference.evaluate import evaluate as evaluate
-    from retain.inference.generate import fast_step as fast_step
+    from retain.inference.fast_step import fast_step as fast_step
     from retain.inference.generate import generate as generate
-    from retain.inference.generate import generate_text as generate_text
-    from retain.inference.generate import stream_text as stream_text
+    from retain.inference.text import generate_text as generate_text
+    from retain.inference.text import stream_text as stream_text
     from retain.model.rnn import RNN as RNN
     from retain.model.teacher import Teacher as Teacher
     from retain.objectives import BPTT as BPTT
@@ -44,7 +44,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from retain.objectives import SMT as SMT
     from retain.runs.run import load as load
     from retain.runs.run import load_run as load_run
-    from retain.runs.run import save as save
+    from retain.runs.save import save as save
     from retain.training.loop import train as train
 else:  # or any name whatever would be one of type Any
 

@@ -481,7 +481,7 @@ def test_a_run_that_stopped_before_it_wrote_of_its_data_writes_it_later(tmp_path
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     with monkeypatch.context() as at_first:
-        at_first.setattr("retain.runs.run.replace_file", full)
+        at_first.setattr("retain.runs.data.replace_file", full)
         with pytest.raises(OSError, match="No space left"):
             train(tiny(), tmp_path / "run", progress_bar=False)
     assert not (tmp_path / "run" / "data.json").exists()

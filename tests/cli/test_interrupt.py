@@ -15,6 +15,9 @@ from retain.runs.lock import alone
 from runs import run
 
 MODULE = importlib.import_module("retain.training.loop")
+PHASES = importlib.import_module("retain.training.phases")
+STEP = importlib.import_module("retain.training.step")
+ENDING = importlib.import_module("retain.training.checkpointing")
 AT_IMPORT = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -71,26 +74,26 @@ def interrupting(function, times, *, after=False):
 
 MOMENTS = [
     # what is going on, how often Ctrl-C is pressed, what is said
-    ("load_data", 1, "interrupted"),
-    ("build", 1, "interrupted"),
-    ("alone", 1, "interrupted before the first step; nothing is saved"),
-    ("save_config", 1, "interrupted before the first step; nothing is saved"),
-    ("start_trackers", 1, "interrupted before the first step; nothing is saved"),
-    ("start_trackers", 2, "interrupted"),
-    ("objective_of", 1, "interrupted before the first step; nothing is saved"),
-    ("objective_of", 2, "interrupted"),
-    ("learning_rate", 2, "interrupted"),
+    (MODULE, "load_data", 1, "interrupted"),
+    (MODULE, "build", 1, "interrupted"),
+    (MODULE, "alone", 1, "interrupted before the first step; nothing is saved"),
+    (MODULE, "save_config", 1, "interrupted before the first step; nothing is saved"),
+    (MODULE, "start_trackers", 1, "interrupted before the first step; nothing is saved"),
+    (MODULE, "start_trackers", 2, "interrupted"),
+    (PHASES, "objective_of", 1, "interrupted before the first step; nothing is saved"),
+    (PHASES, "objective_of", 2, "interrupted"),
+    (STEP, "learning_rate", 2, "interrupted"),
 ]
 
 
-@pytest.mark.parametrize(("name", "times", "words"), MOMENTS)
+@pytest.mark.parametrize(("module", "name", "times", "words"), MOMENTS)
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_before_anything_is_saved(name, times, words, after, retain, tiny_file, tmp_path, monkeypatch):
+def test_before_anything_is_saved(module, name, times, words, after, retain, tiny_file, tmp_path, monkeypatch):
     out = tmp_path / "run"
     line = ["train", "--config", tiny_file, "--out", out, "--quiet"]
     with monkeypatch.context() as patch:
-        function = getattr(MODULE, name)
-        patch.setattr(MODULE, name, interrupting(function, times, after=after))
+        function = getattr(module, name)
+        patch.setattr(module, name, interrupting(function, times, after=after))
         assert retain(*line) == (130, "", f"retain: {words}\n")
     assert not out.exists() or {file.name for file in out.iterdir()} <= {".lock"}
     assert retain(*line)[0] == 0, "nothing is in the way"
@@ -102,7 +105,7 @@ def test_while_the_result_is_written(name, retain, tiny_file, tmp_path, monkeypa
     for times, code, words in ((1, 0, ""), (2, 130, "retain: interrupted\n")):
         out = tmp_path / f"run{times}"
         with monkeypatch.context() as patch:
-            patch.setattr(MODULE, name, interrupting(getattr(MODULE, name), times))
+            patch.setattr(ENDING, name, interrupting(getattr(ENDING, name), times))
             found, _, complaint = retain("train", "--config", tiny_file, "--out", out, "--quiet")
             assert (found, complaint) == (code, words)
         assert (out / "summary.json").exists() == (not code)
@@ -133,7 +136,7 @@ def test_a_folder_that_is_resumed_is_left_as_it_was(retain, tiny_file, tmp_path,
     out.mkdir()
     save_config(tiny(), out / "config.json")
     with monkeypatch.context() as patch:
-        patch.setattr(MODULE, "objective_of", interrupting(MODULE.objective_of, 1))
+        patch.setattr(PHASES, "objective_of", interrupting(PHASES.objective_of, 1))
         assert retain("train", "--out", out, "--resume", "--quiet")[0] == 130
     assert (out / "config.json").exists()
     assert retain("train", "--out", out, "--resume", "--quiet")[0] == 0

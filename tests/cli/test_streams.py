@@ -19,16 +19,16 @@ CODE = "from retain.cli import main; main()"
 TALKATIVE = """
 import logging, sys, warnings
 import retain.training.loop
-step = retain.training.loop.Loop.step
-def talk(self, *arguments):
-    if self.progress.step > 1:
-        assert sys.stdin.readline() == "gone" + chr(10) or self.progress.step > 2
+step = retain.training.loop.take_step
+def talk(job, *arguments):
+    if job.progress.step > 1:
+        assert sys.stdin.readline() == "gone" + chr(10) or job.progress.step > 2
         print("out", flush=True)
         print("err", file=sys.stderr, flush=True)
         warnings.warn("warning")
         logging.getLogger("retain").warning("log")
-    return step(self, *arguments)
-retain.training.loop.Loop.step = talk
+    return step(job, *arguments)
+retain.training.loop.take_step = talk
 """
 """Steps that talk in every way, as a user's cell may, once the test has closed what they talk to."""
 

@@ -23,7 +23,7 @@ from retain.config.presets import PRESETS
 from retain.data import load_data
 from retain.data.subwords import read_prompt
 from retain.runs.run import build, load, load_run
-from retain.runs.run import save as retain_save
+from retain.runs.save import save as retain_save
 from retain.training.loop import train
 
 HUB_PRESETS = [name for name in PRESETS if PRESETS[name]().data.name in ("documents", "images")]
@@ -93,7 +93,7 @@ def test_stories_from_a_folder_to_a_sample(retain, sources, tmp_path, monkeypatc
     (sample,) = json.loads((out / "samples.json").read_text())["samples"]
     assert 255 not in sample["tokens"]  # the end symbol ends a document
     drawn = [torch.tensor([token]) for token in (65, 255, 66)]
-    monkeypatch.setattr("retain.inference.generate.generate", lambda *a, **k: iter(drawn))
+    monkeypatch.setattr("retain.inference.text.generate", lambda *a, **k: iter(drawn))
     assert retain("generate", out, "--prompt", "Once ")[1] == "Once A\n"
     assert json.loads((out / "samples.json").read_text())["samples"][0]["tokens"] == [65]
 

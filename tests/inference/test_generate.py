@@ -12,8 +12,9 @@ from conftest import tiny
 from naive import VOCAB, assert_close, models
 from retain import devices
 from retain.config import CELLS, CellConfig, MemoryConfig, TeacherConfig
-from retain.inference import generate as fast
-from retain.inference.generate import check_sampling, generate, sample, save_image_grid
+from retain.inference.fast_step import fast_step
+from retain.inference.generate import check_sampling, generate, sample
+from retain.inference.image_grid import save_image_grid
 from retain.model import compiling
 from retain.model.rnn import RNN
 
@@ -260,12 +261,12 @@ class NormedCell(torch.nn.Module):
 def test_a_fast_step_in_bfloat16_leaves_a_users_cell_alone(monkeypatch):
     monkeypatch.setattr(devices, "fast_bf16", lambda device: True)
     monkeypatch.setattr(compiling, "can_compile", lambda device: False)
-    monkeypatch.setattr(fast, "BF16_PRODUCTS", 0)
+    monkeypatch.setattr("retain.inference.fast_step.BF16_PRODUCTS", 0)
     memory = MemoryConfig(tokens=2, width=8, norm="batch")
     readout = TeacherConfig(encoder="state", width=8, heads=1, layers=1, decoder_layers=1, future_len=1)
     rnn = RNN(VOCAB, memory, readout, CellConfig(), NormedCell(memory))
     token, held = torch.tensor([1, 2, 3]), rnn.init_memory(3)
-    logits, after = fast.fast_step(rnn, 3)(token, held)
+    logits, after = fast_step(rnn, 3)(token, held)
     assert after.dtype == torch.float32
     for got, wanted in zip((logits, after), rnn.step(token, held), strict=True):
         assert_close(got, wanted.detach(), 0.05)
@@ -274,7 +275,7 @@ def test_a_fast_step_in_bfloat16_leaves_a_users_cell_alone(monkeypatch):
 @pytest.mark.parametrize("length", [1, 4, 9])
 def test_a_prompt_read_in_parts_is_the_prompt(rnn, length, monkeypatch):
     prompt = torch.randint(VOCAB, (2, length))
-    monkeypatch.setattr(fast, "READ_AT_ONCE", 4 * rnn.init_memory(2).numel())
+    monkeypatch.setattr("retain.inference.generate.READ_AT_ONCE", 4 * rnn.init_memory(2).numel())
     read, lengths, held = rnn.rollout, [], []
     monkeypatch.setattr(rnn, "rollout", lambda tokens, memory: lengths.append(tokens.shape[1]) or read(tokens, memory))
 

@@ -14,7 +14,7 @@ import torch
 from conftest import tiny
 from hubdata import tokenizer
 from retain.data.subwords import UNFINISHED, Subwords
-from retain.inference.generate import generate_text, stream_text
+from retain.inference.text import generate_text, stream_text
 from retain.runs.run import Run, load_run
 
 TEXT = "the cat slept, 中文 and été; наш кот 🐈 slept. the end"
@@ -114,7 +114,7 @@ def drawn(monkeypatch):
     def say(*rows):
         left = [torch.tensor(step) for step in zip(*rows, strict=True)]
         monkeypatch.setattr(
-            "retain.inference.generate.generate", lambda *a, **k: iter(lambda: left.pop(0) if left else None, None)
+            "retain.inference.text.generate", lambda *a, **k: iter(lambda: left.pop(0) if left else None, None)
         )
         return left
 

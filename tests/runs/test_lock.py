@@ -8,8 +8,10 @@ from retain.cli.arguments import Usage
 from retain.config.json import to_dict
 from retain.errors import UserError
 from retain.experiments import scheduler as grid
+from retain.runs.folder import prepare_folder
 from retain.runs.lock import is_free
-from retain.runs.run import build, prepare_folder, save
+from retain.runs.run import build
+from retain.runs.save import save
 
 NAMES = (".gitkeep", ".gitignore", ".DS_Store", "Thumbs.db", "desktop.ini", "._notes", ".nfs0000", ".lock")
 OTHERS = ("notes.txt", ".env", "gitkeep", "config.json", ".git")

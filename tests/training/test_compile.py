@@ -18,7 +18,8 @@ import naive
 from conftest import tiny
 from naive import VOCAB, assert_close, models
 from retain import devices
-from retain.inference.generate import fast_step, first_step_checked, generate
+from retain.inference.fast_step import fast_step, first_step_checked
+from retain.inference.generate import generate
 from retain.model import compiling
 from retain.model.fast import fast
 from retain.model.layers import Embedding, Norm
@@ -359,7 +360,7 @@ def test_autocast_does_not_round_what_is_remembered(cell):
 def test_weights_in_bfloat16_keep_the_memory_in_float32(monkeypatch):
     monkeypatch.setattr(devices, "fast_bf16", lambda device: True)
     monkeypatch.setattr(compiling, "can_compile", lambda device: False)
-    monkeypatch.setattr("retain.inference.generate.BF16_PRODUCTS", 10_000)
+    monkeypatch.setattr("retain.inference.fast_step.BF16_PRODUCTS", 10_000)
     for cell in ("gated", "delta", "transformer", "gru", "lstm"):
         rnn = models(cell=cell)[1].float().eval()
         token, memory = torch.arange(VOCAB), rnn.init_memory(VOCAB)

@@ -21,7 +21,8 @@ from retain.config import CELLS, DMTConfig, data_config
 from retain.config.presets import PRESETS
 from retain.data import load_data
 from retain.inference.evaluate import evaluate
-from retain.inference.generate import fast_step, generate
+from retain.inference.fast_step import fast_step
+from retain.inference.generate import generate
 from retain.model.compiling import fast_parts
 from retain.model.fast import using
 from retain.model.rnn import _GRAPHS
@@ -30,7 +31,7 @@ from retain.ops import attention as attending
 from retain.ops import delta_rollout, gated_rollout
 from retain.ops.graphs import _ALL, forget, launched
 from retain.runs.run import load_run
-from retain.training.loop import Loop, train
+from retain.training.loop import take_step, train
 from runs import losses
 
 pytestmark = [
@@ -214,19 +215,19 @@ def test_a_step_waits_for_the_device_once_at_most(encoder, phase, data):
 
 
 def test_a_step_that_is_not_logged_fetches_no_losses(tmp_path, monkeypatch):
-    waits, step = [], Loop.step
+    waits = []
 
-    def watched(loop, *args):
+    def watched(*args):
         torch.cuda.set_sync_debug_mode("warn")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                return step(loop, *args)
+                return take_step(*args)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
                 waits.append(sum("synchroniz" in str(warning.message) for warning in caught))
 
-    monkeypatch.setattr(Loop, "step", watched)
+    monkeypatch.setattr("retain.training.loop.take_step", watched)
     train(tiny(device="cuda", phases=("smt",), budget="8steps", log_every=4), tmp_path / "run", progress_bar=False)
     for number, count in enumerate(waits):  # one wait is for how many targets count
         assert count == 1 if number % 4 else count > 1, waits

@@ -13,6 +13,7 @@ from torch import nn
 from conftest import tiny
 from retain.config import data_config
 from retain.data import load_data
+from retain.errors import TrainingError
 from retain.inference.evaluate import evaluate
 from retain.model.cells import build_cell
 from retain.objectives import BPTT
@@ -20,7 +21,8 @@ from retain.runs.checkpoint import best_checkpoint, latest_checkpoint, load_file
 from retain.runs.progress import stop_signals
 from retain.runs.run import build, load, load_run
 from retain.training.accelerator import make_accelerator
-from retain.training.loop import Loop, TrainingError, train
+from retain.training.loop import train
+from retain.training.losses_log import LossesLog
 from retain.training.phases import learning_rate, part_of
 from runs import KEYS, LOSSES, PHASES, Changed, lines, losses, run
 
@@ -192,7 +194,7 @@ def test_the_exported_model_is_the_best_validated(tmp_path):
 @pytest.mark.parametrize("every", ["1steps", "4steps", "12steps", "1000steps"])
 def test_the_best_is_known_where_a_checkpoint_came_just_before_the_validation(tmp_path, every, monkeypatch):
     """Scores that always fall: the last step is the best, and its checkpoint must say so."""
-    from retain.training import loop as module
+    from retain.training import validation as module
 
     scores, real = iter(range(100, 0, -1)), module.evaluate
     monkeypatch.setattr(module, "evaluate", lambda *a: real(*a) | {"bits_per_token": float(next(scores))})
@@ -226,7 +228,7 @@ class Poisoned(nn.Module):
 @pytest.mark.parametrize("waits, log_every", [(False, 1), (False, 100), (True, 1), (True, 100)])
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, at, phase, loss, good, waits, log_every, monkeypatch):
     """At once; or, where to look at it `waits` for a device, when a step is logged and before anything is saved."""
-    monkeypatch.setattr(Loop, "waits", waits)
+    monkeypatch.setattr(LossesLog, "waits", waits)
     config = tiny(phases=PHASES, budget="12steps", checkpoint_every="2steps", log_every=log_every)
     cell, out = Poisoned(), tmp_path / "run"
 
@@ -253,7 +255,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, at, phase, loss, good
 @pytest.mark.parametrize("every", ["1steps", "3steps", "1000steps"])
 @pytest.mark.parametrize("waits", [False, True])
 def test_a_learning_rate_that_blows_up_leaves_no_weights_that_are_not_finite(tmp_path, waits, every, monkeypatch):
-    monkeypatch.setattr(Loop, "waits", waits)
+    monkeypatch.setattr(LossesLog, "waits", waits)
     settings = {"checkpoint_every": every, "validate_every": every, "log_every": 100}
     config = tiny(smt__lr=1e30, optimizer__warmup=0.0, budget="20steps", **settings)
     with pytest.raises(TrainingError, match=r"^\w+ became (nan|inf) at step \d+ in phase smt; .*try a lower smt\.lr"):
@@ -266,20 +268,20 @@ def test_a_learning_rate_that_blows_up_leaves_no_weights_that_are_not_finite(tmp
 @pytest.mark.parametrize("waits", [False, True])
 def test_losses_are_looked_at_when_they_are_logged_or_validated(tmp_path, waits, monkeypatch):
     """And at the first step of a phase, for the progress bar, or when there are very many."""
-    looked, look = [], Loop.look
+    fetched, fetch = [], LossesLog.fetch
 
-    def watched(loop):
-        looked.append(len(loop.unseen))
-        look(loop)
+    def watched(losses):
+        fetched.append(len(losses.pending))
+        fetch(losses)
 
-    monkeypatch.setattr(Loop, "waits", waits)
-    monkeypatch.setattr(Loop, "look", watched)
-    monkeypatch.setattr("retain.training.loop.UNSEEN", 6)
+    monkeypatch.setattr(LossesLog, "waits", waits)
+    monkeypatch.setattr(LossesLog, "fetch", watched)
+    monkeypatch.setattr("retain.training.losses_log.PENDING", 6)
     config = tiny(budget="40steps", smt__share=0.45, dmt__share=0.55, log_every=12, validate_every="34steps")
     run(config, tmp_path / "run")
     # Phases begin at steps 0 and 18, steps 0, 12, 24 and 36 are logged, and after 18, 34 and 40 there is a validation.
     wanted = [1, 6, 6, 5, 1, 6, 6, 3, 3, 3] if waits else [1] * 40
-    assert [n for n in looked if n] == wanted
+    assert [n for n in fetched if n] == wanted
     assert [line["step"] for line in lines(tmp_path / "run") if "loss" in line] == [1, 13, 25, 37]
 
 

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from retain.cli.arguments import Usage
+from retain.config import ImageDataConfig
 from retain.data.images import levels_of
 from retain.errors import UserError
 from retain.inference.complete import complete, true_images
-from retain.inference.generate import check_sampling, save_image_grid
+from retain.inference.generate import check_sampling
+from retain.inference.image_grid import save_image_grid
 from retain.runs.run import Run
 
 
@@ -25,7 +27,7 @@ def complete_images(run: Run, path: Path, args: Any) -> dict[str, Any]:
     if args.prompt or args.length is not None:
         raise Usage("prompt, length: the upper half of the images is given and the lower sampled; leave them out")
     data = run.config.data
-    if data.name == "images":
+    if isinstance(data, ImageDataConfig):
         shape, levels = (data.image_size, data.image_size), levels_of(data)
     elif run.state["image_shape"] is not None:
         shape, levels = tuple(run.state["image_shape"]), run.state["vocab_size"]

@@ -58,7 +58,7 @@ def eval_command(argv: list[str]) -> None:
     from retain.data.scan import told
     from retain.files import keep_printed
     from retain.inference.evaluate import batch_for, evaluate, finite
-    from retain.runs.run import data_changed, same_checksum
+    from retain.runs.data import data_changed, same_checksum
 
     data_config = run.config.data
     if args.data is not None:

@@ -18,7 +18,7 @@ from retain.cli.arguments import Usage, take_run
 from retain.config import SEEDS
 
 if TYPE_CHECKING:
-    from retain.inference.generate import Piece
+    from retain.inference.text import Piece
     from retain.runs.run import Run
 
 KEPT = 100_000
@@ -79,7 +79,8 @@ def generate_command(argv: list[str]) -> None:
         write_samples(path, dataclasses.asdict(args), complete_images(run, path, args))
         return
     args = dataclasses.replace(args, prompt=read_argument(args.prompt))
-    from retain.inference.generate import fast_step, stream_text
+    from retain.inference.fast_step import fast_step
+    from retain.inference.text import stream_text
 
     kind = run.state["kind"]
     image = kind == "image" and run.state["image_shape"] is not None
@@ -107,7 +108,8 @@ def generate_images(run: Run, path: Path, args: Generate, count: int, sampling: 
     import torch
 
     from retain.data import encode
-    from retain.inference.generate import generate, save_image_grid
+    from retain.inference.generate import generate
+    from retain.inference.image_grid import save_image_grid
 
     shape, vocab_size = run.state["image_shape"], run.state["vocab_size"]
     prompt = encode(args.prompt, "image", vocab_size)

@@ -21,7 +21,9 @@ class Info:
 def info_command(argv: list[str]) -> None:
     path, args = take_run(argv, "info", Info)
     from retain.config.json import to_dict
-    from retain.runs.run import finished, load_run, of_this_model
+    from retain.runs.folder import finished
+    from retain.runs.run import load_run
+    from retain.runs.save import of_this_model
 
     run = load_run(path)
     results, scores = {}, {}

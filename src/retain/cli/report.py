@@ -101,11 +101,12 @@ def command_of(config: RunConfig, path: Path) -> str:
     if config.preset not in PRESETS:
         return by_file(config, path)
     line = ["train", config.preset, "--out", "NEW"]
-    if path := getattr(config.data, "path", None):
-        line += ["--data", path]
+    source = getattr(config.data, "path", None)
+    if source is not None:
+        line += ["--data", source]
     before, now = flatten(to_dict(PRESETS[config.preset]())), flatten(to_dict(config))
     for key, value in now.items():
-        if value == before.get(key) or key in ("data.path", "preset") or (key == "data.name" and config.data.path):
+        if value == before.get(key) or key in ("data.path", "preset", "version") or (key == "data.name" and source):
             continue
         line += option_of(key, value)
     try:

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 from retain.cli.arguments import Usage, parse, take_option
 from retain.cli.train_help import print_help, reason_unread
@@ -80,7 +81,7 @@ def _with_whole_paths(data: DataConfig) -> DataConfig:
     """A run is scored and resumed from other folders, too."""
     from retain.data.paths import absolute
 
-    named = {name: getattr(data, name, None) for name in ("path", "tokenizer")}
+    named: dict[str, Any] = {name: getattr(data, name, None) for name in ("path", "tokenizer")}
     return dataclasses.replace(data, **{name: absolute(path) for name, path in named.items() if path is not None})
 
 

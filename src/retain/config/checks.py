@@ -78,6 +78,8 @@ WRONG = {
     "bool_type": "should be bool",
     "string_type": "should be str",
     "tuple_type": "should be a list",
+    "too_long": "should have {max_length} numbers",
+    "missing": "should have more numbers",
     "literal_error": "should be {expected}",
     "dataclass_exact_type": "should be a {class_name}",
     "greater_than": "must be positive and finite",

@@ -101,14 +101,14 @@ class FileDataConfig(DataConfig):
 
     path: str = ""
     """What to read (--data PATH)."""
-    split: tuple[float, ...] = (0.9, 0.05, 0.05)
+    split: tuple[float, float, float] = (0.9, 0.05, 0.05)
     """Fractions of train, validation and test."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.path:
             raise UserError(f"data.path: {self.name} needs a file; give --data PATH")
-        if len(self.split) != 3 or min(self.split) <= 0 or not abs(sum(self.split) - 1) < 1e-6:
+        if min(self.split) <= 0 or not abs(sum(self.split) - 1) < 1e-6:
             raise UserError(f"data.split: {self.split} must be three positive fractions that sum to 1")
 
 
@@ -146,6 +146,9 @@ class DatasetDataConfig(FileDataConfig):
     """hf: only: a commit, tag or branch; None is the newest when it is first prepared."""
     stream: bool = False
     """Train straight from the source; nothing is prepared on disk."""
+    reset: bool = False
+    """Memory starts at m_0 with each document, instead of being carried over from the one before. What fills up a
+    shorter one counts in no loss."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -162,9 +165,6 @@ class DocumentDataConfig(DatasetDataConfig):
     name: str = "documents"
     tokenizer: str | None = None
     """A tokenizer.json of Hugging Face tokenizers; None reads UTF-8 bytes."""
-    reset: bool = False
-    """Memory starts at m_0 with each document, instead of being carried over from the one before. What fills up a
-    shorter one counts in no loss."""
 
 
 @settings

@@ -19,13 +19,9 @@ class OptimizerConfig:
     warmup: BelowOne = 0.02
     """Fraction of a phase in which its learning rate rises from 0."""
     weight_decay: NotNegative = 0.01
-    betas: tuple[BelowOne, ...] = (0.9, 0.95)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this norm."""
-
-    def __post_init__(self) -> None:
-        if len(self.betas) != 2:
-            raise UserError(f"optimizer.betas: {self.betas} must be two numbers")
 
 
 @settings

@@ -122,7 +122,7 @@ def same_data(folder: Path, config: RunConfig, known: dict[DataConfig, dict[str,
     if not result or not any(key.startswith("sha256") for key in result.get("data", {})):
         return
     from retain.data import load_data
-    from retain.runs.run import data_changed
+    from retain.runs.data import data_changed
 
     if config.data not in known:
         known[config.data] = load_data(config.data).info

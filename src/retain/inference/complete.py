@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retain.config import RunConfig
+from retain.config import ImageDataConfig, RunConfig
 from retain.data.batches import evenly_spaced
 from retain.data.images import events_vocabulary, from_events, read_image, to_events
 from retain.errors import UserError
@@ -25,13 +25,13 @@ def true_images(config: RunConfig, count: int | None, files: list[str]) -> Tenso
     Raises UserError for files that are no images, or where the run's data says not how files become pixels.
     """
     if files:
-        if config.data.name != "images":
+        if not isinstance(config.data, ImageDataConfig):
             raise UserError(f"images: {config.data.name} does not read image files; use --complete N")
         return torch.from_numpy(np.stack([read_image(f, config.data) for f in files]).reshape(len(files), -1)).long()
     from retain.data import load_data
 
     data = load_data(config.data)
-    if config.data.events:
+    if isinstance(config.data, ImageDataConfig) and config.data.events:
         if not config.data.reset or config.data.stream:
             raise UserError("complete: events carried over or streamed are no whole images; give --images FILE")
         index = evenly_spaced(data.documents("test"), count or 1)  # type: ignore[attr-defined]
@@ -50,7 +50,7 @@ def complete(
     known = shape[0] // 2 * shape[1]
     given = truth.clone()
     given[:, known:] = HIDDEN
-    if not config.data.events:
+    if not isinstance(config.data, ImageDataConfig) or not config.data.events:
         rest = generate(rnn, truth[:, :known], truth.shape[1] - known, **sampling)
         return given, torch.cat([truth[:, :known], torch.stack([token.cpu() for token in rest], 1)], 1)
     # Events differ in number, so each image is read and continued by itself, until its end symbol.

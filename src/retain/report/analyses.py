@@ -117,7 +117,7 @@ def gradient_flow(run: Run, data: Data) -> dict[str, Any]:
 
 def bptt_gradient(rnn: RNN, config: RunConfig, batch: dict[str, Tensor], *, last: bool = False) -> list[float]:
     """‖∂ loss / ∂ m_t‖ along the unrolled RNN, t = 0 … T; `last` counts each sequence's last target alone."""
-    rnn = BPTT(copy.deepcopy(rnn), config.bptt).rnn
+    rnn = BPTT(copy.deepcopy(rnn)).rnn
     tokens, targets = batch["tokens"], batch["targets"]
     memory = rnn.init_memory(len(tokens)).clone()
     memories = [memory]
@@ -144,7 +144,7 @@ def smt_gradient(
     per_step = config.teacher.future_len + config.memory.tokens
     decodes = max(4, min(length + 1, gradient_tokens(rnn.vocab_size) // (per_step * len(batch["tokens"]))))
     everything = dataclasses.replace(
-        config.smt, steps_per_sequence=None, decodes_per_sequence=decodes, on_policy=0.0, unroll=1
+        config.smt, steps_per_sequence=None, decodes_per_sequence=decodes, on_policy=0.0, bptt_window=1
     )
     smt = SMT(teacher, rnn, everything, config.teacher.future_len)
     if progress:

@@ -19,7 +19,10 @@ from retain.errors import CheckpointError, UserError, explain
 from retain.report import analyses
 from retain.report.history import read_history
 from retain.report.samples import samples
-from retain.runs.run import Run, finished, guided, load_run, of_this_model, own_tokenizer, phase_folder, same_checksum
+from retain.runs.data import own_tokenizer, same_checksum
+from retain.runs.folder import finished, phase_folder
+from retain.runs.run import Run, guided, load_run
+from retain.runs.save import of_this_model
 
 T = TypeVar("T")
 STILL_WRITING = 180.0

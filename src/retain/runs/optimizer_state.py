@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -10,16 +11,17 @@ from torch.optim import Optimizer
 
 from retain.errors import CheckpointError, UserError
 
-# Options of an optimizer that say how it computes on this machine: the resuming one keeps its own.
 HOW_NOT_WHAT = ("params", "foreach", "fused", "capturable", "differentiable")
+"""Options of an optimizer that say how it computes on this machine: a resumed one keeps its own."""
 
 
 def optimizer_tensors(
     optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The optimizer's state under parameter names: its tensors as "NAME/ENTRY", and JSON for all the rest.
+    """Take an optimizer's state apart under parameter names: its tensors as "NAME/ENTRY", and JSON for all the rest.
 
-    Takes `model.named_parameters()`. Raises UserError if the optimizer has a parameter that is not among them.
+    `named_parameters` is what `model.named_parameters()` gives. Raises UserError if the optimizer has a parameter that
+    is not among them.
     """
     names = {parameter: name for name, parameter in named_parameters}
     groups = _grouping(optimizer, names)
@@ -45,30 +47,25 @@ def load_optimizer(
 ) -> None:
     """Put back what `optimizer_tensors` gave, groups' options included, so that the next step is bitwise the same.
 
-    Raises CheckpointError, before anything is changed, if names, shapes or groups are not those of this optimizer.
+    Raises:
+        CheckpointError: Names, shapes or groups are not those of this optimizer; nothing has been changed.
     """
-    parameters = dict(named_parameters)
-    grouping = _grouping(optimizer, {parameter: name for name, parameter in parameters.items()})
-    if grouping != saved["groups"]:
+    if _grouping(optimizer, {parameter: name for name, parameter in named_parameters}) != saved["groups"]:
         raise CheckpointError("optimizer: its parameters differ from the checkpoint's; build the same model to resume")
-    states: dict[str, dict[str, Any]] = {name: dict(values) for name, values in saved["values"].items()}
-    group_of = {name: group for group, inside in zip(optimizer.param_groups, grouping, strict=True) for name in inside}
+    # An optimizer's state dict has a number for each parameter, counted through all groups.
+    numbers = {name: number for number, name in enumerate(chain.from_iterable(saved["groups"]))}
+    state: dict[int, dict[str, Any]] = {numbers[name]: dict(values) for name, values in saved["values"].items()}
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
-        if name not in group_of:
+        if name not in numbers:
             raise CheckpointError(f"optimizer: {key} belongs to no parameter of this model")
-        # As torch places it: a plain AdamW counts its steps on the CPU, whatever the parameter's device.
-        on_cpu = entry == "step" and not (group_of[name].get("capturable") or group_of[name].get("fused"))
-        states.setdefault(name, {})[entry] = value.to("cpu" if on_cpu else parameters[name].device, copy=True)
-    optimizer.state.clear()
-    for name, state in states.items():
-        optimizer.state[parameters[name]] = state
-    for group, options in zip(optimizer.param_groups, saved["options"], strict=True):
-        for key, value in options.items():
-            if isinstance(group.get(key), Tensor):
-                group[key].fill_(value)
-            else:
-                group[key] = tuple(value) if isinstance(value, list) else value
+        # A plain AdamW counts its steps on the CPU, whatever the parameter's device; load_state_dict places the rest.
+        state.setdefault(numbers[name], {})[entry] = value.to("cpu" if entry == "step" else value.device, copy=True)
+    groups = [
+        group | {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        for group, options in zip(optimizer.state_dict()["param_groups"], saved["options"], strict=True)
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _grouping(optimizer: Optimizer, names: Mapping[Tensor, str]) -> list[dict[str, list[int]]]:

@@ -44,7 +44,24 @@ class Progress:
     best_step: int | None = None
     best_value: float = math.inf
 
+    def start_phase(self, index: int) -> None:
+        """Begin phase `index`, unless a resumed run is in it already."""
+        if index != self.phase:
+            self.phase = index
+            self.phase_step = self.phase_tokens = self.phase_sequential = 0
+            self.phase_seconds = 0.0
+
+    def count_step(self, tokens: int, sequential: int) -> None:
+        """Count an optimizer step."""
+        self.step += 1
+        self.phase_step += 1
+        self.tokens += tokens
+        self.phase_tokens += tokens
+        self.sequential += sequential
+        self.phase_sequential += sequential
+
     def spent(self, unit: str) -> float:
+        """What the current phase took."""
         return {
             "s": self.phase_seconds - (self.compiling_seconds if self.phase == 0 else 0.0),
             "steps": self.phase_step,
@@ -53,6 +70,7 @@ class Progress:
         }[unit]
 
     def total(self, unit: str) -> float:
+        """What the run took."""
         return {"s": self.seconds, "steps": self.step, "tokens": self.tokens, "sequential": self.sequential}[unit]
 
 

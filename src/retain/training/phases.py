@@ -1,16 +1,71 @@
-"""What the steps of a phase are made of: objective, learning rate, seeds, and how much of a batch they read."""
+"""What a phase trains, and how: objective, optimizer, learning rate, seeds, and how much of a batch it reads."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
 
 from retain.config import PhaseConfig, RunConfig
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives import BPTT, DMT, SMT
+from retain.ops.graphs import forget
+from retain.runs.checkpoint import Loaded
+from retain.runs.optimizer_state import load_optimizer
+from retain.runs.run import fill
+from retain.training.job import Job
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase while it is trained."""
+
+    index: int
+    config: PhaseConfig
+    objective: SMT | DMT | BPTT
+    wrapped: nn.Module
+    """The objective as several processes call it."""
+    optimizer: AcceleratedOptimizer
+    named: list[tuple[str, nn.Parameter]]
+    """Names in the objective, and parameters, of what is trained."""
+
+
+@contextmanager
+def start_phase(job: Job, saved: Loaded | None) -> Iterator[Phase]:
+    """Build the objective and optimizer of the current phase, as they were `saved` where it goes on from a checkpoint.
+
+    What the phase held on a device is let go at the end of the `with` block.
+    """
+    index = job.progress.phase
+    config: PhaseConfig = getattr(job.config, job.phase_name())
+    objective = objective_of(index, job.config, job.rnn, job.teacher)
+    objective.zero_grad()  # a user's cell may bring gradients of its own
+    named = [(name, q) for name, q in objective.named_parameters() if q.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [q for _, q in named],
+        lr=config.lr,
+        betas=job.config.optimizer.betas,
+        weight_decay=job.config.optimizer.weight_decay,
+        fused=job.accelerator.device.type in ("cpu", "cuda"),
+    )
+    if saved is not None:
+        tensors, state = saved
+        fill(job.rnn, tensors["model"], job.out)
+        fill(job.teacher, tensors["teacher"], job.out)
+        load_optimizer(optimizer, named, tensors["optimizer"], state["optimizer"])
+    wrapped, prepared = job.accelerator.prepare(objective, optimizer)
+    try:
+        yield Phase(index, config, objective, wrapped, prepared, named)
+    finally:
+        forget()
+        job.accelerator.free_memory()
 
 
 def objective_of(index: int, config: RunConfig, rnn: RNN, teacher: Teacher) -> SMT | DMT | BPTT:

@@ -1,0 +1,86 @@
+"""The step of an RNN, made fast for long texts."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retain.inference.generate import Step
+from retain.model.cells import CELLS, GRUCell, LSTMCell
+from retain.model.rnn import RNN
+from retain.ops.graphs import Replayed
+
+log = logging.getLogger("retain")
+
+BF16_PRODUCTS = 8_000_000
+"""Multiplications of a step (streams × weights) from which on bfloat16 weights are faster on a CPU: below it they are
+slower, up to three times (docs/log.md)."""
+
+
+def fast_step(rnn: RNN, batch: int = 1) -> Step:
+    """`rnn.step` compiled, for long texts: the first step takes as long as compiling does, a minute or so.
+
+    The weights are a copy of what they are now: in bfloat16 where products in it are fast and, on a CPU, `batch`
+    streams make them large enough; memory stays float32, and so does a user's own cell. Nothing it gives back can be
+    differentiated. Where nothing can be compiled there is a note in the log, and the step runs as it is. What it gives
+    back is of inference mode: `.clone()` it before changing it in place.
+    """
+    from retain.devices import fast_bf16
+    from retain.model.compiling import STEP_ON_CPU, can_compile, compiled
+
+    device = rnn.m_0.device
+    weights = sum(p.numel() for part in (rnn.cell, rnn.readout) for p in part.parameters())
+    bf16 = fast_bf16(device) and (device.type != "cpu" or batch * weights >= BF16_PRODUCTS)
+    frozen = copy.deepcopy(rnn).eval()
+    if bf16:
+        frozen.bfloat16()
+        if isinstance(frozen.cell, (GRUCell, LSTMCell)) or type(rnn.cell) not in CELLS.values():
+            # They compute memory in the dtype of their weights; of a user's cell nothing is known.
+            frozen.cell.float()
+            frozen.embed.float()
+    exact: Step = frozen.step
+    step = exact
+    if can_compile(device):
+        if device.type == "cpu":
+            fast = compiled(exact, "step", STEP_ON_CPU)
+            step = first_step_checked(fast, exact, lambda: compiled(exact, "step"), tolerance=0.1 if bf16 else 1e-3)
+        else:
+            step = compiled(exact, "step")
+    if device.type == "cuda" and type(rnn.cell) in CELLS.values():  # one of the user's may look at values
+        replayed: Any = Replayed(step, at_first=True)
+        step = replayed
+
+    cast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+    def run(token: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode(), cast:
+            # Always the same kind of tensor, or it is compiled a second time.
+            token, memory = (x if x.is_inference() else x.clone() for x in (token, memory))
+            logits, memory = step(token, memory)
+        return logits, memory
+
+    return run
+
+
+def first_step_checked(fast: Step, exact: Step, otherwise: Callable[[], Step], tolerance: float) -> Step:
+    """`fast`, if its first step is that of `exact`, up to `tolerance` of the largest value; if not, `otherwise()`."""
+    chosen: Step | None = None
+
+    def step(token: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal chosen
+        if chosen is None:
+            # The kernels of small products have been wrong before (docs/log.md).
+            pairs = zip(fast(token, memory), exact(token, memory), strict=True)
+            right = all(float((a - b).abs().max()) <= tolerance * float(b.abs().max()) for a, b in pairs)
+            if not right:
+                log.warning("compile: the step's fastest kernels are wrong at this size; taking slower ones")
+            chosen = fast if right else otherwise()
+        return chosen(token, memory)
+
+    return step

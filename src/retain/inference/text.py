@@ -1,0 +1,149 @@
+"""Texts sampled from a run, piece by piece."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from retain.data import encode
+from retain.data.subwords import Subwords, read_prompt
+from retain.errors import UserError
+from retain.inference.generate import Step, generate
+from retain.runs.data import read_tokenizer
+from retain.runs.run import Run
+
+
+class Piece(NamedTuple):
+    """What a token adds to a text."""
+
+    token: int | None
+    """None: the text had ended before."""
+    text: str
+
+
+def generate_text(run: Run, prompt: str = "", length: int = 500, **settings: Any) -> list[str]:
+    """`count` texts that follow a prompt, each up to its end symbol, a stop string or `length` tokens.
+
+    `settings` are those of `stream_text`, which gives the texts as they come.
+    """
+    texts = zip(*stream_text(run, prompt, length, **settings), strict=True)
+    return ["".join(piece.text for piece in pieces) for pieces in texts]
+
+
+def stream_text(
+    run: Run,
+    prompt: str = "",
+    length: int = 500,
+    *,
+    stop: Sequence[str] = (),
+    count: int = 1,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    step: Step | None = None,
+) -> Iterator[list[Piece]]:
+    """Sample `count` texts side by side after a prompt, yielding a piece of each for every token.
+
+    A text ends before the first `stop` string that is complete, or before its end symbol. What may still become a stop
+    string or a character is held back and comes with a later piece; the last list of pieces has no tokens, only what
+    was held back. Tokens of data that is no text become numbers with spaces between. The same seed gives the same
+    texts; with another count, others. `step` is what `fast_step(run.rnn, count)` gives. Raises UserError for settings
+    that make no sense, before anything is read.
+    """
+    kind, vocab_size, end = run.state["kind"], run.state["vocab_size"], run.state.get("end")
+    tokenizer = read_tokenizer(run.path)
+    if count < 1:
+        raise UserError(f"count: {count} must be at least 1")
+    if stop and not tokenizer and kind != "text":
+        raise UserError(f"stop: {stop[0]!r} is for text, and this run is of {kind}; leave it out")
+    if isinstance(stop, str) or not all(stop):
+        raise UserError(f"stop: {stop!r} must be a list of strings, none of them empty")
+    tokens = read_prompt(tokenizer, prompt) if tokenizer else encode(prompt, kind, vocab_size)
+
+    def reader() -> _Bytes | _Numbers | Subwords:
+        if tokenizer:
+            return Subwords(tokenizer, tokens)
+        return _Bytes() if kind == "text" else _Numbers(after=bool(tokens))
+
+    texts = [_Text(reader(), stop, end) for _ in range(count)]
+    sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "step": step}
+    return _pieces(generate(run.rnn, torch.tensor([tokens] * count, dtype=torch.long), length, **sampling), texts)
+
+
+def _pieces(stream: Iterator[Tensor], texts: list[_Text]) -> Iterator[list[Piece]]:
+    for drawn in stream:
+        yield [text.read(token) for text, token in zip(texts, drawn.tolist(), strict=True)]
+        if all(text.ended for text in texts):
+            break
+    yield [Piece(None, text.rest()) for text in texts]
+
+
+class _Bytes:
+    """The text of bytes, a character as soon as it is whole."""
+
+    def __init__(self) -> None:
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def read(self, token: int) -> str:
+        return self.decoder.decode(bytes([token]))
+
+    def rest(self) -> str:
+        return ""
+
+
+class _Numbers:
+    """Tokens as numbers with spaces between, also before the first where they come `after` others."""
+
+    def __init__(self, after: bool) -> None:
+        self.space = " " if after else ""
+
+    def read(self, token: int) -> str:
+        text, self.space = f"{self.space}{token}", " "
+        return text
+
+    def rest(self) -> str:
+        return ""
+
+
+class _Text:
+    """A text up to the first of its stop strings that is whole, or its end symbol."""
+
+    def __init__(self, reader: _Bytes | _Numbers | Subwords, stop: Sequence[str], end: int | None) -> None:
+        self.reader, self.stop, self.end = reader, stop, end
+        self.held, self.ended = "", False
+
+    def read(self, token: int) -> Piece:
+        if self.ended:
+            return Piece(None, "")
+        if token == self.end:
+            text = self.rest()
+            self.ended = True
+            return Piece(None, text)
+        return Piece(token, self._until_stop(self.reader.read(token)))
+
+    def rest(self) -> str:
+        """What was held back, when no more tokens come."""
+        if self.ended:
+            return ""
+        return self._until_stop(self.reader.rest()) + self.held
+
+    def _until_stop(self, text: str) -> str:
+        """What is certain of the text, with what was held back before it."""
+        text = self.held + text
+        # The first to be whole, wherever the pieces of text were cut; of several, the longest.
+        whole = [(place + len(stop), place) for stop in self.stop if (place := text.find(stop)) >= 0]
+        if whole:
+            self.held, self.ended = "", True
+            return text[: min(whole)[1]]
+        longest = max(map(len, self.stop), default=1)
+        for start in range(max(0, len(text) - longest + 1), len(text)):
+            if any(stop.startswith(text[start:]) for stop in self.stop):
+                self.held = text[start:]
+                return text[:start]
+        self.held = ""
+        return text

@@ -1,0 +1,74 @@
+"""What a run folder says of the data that the run reads, and its tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from retain.config import DataConfig, DocumentDataConfig
+from retain.config.json import flatten
+from retain.data.batches import Data
+from retain.errors import UserError
+from retain.files import replace_file
+from retain.runs.checkpoint import run_of
+
+
+def keep_data(out: Path, data: Data) -> None:
+    """Write down in a run folder what the run reads, and a copy of the tokenizer that makes its tokens."""
+    replace_file(out / "data.json", json.dumps(data.info, indent=2).encode() + b"\n")
+    if tokenizer := getattr(data, "tokenizer", None):
+        replace_file(out / "tokenizer.json", tokenizer.encode())
+
+
+def same_data(out: Path, data: Data) -> None:
+    """Refuse to go on with other data than the run began with. Raises UserError naming what differs."""
+    try:
+        before = json.loads((out / "data.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # as damaged as it is, it says nothing
+    if difference := data_changed(before, data.info):
+        raise UserError(f"resume: {difference}; bring it back, or train into a new --out")
+
+
+def data_changed(before: dict[str, Any], info: dict[str, Any]) -> str | None:
+    """What differs between the data that a run began with and that of now, in words; None where nothing does."""
+    then, now = flatten(before), flatten(json.loads(json.dumps(info)))
+    both = then.keys() & now.keys()
+    if any(key.startswith("sha256") for key in both):
+        both -= {"path", "prepared", "revision"}  # it may have moved
+    for key in sorted(both):
+        if then[key] != now[key]:
+            return f"the data has changed: its {key} was {then[key]!r} and is {now[key]!r} now"
+    return None
+
+
+def same_checksum(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two files, by what `Data.info` says of them, are the same wherever they lie."""
+    return any(key.startswith("sha256") and one[key] == other.get(key) for key in one)
+
+
+def own_tokenizer(config: DataConfig, path: Path) -> DataConfig:
+    """The tokenizer of a run is the copy in its folder: the file that it began with may be another by now, or gone."""
+    copy = run_of(path) / "tokenizer.json"
+    if isinstance(config, DocumentDataConfig) and config.tokenizer is not None and copy.exists():
+        return dataclasses.replace(config, tokenizer=str(copy.resolve()))
+    return config
+
+
+def read_tokenizer(path: Path) -> Any:
+    """The tokenizer that a run was trained with; None where its tokens are bytes or numbers."""
+    path = run_of(path)
+    if not (path / "tokenizer.json").exists():
+        return None
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise UserError("tokenizer: this run needs tokenizers; run pip install 'retain[hub]'") from None
+    try:
+        return Tokenizer.from_str((path / "tokenizer.json").read_text(encoding="utf-8"))
+    except Exception as error:
+        if type(error) not in (Exception, UnicodeDecodeError):  # the library raises no other
+            raise
+        raise UserError(f"{path / 'tokenizer.json'}: is damaged ({error}); copy the one of --data.tokenizer") from None

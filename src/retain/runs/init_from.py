@@ -1,0 +1,61 @@
+"""Starting a run from the weights of another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from retain.config import READ_BY_CELL, RunConfig
+from retain.config.json import flatten, load_config, option_of, to_dict
+from retain.data.batches import Data
+from retain.errors import UserError
+from retain.model.rnn import RNN
+from retain.model.teacher import Teacher
+from retain.runs.checkpoint import load_model
+from retain.runs.run import fill, guided, refuse_other_model
+
+
+def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, own_cell: str | None = None) -> None:
+    """Give both the weights of the run `config.init_from`; the teacher where a phase uses it and the run trained it.
+
+    `own_cell`: the class of a cell that was given in Python. Raises UserError where they do not fit, CheckpointError
+    for damaged weights.
+    """
+    path = Path(config.init_from or "")
+    if not (path / "config.json").exists():
+        raise UserError(f"init_from: {path} holds no config.json; give the folder that `retain train` wrote")
+    source = load_config(path / "config.json")
+    phases = config.trained
+    with_teacher = guided(path) and bool({"smt", "dmt"} & set(phases))
+    untaught = "dmt" in phases and "smt" not in phases[: phases.index("dmt")]
+    if untaught and not with_teacher:
+        raise UserError(f"init_from: {path} ({', '.join(source.phases)}) has no teacher for dmt to follow")
+    # What the shapes of weights do not tell, too.
+    same = ["memory.tokens", "memory.width", "memory.norm", "cell.kind", "teacher.heads"]
+    read = READ_BY_CELL.get(config.cell.kind, {"heads", "residual"})
+    same += [f"cell.{name}" for name in ("heads", "residual") if name in read]
+    if with_teacher:
+        same += ["teacher.encoder", "teacher.context_len"]
+    if untaught and config.dmt.lambda_distill:
+        same.append("smt.lambda_trunk")  # whether the trunk was trained, whose probabilities DMT may take
+    before, now = flatten(to_dict(source)), flatten(to_dict(config))
+    for name in same:
+        if before[name] != now[name]:
+            raise UserError(
+                f"init_from: {path} has {name} {before[name]} and this run {now[name]}; "
+                f"give {' '.join(option_of(name, before[name]))}"
+            )
+    tensors, state = load_model(path, ["model", "teacher"] if with_teacher else ["model"])
+    refuse_other_model(source, state, path)
+    if (theirs := state.get("own_cell")) != own_cell:
+        raise UserError(f"init_from: {path} has {theirs or 'no'} cell of its own, and this run {own_cell or 'none'}")
+    if state["vocab_size"] != data.vocab_size:
+        raise UserError(
+            f"init_from: {path} has a vocabulary of {state['vocab_size']} tokens, this data one of {data.vocab_size}; "
+            "give data of the same"
+        )
+    tokenizer = path / "tokenizer.json"
+    if (tokenizer.read_text(encoding="utf-8") if tokenizer.exists() else None) != getattr(data, "tokenizer", None):
+        raise UserError(f"init_from: {path} read other tokens; give --data.tokenizer {tokenizer}")
+    fill(rnn, tensors["model"], path, "init_from")
+    if with_teacher:
+        fill(teacher, tensors["teacher"], path, "init_from")

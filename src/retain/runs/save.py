@@ -1,0 +1,99 @@
+"""What describes a model in its folder, and saving an RNN that was trained in a loop of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from retain import __version__
+from retain.config import RunConfig
+from retain.config.json import save_config, to_dict
+from retain.data.batches import Data
+from retain.errors import CheckpointError, UserError
+from retain.model.cells import CELLS, build_cell
+from retain.model.modes import evaluating
+from retain.model.rnn import RNN
+from retain.runs.checkpoint import export, failed
+from retain.runs.data import keep_data
+from retain.runs.folder import prepare_folder
+from retain.runs.progress import Progress
+from retain.runs.run import fill
+
+
+def save(rnn: RNN, config: RunConfig, path: str | Path, *, data: Data | None = None) -> None:
+    """Write an RNN that was trained in a loop of one's own as a run folder, for `load`, generate and eval.
+
+    `config` has the memory, teacher (its width, heads and decoder_layers are the readout's) and cell that it was made
+    of; a cell of one's own that it does not name is to be given to `load` again. `data`: what `config.data` names,
+    loaded, where it was trained on that; without it tokens are numbers, and eval asks for a file.
+    Raises UserError where the folder is not empty or the config is not that of the RNN, CheckpointError where the
+    disk refuses.
+    """
+    path = Path(path)
+    prepare_folder(config, path, resume=False)
+    named = type(build_cell(config.memory, config.cell))
+    own = type(rnn.cell) is not named
+    if own and type(rnn.cell) in CELLS.values():
+        raise UserError(f"config: its cell is a {named.__name__}, the RNN's a {type(rnn.cell).__name__}")
+    like = RNN(rnn.vocab_size, config.memory, config.teacher, config.cell, rnn.cell if own else None)
+    if own:  # it is the caller's very cell, which stays as it is
+        like.cell = nn.Identity()
+    like.to(rnn.m_0)
+    if own:
+        like.cell = rnn.cell
+    fill(like, rnn.state_dict(), path, "config")
+    token = torch.zeros(1, dtype=torch.long, device=rnn.m_0.device)
+    with torch.no_grad(), evaluating(rnn, like):  # settings such as norm, heads, residual have no weights
+        pairs = zip(rnn.step(token, rnn.init_memory(1)), like.step(token, rnn.init_memory(1)), strict=True)
+        if not all(torch.allclose(mine, its, rtol=1e-3, atol=1e-4, equal_nan=True) for mine, its in pairs):
+            raise UserError(
+                "config: with these weights it is another RNN; give the memory, teacher and cell of this one"
+            )
+    state = state_of(config, rnn, data, Progress(), own_cell=type(rnn.cell).__qualname__ if own else None)
+    export(path, {"model": rnn.state_dict()}, state)
+    try:
+        if data is not None:
+            keep_data(path, data)
+        save_config(config, path / "config.json")
+    except OSError as error:
+        raise CheckpointError(failed(path, error)) from error
+
+
+def state_of(
+    config: RunConfig, rnn: RNN, data: Data | None, progress: Progress, *, own_cell: str | None
+) -> dict[str, Any]:
+    """state.json: what a loader needs beside the weights, and where they come from.
+
+    `data` None: of the caller's own loop, of which nothing is known. `own_cell`: the class of a cell that was given in
+    Python.
+    """
+    return {
+        "config": to_dict(config),
+        "vocab_size": rnn.vocab_size,
+        "kind": "tokens" if data is None else data.kind,
+        "image_shape": list(data.image_shape) if data is not None and data.image_shape else None,
+        "end": getattr(data, "end", None),
+        "own_cell": own_cell,
+        "own_data": data is None,
+        "data": {} if data is None else data.info,
+        "progress": dataclasses.asdict(progress),
+        "versions": versions(),
+        "device": str(rnn.m_0.device),
+        "precision": "fp32",
+        "processes": 1,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def of_this_model(record: dict[str, Any], state: dict[str, Any]) -> bool:
+    """Whether what `retain eval` wrote down is of the model with this state, and not of one before it was resumed."""
+    return bool(record.get("training_tokens", state["progress"]["tokens"]) == state["progress"]["tokens"])
+
+
+def versions() -> dict[str, str]:
+    return {"retain": __version__, "torch": torch.__version__, "python": platform.python_version()}

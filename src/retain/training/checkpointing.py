@@ -1,0 +1,83 @@
+"""Checkpoints of a run at their intervals, the models that phases leave, and the best one exported at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+from retain.config.budget import parse_budget
+from retain.files import replace_file
+from retain.runs.checkpoint import best_checkpoint, checkpoints, export, load_files, save_checkpoint, save_files
+from retain.runs.folder import phase_folder
+from retain.runs.optimizer_state import optimizer_tensors
+from retain.runs.progress import Every
+from retain.training.job import Job
+from retain.training.losses_log import LossesLog
+from retain.training.phases import Phase
+
+
+class Checkpoints:
+    """Saves models, optimizer and progress."""
+
+    def __init__(self, job: Job, losses: LossesLog):
+        self.job, self.losses = job, losses
+        self.saved_at: int | None = None
+
+    def start_phase(self, phase: Phase) -> None:
+        """From here on, save the optimizer of this phase."""
+        self.phase = phase
+        self.every = Every(parse_budget(self.job.config.checkpoint_every), self.job.progress)
+
+    def is_due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return self.every.due(self.job.progress)
+
+    def save(self, *, again: bool = False) -> None:
+        """Save a checkpoint, once per step, or `again` if what it says of the step has changed."""
+        self.losses.fetch()
+        job, step = self.job, self.job.progress.step
+        if not job.is_main or (self.saved_at == step and not again):
+            return
+        self.phase.objective.finish()
+        tensors, rest = optimizer_tensors(self.phase.optimizer.optimizer, self.phase.named)
+        groups = {"model": job.rnn.state_dict(), "teacher": job.teacher.state_dict(), "optimizer": tensors}
+        save_checkpoint(job.out, step, groups, job.state() | {"optimizer": rest}, best=job.progress.best_step)
+        self.saved_at = step
+
+    def save_phase(self) -> None:
+        """Save the model that the phase leaves: checkpoints rotate, and this alone shows later what the phase did."""
+        job = self.job
+        if job.is_main:
+            folder = phase_folder(job.out, job.config, self.phase.index)
+            tensors = {"model": job.rnn.state_dict(), "teacher": job.teacher.state_dict()}
+            save_files(folder, tensors, job.state(), previous=checkpoints(job.out))
+
+
+def export_best(job: Job) -> dict[str, Any]:
+    """Export the best model, and write and return the summary (empty but in the main process)."""
+    p = job.progress
+    summary: dict[str, Any] = {}
+    if job.is_main:
+        tensors, state = load_files(best_checkpoint(job.out), ["model", "teacher"])
+        state.pop("optimizer", None)
+        export(job.out, tensors, state)
+        best = p.best_value if math.isfinite(p.best_value) else None
+        summary = {
+            "preset": job.config.preset,
+            "phases": list(job.config.trained),
+            "steps": p.step,
+            "seconds": p.seconds,
+            "tokens": p.tokens,
+            "sequential_steps": p.sequential,
+            "best_step": p.best_step,
+            "validation_bits_per_token": best,
+            "parameters": sum(q.numel() for q in job.rnn.parameters()),
+            "teacher_parameters": sum(q.numel() for q in job.teacher.parameters()),
+            **{key: value for key, value in job.state().items() if key not in ("config", "progress")},
+            "progress": dataclasses.asdict(p) | {"best_value": best},
+        }
+        replace_file(job.out / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
+    job.accelerator.wait_for_everyone()
+    return summary

@@ -1,0 +1,51 @@
+"""What one call of `train` works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from retain.config import RunConfig
+from retain.data import Data
+from retain.model.rnn import RNN
+from retain.model.teacher import Teacher
+from retain.runs.progress import Progress
+from retain.runs.save import state_of
+
+
+@dataclass
+class Job:
+    """A run in this process: its settings, folder, data, models, and how far it is."""
+
+    config: RunConfig
+    out: Path
+    accelerator: Accelerator
+    data: Data
+    rnn: RNN
+    teacher: Teacher
+    own_cell: str | None
+    """The class of a cell that was given in Python."""
+    own_data: bool
+    """Whether the data was given in Python."""
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run folder."""
+        return bool(self.accelerator.is_main_process)
+
+    def phase_name(self) -> str:
+        """The name of the phase that is being trained."""
+        return self.config.phases[self.progress.phase]
+
+    def state(self) -> dict[str, Any]:
+        """What a loader needs beside the weights, and where they come from: state.json."""
+        precision = self.accelerator.mixed_precision
+        return state_of(self.config, self.rnn, self.data, self.progress, own_cell=self.own_cell) | {
+            "own_data": self.own_data,
+            "precision": precision if precision != "no" else "fp32",
+            "processes": self.accelerator.num_processes,
+        }

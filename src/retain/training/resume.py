@@ -1,0 +1,79 @@
+"""Going on with a run from its newest checkpoint, and how to stop so that it can go on."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from typing import Any
+
+from retain.config.json import from_dict, save_config
+from retain.errors import Interrupted, UserError
+from retain.runs.checkpoint import Loaded, latest_checkpoint, load_files
+from retain.runs.folder import has_begun, refuse_change
+from retain.runs.metrics import truncate_after
+from retain.runs.progress import Progress
+from retain.training.job import Job
+
+log = logging.getLogger("retain")
+
+
+def restore(job: Job) -> Loaded | None:
+    """Load the newest checkpoint and set the progress to it; None if the run stopped before its first one.
+
+    What metrics.jsonl says of later steps is dropped. Raises UserError if the run cannot go on with these settings,
+    processes, cell or data.
+    """
+    saved, out = None, job.out
+    if has_begun(out):
+        saved = load_files(latest_checkpoint(out), device=job.accelerator.device)
+        state = saved[1]
+        if "config" in state:  # config.json may have been changed since
+            refuse_change(from_dict(state["config"]), job.config, out, "put it back in config.json")
+        now, before = job.accelerator.num_processes, state["processes"]
+        if now != before:
+            raise UserError(
+                f"resume: {out} was trained by {before} processes, and they are {now} now; start as many "
+                f"({before} × batch_size is one batch), or train into a new --out"
+            )
+        _refuse_other_parts(job, state)
+        if job.is_main:
+            _warn_of_other_machine(job, state)
+            save_config(job.config, out / "config.json")  # what may change has changed
+        job.progress = Progress(**state["progress"])
+    elif job.is_main:
+        log.warning("%s: stopped before its first checkpoint; starting it from the beginning", out)
+    if job.is_main:
+        p = job.progress
+        truncate_after(out / "metrics.jsonl", p.step, validated=p.validated == p.step)
+    return saved
+
+
+def _refuse_other_parts(job: Job, state: dict[str, Any]) -> None:
+    """Refuse to go on with another cell or other data than was given in Python."""
+    for what, key, given in (("cell", "own_cell", job.own_cell), ("data", "own_data", job.own_data)):
+        before = state.get(key) or None
+        if before != (given or None):
+            how = f"give it, as in train(config, out, resume=True, {what}=…)" if before else f"leave out {what}="
+            whose = f"{what} of its own" if before else f"the {what} that its config names"
+            raise UserError(f"resume: {job.out} was trained with {whose}; {how}")
+
+
+def _warn_of_other_machine(job: Job, state: dict[str, Any]) -> None:
+    now = job.state()
+    for name in ("precision", "device", "threads"):
+        then = str(state.get(name)).partition(":")[0]
+        if then != str(now[name]).partition(":")[0]:
+            change = f"{name} was {then} and is {now[name]}"
+            log.warning("%s: %s now, so that it does not go on bit for bit", job.out, change)
+
+
+def interrupted(job: Job) -> Interrupted:
+    """The error of a run that was stopped, which says how to go on with it."""
+    if not job.progress.step:
+        return Interrupted("interrupted before the first step; nothing is saved")
+    processes = job.accelerator.num_processes
+    start = f"torchrun --nproc-per-node {processes} -m retain" if processes > 1 else "retain"
+    again = f"{start} train --out {shlex.quote(str(job.out))} --resume"
+    if job.own_cell or job.own_data:
+        again = "retain.train(config, out, resume=True, …) and the same cell and data"
+    return Interrupted(f"stopped at step {job.progress.step} and saved; go on with: {again}")

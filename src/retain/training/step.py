@@ -1,0 +1,72 @@
+"""One optimizer step."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from retain.training.batches import Batches
+from retain.training.job import Job
+from retain.training.losses_log import LossesLog
+from retain.training.phases import Phase, learning_rate, part_of, seed_of
+
+
+def take_step(
+    job: Job, phase: Phase, batches: Batches, losses: LossesLog, done: float, logged: bool
+) -> dict[str, float]:
+    """Train on the micro-batches of one step, at `done` (0 … 1) of the phase.
+
+    Returns:
+        The learning rate, and the losses as numbers, each the mean over the micro-batches: those of this step if it is
+        `logged` or on a CPU, else those that were fetched last.
+
+    Raises:
+        TrainingError: A loss that was fetched is not finite.
+        ChangedData: The data was changed; nothing has happened yet.
+    """
+    p, accelerator = job.progress, job.accelerator
+    lr = learning_rate(phase.config, job.config.optimizer.warmup, done)
+    for group in phase.optimizer.param_groups:
+        group["lr"] = lr
+    names, values, tokens, chain = _backward(job, phase, batches, done)
+    norms = _gradient_norms(job) if logged else {}
+    norms["gradient_norm"] = accelerator.clip_grad_norm_(phase.wrapped.parameters(), job.config.optimizer.max_grad_norm)
+    values = torch.cat([values, torch.stack([*norms.values()]).detach().float()])
+    if accelerator.num_processes > 1 and logged:
+        values = accelerator.reduce(values, "mean")
+    losses.add([*names, *norms], values, now=logged)
+    phase.optimizer.step()
+    phase.optimizer.zero_grad()
+    p.count_step(tokens * accelerator.num_processes, chain)
+    return losses.latest | {"lr": lr}
+
+
+def _backward(job: Job, phase: Phase, batches: Batches, done: float) -> tuple[list[str], Tensor, int, int]:
+    """Compute the gradient; returns the losses' names and means, the tokens read, and the longest chain of steps."""
+    accelerator, config = job.accelerator, phase.config
+    parts, tokens, length = [], 0, 0  # the losses stay on the device: to read them waits for it
+    taken = batches.take(config.batch_size)
+    for micro, whole in enumerate(taken):
+        # All that is random in a step follows from (seed, step), so that resuming needs no generator's state.
+        torch.manual_seed(seed_of(job.config.seed, job.progress.step) + micro)
+        part = part_of(whole, config.seq_len)
+        tokens += part["tokens"].numel()
+        length = max(length, part["tokens"].shape[1])
+        batch = {name: x.to(accelerator.device, non_blocking=True) for name, x in part.items()} | {"progress": done}
+        with nullcontext() if micro == len(taken) - 1 else accelerator.no_sync(phase.wrapped):
+            losses = phase.wrapped(batch)
+            accelerator.backward(losses["loss"] / len(taken))
+        parts.append(torch.stack([*losses.values()]).detach().float())
+    # Micro-batches do not wait for each other: however many there are, the chain is the longest of them.
+    return [*losses], torch.stack(parts).mean(0), tokens, phase.objective.sequential_steps(length, done)
+
+
+def _gradient_norms(job: Job) -> dict[str, Tensor]:
+    """Of the RNN's gradient and of the teacher's, if it has one, before they are clipped together."""
+    norms = {}
+    for name, model in (("rnn", job.rnn), ("teacher", job.teacher)):
+        if gradients := [p.grad for p in model.parameters() if p.grad is not None]:
+            norms[f"gradient_norm_{name}"] = nn.utils.get_total_norm(gradients)
+    return norms

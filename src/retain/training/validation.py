@@ -1,0 +1,55 @@
+"""Validation of the RNN alone at its intervals; the best model so far is kept."""
+
+from __future__ import annotations
+
+import time
+
+from retain.config.budget import parse_budget
+from retain.inference.evaluate import batch_for, evaluate
+from retain.runs.progress import Every
+from retain.training.checkpointing import Checkpoints
+from retain.training.job import Job
+from retain.training.losses_log import LossesLog, write_metrics
+from retain.training.phases import Phase
+from retain.training.processes import agreed
+
+LOGGED = ("bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift")
+
+
+class Validation:
+    """Scores the RNN on the validation split."""
+
+    def __init__(self, job: Job, losses: LossesLog, checkpoints: Checkpoints):
+        self.job, self.losses, self.checkpoints = job, losses, checkpoints
+
+    def start_phase(self, phase: Phase) -> None:
+        """From here on, validate the model of this phase."""
+        self.objective = phase.objective
+        self.every = Every(parse_budget(self.job.config.validate_every), self.job.progress)
+
+    def is_due(self) -> bool:
+        """Whether it is time for a validation, for all processes alike."""
+        due: float = self.every.due(self.job.progress)
+        if self.every.budget.unit == "s":
+            (due,) = agreed(self.job.accelerator, due)
+        return bool(due)
+
+    def run(self) -> None:
+        """Score the RNN. The best model so far is saved in a checkpoint, and exported in the end."""
+        self.losses.fetch()
+        job, p = self.job, self.job.progress
+        if job.is_main:
+            self.objective.finish()
+            start = time.perf_counter()
+            teacher = job.teacher if job.config.has_teacher else None  # else nothing ever trained it
+            # In float32 whatever training is in, so that it is the figure that `retain eval` gives, on any machine.
+            batch_size, limit = batch_for(job.data, job.rnn), job.config.validation_sequences
+            result = evaluate(job.rnn, teacher, job.data.windows("validation", batch_size, limit))
+            p.validated = p.step
+            record = {f"validation_{key}": result[key] for key in LOGGED if result[key] is not None}
+            write_metrics(job, record | {"validation_seconds": time.perf_counter() - start})
+            if result["bits_per_token"] < p.best_value:
+                p.best_step, p.best_value = p.step, result["bits_per_token"]
+                self.checkpoints.save(again=True)  # one of this step does not know yet that it is the best
+        p.validated = p.step
+        job.accelerator.wait_for_everyone()
