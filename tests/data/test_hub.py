@@ -53,7 +53,7 @@ def test_the_papers_settings(preset):
     assert [str(b) for b in c.budgets()] == ["150000steps", "1500steps"]
     assert [str(b) for b in dataclasses.replace(c, budget="202steps").budgets()] == ["200steps", "2steps"]
     assert (c.smt.batch_size, c.smt.seq_len, c.dmt.batch_size, c.dmt.seq_len) == (128, 320, 32, 576)
-    assert (c.teacher.context_len, c.teacher.future_len, c.dmt.horizon, c.dmt.horizon_end) == (256, 64, 256, 256)
+    assert (c.teacher.context_len, c.teacher.future_len, c.dmt.horizon, c.dmt.horizon_growth) == (256, 64, 256, 0.0)
     assert (c.smt.lr, c.smt.schedule, c.smt.warmup, c.dmt.lr, c.dmt.schedule) == (
         3e-4,
         "constant",

@@ -301,7 +301,6 @@ WRONG = [
 @pytest.fixture
 def place(finished, tmp_path, monkeypatch):
     save_config(BASE, tmp_path / "tiny.json")
-    save_config(tiny(smt__budget="3steps", dmt__budget="3steps"), tmp_path / "own.json")
     shutil.copytree(finished[0], tmp_path / "old")
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text("{}")

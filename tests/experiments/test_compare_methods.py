@@ -92,7 +92,7 @@ def test_truncated_is_a_quarter_of_what_is_read():
 
 
 def test_phases_and_budgets_of_the_methods():
-    base = tiny(smt__budget="5s", smt__share=3, dmt__share=1, budget="90steps", bptt__budget="7steps")
+    base = tiny(smt__share=3, dmt__share=1, budget="90steps")
     assert [b.amount for b in method_config(base, "smt").budgets()] == [68, 22]
     both = method_config(base, "smt+bptt")
     assert both.phases == ("smt", "dmt", "bptt")

@@ -116,16 +116,16 @@ def test_what_is_compiled_is_rehearsed_so_that_no_run_pays_for_the_others(compil
     trained, train = [], retain.training.loop.train
 
     def watched(config, out, **options):
-        trained.append((config.budget, config.smt.budget, config.dmt.budget, out))
+        trained.append((config.budget, out))
         return train(config, out, **options)
 
     monkeypatch.setattr("retain.training.loop.train", watched)
-    config = tiny(compile=compiled, budget="5steps", smt__budget="4steps")
+    config = tiny(compile=compiled, budget="9steps")
     found = train_one(config, tmp_path / "run")
     *rehearsed, run = trained
-    assert run == ("5steps", "4steps", None, tmp_path / "run") and found["steps"] == 4 + 5
-    assert [settings[:3] for settings in rehearsed] == [("5steps", "3steps", "3steps")] * compiled
-    assert not any(folder.exists() for *_, folder in rehearsed)
+    assert run == ("9steps", tmp_path / "run") and found["steps"] == 9
+    assert [budget for budget, _ in rehearsed] == ["6steps"] * compiled
+    assert not any(folder.exists() for _, folder in rehearsed)
     assert (found.get("rehearsal_seconds", 0) > 0) == compiled and found["config"] == to_dict(config)
     train_one(config, tmp_path / "run")
     assert len(trained) == compiled + 2, "what goes on was rehearsed before"

@@ -12,21 +12,21 @@ import torch
 
 from conftest import tiny
 from retain import files
+from retain.config import data_config
 from retain.config.json import load_config, to_dict
 from retain.model.cells import build_cell
 from retain.runs.checkpoint import CheckpointError, latest_checkpoint, load_files
 from retain.runs.progress import STOPS
 from retain.runs.run import load_run
 from retain.training.loop import Interrupted, train
-from runs import PHASES, Changed, Crash, assert_same_run, crash_at, lines, run, stop_after
+from runs import Changed, Crash, assert_same_run, crash_at, lines, run, stop_after
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("stop", [1, 2, 4, 5, 6, 8, 10, 12])
 def test_resuming_equals_never_having_stopped(never_stopped, tmp_path, stop, accumulate):
     """1 and 2 are within SMT, 4 and 8 the boundaries, 5 and 6 within DMT, 10 within BPTT, 12 the end."""
-    changes = {f"{phase}__accumulate": accumulate for phase in PHASES}
-    config, whole = never_stopped(**changes)
+    config, whole = never_stopped(optimizer__gradient_accumulation_steps=accumulate)
     out = tmp_path / "run"
     with pytest.raises(Interrupted, match=f"{out} --resume"):
         run(config, out, stop_after(stop, accumulate))
@@ -188,7 +188,7 @@ def test_a_checkpoint_is_a_model_that_can_be_scored(never_stopped, retain):
 
 
 def test_a_later_phase_of_smt_keeps_the_readout(tmp_path):
-    config = tiny(phases=("bptt", "smt"), bptt__budget="4steps", smt__budget="1steps", smt__lr=1e-9)
+    config = tiny(phases=("bptt", "smt"), budget="5steps", bptt__share=4, smt__share=1, smt__lr=1e-9)
     train(config, tmp_path / "run", progress_bar=False)
     before, after = (load_run(tmp_path / "run", phase=phase).rnn.readout for phase in (0, 1))
     torch.testing.assert_close(before.state_dict(), after.state_dict(), rtol=0, atol=1e-6)
@@ -196,7 +196,7 @@ def test_a_later_phase_of_smt_keeps_the_readout(tmp_path):
 
 def test_a_run_goes_on_where_its_data_has_moved_to(tmp_path):
     (tmp_path / "a.txt").write_text("some text to learn. " * 100)
-    data = dataclasses.replace(tiny().data, name="text", path=str(tmp_path / "a.txt"), symbols=None)
+    data = data_config(name="text", path=str(tmp_path / "a.txt"), seq_len=8)
     config = tiny(data=data, budget="4steps", log_every=1)
     with pytest.raises(Interrupted):
         run(config, tmp_path / "run", at=stop_after(2))

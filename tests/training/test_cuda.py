@@ -53,10 +53,7 @@ def test_products_are_in_bfloat16_squares_are_not_and_devices_do_not_mix():
 def test_a_preset_trains_resumes_reads_and_writes_on_cuda(preset, tmp_path):
     config = PRESETS[preset]()
     data = data_config(name="digits", seq_len=63) if preset == "mnist-paper" else config.data
-    parts = {
-        name: dataclasses.replace(getattr(config, name), budget=None, batch_size=4, seq_len=None)
-        for name in config.phases
-    }
+    parts = {name: dataclasses.replace(getattr(config, name), batch_size=4, seq_len=None) for name in config.phases}
     if preset == "mnist-paper":
         parts["dmt"] = dataclasses.replace(parts["dmt"], horizon=32, horizon_growth=0.0)
         parts["memory"] = dataclasses.replace(config.memory, tokens=4, width=32)

@@ -19,7 +19,7 @@ def test_retrieval_is_learnt_and_remembered_without_the_teacher(tmp_path, seed):
         memory=MemoryConfig(tokens=1, width=32),
         teacher=TeacherConfig(width=64, heads=2, layers=1, future_len=16),
         cell=CellConfig(width=128),
-        smt=SMTConfig(share=4, batch_size=32, lr=6e-3, on_policy=0.5, horizon=4, decodes_per_sequence=2),
+        smt=SMTConfig(share=4, batch_size=32, lr=6e-3, on_policy=0.5, decodes_per_sequence=2),
         dmt=DMTConfig(share=1, batch_size=32, lr=2e-3),
         device="cpu",
         tracker=None,

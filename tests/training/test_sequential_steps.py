@@ -31,6 +31,9 @@ def counted(method, progress=0.0, **changes):
     return kinds[method if method == "dmt" else config.phases[0]]().sequential_steps(8, progress)
 
 
+WHOLE = {"dmt__horizon_growth": 0.0}
+
+
 @pytest.mark.parametrize(
     "method, changes, by_hand",
     [
@@ -56,14 +59,18 @@ def counted(method, progress=0.0, **changes):
         ("smt", {"smt__bptt_window": 4, "smt__num_chunks": 2}, 1 + 4 + 1 + (1 + 4 + 1)),
         ("smt", {"teacher__layers": 2, "teacher__activation_checkpointing": True}, 2 + 8 + 1 + 1 + (1 + 1 + 2 + 2)),
         ("smt", {"smt__bptt_window": None}, 1 + 8 + 1 + (1 + 8 + 1)),
-        ("dmt", {"dmt__horizon": 4, "dmt__bptt_window": 5}, 1 + 4 + 5 + 1 + (1 + 5)),
+        ("dmt", WHOLE | {"dmt__horizon": 4, "dmt__bptt_window": 5}, 1 + 4 + 5 + 1 + (1 + 5)),
         # alone from m_0 and trained over the whole of it: the rollout itself is trained
-        ("dmt", {"dmt__horizon": 8, "dmt__bptt_window": 8}, 1 + 8 + 1 + (1 + 8)),
-        ("dmt", {"dmt__horizon": 8, "dmt__bptt_window": None}, 1 + 8 + 1 + (1 + 8)),
-        ("dmt", {"dmt__horizon": 4, "dmt__bptt_window": None}, 1 + 8 + 1 + (1 + 8)),
-        ("dmt", {"dmt__horizon": 8, "dmt__bptt_window": 5}, 1 + 8 + 5 + 1 + (1 + 5)),
-        ("dmt", {"dmt__horizon": 8, "dmt__bptt_window": 5, "cell__kind": "gated"}, 1 + 8 + 1 + (1 + 5)),
-        ("dmt", {"dmt__horizon": 4}, 1 + 4 + 1 + 1 + (1 + 1)),
+        ("dmt", WHOLE | {"dmt__horizon": 8, "dmt__bptt_window": 8}, 1 + 8 + 1 + (1 + 8)),
+        ("dmt", WHOLE | {"dmt__horizon": 8, "dmt__bptt_window": None}, 1 + 8 + 1 + (1 + 8)),
+        ("dmt", WHOLE | {"dmt__horizon": 4, "dmt__bptt_window": None}, 1 + 8 + 1 + (1 + 8)),
+        ("dmt", WHOLE | {"dmt__horizon": 8, "dmt__bptt_window": 5}, 1 + 8 + 5 + 1 + (1 + 5)),
+        (
+            "dmt",
+            {"dmt__horizon_growth": 0.0, "dmt__horizon": 8, "dmt__bptt_window": 5, "cell__kind": "gated"},
+            1 + 8 + 1 + (1 + 5),
+        ),
+        ("dmt", WHOLE | {"dmt__horizon": 4}, 1 + 4 + 1 + 1 + (1 + 1)),
         ("dmt", {"dmt__predictive": False}, 1 + 1 + 1 + 1 + 1),
     ],
 )

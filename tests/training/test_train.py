@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from conftest import tiny
-from retain.config import data_config
+from retain.config import OptimizerConfig, data_config
 from retain.data import load_data
 from retain.errors import TrainingError
 from retain.inference.evaluate import evaluate
@@ -34,13 +34,13 @@ def test_budgets_in_tokens_and_seconds_end_where_they_should(tmp_path, monkeypat
     def pass_time(number):
         seconds[0] += 0.125
 
-    config = tiny(budget="1h", smt__budget="100tokens", dmt__budget="0.6s")
-    summary = run(config, tmp_path / "run", pass_time)
-    by_phase = {phase: [r for r in lines(tmp_path / "run") if r["phase"] == phase] for phase in config.phases}
-    assert by_phase["smt"][-1]["tokens"] == 128  # 4 batches of 4 x 8 tokens: the first to reach 100
-    assert by_phase["dmt"][-1]["step"] == 4 + 5  # the first to reach 0.6 s
-    assert summary["tokens"] == summary["steps"] * 32
-    assert summary["seconds"] == 9 * 0.125
+    for budget, steps in (("200tokens", 4 + 3), ("1.2s", 5 + 5)):  # phases end with the step that reaches their share
+        out = tmp_path / budget
+        summary = run(tiny(budget=budget), out, pass_time)
+        # 4 batches of 4 x 8 tokens are the first to reach 100, and 3 more the first to reach the 72 that are left.
+        assert summary["steps"] == steps and summary["tokens"] == steps * 32
+        assert summary["seconds"] == steps * 0.125
+        assert next(r["step"] for r in lines(out) if r["phase"] == "dmt") == (steps + 1) // 2 + 1
 
 
 def test_the_same_seed_gives_the_same_losses_and_another_one_others(tmp_path):
@@ -62,12 +62,12 @@ def test_every_step_has_its_own_batch_even_after_a_new_phase(tmp_path):
         tmp_path / "run",
         seen.append,
     )
-    assert len(set(seen)) == len(seen) == 4 * (2 + 2 + 1)
+    assert len(set(seen)) == len(seen) == 4 * (2 + 2 + 2)
 
 
 def test_a_run_is_the_plain_loop_over_its_batches(tmp_path):
-    own = {"lr": 0.02, "warmup": 0.4, "beta1": 0.5, "beta2": 0.7, "weight_decay": 0.3, "clip": 0.05, "truncate": None}
-    config = tiny(phases=("bptt",), budget="5steps", **{f"bptt__{name}": value for name, value in own.items()})
+    optimizer = OptimizerConfig(warmup=0.4, betas=(0.5, 0.7), weight_decay=0.3, max_grad_norm=0.05)
+    config = tiny(phases=("bptt",), budget="5steps", optimizer=optimizer, bptt__lr=0.02, bptt__bptt_window=None)
     run(config, tmp_path / "run")
     data = load_data(config.data)
     torch.manual_seed(config.seed)
@@ -75,7 +75,7 @@ def test_a_run_is_the_plain_loop_over_its_batches(tmp_path):
     objective = BPTT(rnn, config.bptt.bptt_window)
     optimizer = torch.optim.AdamW(objective.parameters(), betas=(0.5, 0.7), weight_decay=0.3, fused=True)
     for step in range(5):
-        optimizer.param_groups[0]["lr"] = learning_rate(config.bptt, step / 5)
+        optimizer.param_groups[0]["lr"] = learning_rate(config.bptt, 0.4, step / 5)
         loss = objective(data.batch(config.seed, step, 0, 4))["loss"]
         optimizer.zero_grad()
         loss.backward()
@@ -155,8 +155,8 @@ def test_metrics_have_every_loss_and_figure(never_stopped):
         assert line.keys() >= common | {"validation_bits_per_token", "validation_accuracy"}
     assert [line["horizon"] for line in training if line["phase"] == "dmt"] == [1, 2, 4, 8]
     for phase in PHASES:
-        rates = [line["lr"] for line in training if line["phase"] == phase]
-        assert rates == pytest.approx([learning_rate(getattr(config, phase), i / 4) for i in range(4)])
+        rates, warmup = [line["lr"] for line in training if line["phase"] == phase], config.optimizer.warmup
+        assert rates == pytest.approx([learning_rate(getattr(config, phase), warmup, i / 4) for i in range(4)])
 
 
 def test_metrics_are_logged_every_so_many_steps_whatever_the_phase(tmp_path):
@@ -165,17 +165,17 @@ def test_metrics_are_logged_every_so_many_steps_whatever_the_phase(tmp_path):
 
 
 def test_the_learning_rate_warms_up_and_falls():
-    config = tiny(smt__lr=2.0, optimizer__warmup=0.25, smt__lr_schedule="cosine").smt
-    assert learning_rate(config, 0.0) < 0.01
-    assert learning_rate(config, 0.125) == pytest.approx(1.0)
-    assert learning_rate(config, 0.25) == pytest.approx(2.0)
-    assert learning_rate(config, 1.0) == pytest.approx(0.02)
-    assert learning_rate(tiny(smt__lr=2.0, smt__lr_schedule="constant").smt, 0.9) == 2.0
+    config = tiny(smt__lr=2.0, smt__lr_schedule="cosine").smt
+    assert learning_rate(config, 0.25, 0.0) < 0.01
+    assert learning_rate(config, 0.25, 0.125) == pytest.approx(1.0)
+    assert learning_rate(config, 0.25, 0.25) == pytest.approx(2.0)
+    assert learning_rate(config, 0.25, 1.0) == pytest.approx(0.02)
+    assert learning_rate(tiny(smt__lr=2.0, smt__lr_schedule="constant").smt, 0.25, 0.9) == 2.0
 
 
 def test_the_exported_model_is_the_best_validated(tmp_path):
     """BPTT at an absurd rate makes the model worse: the one from before it must come out."""
-    config = tiny(phases=("smt", "bptt"), budget="30steps", bptt__budget="6steps", bptt__lr=3.0, optimizer__warmup=0.0)
+    config = tiny(phases=("smt", "bptt"), budget="36steps", smt__share=5, bptt__lr=3.0, optimizer__warmup=0.0)
     out = tmp_path / "run"
     summary = run(config, out)
     scores = {r["step"]: r["validation_bits_per_token"] for r in lines(out) if "validation_bits_per_token" in r}

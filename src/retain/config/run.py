@@ -107,8 +107,6 @@ class RunConfig:
                 "phases: dmt follows the teacher that smt trains; put smt before it, or start from a run that has one "
                 "(--init-from RUN)"
             )
-        if follows and "dmt" in self.trained and not self.has_teacher:
-            raise UserError(f"budget: {self.budget} leaves nothing for smt, whose teacher dmt follows; give more")
         if "smt" not in self.phases:
             return
         predicts = smt.lambda_dec > 0 or (smt.lambda_trunk > 0 and self.teacher.encoder != "window")

@@ -272,8 +272,8 @@ def rehearse(config: RunConfig, beside: Path) -> float:
     from retain.training.loop import train
 
     start = time.perf_counter()
-    phases = {name: dataclasses.replace(getattr(config, name), budget="3steps") for name in config.phases}
-    short = dataclasses.replace(config, tracker=None, **phases)
+    phases: dict[str, Any] = {name: dataclasses.replace(getattr(config, name), share=1.0) for name in config.phases}
+    short = dataclasses.replace(config, tracker=None, budget=f"{3 * len(config.phases)}steps", **phases)
     beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=beside) as folder, suppress(TrainingError):  # the run says it
         train(short, Path(folder) / "run", progress_bar=False)

@@ -19,6 +19,7 @@ from retain.config import PhaseConfig, RunConfig
 from retain.data import SPLITS, Data, load_data
 from retain.model.compiling import fast_parts
 from retain.model.fast import using
+from retain.objectives import SMT
 from retain.ops.graphs import forget, launched
 from retain.runs.run import build
 from retain.training.accelerator import make_accelerator
@@ -126,9 +127,12 @@ class _Probe:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Not in pieces, whose backward passes the counter cannot follow; the products are the same."""
+        """Not in chunks, whose backward passes the counter cannot follow; the products are the same."""
+        if not isinstance(self.objective, SMT):
+            yield
+            return
         config = self.objective.config
-        self.objective.config = dataclasses.replace(config, num_chunks=1) if hasattr(config, "num_chunks") else config
+        self.objective.config = dataclasses.replace(config, num_chunks=1)
         yield
         self.objective.config = config
 
