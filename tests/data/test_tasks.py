@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import retain
-from retain.config import TASK_DATA, TASK_FIELDS, data_config
+from retain.config import TASK_DATA, TASK_SIZES, data_config
 from retain.data import IGNORE, SPLITS, load_data
 from retain.data.batches import generator
 from retain.data.tasks import TASKS, build_task
@@ -71,7 +71,7 @@ def name(request):
 
 def test_the_config_knows_every_task_and_every_knob():
     assert set(TASKS) == set(TASK_DATA)
-    assert {knob for task in TASKS.values() for knob in task.knobs} == {"seq_len", *TASK_FIELDS}
+    assert {knob for task in TASKS.values() for knob in task.knobs} == {"seq_len", *TASK_SIZES}
     assert all(name == task.name for name, task in TASKS.items())
 
 

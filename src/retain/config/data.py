@@ -85,8 +85,6 @@ class TaskDataConfig(DataConfig):
         for name in {size for sizes in TASK_SIZES.values() for size in sizes} - set(TASK_SIZES[self.name]):
             if value := getattr(self, name):
                 raise UserError(f"data.{name}: {value} is not read by {self.name}; leave it out")
-        if self.min_seq_len is not None and self.min_seq_len > self.seq_len:
-            raise UserError(f"data.min_seq_len: {self.min_seq_len} is longer than data.seq_len {self.seq_len}")
 
     def at_length(self, length: int) -> Self:
         """The same to be scored in sequences of this length, whatever the lengths of training batches."""
