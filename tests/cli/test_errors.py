@@ -12,6 +12,7 @@ from test_cli import python
 from conftest import tiny
 from retain.cli import main
 from retain.cli.arguments import Usage
+from retain.config import data_config
 from retain.config.json import load_config
 from retain.errors import CheckpointError, Interrupted, TrainingError, UserError
 from retain.experiments.scheduler import RunError, run_all
@@ -133,7 +134,7 @@ def test_a_defect_of_one_run_of_many_is_a_traceback(tmp_path, monkeypatch):
 
 def test_a_bad_value_of_one_run_of_many_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"^one: data.seq_len: 300 .*\(run folder: .*/out/one\)$"):
-        run_all({"one": tiny(data__symbols=None, data__name="digits", data__seq_len=300)}, tmp_path / "out")
+        run_all({"one": tiny(data=data_config(name="digits", seq_len=300))}, tmp_path / "out")
 
 
 def test_a_defect_in_a_sweeps_models_is_no_bad_value(retain, tiny_file, monkeypatch):

@@ -252,8 +252,8 @@ def test_bad_npy_files(tmp_path, case):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"path": "a.txt"}, "data.path: 'a.txt' is not read by stdlib; set data.name to text or npy"),
-        ({"vocab_size": 9}, "data.vocab_size: 9 is not that of stdlib; leave it out or set 256"),
+        ({"path": "a.txt"}, "data.path: 'a.txt' is for text, npy, documents, images, not stdlib; leave it out"),
+        ({"vocab_size": 9}, "data.vocab_size: 9 is for npy, not stdlib; leave it out"),
         ({"seq_len": 2**24}, "data.seq_len: 16777216 needs 16777217 tokens, but train has only"),
     ],
 )

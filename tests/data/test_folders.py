@@ -33,7 +33,8 @@ def folder(tmp_path):
 
 def loaded(path, whole=False, **fields):
     config = with_path(data_config(name="stdlib", seq_len=8), str(path), None, None)
-    return load_data(data_config(**{**vars(config), "reset": config.name == "documents", **fields}), whole)
+    reset = {"reset": True} if config.name == "documents" else {}
+    return load_data(data_config(**vars(config) | reset | fields), whole)
 
 
 def documents(data):

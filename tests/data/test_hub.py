@@ -54,7 +54,7 @@ def test_the_papers_settings(preset):
     assert [str(b) for b in dataclasses.replace(c, budget="202steps").budgets()] == ["200steps", "2steps"]
     assert (c.smt.batch_size, c.smt.seq_len, c.dmt.batch_size, c.dmt.seq_len) == (128, 320, 32, 576)
     assert (c.teacher.context_len, c.teacher.future_len, c.dmt.horizon, c.dmt.horizon_growth) == (256, 64, 256, 0.0)
-    assert (c.smt.lr, c.smt.schedule, c.smt.warmup, c.dmt.lr, c.dmt.schedule) == (
+    assert (c.smt.lr, c.smt.lr_schedule, c.optimizer.warmup, c.dmt.lr, c.dmt.lr_schedule) == (
         3e-4,
         "constant",
         0.01,
@@ -66,8 +66,7 @@ def test_the_papers_settings(preset):
     assert (c.memory.tokens, c.memory.width, c.memory.norm, c.teacher.encoder) == (16, 256, "rms", "window")
     assert (c.teacher.width, c.teacher.heads, c.teacher.layers, c.teacher.decoder_layers) == (256, 8, 8, 4)
     assert (c.cell.kind, c.cell.width, c.cell.heads, c.cell.layers) == ("transformer", 256, 8, 8)
-    for phase in (c.smt, c.dmt):
-        assert (phase.weight_decay, phase.beta1, phase.beta2, phase.clip) == (0.01, 0.9, 0.95, 1.0)
+    assert (c.optimizer.weight_decay, c.optimizer.betas, c.optimizer.max_grad_norm) == (0.01, (0.9, 0.95), 1.0)
     assert c.precision == "bf16"
     assert c.data.path == {"t": "hf:roneneldan/TinyStories", "m": "hf:ylecun/mnist"}[preset[0]]
 

@@ -29,7 +29,7 @@ def no_sleep(monkeypatch):
 def test_training_on_a_stream(retain, sources, tmp_path, cache, no_sleep):
     for preset, folder in (("tinystories", "stories"), ("mnist", "mnist")):
         out = tmp_path / preset
-        options = [*SMALL, *PARTS, "--stream"]
+        options = [*SMALL, *PARTS, "--data.stream"]
         code, _, complaint = retain("train", preset, "--data", sources / folder, "--out", out, *options)
         assert code == 0, complaint
         assert json.loads((out / "data.json").read_text())["streamed"] is True

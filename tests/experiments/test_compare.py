@@ -285,14 +285,13 @@ WRONG = [
     ("{old} --lrs 1", ["another comparison", "lrs"]),
     *(
         (f"{{new}} {option} 3", [option, "retain compare does not take it"])
-        for option in ("--seed", "--validate-every", "--tracker", "--smt.budget", "--bptt.budget")
+        for option in ("--seed", "--validate-every", "--tracker")
     ),
     ("{new} --methods smt --phases smt bptt", ["phases", "smt+bptt", "--phases smt dmt"]),
     ("{new} --bptt.bptt_window 4", ["--bptt.bptt_window", "tbptt"]),
     ("{new} --methods smt --methods gru", ["--methods", "given twice", "smt", "gru"]),
     ("{new} --quiet", ["--quiet", "retain compare does not take it"]),
     ("{new} --lrs 1,1", ["lrs", "1,1", "twice"]),
-    ("compare --config own.json --out new", ["budget", "budgets of their own", "--budget B"]),
     ("{old} --data.symbols 5", ["another comparison", "data.symbols", "4", "5"]),
     ("compare --config tiny.json --out run", ["out", "run", "holds no comparison"]),
 ]

@@ -94,8 +94,6 @@ def test_runs_are_validated_twenty_times_unless_told_otherwise():
 
     assert every("--budget 2000steps") == "100steps"
     assert every("--budget 20s") == "1s"
-    assert every("--smt.budget 300steps --dmt.budget 100steps") == "20steps"
-    assert every("--smt.budget 300steps --dmt.budget 100s") == "60s"
     assert every("--budget 2000steps --validate-every 5steps") == "5steps"
 
 
@@ -320,11 +318,11 @@ WRONG = [
     ("{new} --vary smt.lambda-dyn=0.1,1e-1", ["vary", "smt.lambda_dyn", "twice"]),
     ("{new} --vary memory.width=8 --vary memory.width=16", ["vary", "memory.width", "given twice"]),
     ("{new} --vary memory.width=8,16 --memory.width 4", ["vary", "memory.width", "leave one"]),
-    ("{new} --vary memory.width=8,0", ["vary", "memory.width=0", "positive"]),
+    ("{new} --vary memory.width=8,0", ["vary", "memory.width: 0", "positive"]),
     ("{new} --vary teacher.width=16,18", ["vary", "teacher.width=18", "multiple"]),
     ("{new} --vary data.seq-len=8,2", ["vary", "data.seq_len=2", "too short"]),
     ("{new} --vary cell.kind=mlp,none:Cell", ["vary", "cell.kind=none:Cell"]),
-    ("{new} --vary memory.width=4,8 --vary smt.horizon=3 --seeds 0", ["seeds", "'0'", "at least 1"]),
+    ("{new} --vary memory.width=4,8 --vary dmt.horizon=3 --seeds 0", ["seeds", "'0'", "at least 1"]),
     ("{new} --vary memory.width=4 --levels 2,x", ["levels", "'2,x'", "numbers"]),
     ("{new} --vary memory.width=4 --levels -1", ["levels", "-1", "positive"]),
     ("{new} --vary cell.width=8,16 --levels 2.5", ["levels", "memory sizes", "memory.tokens"]),

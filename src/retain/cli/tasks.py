@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retain.cli.arguments import parse
-from retain.config import IGNORE, DataConfig
+from retain.config import IGNORE, TaskDataConfig
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def describe(name: str) -> dict[str, Any]:
     from retain.data.batches import generator
     from retain.data.tasks import TASKS, build_task
 
-    task = build_task(DataConfig(name=name))
+    task = build_task(TaskDataConfig(name=name))
     small = TASKS[name](**task.example)
     tokens, targets = (rows[0].tolist() for rows in small.generate(generator(0, 0), 1))
     return {

@@ -97,7 +97,7 @@ def value_of(name: str, text: str) -> Any:
         try:
             return check_value(candidate, kind, name)
         except UserError as error:
-            problem = str(error)
+            problem = problem or str(error)
     raise UserError(f"vary: {problem}")
 
 
