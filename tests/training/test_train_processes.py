@@ -22,7 +22,7 @@ from retain.model.layers import MemoryNorm
 from retain.runs.checkpoint import latest_checkpoint, load_files
 from retain.runs.progress import STOPS
 from retain.training import accelerator as devices
-from retain.training.accelerator import make_accelerator, start_trackers
+from retain.training.accelerator import open_accelerator, start_trackers
 from retain.training.loop import train
 from retain.training.processes import agreed
 from runs import LOSSES, PHASES, Changed, Padded, assert_same_run, lines, run, wait_for
@@ -328,8 +328,11 @@ def test_trackers_know_project_and_run_by_name(tracker, project, tmp_path):
 def test_processes_that_were_started_but_do_not_join_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("retain.training.accelerator.Accelerator", lambda **settings: SimpleNamespace(num_processes=1))
-    with pytest.raises(ValueError, match="device: cpu does not join the 2 processes"):
-        make_accelerator(tiny(), tmp_path)
+    with (
+        pytest.raises(ValueError, match="device: cpu does not join the 2 processes"),
+        open_accelerator(tiny(), tmp_path),
+    ):
+        pass
 
 
 def test_a_folder_of_its_name_is_no_package(tmp_path, monkeypatch):

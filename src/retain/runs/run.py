@@ -93,7 +93,8 @@ def config_of(path: Path) -> RunConfig:
     saved = load_files(path, [])[1].get("config") if run_of(path) != path else None
     if saved is None:
         raise UserError(f"run: {path} holds no config.json; give the folder that `retain train` wrote")
-    return from_dict(RunConfig, saved)
+    config: RunConfig = from_dict(RunConfig, saved)
+    return config
 
 
 def refuse_other_model(config: RunConfig, state: dict[str, Any], path: Path) -> None:

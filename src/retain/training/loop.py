@@ -25,7 +25,7 @@ from retain.runs.init_from import start_from
 from retain.runs.lock import alone
 from retain.runs.progress import Clock, stop_signals
 from retain.runs.run import build
-from retain.training.accelerator import make_accelerator, start_trackers
+from retain.training.accelerator import open_accelerator, start_trackers
 from retain.training.bar import Bar
 from retain.training.batches import Batches
 from retain.training.budgets import Budgets
@@ -75,9 +75,7 @@ def train(
         Interrupted: Ctrl-C, SIGTERM or SIGHUP, after a checkpoint was saved.
     """
     out = Path(out)
-    accelerator = make_accelerator(config, out)
-    with ExitStack() as held, ExitStack() as connected:
-        connected.callback(accelerator.end_training)  # processes must not die while they are connected
+    with ExitStack() as held, open_accelerator(config, out) as accelerator:
         together(accelerator, lambda: prepare_folder(config, out, resume))
         own_data = data is not None
         data = load_data(own_tokenizer(config.data, out)) if data is None else data
