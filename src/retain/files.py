@@ -73,7 +73,7 @@ def tidy(parent: Path, name: str | None = None) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def delete(folder: Path) -> None:
+def delete_folder(folder: Path) -> None:
     """Delete a checkpoint by first renaming it, so that a kill leaves no half of one under its name."""
     doomed = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     try:

@@ -24,7 +24,7 @@ from retain.runs.progress import STOPS
 from retain.training import accelerator as devices
 from retain.training.accelerator import open_accelerator, start_trackers
 from retain.training.loop import train
-from retain.training.processes import agreed
+from retain.training.processes import agree
 from runs import LOSSES, PHASES, Changed, Padded, assert_same_run, lines, run, wait_for
 
 RETAIN = "from retain.cli import main; main()"
@@ -120,7 +120,7 @@ SLOW_CLOCK = """
 import os
 from retain.runs.progress import Every
 if os.environ["RANK"] == "1":
-    Every.due = lambda self, progress: False
+    Every.is_due = lambda self, progress: False
 """
 """For the second process it is never time to validate or save."""
 
@@ -232,7 +232,7 @@ def test_processes_agree_to_the_last_digit(monkeypatch):
     """DMT's horizon doubles at exact shares of its phase: 0.35 rounded to float32 is less than 0.35."""
     monkeypatch.setattr("retain.training.processes.broadcast", lambda values: values)
     main = SimpleNamespace(num_processes=2, device="cpu")
-    assert agreed(main, 7 / 20, 1 / 3, 0) == [7 / 20, 1 / 3, 0.0]
+    assert agree(main, 7 / 20, 1 / 3, 0) == [7 / 20, 1 / 3, 0.0]
 
 
 @pytest.mark.slow

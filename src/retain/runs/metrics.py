@@ -11,7 +11,7 @@ from typing import Any
 
 from retain.errors import CheckpointError
 from retain.files import replace_file
-from retain.runs.checkpoint import failed
+from retain.runs.checkpoint import describe_failure
 
 
 def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
@@ -28,7 +28,7 @@ def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
                 line = line if file.read(1) == b"\n" else b"\n" + line
             file.write(line)
     except OSError as error:
-        raise CheckpointError(failed(path, error)) from error
+        raise CheckpointError(describe_failure(path, error)) from error
 
 
 def truncate_after(path: str | Path, step: int, *, validated: bool = True) -> int:
@@ -49,7 +49,7 @@ def truncate_after(path: str | Path, step: int, *, validated: bool = True) -> in
                 dropped += bool(line)
         replace_file(path, b"".join(kept))
     except OSError as error:
-        raise CheckpointError(failed(path, error)) from error
+        raise CheckpointError(describe_failure(path, error)) from error
     return dropped
 
 

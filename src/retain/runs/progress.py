@@ -96,7 +96,7 @@ class Every:
             # Counted from the run's beginning, so that a resumed run does it at the same steps.
             self.last -= self.last % budget.amount
 
-    def due(self, progress: Progress) -> bool:
+    def is_due(self, progress: Progress) -> bool:
         now = progress.total(self.budget.unit)
         if now - self.last < self.budget.amount:
             return False

@@ -19,7 +19,7 @@ from retain.objectives import BPTT, DMT, SMT
 from retain.ops.graphs import forget
 from retain.runs.checkpoint import Loaded
 from retain.runs.optimizer_state import load_optimizer
-from retain.runs.run import fill
+from retain.runs.run import load_weights
 from retain.training.job import Job
 
 
@@ -57,8 +57,8 @@ def start_phase(job: Job, saved: Loaded | None) -> Iterator[Phase]:
     )
     if saved is not None:
         tensors, state = saved
-        fill(job.rnn, tensors["model"], job.out)
-        fill(job.teacher, tensors["teacher"], job.out)
+        load_weights(job.rnn, tensors["model"], job.out)
+        load_weights(job.teacher, tensors["teacher"], job.out)
         load_optimizer(optimizer, named, tensors["optimizer"], state["optimizer"])
     wrapped, prepared = job.accelerator.prepare(objective, optimizer)
     try:
@@ -99,6 +99,6 @@ def part_of(batch: dict[str, Any], length: int | None) -> dict[str, Any]:
     return batch | {name: batch[name][:, start : start + n] for name, n in lengths.items() if name in batch}
 
 
-def seed_of(seed: int, step: int) -> int:
+def mix_seed(seed: int, step: int) -> int:
     """A seed for the step, far from those of its neighbours."""
     return (seed * 1_000_003 + step) * 4_099 % (2**62)

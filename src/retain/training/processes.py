@@ -32,7 +32,7 @@ def together(accelerator: Accelerator, check: Callable[[], None]) -> None:
         raise UserError(said) if mendable else RuntimeError(f"the main process failed: {said}")
 
 
-def agreed(accelerator: Accelerator, *values: float) -> list[float]:
+def agree(accelerator: Accelerator, *values: float) -> list[float]:
     """What the main process says: clocks and signals differ between processes, and all must do the same."""
     if accelerator.num_processes == 1:
         return list(values)
