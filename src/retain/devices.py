@@ -27,7 +27,7 @@ def fastest() -> str:
 
 
 def fast_bf16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 are fast here: CUDA since Ampere, or a CPU with AMX or AVX512_BF16."""
+    """Whether bfloat16 matrix products are fast on a device: CUDA since Ampere, or a CPU with AMX or AVX512_BF16."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

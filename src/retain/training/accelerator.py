@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,17 +85,6 @@ def start_trackers(accelerator: Accelerator, config: RunConfig, out: Path) -> No
             config={k: str(v) for k, v in flatten(to_dict(config)).items()},
             init_kwargs={name: {"name": out.resolve().name} for name in ("wandb", "trackio")},
         )
-
-
-def keep_pages() -> None:
-    """Let the C library keep freed memory for the next step, instead of asking the system for cleared pages again.
-
-    A step allocates what the last one freed. Where there is no glibc, nothing happens.
-    """
-    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def installed(package: str) -> bool:
