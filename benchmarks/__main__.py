@@ -10,7 +10,6 @@ import time
 
 from benchmarks.page import PAGE, lines, save
 from benchmarks.rows import ROWS
-from retain.training.accelerator import keep_pages
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -19,7 +18,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if unknown := set(args.rows) - set(ROWS):
         parser.error(f"rows: {', '.join(sorted(unknown))} not among {', '.join(ROWS)}")
-    keep_pages()  # as `retain train` does
     logging.basicConfig(format="%(message)s")
     found = {}
     for name in args.rows or ROWS:

@@ -13,12 +13,10 @@ import torch
 from benchmarks.sides import SMALL, Size, at, batch_of, models, smt_step, training_step
 from retain.experiments.scheduler import peak_memory
 from retain.objectives import BPTT
-from retain.training.accelerator import keep_pages
 
 
 def main() -> None:
     device, side = "cuda" if torch.cuda.is_available() else "cpu", sys.argv[1]
-    keep_pages()  # as `retain train` does
     if device == "cpu":
         twice(side, at(SMALL, length=8, batch=2))  # what a first step loads is code, some 100 MiB of it
     before = peak_memory(device)

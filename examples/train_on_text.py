@@ -17,7 +17,7 @@ args = parser.parse_args()
 
 # A preset is a function that returns a whole configuration. It is frozen, so `replace` makes a changed copy of it.
 config = retain.PRESETS["text"]()
-config = dataclasses.replace(config, budget=args.budget, data=dataclasses.replace(config.data, path=args.text))
+config = dataclasses.replace(config, budget=args.budget, data=retain.data_config("text", path=args.text))
 
 # SMT, then DMT, each for its share of the budget. The model of the best validation is the one that is kept.
 retain.train(config, args.out)

@@ -15,6 +15,9 @@ _HOMES = {
     "save": "retain.runs.save",
     "RNN": "retain.model.rnn",
     "Teacher": "retain.model.teacher",
+    "data_config": "retain.config",
+    "SMTLoss": "retain.config",
+    "DMTLoss": "retain.config",
     "SMT": "retain.objectives",
     "DMT": "retain.objectives",
     "BPTT": "retain.objectives",
@@ -29,7 +32,10 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from retain.config import DMTLoss as DMTLoss
     from retain.config import RunConfig as RunConfig
+    from retain.config import SMTLoss as SMTLoss
+    from retain.config import data_config as data_config
     from retain.config.presets import PRESETS as PRESETS
     from retain.data import load_data as load_data
     from retain.inference.evaluate import evaluate as evaluate

@@ -8,7 +8,7 @@ from retain.errors import UserError
 
 
 def check_device(name: str) -> None:
-    """Raises UserError for a device that is not there."""
+    """Raise UserError for a device that is not there."""
     try:
         kind = name if name == "auto" else torch.device(name).type
     except RuntimeError:
@@ -20,14 +20,14 @@ def check_device(name: str) -> None:
 
 
 def fastest() -> str:
-    """The device that `auto` stands for here."""
+    """Return the device that `auto` stands for here."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def fast_bf16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 are fast here: CUDA since Ampere, or a CPU with AMX or AVX512_BF16."""
+    """Whether bfloat16 matrix products are fast on a device: CUDA since Ampere, or a CPU with AMX or AVX512_BF16."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

@@ -1,4 +1,4 @@
-"""What can go wrong that is no defect of this library; the command line shows each as one line.
+"""Errors that are no defect of this library; the command line shows each as one line.
 
 Everything else that is raised is a defect, and is shown with its traceback.
 """
@@ -43,14 +43,16 @@ NO_MEMORY = (
     "or let SMT hold less: --smt.num-chunks 8 --teacher.activation-checkpointing"
 )
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-"""Of a file that is open already: these errors do not name it."""
+"""Errors of a file that is open already: they do not name it."""
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-"""Of a folder that may be read and not written into."""
+"""Errors of a folder that may be read and not written into."""
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:
-    """An error in one line, and its exit code: 2 for what the user can mend, 1 for a failed run, 130 for a run that was
-    stopped. None for a defect, which is to be seen with its traceback."""
+    """Put an error into one line, with its exit code; None for a defect, which is to be seen with its traceback.
+
+    The code is 2 for what the user can mend, 1 for a failed run, 130 for a run that was stopped.
+    """
     if isinstance(error, (UserError, CheckpointError, TrainingError, Interrupted)):
         return " ".join(str(error).split()), error.exit_code
     if out_of_memory(error):
@@ -65,7 +67,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """By its words where it is PyTorch's, which has no type for it on a CPU."""
+    """Whether memory ran out: PyTorch has no error type for that on a CPU, so its words are read."""
     if isinstance(error, RuntimeError):
         words = r"can't allocate memory|out of memory|Storage size calculation overflowed"
         return re.search(words, str(error)) is not None

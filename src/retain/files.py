@@ -28,7 +28,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def keep_printed(path: Path, text: str) -> None:
-    """Write what was printed into its run folder; where that is for reading alone, stderr says so.
+    """Write what was printed into its run folder; if the folder may only be read, say so on stderr.
 
     Raises UserError where the disk refuses.
     """
@@ -42,6 +42,7 @@ def keep_printed(path: Path, text: str) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
+    """Write a file and wait until the disk has it. Raises OSError."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
@@ -49,6 +50,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names in a folder. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -61,7 +63,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def tidy(parent: Path, name: str | None = None) -> None:
-    """Clear what dead writers of parent/name left, None for any name: an old version comes back if no new one came."""
+    """Clear what dead writers of parent/name left (None: of any name). An old version comes back if no new one came."""
     for path in parent.glob(".tmp-*"):
         if name is None or path.name[5:].rpartition("-")[0] == name:
             shutil.rmtree(path, ignore_errors=True)
@@ -73,7 +75,7 @@ def tidy(parent: Path, name: str | None = None) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def delete(folder: Path) -> None:
+def delete_folder(folder: Path) -> None:
     """Delete a checkpoint by first renaming it, so that a kill leaves no half of one under its name."""
     doomed = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     try:

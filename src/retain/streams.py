@@ -1,4 +1,4 @@
-"""stdout and stderr, whatever they are: a terminal, a pipe that nobody reads any more, a notebook's, or none at all."""
+"""Writing to stdout and stderr, be they a terminal, a pipe that nobody reads any more, a notebook's, or none."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def is_terminal(stream: Any) -> bool:
 
 
 class Lossy:
-    """A stream whose reader may go away (`| head`, a terminal that is closed): what is written then is lost, and
-    nothing stops for it. `unread` says that it has come to that.
+    """A stream whose reader may go away (`| head`, a terminal that is closed).
 
-    `of_messages`: one whose text nobody waits for, so that it is also lost where a disk is full.
+    What is written then is lost, and nothing stops for it; `unread` tells whether that has happened. With `of_messages`
+    nobody waits for the text, and it is also lost if the disk is full.
     """
 
     def __init__(self, stream: Any, *, of_messages: bool = False) -> None:
@@ -31,10 +31,12 @@ class Lossy:
         self.unread = False
 
     def write(self, text: str) -> int:
+        """Write, or lose, the text."""
         self._attempt("write", text)
         return len(text)
 
     def flush(self) -> None:
+        """Flush what was not lost."""
         if hasattr(self.stream, "flush"):
             self._attempt("flush")
 
@@ -58,14 +60,14 @@ def _is_device(stream: Any) -> bool:
 
 
 def divert(stream: Any) -> None:
-    """Have what is still to be written go nowhere, or Python would complain of it at exit."""
+    """Send what is still buffered nowhere: else Python complains at exit (its documentation gives this remedy)."""
     with suppress(AttributeError, OSError, ValueError), open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())
 
 
 @contextmanager
 def lossy_streams() -> Iterator[None]:
-    """Inside, stdout and stderr are there and Lossy. What an encoding lacks is a question mark, and stops nothing."""
+    """Inside, stdout and stderr exist and are Lossy. A character that their encoding lacks becomes a question mark."""
     before = sys.stdout, sys.stderr
     # A standard file that was closed at the start would be the next one that is opened, and be printed into.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:

@@ -12,9 +12,9 @@ from conftest import tiny
 from naive import VOCAB, assert_close, models
 from retain import devices
 from retain.config import CELLS, CellConfig, MemoryConfig, TeacherConfig
+from retain.inference.complete import save_image_grid
 from retain.inference.fast_step import fast_step
 from retain.inference.generate import check_sampling, generate, sample
-from retain.inference.image_grid import save_image_grid
 from retain.model import compiling
 from retain.model.rnn import RNN
 

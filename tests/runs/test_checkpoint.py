@@ -27,7 +27,7 @@ from retain.runs.checkpoint import (
     save_files,
 )
 from retain.runs.metrics import append_line, truncate_after
-from retain.runs.optimizer_state import load_optimizer, optimizer_tensors
+from retain.runs.optimizer_state import dump_optimizer, load_optimizer
 
 
 def some(value=0.0):
@@ -403,7 +403,7 @@ def test_optimizer_resumes_bitwise(tmp_path, optimizer_class, options):
     train(straight, optimizer, 0, 8)
     first, optimizer = build(optimizer_class, **options)
     train(first, optimizer, 0, 4)
-    tensors, described = optimizer_tensors(optimizer, first.named_parameters())
+    tensors, described = dump_optimizer(optimizer, first.named_parameters())
     save_checkpoint(tmp_path, 4, {"model": first.state_dict(), "optimizer": tensors}, {"optimizer": described})
     second, resumed = build(optimizer_class, **options)
     train(second, resumed, 0, 1)
@@ -414,20 +414,20 @@ def test_optimizer_resumes_bitwise(tmp_path, optimizer_class, options):
     train(second, resumed, 4, 8)
     for name, value in straight.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
-    again = optimizer_tensors(resumed, second.named_parameters())[0]
+    again = dump_optimizer(resumed, second.named_parameters())[0]
     assert again.keys() == tensors.keys() and all(torch.equal(v, tensors[k]) for k, v in read["optimizer"].items())
 
 
 def test_optimizer_of_another_model_is_refused():
     model, optimizer = build(torch.optim.AdamW)
-    tensors, described = optimizer_tensors(optimizer, model.named_parameters())
+    tensors, described = dump_optimizer(optimizer, model.named_parameters())
     other = torch.nn.Linear(4, 3)
     with pytest.raises(CheckpointError, match="parameters differ from the checkpoint's"):
         load_optimizer(torch.optim.AdamW(other.parameters()), other.named_parameters(), tensors, described)
     with pytest.raises(CheckpointError, match="ghost/exp_avg belongs to no parameter"):
         load_optimizer(optimizer, model.named_parameters(), {"ghost/exp_avg": torch.ones(1)}, described)
     with pytest.raises(ValueError, match="lacks some of the optimizer's parameters"):
-        optimizer_tensors(optimizer, other.named_parameters())
+        dump_optimizer(optimizer, other.named_parameters())
 
 
 def test_metrics_are_strict_json_and_truncate(tmp_path):

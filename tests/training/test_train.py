@@ -4,10 +4,12 @@ import dataclasses
 import json
 import math
 import signal
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from torch import nn
 
 from conftest import tiny
@@ -20,11 +22,11 @@ from retain.objectives import BPTT
 from retain.runs.checkpoint import best_checkpoint, latest_checkpoint, load_files
 from retain.runs.progress import stop_signals
 from retain.runs.run import build, load, load_run
-from retain.training.accelerator import make_accelerator
+from retain.training.accelerator import open_accelerator
 from retain.training.loop import train
 from retain.training.losses_log import LossesLog
 from retain.training.phases import learning_rate, part_of
-from runs import KEYS, LOSSES, PHASES, Changed, lines, losses, run
+from runs import KEYS, LOSSES, PHASES, Changed, Crash, crash_at, lines, losses, run
 
 
 def test_budgets_in_tokens_and_seconds_end_where_they_should(tmp_path, monkeypatch):
@@ -330,14 +332,25 @@ def test_what_ends_a_phase_counts(tmp_path, monkeypatch):
     assert summary["seconds"] > phases[-1], "the last validation and what is saved after it, too"
 
 
-def test_a_second_run_may_have_another_device(tmp_path, monkeypatch):
+def test_a_second_run_may_have_another_device(monkeypatch):
     """Accelerate keeps one state per process; what is asked of the second run must not be answered by the first's."""
-    made = make_accelerator(tiny(device="cpu"), tmp_path)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    with monkeypatch.context() as patch:
+    with open_accelerator(tiny(device="cpu")) as made, monkeypatch.context() as patch:
+        patch.setattr(torch.backends.mps, "is_available", lambda: True)
         patch.setattr("accelerate.state.is_mps_available", lambda *a, **k: True)
-        assert make_accelerator(tiny(device="auto"), tmp_path).device.type == "mps"
-    assert made.device.type == "cpu" and make_accelerator(tiny(device="cpu"), tmp_path).device.type == "cpu"
+        with open_accelerator(tiny(device="auto")) as second:
+            assert second.device.type == "mps"
+            with open_accelerator(tiny(device="cpu")) as third:
+                assert third.device.type == "cpu"
+        assert made.device.type == PartialState().device.type == "cpu"
+
+
+@pytest.mark.parametrize("ends", ["well", "badly"])
+def test_an_accelerator_of_the_callers_own_is_left_alone(tmp_path, ends):
+    """What Accelerate knows of the process is the same after a run as before it."""
+    with open_accelerator(tiny(precision="bf16")) as own:
+        with pytest.raises(Crash) if ends == "badly" else nullcontext():
+            run(tiny(precision="fp32", budget="2steps"), tmp_path / "run", crash_at(1 if ends == "badly" else -1))
+        assert AcceleratorState().mixed_precision == own.mixed_precision == "bf16"
 
 
 def test_a_phase_of_smaller_batches_reads_on_from_where_the_last_one_was(tmp_path):

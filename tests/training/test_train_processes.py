@@ -22,9 +22,9 @@ from retain.model.layers import MemoryNorm
 from retain.runs.checkpoint import latest_checkpoint, load_files
 from retain.runs.progress import STOPS
 from retain.training import accelerator as devices
-from retain.training.accelerator import make_accelerator, start_trackers
+from retain.training.accelerator import open_accelerator, start_trackers
 from retain.training.loop import train
-from retain.training.processes import agreed
+from retain.training.processes import agree
 from runs import LOSSES, PHASES, Changed, Padded, assert_same_run, lines, run, wait_for
 
 RETAIN = "from retain.cli import main; main()"
@@ -120,7 +120,7 @@ SLOW_CLOCK = """
 import os
 from retain.runs.progress import Every
 if os.environ["RANK"] == "1":
-    Every.due = lambda self, progress: False
+    Every.is_due = lambda self, progress: False
 """
 """For the second process it is never time to validate or save."""
 
@@ -232,7 +232,7 @@ def test_processes_agree_to_the_last_digit(monkeypatch):
     """DMT's horizon doubles at exact shares of its phase: 0.35 rounded to float32 is less than 0.35."""
     monkeypatch.setattr("retain.training.processes.broadcast", lambda values: values)
     main = SimpleNamespace(num_processes=2, device="cpu")
-    assert agreed(main, 7 / 20, 1 / 3, 0) == [7 / 20, 1 / 3, 0.0]
+    assert agree(main, 7 / 20, 1 / 3, 0) == [7 / 20, 1 / 3, 0.0]
 
 
 @pytest.mark.slow
@@ -328,8 +328,11 @@ def test_trackers_know_project_and_run_by_name(tracker, project, tmp_path):
 def test_processes_that_were_started_but_do_not_join_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("retain.training.accelerator.Accelerator", lambda **settings: SimpleNamespace(num_processes=1))
-    with pytest.raises(ValueError, match="device: cpu does not join the 2 processes"):
-        make_accelerator(tiny(), tmp_path)
+    with (
+        pytest.raises(ValueError, match="device: cpu does not join the 2 processes"),
+        open_accelerator(tiny(), tmp_path),
+    ):
+        pass
 
 
 def test_a_folder_of_its_name_is_no_package(tmp_path, monkeypatch):

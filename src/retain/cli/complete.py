@@ -11,9 +11,8 @@ from retain.cli.arguments import Usage
 from retain.config import ImageDataConfig
 from retain.data.images import levels_of
 from retain.errors import UserError
-from retain.inference.complete import complete, true_images
+from retain.inference.complete import complete, save_image_grid, true_images
 from retain.inference.generate import check_sampling
-from retain.inference.image_grid import save_image_grid
 from retain.runs.run import Run
 
 

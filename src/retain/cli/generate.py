@@ -108,8 +108,8 @@ def generate_images(run: Run, path: Path, args: Generate, count: int, sampling: 
     import torch
 
     from retain.data import encode
+    from retain.inference.complete import save_image_grid
     from retain.inference.generate import generate
-    from retain.inference.image_grid import save_image_grid
 
     shape, vocab_size = run.state["image_shape"], run.state["vocab_size"]
     prompt = encode(args.prompt, "image", vocab_size)

@@ -81,8 +81,9 @@ def _with_whole_paths(data: DataConfig) -> DataConfig:
     """A run is scored and resumed from other folders, too."""
     from retain.data.paths import absolute
 
-    named: dict[str, Any] = {name: getattr(data, name, None) for name in ("path", "tokenizer")}
-    return dataclasses.replace(data, **{name: absolute(path) for name, path in named.items() if path is not None})
+    named = {name: getattr(data, name, None) for name in ("path", "tokenizer")}
+    whole: dict[str, Any] = {name: absolute(path) for name, path in named.items() if path is not None}
+    return dataclasses.replace(data, **whole)
 
 
 def _sets(argv: list[str], option: str) -> bool:

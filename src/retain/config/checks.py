@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+import dataclasses
+from typing import Annotated, Any, TypeVar, cast
 
 import pydantic
 from pydantic import ConfigDict, Field, ValidationError
@@ -42,17 +42,18 @@ def settings(cls: type[T]) -> type[T]:
     NumPy are Python's. So equal settings compare, hash and print the same.
     """
     config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
-    made = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)
-    build: Callable[..., None] = made.__init__
+    made: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)
+    build = made.__init__
 
     def __init__(self: Any, /, **values: Any) -> None:
         try:
             build(self, **{name: to_plain(value) for name, value in values.items()})
         except ValidationError as error:
-            raise UserError(describe(error, made)) from None
+            fields = ", ".join(sorted(field.name for field in dataclasses.fields(made)))
+            raise UserError(describe(error, fields)) from None
 
-    made.__init__ = __init__  # type: ignore[method-assign]
-    return made
+    made.__init__ = __init__
+    return cast(type[T], made)
 
 
 def check_value(value: Any, hint: Any, name: str) -> Any:
@@ -90,13 +91,18 @@ WRONG = {
 }
 
 
-def describe(error: ValidationError, cls: type) -> str:
-    """The first of pydantic's complaints as one line: the field, its value and what would be right."""
+def describe(error: ValidationError, fields: str) -> str:
+    """The first of pydantic's complaints as one line: the field, its value and what would be right.
+
+    Args:
+        error: what pydantic raised.
+        fields: the names of all fields, for one that is none of them.
+    """
     found = error.errors(include_url=False)[0]
     if found["type"] == "value_error":  # a check of our own, which names its field
         return str(found["ctx"]["error"])
     if found["type"] == "unexpected_keyword_argument":
-        return f"{found['loc'][0]}: unknown field; there are {', '.join(sorted(cls.__dataclass_fields__))}"
+        return f"{found['loc'][0]}: unknown field; there are {fields}"
     return f"{found['loc'][0]}: {explain_mistake(error)}"
 
 

@@ -44,7 +44,7 @@ class _Score:
     def read(self, readout: Readout, memory: Tensor, answers: Tensor, positions: Tensor) -> None:
         """What `readout` says of memory (N, K, D), a part at a time: answers (N,), asked at these positions (N,)."""
         at_once = max(1, min(MEMORIES, LOGITS // readout.head.out_features))
-        for part, asked, where in zip(*(x.split(at_once) for x in (memory, answers, positions)), strict=True):
+        for part, asked, where in zip(*(torch.split(x, at_once) for x in (memory, answers, positions)), strict=True):
             self.add(fast(readout)(part), asked, where)
 
     def add(self, logits: Tensor, answers: Tensor, positions: Tensor) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from retain.config import IGNORE
 from retain.data import Data
+from retain.inference.complete import save_image_grid
 from retain.inference.generate import generate, sample
-from retain.inference.image_grid import save_image_grid
 from retain.model.teacher import Teacher
 from retain.report.analyses import SPLIT
 from retain.runs.run import Run

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from retain import files as disk
 from retain.errors import CheckpointError, UserError
-from retain.files import delete, sync_folder, tidy
+from retain.files import delete_folder, sync_folder, tidy
 
 FORMAT_VERSION = 1
 StateDicts = Mapping[str, Mapping[str, Tensor]]
@@ -51,7 +51,7 @@ def save_files(
     try:
         _write_folder(folder, files)
     except OSError as error:
-        raise CheckpointError(failed(folder, error, [folder, *previous])) from error
+        raise CheckpointError(describe_failure(folder, error, [folder, *previous])) from error
 
 
 def load_files(folder: str | Path, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> Loaded:
@@ -101,23 +101,23 @@ def save_checkpoint(
         tidy(parent)
         _write_folder(folder, files)
     except OSError as error:
-        raise CheckpointError(failed(folder, error, checkpoints(run))) from error
+        raise CheckpointError(describe_failure(folder, error, list_checkpoints(run))) from error
     past = [s for s, _ in _steps(run) if s <= step]
     kept = {*past[:keep], best}
     for other, path in _steps(run):
         if other > step:
             log.warning("%s is from after step %d, to which this run went back; deleting it", path, step)
         if other not in kept:
-            delete(path)
+            delete_folder(path)
     return folder
 
 
-def run_of(path: Path) -> Path:
+def find_run(path: Path) -> Path:
     """The run folder that a checkpoint, or what a phase left, stands in; any other folder is the run itself."""
     return path.parent.parent if path.parent.name in ("checkpoints", "phases") else path
 
 
-def checkpoints(run: str | Path) -> list[Path]:
+def list_checkpoints(run: str | Path) -> list[Path]:
     """The run's checkpoints, newest first, damaged ones included."""
     return [folder for _, folder in _steps(Path(run))]
 
@@ -177,7 +177,7 @@ def export(run: str | Path, tensors: StateDicts, state: dict[str, Any]) -> None:
             os.replace(temporary[name], run / name)
         sync_folder(run)
     except OSError as error:
-        raise CheckpointError(failed(run / "manifest.json", error, [run])) from error
+        raise CheckpointError(describe_failure(run / "manifest.json", error, [run])) from error
     finally:
         for name in files:
             tidy(run, name)
@@ -341,6 +341,6 @@ def _remedy(folder: Path) -> str:
     return "it was changed or its writing was cut short: restore it from a copy, or write it again"
 
 
-def failed(path: str | Path, error: OSError, previous: Iterable[Path] = ()) -> str:
+def describe_failure(path: str | Path, error: OSError, previous: Iterable[Path] = ()) -> str:
     good = next((folder for folder in previous if _problem(folder) is None), None)
     return f"{path}: cannot be written, {error.strerror or error}" + (f"; {good} is still good" if good else "")

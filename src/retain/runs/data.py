@@ -12,7 +12,7 @@ from retain.config.json import flatten
 from retain.data.batches import Data
 from retain.errors import UserError
 from retain.files import replace_file
-from retain.runs.checkpoint import run_of
+from retain.runs.checkpoint import find_run
 
 
 def keep_data(out: Path, data: Data) -> None:
@@ -22,7 +22,7 @@ def keep_data(out: Path, data: Data) -> None:
         replace_file(out / "tokenizer.json", tokenizer.encode())
 
 
-def same_data(out: Path, data: Data) -> None:
+def refuse_other_data(out: Path, data: Data) -> None:
     """Refuse to go on with other data than the run began with. Raises UserError naming what differs."""
     try:
         before = json.loads((out / "data.json").read_text(encoding="utf-8"))
@@ -51,7 +51,7 @@ def same_checksum(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def own_tokenizer(config: DataConfig, path: Path) -> DataConfig:
     """The tokenizer of a run is the copy in its folder: the file that it began with may be another by now, or gone."""
-    copy = run_of(path) / "tokenizer.json"
+    copy = find_run(path) / "tokenizer.json"
     if isinstance(config, DocumentDataConfig) and config.tokenizer is not None and copy.exists():
         return dataclasses.replace(config, tokenizer=str(copy.resolve()))
     return config
@@ -59,7 +59,7 @@ def own_tokenizer(config: DataConfig, path: Path) -> DataConfig:
 
 def read_tokenizer(path: Path) -> Any:
     """The tokenizer that a run was trained with; None where its tokens are bytes or numbers."""
-    path = run_of(path)
+    path = find_run(path)
     if not (path / "tokenizer.json").exists():
         return None
     try:

@@ -27,7 +27,7 @@ def prepare_folder(config: RunConfig, out: Path, resume: bool) -> None:
         if not saved.exists():
             raise UserError(f"resume: {out} holds no run; leave out --resume to start one")
         refuse_change(load_config(saved), config, out)
-        if not has_begun(out) and lost_checkpoints(out):
+        if not has_begun(out) and has_lost_checkpoints(out):
             raise UserError(
                 f"resume: {out / 'checkpoints'} is gone, and with it what the run had learnt; bring it back, or delete "
                 f"{out} to train anew"
@@ -50,7 +50,7 @@ def refuse_change(before: RunConfig, now: RunConfig, out: Path, remedy: str = "r
             )
 
 
-def lost_checkpoints(out: Path) -> bool:
+def has_lost_checkpoints(out: Path) -> bool:
     """Whether a run without a checkpoint once had one.
 
     Its first validation that is a number leaves one, before another step is made.

@@ -11,7 +11,7 @@ from retain.errors import UserError
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.runs.checkpoint import load_model
-from retain.runs.run import fill, guided, refuse_other_model
+from retain.runs.run import guided, load_weights, refuse_other_model
 
 
 def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, own_cell: str | None = None) -> None:
@@ -56,6 +56,6 @@ def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, own_ce
     tokenizer = path / "tokenizer.json"
     if (tokenizer.read_text(encoding="utf-8") if tokenizer.exists() else None) != getattr(data, "tokenizer", None):
         raise UserError(f"init_from: {path} read other tokens; give --data.tokenizer {tokenizer}")
-    fill(rnn, tensors["model"], path, "init_from")
+    load_weights(rnn, tensors["model"], path, "init_from")
     if with_teacher:
-        fill(teacher, tensors["teacher"], path, "init_from")
+        load_weights(teacher, tensors["teacher"], path, "init_from")

@@ -1,4 +1,4 @@
-"""A folder that one process alone writes into."""
+"""Folders that one process alone writes into."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from retain.errors import UserError
 
 LOCK = ".lock"
 PATIENCE = 3.0
-"""Seconds in which a process that is being killed has let go."""
+"""Seconds to wait for a process that is being killed to let go."""
 LITTER = {
     *(LOCK, ".gitkeep", ".keep", ".gitignore", ".gitattributes", "lost+found", ".snapshot", ".ipynb_checkpoints"),
     *(".ds_store", ".localized", "thumbs.db", "desktop.ini", ".directory", "@eadir", "system volume information"),
 }
-"""What version control, file systems and file managers leave in folders, in small letters."""
+"""Names, in lower case, of what version control, file systems and file managers leave in folders."""
 LEFT = (".tmp-", "._", ".nfs", ".fuse_hidden", ".trash-")
-"""How names begin of what else they leave, and of what a process that was killed had not put in its place."""
+"""How the names of other such files begin, and of files that a killed process had not put in place."""
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file of this name says nothing of what its folder holds."""
+    """Whether a file of this name says nothing about what its folder holds."""
     return name.lower() in LITTER or name.lower().startswith(LEFT)
 
 
 def is_free(out: Path) -> bool:
-    """Whether a run can be written into `out`: it is not there, or a folder that holds nothing but litter."""
+    """Whether a run can be written into `out`: it does not exist, or is a folder that holds nothing but litter."""
     return not out.exists() or (out.is_dir() and all(is_litter(file.name) for file in out.iterdir()))
 
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Hold the folder `out`, which is made. Raises UserError where another process has it.
+    """Create the folder `out` and hold it. Raises UserError if another process has it.
 
-    The system lets go of it when this process dies, however it dies.
+    The system releases it when this process dies, however it dies.
     """
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / LOCK)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line of strict JSON per logged step, safe against a kill in mid write."""
+"""metrics.jsonl: one line of strict JSON per logged step, safe against a kill in the middle of a write."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from retain.errors import CheckpointError
 from retain.files import replace_file
-from retain.runs.checkpoint import failed
+from retain.runs.checkpoint import describe_failure
 
 
 def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
@@ -23,19 +23,19 @@ def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
     try:
         with open(path, "ab+") as file:
             if file.tell():
-                # A process killed in mid write left half a line: end it, or this good line would be lost with it.
+                # A process killed while it wrote left half a line: end it, or this good line would be lost with it.
                 file.seek(-1, os.SEEK_END)
                 line = line if file.read(1) == b"\n" else b"\n" + line
             file.write(line)
     except OSError as error:
-        raise CheckpointError(failed(path, error)) from error
+        raise CheckpointError(describe_failure(path, error)) from error
 
 
 def truncate_after(path: str | Path, step: int, *, validated: bool = True) -> int:
     """Drop the lines of a metrics file whose "step" is greater than `step`, and lines cut short by a kill; atomic.
 
-    Without `validated` the validation of `step` itself goes too: it will be done again.
-    Returns how many lines were dropped; a file that is not there has none. Lines without a step stay.
+    Without `validated` the validation of `step` itself is dropped too: it will be done again. Lines without a step
+    stay. Returns how many lines were dropped: none if there is no file.
     """
     path = Path(path)
     if not path.exists():
@@ -49,7 +49,7 @@ def truncate_after(path: str | Path, step: int, *, validated: bool = True) -> in
                 dropped += bool(line)
         replace_file(path, b"".join(kept))
     except OSError as error:
-        raise CheckpointError(failed(path, error)) from error
+        raise CheckpointError(describe_failure(path, error)) from error
     return dropped
 
 

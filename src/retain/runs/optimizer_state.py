@@ -15,7 +15,7 @@ HOW_NOT_WHAT = ("params", "foreach", "fused", "capturable", "differentiable")
 """Options of an optimizer that say how it computes on this machine: a resumed one keeps its own."""
 
 
-def optimizer_tensors(
+def dump_optimizer(
     optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Take an optimizer's state apart under parameter names: its tensors as "NAME/ENTRY", and JSON for all the rest.
@@ -45,7 +45,7 @@ def load_optimizer(
     tensors: Mapping[str, Tensor],
     saved: Mapping[str, Any],
 ) -> None:
-    """Put back what `optimizer_tensors` gave, groups' options included, so that the next step is bitwise the same.
+    """Put back what `dump_optimizer` gave, groups' options included, so that the next step is bitwise the same.
 
     Raises:
         CheckpointError: Names, shapes or groups are not those of this optimizer; nothing has been changed.

@@ -1,4 +1,4 @@
-"""Where a run is, its clock, what is due, and the signals that stop it."""
+"""How far a run is, its clock, what is due, and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if ha
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run is. Saved with every checkpoint; together with seed and config it decides all that follows."""
+    """How far a run is. Every checkpoint has it; together with seed and config it decides all that follows."""
 
     phase: int = 0
     phase_step: int = 0
@@ -30,7 +30,7 @@ class Progress:
     phase_tokens: int = 0
     phase_sequential: int = 0
     compiling_seconds: float = 0.0
-    """Seconds of the run's first step where parts are compiled in it and all phases share one budget: they come off the
+    """Seconds of the run's first step, if parts are compiled in it and all phases share one budget: they come off the
     whole. What is compiled later, by a first validation or after resuming, comes off the phase it happens in."""
     step: int = 0
     seconds: float = 0.0
@@ -38,7 +38,7 @@ class Progress:
     sequential: int = 0
     """Sequential steps: the longest chain of dependent cell or layer applications (docs/compare.md)."""
     micro_batches: int = 0
-    """Read so far: the number of the next one, so that none comes twice, whatever each phase accumulates."""
+    """How many were read: the number of the next one, so that none comes twice, whatever each phase accumulates."""
     validated: int = -1
     """The step of the last validation."""
     best_step: int | None = None
@@ -61,7 +61,7 @@ class Progress:
         self.phase_sequential += sequential
 
     def spent(self, unit: str) -> float:
-        """What the current phase took."""
+        """What the current phase has taken, in a unit of budgets."""
         return {
             "s": self.phase_seconds - (self.compiling_seconds if self.phase == 0 else 0.0),
             "steps": self.phase_step,
@@ -70,17 +70,18 @@ class Progress:
         }[unit]
 
     def total(self, unit: str) -> float:
-        """What the run took."""
+        """What the run has taken, in a unit of budgets."""
         return {"s": self.seconds, "steps": self.step, "tokens": self.tokens, "sequential": self.sequential}[unit]
 
 
 class Clock:
-    """Adds the wall-clock that passes to the progress; all that happens between ticks counts, compiling too."""
+    """Adds wall-clock time to the progress; all that happens between ticks counts, compiling too."""
 
     def __init__(self, progress: Progress):
         self.progress, self.before = progress, time.perf_counter()
 
     def tick(self) -> None:
+        """Add the seconds since the last tick."""
         now = time.perf_counter()
         self.progress.seconds += now - self.before
         self.progress.phase_seconds += now - self.before
@@ -88,15 +89,16 @@ class Clock:
 
 
 class Every:
-    """Says when another `budget` of training has gone by."""
+    """Tells when another `budget` of training has gone by."""
 
     def __init__(self, budget: Budget, progress: Progress):
         self.budget, self.last = budget, progress.total(budget.unit)
         if budget.unit != "s":
-            # Counted from the run's beginning, so that a resumed run does it at the same steps.
+            # Counted from the start of the run, so that a resumed run does it at the same steps.
             self.last -= self.last % budget.amount
 
-    def due(self, progress: Progress) -> bool:
+    def is_due(self, progress: Progress) -> bool:
+        """Whether it has gone by since this was last true."""
         now = progress.total(self.budget.unit)
         if now - self.last < self.budget.amount:
             return False
@@ -106,16 +108,16 @@ class Every:
 
 @contextmanager
 def stop_signals(say: str = "") -> Iterator[threading.Event]:
-    """Turn STOPS into an event that the loop reads between steps; a second one is the ordinary one.
+    """Turn STOPS into an event that the loop reads between steps; a second signal does what it does by default.
 
-    `say` is told on a terminal at the first Ctrl-C. Under nohup, where SIGHUP is ignored, it stays so.
+    `say` is printed to a terminal at the first Ctrl-C. Under nohup SIGHUP is ignored, and stays so.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before: dict[int, Any] = {number: signal.getsignal(number) or signal.SIG_DFL for number in STOPS}
-    # A shell has its background jobs ignore Ctrl-C, which is still heard when it is sent by kill.
+    # A shell makes its background jobs ignore Ctrl-C; SIGINT is still heard if it is sent by kill.
     before = {n: handler for n, handler in before.items() if n == signal.SIGINT or handler != signal.SIG_IGN}
 
     def ask(number: int, frame: Any) -> None:

@@ -19,7 +19,7 @@ from retain.errors import UserError
 from retain.model.cells import CELLS
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
-from retain.runs.checkpoint import load_files, load_model, run_of
+from retain.runs.checkpoint import find_run, load_files, load_model
 from retain.runs.data import own_tokenizer
 from retain.runs.folder import phase_folder
 
@@ -67,7 +67,7 @@ def load_run(
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"run: {path} is not a folder; give the folder that `retain train` wrote")
-    written = config_of(path)
+    written = read_config(path)
     config = dataclasses.replace(written, data=own_tokenizer(written.data, path))
     names = ["model", "teacher"] if teacher else ["model"]
     if phase is not None and not 0 <= phase < len(config.phases):
@@ -80,17 +80,17 @@ def load_run(
     if cell is None and (own := state.get("own_cell")):
         raise UserError(f"run: {path} was trained with a cell of your own, {own}; give it, as in load(RUN, cell=…)")
     rnn, guide = build(config, state["vocab_size"], cell)
-    fill(rnn, tensors["model"], path)
+    load_weights(rnn, tensors["model"], path)
     if teacher:
-        fill(guide, tensors["teacher"], path)
+        load_weights(guide, tensors["teacher"], path)
     return Run(path, config, state, rnn.to(device).eval(), guide.to(device).eval() if teacher else None)
 
 
-def config_of(path: Path) -> RunConfig:
+def read_config(path: Path) -> RunConfig:
     """The config of a run, or of one of its checkpoints, whose state has it. Raises UserError where there is none."""
     if (path / "config.json").exists():
         return load_config(path / "config.json")
-    saved = load_files(path, [])[1].get("config") if run_of(path) != path else None
+    saved = load_files(path, [])[1].get("config") if find_run(path) != path else None
     if saved is None:
         raise UserError(f"run: {path} holds no config.json; give the folder that `retain train` wrote")
     return from_dict(saved)
@@ -112,7 +112,7 @@ def refuse_other_model(config: RunConfig, state: dict[str, Any], path: Path) -> 
 def guided(path: Path) -> bool:
     """Whether the run has a trained teacher: an RNN that was copied without its, to be shipped, stands alone."""
     alone = (path / "manifest.json").exists() and not (path / "teacher.safetensors").exists()
-    return not alone and path.is_dir() and config_of(path).has_teacher
+    return not alone and path.is_dir() and read_config(path).has_teacher
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu", cell: nn.Module | None = None) -> RNN:
@@ -127,7 +127,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", cell: nn.Modul
     return load_run(path, device=device, cell=cell).rnn.requires_grad_(False)
 
 
-def fill(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path, whose: str = "run") -> None:
+def load_weights(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path, whose: str = "run") -> None:
     """Load its weights. Raises UserError where they are of another shape or name."""
     try:
         module.load_state_dict(tensors)

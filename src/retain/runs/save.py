@@ -18,11 +18,11 @@ from retain.errors import CheckpointError, UserError
 from retain.model.cells import CELLS, build_cell
 from retain.model.modes import evaluating
 from retain.model.rnn import RNN
-from retain.runs.checkpoint import export, failed
+from retain.runs.checkpoint import describe_failure, export
 from retain.runs.data import keep_data
 from retain.runs.folder import prepare_folder
 from retain.runs.progress import Progress
-from retain.runs.run import fill
+from retain.runs.run import load_weights
 
 
 def save(rnn: RNN, config: RunConfig, path: str | Path, *, data: Data | None = None) -> None:
@@ -46,7 +46,7 @@ def save(rnn: RNN, config: RunConfig, path: str | Path, *, data: Data | None = N
     like.to(rnn.m_0)
     if own:
         like.cell = rnn.cell
-    fill(like, rnn.state_dict(), path, "config")
+    load_weights(like, rnn.state_dict(), path, "config")
     token = torch.zeros(1, dtype=torch.long, device=rnn.m_0.device)
     with torch.no_grad(), evaluating(rnn, like):  # settings such as norm, heads, residual have no weights
         pairs = zip(rnn.step(token, rnn.init_memory(1)), like.step(token, rnn.init_memory(1)), strict=True)
@@ -54,17 +54,17 @@ def save(rnn: RNN, config: RunConfig, path: str | Path, *, data: Data | None = N
             raise UserError(
                 "config: with these weights it is another RNN; give the memory, teacher and cell of this one"
             )
-    state = state_of(config, rnn, data, Progress(), own_cell=type(rnn.cell).__qualname__ if own else None)
+    state = build_state(config, rnn, data, Progress(), own_cell=type(rnn.cell).__qualname__ if own else None)
     export(path, {"model": rnn.state_dict()}, state)
     try:
         if data is not None:
             keep_data(path, data)
         save_config(config, path / "config.json")
     except OSError as error:
-        raise CheckpointError(failed(path, error)) from error
+        raise CheckpointError(describe_failure(path, error)) from error
 
 
-def state_of(
+def build_state(
     config: RunConfig, rnn: RNN, data: Data | None, progress: Progress, *, own_cell: str | None
 ) -> dict[str, Any]:
     """state.json: what a loader needs beside the weights, and where they come from.

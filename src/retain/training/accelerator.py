@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
-import logging
 import os
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,37 +18,66 @@ from retain.config.json import flatten, to_dict
 from retain.devices import check_device, fast_bf16
 from retain.errors import UserError
 
-log = logging.getLogger("retain")
 
+@contextmanager
+def open_accelerator(config: RunConfig, out: Path | None = None) -> Iterator[Accelerator]:
+    """Make Accelerate's view of devices, precision and processes, with trackers that write into `out`.
 
-def make_accelerator(config: RunConfig, out: Path) -> Accelerator:
-    """Accelerate's view of devices, precision and processes. Raises UserError for what is not there."""
+    At the end of the `with` block the processes part, and Accelerate's state is again what it was before.
+
+    Raises:
+        UserError: A device or a tracker is not there.
+    """
     check_device(config.device)
-    tracker = config.tracker
-    if tracker == "auto":
-        tracker = "tensorboard" if installed("tensorboard") else None
-    elif tracker is not None and not installed(tracker):
-        raise UserError(f"tracker: {tracker} is not installed; pip install {tracker}, or --tracker None")
+    tracker = _choose_tracker(config) if out else None
     cuda = torch.cuda.is_available() and config.device in ("auto", "cuda")
     # Where there is no accelerator, processes are only told of each other if it is the CPU that is asked for.
     cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    bf16 = config.precision == "bf16" or (
-        config.precision == "auto" and fast_bf16(torch.device("cuda" if cuda else "cpu"))
-    )
-    precision = "bf16" if bf16 else "no"
+    auto_bf16 = config.precision == "auto" and fast_bf16(torch.device("cuda" if cuda else "cpu"))
+    precision = "bf16" if config.precision == "bf16" or auto_bf16 else "no"
+    with _own_state():
+        accelerator = Accelerator(cpu=cpu, mixed_precision=precision, log_with=tracker, project_dir=out)
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started > 1 and accelerator.num_processes != started:
+            raise UserError(f"device: {config.device} does not join the {started} processes that were started; use cpu")
+        try:
+            yield accelerator
+        finally:
+            accelerator.end_training()  # processes must not die while they are connected
+
+
+@contextmanager
+def _own_state() -> Iterator[None]:
+    """Inside, Accelerate knows of no device and precision but those of an accelerator that is made there.
+
+    It allows one of each per process, and has no other way to give a second run its own. Accelerators that are there
+    already keep theirs.
+    """
+    states = (AcceleratorState, PartialState)
+    before = [vars(state)["_shared_state"] for state in states]
     if not dist.is_initialized():
-        # Accelerate allows one device and one precision per process. A new state lets another run have its own; the
-        # accelerators that there are keep theirs.
-        AcceleratorState._shared_state, PartialState._shared_state = {}, {}
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, log_with=tracker, project_dir=str(out))
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started > 1 and accelerator.num_processes != started:
-        raise UserError(f"device: {config.device} does not join the {started} processes that were started; use cpu")
-    return accelerator
+        for state in states:
+            state._shared_state = {}
+    try:
+        yield
+    finally:
+        for state, shared in zip(states, before, strict=True):
+            state._shared_state = shared
+
+
+def _choose_tracker(config: RunConfig) -> str | None:
+    if config.tracker == "auto":
+        return "tensorboard" if installed("tensorboard") else None
+    if config.tracker is not None and not installed(config.tracker):
+        raise UserError(f"tracker: {config.tracker} is not installed; pip install {config.tracker}, or --tracker None")
+    return config.tracker
 
 
 def start_trackers(accelerator: Accelerator, config: RunConfig, out: Path) -> None:
-    """TensorBoard writes into the run folder's `trackers`; for the others the project is retain, the run the folder."""
+    """Tell the tracker of the run. TensorBoard writes into the run folder's `trackers`.
+
+    For the others the project is retain, and the folder names the run.
+    """
     if accelerator.log_with:
         by_name = any(str(tracker) in ("wandb", "trackio") for tracker in accelerator.log_with)
         accelerator.init_trackers(
@@ -59,18 +87,7 @@ def start_trackers(accelerator: Accelerator, config: RunConfig, out: Path) -> No
         )
 
 
-def keep_pages() -> None:
-    """Let the C library keep freed memory for the next step, instead of asking the system for cleared pages again.
-
-    A step allocates what the last one freed. Where there is no glibc, nothing happens.
-    """
-    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-
-
 def installed(package: str) -> bool:
-    """Whether it can be imported; a mere folder of its name, as W&B leaves one where it was run, is no package."""
+    """Whether a package can be imported; a mere folder of its name, as W&B leaves one where it was run, is none."""
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None

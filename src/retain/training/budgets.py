@@ -1,11 +1,15 @@
-"""How much of its budget each phase has left."""
+"""How much of its budget each phase has left, as a number and as a progress bar."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
+
+from tqdm import tqdm
 
 from retain.config import RunConfig
 from retain.runs.progress import Progress
+from retain.streams import is_terminal
 
 
 class Budgets:
@@ -44,7 +48,23 @@ class Budgets:
             p.compiling_seconds = p.phase_seconds
             self.start_phase()
 
-    def shown(self) -> tuple[float, float]:
-        """What a progress bar shows: the amount of the run that is done, and the whole."""
+    def open_bar(self, *, hidden: bool) -> tqdm:
+        """Open a bar for the current phase; it counts over the whole run."""
+        done, whole = self._amounts()
+        return tqdm(
+            total=whole, initial=done, unit=self.current.unit, desc=self.config.phases[self.progress.phase],
+            disable=hidden or sys.stderr is None,
+            mininterval=0.5 if is_terminal(sys.stderr) else 10, dynamic_ncols=True,
+            bar_format="{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} {unit}, ETA {remaining}{postfix}",
+        )  # fmt: skip
+
+    def show(self, bar: tqdm, loss: float) -> None:
+        """Show what is spent after a step, the loss and the speed."""
+        speed = self.progress.phase_tokens / max(self.progress.phase_seconds, 1e-9)
+        bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+        bar.update(self._amounts()[0] - bar.n)
+
+    def _amounts(self) -> tuple[float, float]:
+        """What is done and the whole."""
         whole = sum(b.amount for b in self.planned)
         return min(self.progress.total(self.current.unit), whole), whole

@@ -9,9 +9,9 @@ from typing import Any
 
 from retain.config.budget import parse_budget
 from retain.files import replace_file
-from retain.runs.checkpoint import best_checkpoint, checkpoints, export, load_files, save_checkpoint, save_files
+from retain.runs.checkpoint import best_checkpoint, export, list_checkpoints, load_files, save_checkpoint, save_files
 from retain.runs.folder import phase_folder
-from retain.runs.optimizer_state import optimizer_tensors
+from retain.runs.optimizer_state import dump_optimizer
 from retain.runs.progress import Every
 from retain.training.job import Job
 from retain.training.losses_log import LossesLog
@@ -32,7 +32,7 @@ class Checkpoints:
 
     def is_due(self) -> bool:
         """Whether it is time for a checkpoint."""
-        return self.every.due(self.job.progress)
+        return self.every.is_due(self.job.progress)
 
     def save(self, *, again: bool = False) -> None:
         """Save a checkpoint, once per step, or `again` if what it says of the step has changed."""
@@ -41,7 +41,7 @@ class Checkpoints:
         if not job.is_main or (self.saved_at == step and not again):
             return
         self.phase.objective.finish()
-        tensors, rest = optimizer_tensors(self.phase.optimizer.optimizer, self.phase.named)
+        tensors, rest = dump_optimizer(self.phase.optimizer.optimizer, self.phase.named)
         groups = {"model": job.rnn.state_dict(), "teacher": job.teacher.state_dict(), "optimizer": tensors}
         save_checkpoint(job.out, step, groups, job.state() | {"optimizer": rest}, best=job.progress.best_step)
         self.saved_at = step
@@ -52,7 +52,7 @@ class Checkpoints:
         if job.is_main:
             folder = phase_folder(job.out, job.config, self.phase.index)
             tensors = {"model": job.rnn.state_dict(), "teacher": job.teacher.state_dict()}
-            save_files(folder, tensors, job.state(), previous=checkpoints(job.out))
+            save_files(folder, tensors, job.state(), previous=list_checkpoints(job.out))
 
 
 def export_best(job: Job) -> dict[str, Any]:

@@ -2,88 +2,61 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import tempfile
-import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from accelerate import Accelerator
 
 from retain.config import PhaseConfig, RunConfig
+from retain.config.budget import Budget
 from retain.data import SPLITS, Data, load_data
 from retain.model.compiling import fast_parts
 from retain.model.fast import using
-from retain.objectives import SMT
-from retain.ops.graphs import forget, launched
+from retain.model.rnn import RNN
+from retain.model.teacher import Teacher
+from retain.ops.graphs import forget
 from retain.runs.run import build
-from retain.training.accelerator import make_accelerator
-from retain.training.phases import objective_of, part_of
+from retain.training.accelerator import open_accelerator
+from retain.training.phases import objective_of
+from retain.training.probe import Probe
 
 log = logging.getLogger("retain")
 
-PROBE_SECONDS = 5.0
-"""The probe's batch doubles up to that of the run, as long as its next step should take less than this."""
-
 
 def dry_run(config: RunConfig) -> dict[str, Any]:
-    """Sizes and costs of a run as JSON values. Data is prepared; a few steps of each phase are done and thrown away.
+    """Find the sizes and costs of a run. Data is prepared; a few steps of each phase are done and thrown away.
 
     Per phase: `flops_per_step` counts matrix products and attention, forward and backward, of one process;
     `activation_bytes` is what one micro-batch keeps for its backward pass; `seconds_per_step` is measured at
     `probed_batch_size` and scaled up to the run's in proportion, which on a large GPU says too much rather than too
-    little. DMT is probed at its longest rollouts, mixed lengths at the whole one. Raises UserError as `train`
-    does.
+    little. DMT is probed at its longest rollouts, mixed lengths at the whole one.
+
+    Returns:
+        JSON values, for `report_lines`.
+
+    Raises:
+        UserError: As `train` does.
     """
     data = load_data(config.data.at_length(config.data.seq_len))
-    with tempfile.TemporaryDirectory() as nowhere:
-        accelerator = make_accelerator(dataclasses.replace(config, tracker=None), Path(nowhere))
-    torch.manual_seed(config.seed)
-    rnn, teacher = build(config, data.vocab_size)
-    rnn.to(accelerator.device)
-    teacher.to(accelerator.device)
-    phases = {}
-    for line in config.left_out():
-        log.warning("%s", line)
-    with using(fast_parts(rnn, teacher)):
-        for index, (name, budget) in enumerate(zip(config.phases, config.budgets(), strict=True)):
-            if not budget.amount:
-                continue
-            own: PhaseConfig = getattr(config, name)
-            objective = objective_of(index, config, rnn, teacher)
-            probe = _Probe(objective, data, own, accelerator)
-            per_step = own.batch_size * config.optimizer.gradient_accumulation_steps
-            tokens = per_step * (own.seq_len or data.seq_len) * accelerator.num_processes
-            seconds = probe.seconds_per_sequence * per_step
-            chain = objective.sequential_steps(own.seq_len or data.seq_len, 1.0)
-            steps = budget.amount / {"s": seconds, "steps": 1, "tokens": tokens, "sequential": chain}[budget.unit]
-            trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-            phases[name if name not in phases else f"{name}, phase {index + 1}"] = {
-                "budget": str(budget),
-                "steps": max(1, round(steps)),
-                "tokens_per_step": tokens,
-                "trained_parameters": trained,
-                "flops_per_step": probe.flops_per_sequence * per_step,
-                "flops": probe.flops_per_sequence * per_step * max(1, round(steps)),
-                "activation_bytes": probe.activations_per_sequence * own.batch_size,
-                "probed_batch_size": probe.batch_size,
-                "seconds_per_step": seconds,
-                "seconds": budget.amount if budget.unit == "s" else seconds * steps,
-            }
-            objective.finish()
-            forget()
-            accelerator.free_memory()
-    count = {"rnn": rnn, "teacher": teacher}
-    parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in count.items()}
+    with open_accelerator(config) as accelerator:
+        torch.manual_seed(config.seed)
+        rnn, teacher = build(config, data.vocab_size)
+        rnn.to(accelerator.device)
+        teacher.to(accelerator.device)
+        for line in config.left_out():
+            log.warning("%s", line)
+        phases = {}
+        with using(fast_parts(rnn, teacher)):
+            for index, (name, budget) in enumerate(zip(config.phases, config.budgets(), strict=True)):
+                if budget.amount:
+                    key = name if name not in phases else f"{name}, phase {index + 1}"
+                    phases[key] = _probe_phase(index, budget, config, data, rnn, teacher, accelerator)
+    parameters = {"rnn": sum(p.numel() for p in rnn.parameters())}
+    parameters["teacher"] = sum(p.numel() for p in teacher.parameters())
     endless = data.info.get("streamed") or data.info.get("sequences", {}).get("train", 0) is None
     # Weights, their gradients and the two moments of AdamW, all in float32.
-    optimised = max(phase["trained_parameters"] for phase in phases.values())
-    weights = 4 * sum(parameters.values()) + 12 * optimised
+    weights = 4 * sum(parameters.values()) + 12 * max(phase["trained_parameters"] for phase in phases.values())
     return {
         "preset": config.preset,
         "device": str(accelerator.device),
@@ -102,100 +75,39 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     }
 
 
-class _Probe:
-    """A few steps of one phase, on copies of nothing: weights get gradients, never an update."""
-
-    def __init__(self, objective: Any, data: Data, config: PhaseConfig, accelerator: Any) -> None:
-        self.objective, self.data, self.config, self.accelerator = objective, data, config, accelerator
-        self.batch_size = 1
-        self.draw(1)
-        self.activations_per_sequence = self.count_activations()
-        pair = min(2, config.batch_size)  # of one sequence, the half that starts from f's own memory is none
-        self.draw(pair)
-        start = time.perf_counter()
-        with FlopCounterMode(display=False) as counter, self.at_once(), launched():
-            self.step(pair)
-        self.flops_per_sequence = counter.get_total_flops() // pair
-        seconds = (time.perf_counter() - start) / pair
-        if seconds < PROBE_SECONDS:  # counting costs time of its own, which does not matter beside such long steps
-            seconds = self.time(1)
-        while self.batch_size < config.batch_size and 2 * seconds < PROBE_SECONDS:
-            self.batch_size = min(2 * self.batch_size, config.batch_size)
-            seconds = self.time(self.batch_size)
-        self.seconds_per_sequence = seconds / self.batch_size
-        objective.zero_grad(set_to_none=True)
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Not in chunks, whose backward passes the counter cannot follow; the products are the same."""
-        if not isinstance(self.objective, SMT):
-            yield
-            return
-        config = self.objective.config
-        self.objective.config = dataclasses.replace(config, num_chunks=1)
-        yield
-        self.objective.config = config
-
-    def draw(self, batch_size: int) -> None:
-        """The batch of the next steps: apart from them, for a stream begins anew each time."""
-        self.batch = part_of(self.data.batch(0, 0, 0, batch_size), self.config.seq_len)
-
-    def step(self, batch_size: int) -> None:
-        if len(self.batch["tokens"]) != batch_size:
-            self.draw(batch_size)
-        with self.accelerator.autocast():
-            device = self.accelerator.device
-            losses = self.objective({k: v.to(device) for k, v in self.batch.items()} | {"progress": 1.0})
-        losses["loss"].backward()
-        losses["loss"].detach().item()  # waits for the device
-
-    def time(self, batch_size: int) -> float:
-        for _ in range(2 if self.accelerator.device.type == "cuda" else 1):
-            torch.manual_seed(0)  # the same shapes each time
-            self.step(batch_size)  # the first also allocates, and on a GPU the second is captured
-        torch.manual_seed(0)
-        start = time.perf_counter()
-        self.step(batch_size)
-        return time.perf_counter() - start
-
-    def count_activations(self) -> int:
-        """Most bytes kept at one time for the backward pass of one sequence, weights left out."""
-        kept = _Kept({p.untyped_storage().data_ptr() for p in self.objective.parameters()})
-        with torch.autograd.graph.saved_tensors_hooks(kept.save, lambda saved: saved.tensor), launched():
-            self.step(1)
-        return kept.most
+def _probe_phase(
+    index: int, budget: Budget, config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, accelerator: Accelerator
+) -> dict[str, Any]:
+    own: PhaseConfig = getattr(config, config.phases[index])
+    objective = objective_of(index, config, rnn, teacher)
+    probe = Probe(objective, data, own, accelerator)
+    per_step = own.batch_size * config.optimizer.gradient_accumulation_steps
+    length = own.seq_len or data.seq_len
+    tokens = per_step * length * accelerator.num_processes
+    seconds = probe.seconds_per_sequence * per_step
+    chain = objective.sequential_steps(length, 1.0)
+    amount = {"s": seconds, "steps": 1, "tokens": tokens, "sequential": chain}
+    steps = budget.amount / amount[budget.unit]
+    found = {
+        "budget": str(budget),
+        "steps": max(1, round(steps)),
+        "tokens_per_step": tokens,
+        "trained_parameters": sum(p.numel() for p in objective.parameters() if p.requires_grad),
+        "flops_per_step": probe.flops_per_sequence * per_step,
+        "flops": probe.flops_per_sequence * per_step * max(1, round(steps)),
+        "activation_bytes": probe.activations_per_sequence * own.batch_size,
+        "probed_batch_size": probe.batch_size,
+        "seconds_per_step": seconds,
+        "seconds": budget.amount if budget.unit == "s" else seconds * steps,
+    }
+    objective.finish()
+    forget()
+    accelerator.free_memory()
+    return found
 
 
-class _Kept:
-    """The storages that are kept for a backward pass, each once; a step in pieces lets go of some before it is over."""
-
-    def __init__(self, weights: set[int]) -> None:
-        self.weights, self.times = weights, Counter[int]()
-        self.bytes = self.most = 0
-
-    def save(self, tensor: torch.Tensor) -> _Saved:
-        return _Saved(tensor, self)
-
-    def count(self, storage: torch.UntypedStorage, times: int) -> None:
-        place = storage.data_ptr()
-        if place not in self.weights:
-            before, self.times[place] = self.times[place], self.times[place] + times
-            self.bytes += storage.nbytes() * ((self.times[place] > 0) - (before > 0))
-            self.most = max(self.most, self.bytes)
-
-
-class _Saved:
-    """A saved tensor, counted for as long as it is."""
-
-    def __init__(self, tensor: torch.Tensor, kept: _Kept) -> None:
-        self.tensor, self.kept = tensor, kept
-        kept.count(tensor.untyped_storage(), 1)
-
-    def __del__(self) -> None:
-        self.kept.count(self.tensor.untyped_storage(), -1)
-
-
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """Write seconds in the unit that suits them."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
@@ -203,7 +115,7 @@ def duration(seconds: float) -> str:
 
 
 def report_lines(found: dict[str, Any]) -> str:
-    """The same for a person."""
+    """Write what `dry_run` found for a person."""
     sizes = ", ".join(f"{split} {count:,}" for split, count in found["sequences"].items() if count is not None)
     parameters = found["parameters"]
     lines = [
@@ -216,8 +128,8 @@ def report_lines(found: dict[str, Any]) -> str:
     ]
     lines += [
         f"  {name:<12}{phase['steps']:,} steps of {phase['tokens_per_step']:,} tokens, "
-        f"{phase['flops_per_step'] / 1e12:.3g} TFLOP and {duration(phase['seconds_per_step'])} each, "
-        f"{phase['activation_bytes'] / 1e9:.2f} GB of activations; {duration(phase['seconds'])}"
+        f"{phase['flops_per_step'] / 1e12:.3g} TFLOP and {format_duration(phase['seconds_per_step'])} each, "
+        f"{phase['activation_bytes'] / 1e9:.2f} GB of activations; {format_duration(phase['seconds'])}"
         for name, phase in found["phases"].items()
     ]
-    return "\n".join([*lines, f"  altogether  about {duration(found['seconds'])}, validations not counted"])
+    return "\n".join([*lines, f"  altogether  about {format_duration(found['seconds'])}, validations not counted"])

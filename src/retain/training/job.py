@@ -13,7 +13,7 @@ from retain.data import Data
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.runs.progress import Progress
-from retain.runs.save import state_of
+from retain.runs.save import build_state
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Job:
     def state(self) -> dict[str, Any]:
         """What a loader needs beside the weights, and where they come from: state.json."""
         precision = self.accelerator.mixed_precision
-        return state_of(self.config, self.rnn, self.data, self.progress, own_cell=self.own_cell) | {
+        return build_state(self.config, self.rnn, self.data, self.progress, own_cell=self.own_cell) | {
             "own_data": self.own_data,
             "precision": precision if precision != "no" else "fp32",
             "processes": self.accelerator.num_processes,

@@ -19,21 +19,20 @@ from retain.errors import ChangedData, Interrupted, TrainingError
 from retain.model.compiling import fast_parts
 from retain.model.fast import using
 from retain.runs.checkpoint import Loaded
-from retain.runs.data import keep_data, own_tokenizer, same_data
+from retain.runs.data import keep_data, own_tokenizer, refuse_other_data
 from retain.runs.folder import discard, has_begun, prepare_folder
 from retain.runs.init_from import start_from
 from retain.runs.lock import alone
 from retain.runs.progress import Clock, stop_signals
 from retain.runs.run import build
-from retain.training.accelerator import make_accelerator, start_trackers
-from retain.training.bar import Bar
+from retain.training.accelerator import open_accelerator, start_trackers
 from retain.training.batches import Batches
 from retain.training.budgets import Budgets
 from retain.training.checkpointing import Checkpoints, export_best
 from retain.training.job import Job
 from retain.training.losses_log import LossesLog
 from retain.training.phases import start_phase
-from retain.training.processes import agreed, together
+from retain.training.processes import agree, together
 from retain.training.resume import interrupted, restore
 from retain.training.step import take_step
 from retain.training.validation import Validation
@@ -75,9 +74,7 @@ def train(
         Interrupted: Ctrl-C, SIGTERM or SIGHUP, after a checkpoint was saved.
     """
     out = Path(out)
-    accelerator = make_accelerator(config, out)
-    with ExitStack() as held, ExitStack() as connected:
-        connected.callback(accelerator.end_training)  # processes must not die while they are connected
+    with ExitStack() as held, open_accelerator(config, out) as accelerator:
         together(accelerator, lambda: prepare_folder(config, out, resume))
         own_data = data is not None
         data = load_data(own_tokenizer(config.data, out)) if data is None else data
@@ -87,7 +84,7 @@ def train(
         if config.init_from is not None and not has_begun(out):
             start_from(config, data, rnn, teacher, own_cell)
         if resume:
-            same_data(out, data)
+            refuse_other_data(out, data)
 
         say = "stopping after this step; Ctrl-C again stops at once and saves nothing"
         stop = held.enter_context(stop_signals(say))
@@ -133,14 +130,14 @@ def train_phases(job: Job, saved: Loaded | None, stop: threading.Event, progress
             budgets.start_phase()
             if budgets.spent_share() < 1:
                 batches.prepare()  # while the optimizer is built
-            with start_phase(job, saved) as phase, Bar(job, budgets, shown=progress_bar and job.is_main) as bar:
+            with start_phase(job, saved) as phase, budgets.open_bar(hidden=not (progress_bar and job.is_main)) as bar:
                 saved = None
                 checkpoints.start_phase(phase)
                 validation.start_phase(phase)
                 clock = Clock(p)
                 try:
                     while True:
-                        spent, halt = agreed(job.accelerator, budgets.spent_share(), stop.is_set())
+                        spent, halt = agree(job.accelerator, budgets.spent_share(), stop.is_set())
                         if halt:
                             if p.step:
                                 checkpoints.save()
@@ -153,7 +150,7 @@ def train_phases(job: Job, saved: Loaded | None, stop: threading.Event, progress
                         budgets.count_compiling()
                         if logged:
                             losses.write_step(record)
-                        bar.show(record["loss"])
+                        budgets.show(bar, record["loss"])
                         if validation.is_due():
                             validation.run()
                             clock.tick()

@@ -19,7 +19,7 @@ from retain.objectives import BPTT, DMT, SMT
 from retain.ops.graphs import forget
 from retain.runs.checkpoint import Loaded
 from retain.runs.optimizer_state import load_optimizer
-from retain.runs.run import fill
+from retain.runs.run import load_weights
 from retain.training.job import Job
 
 
@@ -57,8 +57,8 @@ def start_phase(job: Job, saved: Loaded | None) -> Iterator[Phase]:
     )
     if saved is not None:
         tensors, state = saved
-        fill(job.rnn, tensors["model"], job.out)
-        fill(job.teacher, tensors["teacher"], job.out)
+        load_weights(job.rnn, tensors["model"], job.out)
+        load_weights(job.teacher, tensors["teacher"], job.out)
         load_optimizer(optimizer, named, tensors["optimizer"], state["optimizer"])
     wrapped, prepared = job.accelerator.prepare(objective, optimizer)
     try:
@@ -69,7 +69,7 @@ def start_phase(job: Job, saved: Loaded | None) -> Iterator[Phase]:
 
 
 def objective_of(index: int, config: RunConfig, rnn: RNN, teacher: Teacher) -> SMT | DMT | BPTT:
-    """The objective of phase `index` (0, 1, …); the class says what it does to both models when it is made."""
+    """Build the objective of phase `index` (0, 1, …). Its class says what that changes in both models."""
     name = config.phases[index]
     if name == "smt":
         fresh = index == 0 and config.init_from is None  # else the readout has been trained
@@ -80,7 +80,7 @@ def objective_of(index: int, config: RunConfig, rnn: RNN, teacher: Teacher) -> S
 
 
 def learning_rate(config: PhaseConfig, warmup: float, progress: float) -> float:
-    """Linear warm-up, then constant, or a cosine to a hundredth, over the phase's progress 0 … 1."""
+    """Compute the rate at `progress` (0 … 1) of a phase: linear warm-up, then constant, or a cosine to a hundredth."""
     if progress < warmup:
         return config.lr * max(progress / warmup, 1e-3)
     if config.lr_schedule == "constant":
@@ -90,7 +90,7 @@ def learning_rate(config: PhaseConfig, warmup: float, progress: float) -> float:
 
 
 def part_of(batch: dict[str, Any], length: int | None) -> dict[str, Any]:
-    """A batch cut to `length` of its T tokens, from a random place; its first target is that of the memory there."""
+    """Cut a batch to `length` of its T tokens, from a random place on; its first target is that of the memory there."""
     spare = batch["tokens"].shape[1] - (length or 0)
     if length is None or spare <= 0:
         return batch
@@ -99,6 +99,6 @@ def part_of(batch: dict[str, Any], length: int | None) -> dict[str, Any]:
     return batch | {name: batch[name][:, start : start + n] for name, n in lengths.items() if name in batch}
 
 
-def seed_of(seed: int, step: int) -> int:
-    """A seed for the step, far from those of its neighbours."""
+def mix_seed(seed: int, step: int) -> int:
+    """Make a seed for a step, far from those of its neighbours."""
     return (seed * 1_000_003 + step) * 4_099 % (2**62)

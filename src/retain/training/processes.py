@@ -1,4 +1,4 @@
-"""What several processes that are one run must do alike."""
+"""Agreement between the processes of one run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from retain.errors import UserError, explain
 
 
 def together(accelerator: Accelerator, check: Callable[[], None]) -> None:
-    """`check` in the main process, before it changes what the others would look at.
+    """Call `check` in the main process, before the main process changes what the others would look at.
 
-    What it raises there is raised in all: what the user can mend as a UserError in the others, a defect as one.
+    Its error is raised in all processes: in the others as a UserError if the user can mend it, else as a RuntimeError.
     """
     failed: Exception | None = None
     told: list[tuple[bool, str] | None] = [None]
@@ -32,10 +32,10 @@ def together(accelerator: Accelerator, check: Callable[[], None]) -> None:
         raise UserError(said) if mendable else RuntimeError(f"the main process failed: {said}")
 
 
-def agreed(accelerator: Accelerator, *values: float) -> list[float]:
-    """What the main process says: clocks and signals differ between processes, and all must do the same."""
+def agree(accelerator: Accelerator, *values: float) -> list[float]:
+    """Give all processes the main one's values: their clocks and signals differ, and all must do the same."""
     if accelerator.num_processes == 1:
         return list(values)
-    # In double precision, as one process has it: DMT's horizon doubles at exact shares of its phase.
+    # In double precision, as in one process: DMT's horizon doubles at exact shares of its phase.
     said: list[float] = broadcast(torch.tensor(values, dtype=torch.float64, device=accelerator.device)).tolist()
     return said

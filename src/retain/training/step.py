@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from retain.training.batches import Batches
 from retain.training.job import Job
 from retain.training.losses_log import LossesLog
-from retain.training.phases import Phase, learning_rate, part_of, seed_of
+from retain.training.phases import Phase, learning_rate, mix_seed, part_of
 
 
 def take_step(
@@ -50,7 +50,7 @@ def _backward(job: Job, phase: Phase, batches: Batches, done: float) -> tuple[li
     taken = batches.take(config.batch_size)
     for micro, whole in enumerate(taken):
         # All that is random in a step follows from (seed, step), so that resuming needs no generator's state.
-        torch.manual_seed(seed_of(job.config.seed, job.progress.step) + micro)
+        torch.manual_seed(mix_seed(job.config.seed, job.progress.step) + micro)
         part = part_of(whole, config.seq_len)
         tokens += part["tokens"].numel()
         length = max(length, part["tokens"].shape[1])

@@ -11,7 +11,7 @@ from retain.training.checkpointing import Checkpoints
 from retain.training.job import Job
 from retain.training.losses_log import LossesLog, write_metrics
 from retain.training.phases import Phase
-from retain.training.processes import agreed
+from retain.training.processes import agree
 
 LOGGED = ("bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift")
 
@@ -29,9 +29,9 @@ class Validation:
 
     def is_due(self) -> bool:
         """Whether it is time for a validation, for all processes alike."""
-        due: float = self.every.due(self.job.progress)
+        due: float = self.every.is_due(self.job.progress)
         if self.every.budget.unit == "s":
-            (due,) = agreed(self.job.accelerator, due)
+            (due,) = agree(self.job.accelerator, due)
         return bool(due)
 
     def run(self) -> None:
