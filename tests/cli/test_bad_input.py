@@ -500,7 +500,6 @@ def test_a_folder_that_may_not_be_made_is_one_line(retain, place, monkeypatch):
     [
         ("--bptt.lr 0.1", ["--bptt.lr", "bptt is none", "smt, dmt"]),
         ("--cell.kind gru --cell.width=8", ["--cell.width", "gru cell"]),
-        ("--smt.seq-len 4", ["--smt.seq-len", "read whole"]),
         ("--cell.width 8 --dmt.horizon 3", []),
     ],
 )

@@ -178,9 +178,6 @@ def test_options_override_the_config_and_are_saved(retain, tiny_file, tmp_path):
             "--dmt.bptt-window 64 --dmt.horizon 3",
             "--dmt.horizon: not read, f runs over the whole sequence (dmt.bptt_window)",
         ),
-        ("--smt.seq-len 8", "--smt.seq-len: not read, retrieval is read whole"),
-        ("--data.depth 8", "--data.depth: not read, retrieval has none"),
-        ("--dmt.label-every 2", "x"),
         ("--phases bptt --teacher.decoder-layers 2 --bptt.lr 1", ""),
     ],
 )

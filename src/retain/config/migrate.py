@@ -13,7 +13,7 @@ VERSION = 2
 RENAMED = {"schedule": "lr_schedule", "unroll": "bptt_window", "truncate": "bptt_window", "pieces": "num_chunks"}
 SHARED = {"warmup": 0.02, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.95, "clip": 1.0, "accumulate": 1}
 """What each phase had of its own and all share now, with its default."""
-OLD = {*RENAMED, *SHARED, "sweeps", "horizon_end", "recompute"} - {"warmup", "weight_decay"}
+OLD = {*RENAMED, *SHARED, "budget", "sweeps", "horizon_end", "recompute"} - {"warmup", "weight_decay"}
 """Fields that tell the first version, whose files had no number."""
 DATA_DEFAULTS: dict[str, Any] = {
     "split": [0.9, 0.05, 0.05],
@@ -45,8 +45,10 @@ def migrate(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def _from_1(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     lost: list[str] = []
-    phases = {name: values[name] for name in ("smt", "dmt", "bptt") if isinstance(values.get(name), dict)}
     used = values.get("phases", ["smt", "dmt"])
+    for name in used if isinstance(used, list) else ():
+        values.setdefault(name, {})
+    phases = {name: values[name] for name in ("smt", "dmt", "bptt") if isinstance(values.get(name), dict)}
     trained = {name: phase for name, phase in phases.items() if name in used}
     if isinstance(values.get("teacher"), dict) and "recompute" in values["teacher"]:
         values["teacher"]["activation_checkpointing"] = values["teacher"].pop("recompute")

@@ -46,7 +46,7 @@ def gather(path: Path, parts: tuple[str, ...] = PARTS, command: Command = by_fil
     if not path.is_dir() or not (path / "config.json").exists():
         what = "holds no config.json" if path.is_dir() else "is not a folder"
         raise UserError(f"run: {path} {what}; give the folder that `retain train` wrote")
-    config = load_config(path / "config.json")
+    config = load_config(path / "config.json", drop=True)
     notes: list[str] = []
 
     def attempt(what: str, work: Callable[[], T]) -> T | None:

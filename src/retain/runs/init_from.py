@@ -23,7 +23,7 @@ def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, own_ce
     path = Path(config.init_from or "")
     if not (path / "config.json").exists():
         raise UserError(f"init_from: {path} holds no config.json; give the folder that `retain train` wrote")
-    source = load_config(path / "config.json")
+    source = load_config(path / "config.json", drop=True)
     phases = config.trained
     with_teacher = guided(path) and bool({"smt", "dmt"} & set(phases))
     untaught = "dmt" in phases and "smt" not in phases[: phases.index("dmt")]

@@ -89,18 +89,18 @@ def load_run(
 def read_config(path: Path) -> RunConfig:
     """The config of a run, or of one of its checkpoints, whose state has it. Raises UserError where there is none."""
     if (path / "config.json").exists():
-        return load_config(path / "config.json")
+        return load_config(path / "config.json", drop=True)
     saved = load_files(path, [])[1].get("config") if find_run(path) != path else None
     if saved is None:
         raise UserError(f"run: {path} holds no config.json; give the folder that `retain train` wrote")
-    return from_dict(saved)
+    return from_dict(saved, drop=True)
 
 
 def refuse_other_model(config: RunConfig, state: dict[str, Any], path: Path) -> None:
     """A setting that weights do not show, changed in config.json since, would make another RNN of them: UserError."""
     if "config" not in state:
         return  # of an earlier version
-    then, now = flatten(to_dict(from_dict(state["config"]))), flatten(to_dict(config))
+    then, now = flatten(to_dict(from_dict(state["config"], drop=True))), flatten(to_dict(config))
     for key in sorted(now):
         if key.startswith(("memory.", "teacher.", "cell.")) and then.get(key) != now[key]:
             raise UserError(
