@@ -1,4 +1,4 @@
-"""Local files: which there are, what each is by its name, and their content, unpacked."""
+"""Local files: which there are, what each is by its name, and their content, unpacked; and the cache folder."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import io
 import lzma
 import os
 import re
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from retain.data.cache import cache_folder
 from retain.errors import UserError
 
 TABLES = {
@@ -31,6 +31,16 @@ MAGIC = ((b"\x1f\x8b", "gz"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zst"
 BLOCK = 2**20
 
 Kind = Literal["text", "table", "image", "array"]
+
+
+def cache_folder() -> Path:
+    """$RETAIN_CACHE, or retain/ in the user's cache folder; in that of temporary files for a user without a home."""
+    if own := os.environ.get("RETAIN_CACHE"):
+        return Path(own)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retain"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"retain-{os.getuid()}"
 
 
 def walk(root: Path) -> Iterator[tuple[str, Path]]:
@@ -132,6 +142,15 @@ def text_of(path: Path) -> str:
             return file.read().decode("utf-8")
     except BROKEN as error:
         raise cannot_be_read(path, error) from None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file as it is, read in blocks."""
+    checksum = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            checksum.update(block)
+    return checksum.hexdigest()
 
 
 def read_through(path: Path, text: bool) -> tuple[str, int, str | None]:

@@ -1,4 +1,4 @@
-"""A source prepared once into memory-mapped token arrays, in a cache folder with a manifest.
+"""A source prepared once into arrays of tokens, in a cache folder with a manifest.
 
 A folder is there whole or not at all: it is written under another name, together with how far it has come, and
 renamed when done. A process killed midway leaves what the next one goes on from; two at once wait for each other.
@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from retain.config import DataConfig
 from retain.data.batches import SPLITS, Split
-from retain.data.cache import cache_folder
-from retain.data.hub import file_digest, fingerprint, open_hub
+from retain.data.files import cache_folder, file_digest, walk
+from retain.data.hub import open_hub
 from retain.data.local import open_local
 from retain.data.paths import expanded
 from retain.data.rows import Codec, codec_of, text_bytes
@@ -36,6 +35,26 @@ VERSION = 3
 """Of what is written; another one is prepared anew."""
 SAVE_SECONDS = 5.0
 """Seconds of work that a kill may cost."""
+
+
+def check_exists(path: str) -> None:
+    """Raises UserError for a local path that does not exist."""
+    if not path.startswith("hf:") and not expanded(path).exists():
+        raise UserError(f"data.path: {path!r} does not exist; give a dataset file, a folder, or hf:NAME")
+
+
+def fingerprint(path: str) -> list[Any]:
+    """What tells a local source from a changed one: each file's relative path, size and time of change.
+
+    Of the hub: the name alone. Raises UserError for a path that does not exist.
+    """
+    if path.startswith("hf:"):
+        return [path]
+    check_exists(path)
+    root = expanded(path)
+    files = [("", root)] if root.is_file() else list(walk(root))
+    stats = ((name, file.stat()) for name, file in files if file.is_file())
+    return [str(root.resolve()), *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
 
 
 def open_source(config: DataConfig) -> Source:
@@ -100,12 +119,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"data: the prepared {folder} is damaged ({error}); delete it and run again") from None
     return manifest
-
-
-def open_array(folder: Path, name: str, dtype: Any) -> npt.NDArray[Any]:
-    """A prepared array, memory-mapped; an empty one is plain."""
-    path = folder / name
-    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
 
 
 def place_of(row: bytes) -> float:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from retain.config import DataConfig
-from retain.data.batches import IGNORE, SPLITS, Batch, Data, Ints, Split, to_batch
+from retain.config import IGNORE, DataConfig
+from retain.data.batches import SPLITS, Batch, Data, Ints, Split, check_seq_len, to_batch
 from retain.data.prepare import open_source, split_of_row
 from retain.data.rows import codec_of
 from retain.data.source import Piece, Rows, Source
@@ -40,11 +40,7 @@ class StreamedData(Data):
         self.end, self.tokenizer = self.codec.end, self.codec.tokenizer
         if self.codec.length is not None:
             self.image_shape = (config.image_size, config.image_size)
-            if config.seq_len != self.codec.length - 1:
-                raise UserError(
-                    f"data.seq_len: {config.seq_len} does not fit images of {self.codec.length} pixels; "
-                    f"set it to {self.codec.length - 1}"
-                )
+            check_seq_len(config.seq_len, self.codec.length, "images of {} pixels")
         source = open_source(config)
         self.held_out: dict[Split, Batch] = {split: self._hold(source, split) for split in SPLITS}
         if self.codec.tokenizer:

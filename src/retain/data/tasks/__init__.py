@@ -3,55 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from retain.config import TASK_FIELDS, DataConfig
-from retain.data.batches import IGNORE, SPLITS, Batch, Data, Ints, Split, generator
+from retain.config import IGNORE, TASK_FIELDS, DataConfig
+from retain.data.batches import SPLITS, Batch, Data, Ints, Split, generator
 from retain.data.tasks.recall import MQAR, Copy, KeysValues, Retrieval, SelectiveCopy
+from retain.data.tasks.task import Task
 from retain.data.tasks.tracking import S3, S5, Dyck, Modular, Parity, Stack
 from retain.errors import UserError
-
-
-class Task(Protocol):
-    """One memory task: what its sequences are and how to answer them.
-
-    Built from T and those fields of the data configuration that are among its knobs; UserError for impossible sizes.
-    The vocabulary does not depend on T, so that what is trained at one length can be scored at another.
-    """
-
-    name: str
-    summary: str
-    """One line for a list."""
-    knobs: ClassVar[Mapping[str, str]]
-    """The fields of the data configuration that make it harder, and what they mean."""
-    amount: ClassVar[str | None]
-    """The knob that says how much there is to remember, where it cannot stay as it is in a shorter sequence."""
-    example: ClassVar[Mapping[str, Any]]
-    """A size at which a sequence fits a line."""
-    vocab_size: int
-    seq_len: int
-    words: tuple[str, ...]
-    """A name for each token."""
-    answers: tuple[str, ...]
-    """A name for each answer; targets are 0 … len(answers) - 1."""
-    chance: float
-    """Accuracy of guessing: that of the best answer that is always the same."""
-
-    def __init__(self, seq_len: int, **knobs: Any) -> None: ...
-
-    def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
-        """Random tokens (B, T) and their targets (B, T + 1)."""
-
-    def oracle(self, tokens: Ints) -> Ints:
-        """Targets (B, T + 1) of tokens (B, T), worked out from the tokens alone."""
-
-    # Optional, for colouring memories: hidden(tokens (B, T)) -> (its name, (B, T) words or numbers), what a memory must
-    # hold after each token. Retrieval, Stack and others have it.
-
 
 TASKS: dict[str, type[Task]] = {
     task.name: task for task in (Retrieval, Copy, Stack, KeysValues, Modular, Parity, S3, S5, Dyck, MQAR, SelectiveCopy)
