@@ -10,6 +10,7 @@ import io
 import lzma
 import os
 import re
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -44,22 +45,22 @@ def cache_folder() -> Path:
 
 
 def walk(root: Path) -> Iterator[tuple[str, Path]]:
-    """Every file below a folder by its relative name, in order; hidden folders are not entered, links are followed.
+    """Yield every file below a folder by its relative name, in order.
 
-    A hidden file, a folder that is not entered and a broken link are given as they are, for `scan` to name.
+    Hidden folders are not entered; links are followed, but no folder is read twice. A hidden file, a folder that is
+    not entered and a broken link are given as they are, for `scan` to name.
     """
     seen = {root.resolve()}
 
-    def below(folder: Path) -> Iterator[Path]:
+    def below(folder: Path) -> Iterator[tuple[str, Path]]:
         for path in sorted(folder.iterdir(), key=lambda p: p.name):
             if not path.is_dir() or path.name.startswith(".") or path.resolve() in seen:
-                yield path
+                yield path.relative_to(root).as_posix(), path
             else:
                 seen.add(path.resolve())
                 yield from below(path)
 
-    for path in below(root):
-        yield path.relative_to(root).as_posix(), path
+    return below(root)
 
 
 def inner(name: str) -> str:
@@ -127,8 +128,7 @@ def unpacked(path: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f".tmp-{os.getpid()}")
             with open_binary(path) as packed, partial.open("wb") as file:
-                while block := packed.read(BLOCK):
-                    file.write(block)
+                shutil.copyfileobj(packed, file, BLOCK)
             os.replace(partial, target)
         return target
     except BROKEN as error:

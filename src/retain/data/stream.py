@@ -43,6 +43,7 @@ class StreamedData(Data):
             check_seq_len(config.seq_len, self.codec.length, "images of {} pixels")
         source = open_source(config)
         self.held_out: dict[Split, Batch] = {split: self._hold(source, split) for split in SPLITS}
+        held_out = [self.held_out[split] for split in SPLITS]
         if self.codec.tokenizer:
             self.bytes_per_token = {split: self._bytes_per_token(self.held_out[split]) for split in SPLITS}
         self.source = source
@@ -55,17 +56,12 @@ class StreamedData(Data):
             "streamed": True,
             "read": source.read,
             "held_out_sequences": {split: len(self.held_out[split]["tokens"]) for split in SPLITS},
-            "sha256": self._checksum(),
+            # Of what is held out: the rest is read as it comes.
+            "sha256": hashlib.sha256(b"".join(held["targets"].numpy().tobytes() for held in held_out)).hexdigest(),
         }
 
-    def _checksum(self) -> str:
-        """Of what is held out: the rest is read as it comes."""
-        checksum = hashlib.sha256()
-        for split in SPLITS:
-            checksum.update(self.held_out[split]["targets"].numpy().tobytes())
-        return checksum.hexdigest()
-
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
+        """Read the sequences of a step; the same arguments give the same batch."""
         if self.opened != (seed, rank) or self.place > step * batch_size:
             self.opened, self.place = (seed, rank), 0
             self.windows_left = self._windows(self._epochs(seed, rank))
@@ -78,9 +74,11 @@ class StreamedData(Data):
         return _batch([next(self.windows_left) for _ in range(batch_size)], self.seq_len)
 
     def count(self, split: Split) -> int:
+        """Count the sequences that are held out for a split."""
         return len(self.held_out[split]["tokens"])
 
     def sequences(self, split: Split, index: Ints) -> Batch:
+        """Return the held-out sequences of a split with these numbers (B,)."""
         return {name: values[torch.from_numpy(index)] for name, values in self.held_out[split].items()}
 
     def _hold(self, source: Source, split: Split) -> Batch:
@@ -129,8 +127,10 @@ class StreamedData(Data):
             epoch += 1
 
     def _windows(self, documents: Iterator[Ints]) -> Iterator[Ints]:
-        """Cut documents into sequences of up to T + 1 tokens: each for itself, or with data.reset off one after the
-        other, as one long stream."""
+        """Cut documents into sequences of up to T + 1 tokens.
+
+        Each document is cut for itself, or with data.reset off all are cut as one long stream.
+        """
         length = self.seq_len + 1
         alone = self.config.reset or self.codec.length is not None
         kept: list[Ints] = []

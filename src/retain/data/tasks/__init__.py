@@ -46,6 +46,7 @@ class TaskData(Data):
         }
 
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
+        """Draw B fresh sequences; the same arguments give the same batch."""
         # The key starts with 0, that of the fixed sequences with 1: they are drawn apart, though a task that has few
         # sequences at all will show the same ones again.
         rng = generator(seed, 0, rank, step)
@@ -58,9 +59,11 @@ class TaskData(Data):
         return _as_batch(tokens, targets)
 
     def count(self, split: Split) -> int:
+        """Count the fixed sequences of a split."""
         return self.EVALUATED
 
     def sequences(self, split: Split, index: Ints) -> Batch:
+        """Return the fixed sequences of a split with these numbers (B,)."""
         return {name: values[torch.from_numpy(index)] for name, values in self._sequences(split).items()}
 
     def _sequences(self, split: Split) -> Batch:
@@ -75,31 +78,31 @@ def _as_batch(tokens: Ints, targets: Ints) -> Batch:
 
 
 def load_task(config: DataConfig) -> TaskData:
-    """The task named by the configuration. Raises UserError for settings it cannot have."""
+    """Load the data of the task that is named. Raises UserError for settings it cannot have."""
     return TaskData(build_task(config), config.label_noise, shorter_tasks(config))
 
 
 def build_task(config: DataConfig) -> Task:
-    """The task alone. Raises UserError for a field that another task reads but not this one, too."""
+    """Build the task alone. Raises UserError also for a field that another task reads but not this one."""
     task = TASKS[config.name]
-    given = knobs_of(config)
+    given = _knobs_of(config)
     for name, value in given.items():
         if name not in task.knobs:
             raise UserError(f"data.{name}: {value} is not read by {config.name}; leave it out")
     return task(config.seq_len, **given)
 
 
-def knobs_of(config: DataConfig) -> dict[str, Any]:
+def _knobs_of(config: DataConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in TASK_FIELDS if getattr(config, name)}
 
 
 def shorter_tasks(config: DataConfig) -> list[Task]:
-    """The same at half the length, a quarter, … down to min_seq_len, with as much less to remember.
+    """Build the same task at half the length, a quarter, … down to min_seq_len, with as much less to remember.
 
     Raises UserError where the task cannot be that short.
     """
     found: list[Task] = []
-    length, full, knobs = config.seq_len // 2, build_task(config), knobs_of(config)
+    length, full, knobs = config.seq_len // 2, build_task(config), _knobs_of(config)
     while config.min_seq_len is not None and length >= config.min_seq_len:
         if full.amount is not None:
             knobs[full.amount] = max(1, getattr(full, full.amount) * length // config.seq_len)
