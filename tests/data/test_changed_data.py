@@ -7,7 +7,7 @@ import pytest
 
 from conftest import tiny
 from retain.config import data_config
-from retain.data import load_data, text
+from retain.data import file_array, load_data
 from retain.data.file_array import FileArray
 from retain.errors import ChangedData, TrainingError
 from retain.runs.checkpoint import latest_checkpoint, load_files
@@ -29,7 +29,7 @@ def rewritten(path):
 @pytest.fixture
 def large(monkeypatch):
     """Every file counts as too large to hold."""
-    monkeypatch.setattr(text, "HELD", 0)
+    monkeypatch.setattr(file_array, "HELD", 0)
 
 
 def source(folder, kind):
@@ -47,7 +47,7 @@ def source(folder, kind):
 def test_a_large_file_holds_what_a_small_one_holds(kind, tmp_path, monkeypatch):
     _, config = source(tmp_path, kind)
     held = load_data(config)
-    monkeypatch.setattr(text, "HELD", 0)
+    monkeypatch.setattr(file_array, "HELD", 0)
     read = load_data(config)
     assert isinstance(read.rows if kind == "rows" else read.splits["train"], FileArray)
     for split in ("train", "validation", "test"):

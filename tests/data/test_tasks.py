@@ -13,7 +13,7 @@ from retain.config import TASK_DATA, TASK_SIZES, data_config
 from retain.data import IGNORE, SPLITS, load_data
 from retain.data.batches import generator
 from retain.data.tasks import TASKS, build_task
-from retain.data.tasks.recall import MQAR, Copy, KeysValues, Retrieval, SelectiveCopy, distinct
+from retain.data.tasks.recall import MQAR, Copy, KeysValues, Retrieval, SelectiveCopy, draw_distinct
 from retain.data.tasks.tracking import S3, S5, Dyck, Modular, Parity, Stack
 
 SIZES = {
@@ -362,11 +362,11 @@ def test_s5_is_the_whole_group():
 
 
 def test_distinct_numbers_are_drawn_fairly():
-    rows = np.sort(distinct(generator(0), 30_000, 2, 5), axis=1)
+    rows = np.sort(draw_distinct(generator(0), 30_000, 2, 5), axis=1)
     sets, counts = np.unique(rows, axis=0, return_counts=True)
     assert len(sets) == 10 and (sets[:, 0] < sets[:, 1]).all()
     assert counts.min() > 2800 and counts.max() < 3200
-    assert np.array_equal(np.sort(distinct(generator(0), 3, 6, 6), axis=1), np.tile(np.arange(6), (3, 1)))
+    assert np.array_equal(np.sort(draw_distinct(generator(0), 3, 6, 6), axis=1), np.tile(np.arange(6), (3, 1)))
 
 
 # Hidden states, for colouring memories

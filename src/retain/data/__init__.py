@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from retain.config import DataConfig
-from retain.data.batches import IGNORE, SPLITS, Batch, Data, Kind, Split, decode, encode
+from retain.config import IGNORE, DataConfig
+from retain.data.batches import SPLITS, Batch, Data, Kind, Split, decode, encode
 from retain.data.documents import load_documents
 from retain.data.pixels import load_digits
 from retain.data.tasks import TASKS, load_task
@@ -28,7 +28,7 @@ EMBEDDED: dict[str, Callable[[DataConfig], Data]] = {
 
 
 def load_data(config: DataConfig, whole: bool = False) -> Data:
-    """The data a configuration names, in its splits; with `whole`, what its files hold as the one split "all".
+    """Load the data a configuration names, in its splits; with `whole`, what its files hold as the one split "all".
 
     Raises UserError naming the field, its value and what would be right.
     """

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from retain.config import IGNORE
-from retain.data.file_array import FileArray
+from retain.data.file_array import FileArray, Stream
 from retain.errors import UserError
 
 Batch = dict[str, torch.Tensor]
@@ -25,52 +25,51 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Kind = Literal["text", "image", "tokens"]
 
 Ints = npt.NDArray[np.int64]
-Stream = npt.NDArray[Any] | FileArray
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class Data(ABC):
-    """Sequences to learn, in three splits.
-
-    `chance` is the accuracy of guessing where targets are answers, `answers` whether accuracy is a meaningful
-    headline, `info` what the data is (plain JSON values: name, sizes per split, checksum).
-    """
+    """Sequences to learn, in three splits."""
 
     vocab_size: int
     seq_len: int
     """T, tokens per sequence; targets are T + 1."""
     kind: Kind = "tokens"
+    info: dict[str, Any]
+    """What the data is, in plain JSON values: name, sizes per split, checksum."""
     image_shape: tuple[int, int] | None = None
     """Height and width where the T + 1 targets are the pixels of an image in raster order."""
     chance: float | None = None
+    """The accuracy of guessing where targets are answers."""
     answers: bool = False
+    """Whether accuracy is a meaningful headline."""
     end: int | None = None
     """The token that ends a document, where there is one."""
     tokenizer: str | None = None
     """The tokenizer.json that made the tokens, where there is one."""
     bytes_per_token: dict[Split, float] | None = None
     """Bytes of text that a token stands for, in the mean over each split, where tokens are subwords."""
-    info: dict[str, Any]
 
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
-        """B random training sequences; the same arguments give the same batch."""
+        """Draw B training sequences; the same arguments give the same batch."""
         return self.sequences("train", generator(seed, rank, step).integers(0, self.count("train"), batch_size))
 
     @abstractmethod
     def count(self, split: Split) -> int:
-        """Number of sequences in a split."""
+        """Count the sequences of a split."""
 
     @abstractmethod
     def sequences(self, split: Split, index: Ints) -> Batch:
-        """The sequences of a split with these numbers, in this order."""
+        """Return the sequences of a split with these numbers (B,), in this order."""
 
     def windows(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
-        """A whole split in order, the last batch smaller; or `limit` of its sequences, evenly spaced over it."""
+        """Yield a whole split in order, the last batch smaller; or `limit` of its sequences, evenly spaced."""
         index = evenly_spaced(self.count(split), limit)
         for start in range(0, len(index), batch_size):
             yield self.sequences(split, index[start : start + batch_size])
 
     def encode(self, text: str) -> list[int]:
-        """A prompt as tokens, those of a tokenizer its subwords. Raises UserError; see `encode`."""
+        """Turn a prompt into tokens, those of a tokenizer into its subwords. Raises UserError; see `encode`."""
         if self.tokenizer is None:
             return encode(text, self.kind, self.vocab_size)
         from tokenizers import Tokenizer
@@ -80,7 +79,7 @@ class Data(ABC):
         return read_prompt(Tokenizer.from_str(self.tokenizer), text)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Tokens as text; see `decode`. Those of a tokenizer are its subwords."""
+        """Turn tokens into text; see `decode`. Those of a tokenizer are its subwords."""
         if self.tokenizer is None:
             return decode(tokens, self.kind)
         from tokenizers import Tokenizer
@@ -90,7 +89,7 @@ class Data(ABC):
 
 
 def encode(text: str, kind: Kind, vocab_size: int) -> list[int]:
-    """A prompt as tokens: the UTF-8 bytes of a text, else whitespace-separated integers.
+    """Turn a prompt into tokens: the UTF-8 bytes of a text, else whitespace-separated integers.
 
     Raises UserError naming what is not among the tokens.
     """
@@ -107,20 +106,15 @@ def encode(text: str, kind: Kind, vocab_size: int) -> list[int]:
 
 
 def decode(tokens: Iterable[int], kind: Kind) -> str:
-    """Tokens as text; bytes that are not UTF-8 become U+FFFD. Other kinds: integers with spaces between."""
+    """Turn tokens into text, bytes that are not UTF-8 into U+FFFD; for other kinds, integers with spaces between."""
     values = [int(token) for token in tokens]
     if kind == "text":
         return bytes(values).decode("utf-8", errors="replace")
     return " ".join(map(str, values))
 
 
-def unasked(tokens: Ints) -> Ints:
-    """Targets (B, T + 1) beside tokens (B, T), of which none is asked yet."""
-    return np.full((len(tokens), tokens.shape[1] + 1), IGNORE)
-
-
 def generator(seed: int, *key: int) -> np.random.Generator:
-    """Random numbers for this seed and key, independent of those of every other.
+    """Make a generator of random numbers for this seed and key, independent of that of every other.
 
     Only the last part of the key may exceed 32 bits: the others must fill one word each for keys to stay apart.
     """
@@ -128,21 +122,14 @@ def generator(seed: int, *key: int) -> np.random.Generator:
 
 
 def evenly_spaced(count: int, limit: int | None) -> Ints:
-    """0 … count - 1, or `limit` of them evenly spaced."""
+    """Return 0 … count - 1, or `limit` of them evenly spaced."""
     if limit is None or limit >= count:
         return np.arange(count)
     return np.arange(limit) * count // limit
 
 
-def release(array: npt.NDArray[Any]) -> None:
-    """Let go of the pages of a memory-mapped array that were read; the system keeps them, but not as our memory."""
-    mapped = getattr(array, "_mmap", None)
-    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)
-
-
 def to_batch(windows: Ints, real: npt.NDArray[np.bool_] | None = None) -> Batch:
-    """Next-token batch of windows (B, T + 1): y_t = x_t, and the last is only predicted, never read.
+    """Make a batch of windows (B, T + 1): y_t = x_t, and the last token is only predicted, never read.
 
     `real` (B, T + 1) is False where a window is padding.
     """
@@ -156,16 +143,15 @@ def to_batch(windows: Ints, real: npt.NDArray[np.bool_] | None = None) -> Batch:
     }
 
 
-def windows_of(stream: Stream, starts: Ints, length: int) -> Ints:
-    """`length` tokens of a stream from each of the `starts` (B,) on, (B, length); beyond its end any token."""
+def read_windows(stream: Stream, starts: Ints, length: int) -> Ints:
+    """Return `length` tokens of a stream from each of the `starts` (B,) on, (B, length); beyond its end any token."""
     if isinstance(stream, FileArray):
         return stream.windows(starts, length).astype(np.int64)
     places = np.minimum(starts[:, None] + np.arange(length), len(stream) - 1)
-    found = np.asarray(stream[places], dtype=np.int64)
-    release(stream)
-    return found
+    return np.asarray(stream[places], dtype=np.int64)
 
 
+@dataclass(eq=False, repr=False)
 class StreamData(Data):
     """One long sequence of integers per split: 1-D arrays in memory or in a file.
 
@@ -174,87 +160,85 @@ class StreamData(Data):
     Raises UserError if a split is shorter than one window.
     """
 
-    def __init__(
-        self, splits: Mapping[Split, Stream], *, vocab_size: int, seq_len: int, kind: Kind, info: dict[str, Any]
-    ) -> None:
-        for split, stream in splits.items():
-            if len(stream) <= seq_len:
+    splits: Mapping[Split, Stream]
+
+    def __post_init__(self) -> None:
+        for split, stream in self.splits.items():
+            if len(stream) <= self.seq_len:
                 where = "the file" if split == "all" else split
                 raise UserError(
-                    f"data.seq_len: {seq_len} needs {seq_len + 1} tokens, but {where} has only {len(stream)}; "
-                    "use more data or a shorter seq_len"
+                    f"data.seq_len: {self.seq_len} needs {self.seq_len + 1} tokens, but {where} has only "
+                    f"{len(stream)}; use more data or a shorter seq_len"
                 )
-        self.splits = splits
-        self.vocab_size, self.seq_len, self.kind, self.info = vocab_size, seq_len, kind, info
 
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
+        """Draw B windows of the training split; the same arguments give the same batch."""
         stream = self.splits["train"]
         offsets = generator(seed, rank, step).integers(0, len(stream) - self.seq_len, (batch_size, 1))
-        return to_batch(windows_of(stream, offsets[:, 0], self.seq_len + 1))
+        return to_batch(read_windows(stream, offsets[:, 0], self.seq_len + 1))
 
     def count(self, split: Split) -> int:
+        """Count the evaluation windows of a split."""
         return -(-len(self.splits[split]) // (self.seq_len + 1))
 
     def sequences(self, split: Split, index: Ints) -> Batch:
+        """Return the evaluation windows of a split with these numbers (B,)."""
         stream, length = self.splits[split], self.seq_len + 1
-        windows = windows_of(stream, index * length, length)
+        windows = read_windows(stream, index * length, length)
         return to_batch(windows, index[:, None] * length + np.arange(length) < len(stream))
 
 
+@dataclass(eq=False, repr=False)
 class RowsData(Data):
-    """One sequence of L integers per row of a 2-D array (N, L), split by row (fractions None: all of them); T = L - 1.
+    """One sequence of L = T + 1 integers per row of a 2-D array (N, L), split by row.
 
-    `ignore` is the number that fills up short rows and is no token. `what` names a row in errors.
     Raises UserError if seq_len is not L - 1 or a split is left without a row.
     """
 
-    def __init__(
-        self,
-        rows: Stream,
-        *,
-        fractions: tuple[float, float, float] | None,
-        vocab_size: int,
-        seq_len: int,
-        kind: Kind,
-        info: dict[str, Any],
-        image_shape: tuple[int, int] | None = None,
-        what: str = "rows of {} tokens",
-        ignore: int | None = None,
-    ) -> None:
-        count, length = rows.shape
+    rows: Stream
+    _: KW_ONLY
+    fractions: tuple[float, float, float] | None
+    """Of train, validation and test; None: all rows are in the split "all"."""
+    what: str = "rows of {} tokens"
+    """Names rows in errors."""
+    ignore: int | None = None
+    """The number that fills up short rows and is no token."""
+
+    def __post_init__(self) -> None:
+        count, length = self.rows.shape
         if length < 2:
-            raise UserError(f"data.path: {what.format(length)} leave nothing to predict; give at least 2 in a row")
-        if seq_len != length - 1:
-            raise UserError(f"data.seq_len: {seq_len} does not fit {what.format(length)}; set it to {length - 1}")
-        self.rows, self.ignore = rows, ignore
-        self.vocab_size, self.seq_len, self.kind, self.image_shape = vocab_size, seq_len, kind, image_shape
-        self.index: dict[Split, Ints] = {}
-        if fractions is None:
-            self.index["all"] = np.arange(count)
-            self.info = info | {"sequences": {"all": count}}
-            return
-        # Raw Philox words, unlike Generator.permutation, are promised to be the same in every NumPy.
-        shuffled = np.argsort(np.random.Philox(key=0).random_raw(count), kind="stable")
-        parts = np.split(shuffled, cuts(count, fractions))
-        for split, part in zip(SPLITS, parts, strict=True):
-            if not len(part):
-                raise UserError(f"data.split: {fractions} leaves {split} none of {count} rows; give it a larger part")
-            self.index[split] = np.sort(part)
-        self.info = info | {"sequences": {split: len(self.index[split]) for split in SPLITS}}
+            raise UserError(f"data.path: {self.what.format(length)} leave nothing to predict; give at least 2 in a row")
+        check_seq_len(self.seq_len, length, self.what)
+        if self.fractions is None:
+            self.index: dict[Split, Ints] = {"all": np.arange(count)}
+        else:
+            # Raw Philox words, unlike Generator.permutation, are promised to be the same in every NumPy.
+            shuffled = np.argsort(np.random.Philox(key=0).random_raw(count), kind="stable")
+            parts = np.split(shuffled, cuts(count, self.fractions))
+            self.index = {split: np.sort(part) for split, part in zip(SPLITS, parts, strict=True)}
+        for split, index in self.index.items():
+            if not len(index):
+                raise UserError(
+                    f"data.split: {self.fractions} leaves {split} none of {count} rows; give it a larger part"
+                )
+        self.info = self.info | {"sequences": {split: len(index) for split, index in self.index.items()}}
 
     def count(self, split: Split) -> int:
+        """Count the rows of a split."""
         return len(self.index[split])
 
     def sequences(self, split: Split, index: Ints) -> Batch:
-        chosen = self.index[split][index]
-        if isinstance(self.rows, FileArray):
-            rows = self.rows.rows(chosen).astype(np.int64)
-        else:
-            rows = np.asarray(self.rows[chosen], dtype=np.int64)
-            release(self.rows)
+        """Return the rows of a split with these numbers (B,)."""
+        rows = np.asarray(self.rows.take(self.index[split][index], axis=0), dtype=np.int64)
         return to_batch(rows, None if self.ignore is None else rows != self.ignore)
 
 
+def check_seq_len(seq_len: int, length: int, what: str) -> None:
+    """Raise UserError unless sequences of seq_len predict all of `what`, with {} for their length."""
+    if seq_len != length - 1:
+        raise UserError(f"data.seq_len: {seq_len} does not fit {what.format(length)}; set it to {length - 1}")
+
+
 def cuts(count: int, fractions: tuple[float, float, float]) -> list[int]:
-    """The two places where `count` things are cut into train, validation and test."""
+    """Return the two places where `count` things are cut into train, validation and test."""
     return [round(count * fractions[0]), round(count * (fractions[0] + fractions[1]))]

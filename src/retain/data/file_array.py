@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,48 +35,64 @@ class _Opened:
         if self._now() != self.stamp:
             raise ChangedData(f"data.path: {str(self.path)!r} was changed while it was read; bring it back")
 
-    def read(self, into: memoryview, place: int) -> None:
-        """Fill `into` with the bytes from `place` on; one call may read fewer than there are."""
-        while into:
-            count = os.preadv(self.descriptor, [into], place)
+    def read(self, into: npt.NDArray[Any], place: int) -> None:
+        """Fill `into` with the bytes from `place` on; one call of the system may read fewer than there are."""
+        left = into.view(np.uint8).data
+        while left:
+            count = os.preadv(self.descriptor, [left], place)
             if not count:
                 raise ChangedData(f"data.path: {str(self.path)!r} was cut short while it was read; bring it back")
-            into, place = into[count:], place + count
+            left, place = left[count:], place + count
 
 
 class FileArray:
-    """A 1-D array, or the rows of a 2-D one, in a file from byte `offset` on.
+    """A 1-D or 2-D array in a file from byte `offset` on; slices of it stay in the file, as NumPy's share memory.
 
-    It is read and not mapped: a mapped file that another process cuts short ends this one with a bus error.
+    The file is read and not mapped: a mapped file that another process cuts short ends this one with a bus error.
     Every reading raises ChangedData if the file has changed since it was opened.
     """
 
     def __init__(self, file: Path | _Opened, dtype: npt.DTypeLike, shape: tuple[int, ...], offset: int = 0):
         self.file = file if isinstance(file, _Opened) else _Opened(file)
         self.dtype, self.shape, self.offset = np.dtype(dtype), shape, offset
+        self.size, self.width = math.prod(shape), math.prod(shape[1:])
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def part(self, start: int, stop: int) -> FileArray:
-        """Elements `start` … `stop` - 1 of a 1-D array, or of all the numbers of a 2-D one."""
-        return FileArray(self.file, self.dtype, (stop - start,), self.offset + start * self.dtype.itemsize)
+    def __getitem__(self, part: slice) -> FileArray:
+        start, stop, _ = part.indices(len(self))
+        offset = self.offset + start * self.width * self.dtype.itemsize
+        return FileArray(self.file, self.dtype, (stop - start, *self.shape[1:]), offset)
 
-    def all(self) -> npt.NDArray[Any]:
-        """All of it, in memory."""
-        count = int(np.prod(self.shape))
-        return self.part(0, count).windows(np.zeros(1, np.int64), count).reshape(self.shape)
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        found = self.windows(np.zeros(1, np.int64), self.size).reshape(self.shape)
+        return found if dtype is None else found.astype(dtype)
+
+    def take(self, index: npt.NDArray[np.int64], axis: Literal[0]) -> npt.NDArray[Any]:
+        """Read the elements, or rows, with the numbers `index` (B,): (B,) or (B, L)."""
+        return self.windows(index * self.width, self.width).reshape(len(index), *self.shape[1:])
 
     def windows(self, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[Any]:
-        """`length` elements from each of the `starts` (B,) on: (B, length); 0 beyond the end."""
+        """Read `length` numbers from each of the `starts` (B,) on, row after row: (B, length); 0 beyond the end."""
         self.file.check()
         found = np.zeros((len(starts), length), self.dtype)
         for row, start in zip(found, starts.tolist(), strict=True):
-            wanted = row[: max(0, len(self) - start)]
-            self.file.read(memoryview(wanted).cast("B"), self.offset + start * self.dtype.itemsize)
+            self.file.read(row[: max(0, self.size - start)], self.offset + start * self.dtype.itemsize)
         return found
 
-    def rows(self, index: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """The rows `index` (B,) of a 2-D array (N, L): (B, L)."""
-        count, length = self.shape
-        return self.part(0, count * length).windows(index * length, length)
+
+Stream = npt.NDArray[Any] | FileArray
+
+
+def is_held(path: Path) -> bool:
+    """Whether a file is small enough to be read into memory."""
+    return path.stat().st_size <= HELD
+
+
+def open_array(path: Path, dtype: npt.DTypeLike, row: tuple[int, ...] = ()) -> Stream:
+    """Open a file of nothing but numbers as an array (N, *row), in memory if it is small. Raises OSError."""
+    if is_held(path):
+        return np.fromfile(path, dtype).reshape(-1, *row)
+    count = path.stat().st_size // (np.dtype(dtype).itemsize * math.prod(row))
+    return FileArray(path, dtype, (count, *row))

@@ -1,4 +1,4 @@
-"""Local files: which there are, what each is by its name, and their content, unpacked."""
+"""Local files: which there are, what each is by its name, and their content, unpacked; and the cache folder."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import io
 import lzma
 import os
 import re
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from retain.data.cache import cache_folder
 from retain.errors import UserError
 
 TABLES = {
@@ -33,23 +34,33 @@ BLOCK = 2**20
 Kind = Literal["text", "table", "image", "array"]
 
 
-def walk(root: Path) -> Iterator[tuple[str, Path]]:
-    """Every file below a folder by its relative name, in order; hidden folders are not entered, links are followed.
+def cache_folder() -> Path:
+    """$RETAIN_CACHE, or retain/ in the user's cache folder; in that of temporary files for a user without a home."""
+    if own := os.environ.get("RETAIN_CACHE"):
+        return Path(own)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retain"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"retain-{os.getuid()}"
 
-    A hidden file, a folder that is not entered and a broken link are given as they are, for `scan` to name.
+
+def walk(root: Path) -> Iterator[tuple[str, Path]]:
+    """Yield every file below a folder by its relative name, in order.
+
+    Hidden folders are not entered; links are followed, but no folder is read twice. A hidden file, a folder that is
+    not entered and a broken link are given as they are, for `scan` to name.
     """
     seen = {root.resolve()}
 
-    def below(folder: Path) -> Iterator[Path]:
+    def below(folder: Path) -> Iterator[tuple[str, Path]]:
         for path in sorted(folder.iterdir(), key=lambda p: p.name):
             if not path.is_dir() or path.name.startswith(".") or path.resolve() in seen:
-                yield path
+                yield path.relative_to(root).as_posix(), path
             else:
                 seen.add(path.resolve())
                 yield from below(path)
 
-    for path in below(root):
-        yield path.relative_to(root).as_posix(), path
+    return below(root)
 
 
 def inner(name: str) -> str:
@@ -117,8 +128,7 @@ def unpacked(path: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f".tmp-{os.getpid()}")
             with open_binary(path) as packed, partial.open("wb") as file:
-                while block := packed.read(BLOCK):
-                    file.write(block)
+                shutil.copyfileobj(packed, file, BLOCK)
             os.replace(partial, target)
         return target
     except BROKEN as error:
@@ -132,6 +142,15 @@ def text_of(path: Path) -> str:
             return file.read().decode("utf-8")
     except BROKEN as error:
         raise cannot_be_read(path, error) from None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file as it is, read in blocks."""
+    checksum = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            checksum.update(block)
+    return checksum.hexdigest()
 
 
 def read_through(path: Path, text: bool) -> tuple[str, int, str | None]:

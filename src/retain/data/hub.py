@@ -5,7 +5,7 @@ Nothing of a source is held in memory but the table being read.
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -17,7 +17,6 @@ from typing import Any
 
 from retain.config import DataConfig
 from retain.data.batches import SPLITS, Split
-from retain.data.files import walk
 from retain.data.paths import expanded
 from retain.data.source import SHUFFLED, Piece, Rows, Source
 from retain.data.tables import ROWS, images_of, missing_column, texts_of
@@ -39,26 +38,6 @@ class Stored:
     num_rows: int
 
 
-def check_exists(path: str) -> None:
-    """Raises UserError for a local path that does not exist."""
-    if not path.startswith("hf:") and not expanded(path).exists():
-        raise UserError(f"data.path: {path!r} does not exist; give a dataset file, a folder, or hf:NAME")
-
-
-def fingerprint(path: str) -> list[Any]:
-    """What tells a local source from a changed one: each file's relative path, size and time of change.
-
-    Of the hub: the name alone. Raises UserError for a path that does not exist.
-    """
-    if path.startswith("hf:"):
-        return [path]
-    check_exists(path)
-    root = expanded(path)
-    files = [("", root)] if root.is_file() else list(walk(root))
-    stats = ((name, file.stat()) for name, file in files if file.is_file())
-    return [str(root.resolve()), *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
-
-
 def library() -> Any:
     """The `datasets` library, quiet. Raises UserError where it is not installed."""
     try:
@@ -66,8 +45,8 @@ def library() -> Any:
         import huggingface_hub
     except ImportError:
         raise UserError("data: this needs Hugging Face datasets; run pip install 'retain[hub]'") from None
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    huggingface_hub.logging.set_verbosity(huggingface_hub.logging.CRITICAL)
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    huggingface_hub.logging.set_verbosity(logging.CRITICAL)
     datasets.disable_progress_bars()
     return datasets
 
@@ -243,12 +222,3 @@ def _read_arrow(files: list[Path]) -> Iterator[Any]:
         with pa.OSFile(str(file)) as opened:
             for batch in pa.ipc.open_stream(opened):
                 yield pa.Table.from_batches([batch])
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, read in blocks."""
-    checksum = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            checksum.update(block)
-    return checksum.hexdigest()

@@ -18,15 +18,17 @@ TAGS = ExifTags.Base
 
 
 def levels_of(config: DataConfig) -> int:
-    """Gray levels of the pixels that `pixels_of` gives."""
+    """Return the number of gray levels of the pixels that `pixels_of` gives."""
     return 2 if config.threshold is not None else config.levels
 
 
 def pixels_of(image: Image.Image, config: DataConfig) -> Pixels:
-    """An image as (N, N) levels, 0 darkest: made gray, brought to N x N with its proportions kept, inverted where
-    asked for, then thresholded or quantised. What is transparent, and the border, is the background: white for
-    what is to be inverted, else black. What is to be inverted is dark lines on paper: made smaller, the darkest of
-    what a pixel covers counts, since a mean would leave nothing of a thin line.
+    """Turn an image into (N, N) levels, 0 darkest.
+
+    The image is made gray, brought to N x N with its proportions kept, inverted where asked for, then thresholded or
+    quantised. What is transparent, and the border, is the background: white for what is to be inverted, else black.
+    An image to be inverted shows dark lines on paper: where it is made smaller, the darkest of what a pixel covers
+    counts, since a mean would leave nothing of a thin line.
 
     Raises UserError for an image that cannot be made gray; see `gray_of`.
     """
@@ -46,9 +48,9 @@ def pixels_of(image: Image.Image, config: DataConfig) -> Pixels:
 
 
 def gray_of(image: Image.Image, background: int) -> Image.Image:
-    """An image as 8 bits of gray (mode L), turned upright as its EXIF says, on a gray `background` where transparent.
+    """Turn an image into 8 bits of gray (mode L), upright as its EXIF says, on a gray `background` where transparent.
 
-    Of an animation or of several pages it is the frame that the image is at, the first of a file. Integers of more
+    Of an animation or of several pages the frame that the image is at counts: the first of a file. Integers of more
     than 8 bits are scaled by the range that their file states: 16 bits, or the 12 bits of a TIFF that has so many or
     whose MaxSampleValue is 4095. (A PNG of fewer bits is meant to fill its 16; a file that does not looks dark.) Floats
     are scaled from 0 … 1. Raises UserError, which names the image's mode, for floats beyond that, for integers of an
@@ -84,7 +86,7 @@ UPRIGHT = {
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation; 1 (upright) where there is none, or where EXIF is damaged.
+    """Return the EXIF orientation; 1 (upright) where there is none, or where EXIF is damaged.
 
     `ImageOps.exif_transpose` writes EXIF anew, too, and raises where any entry of it is damaged.
     """
@@ -95,34 +97,35 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def eight_bits(image: Image.Image, background: int) -> Pixels:
-    """The pixels of an image of integers beyond 8 bits, or of floats, as 0 … 255."""
-    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    """Scale the pixels of an image of integers beyond 8 bits, or of floats, to 0 … 255."""
+    values: npt.NDArray[Any] = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
     if tags.get(TAGS.PhotometricInterpretation) == 0:
         raise refused(image, "has 0 for white, which is read in 8 bits only")
     if image.mode == "F":
         if not (values.min() >= 0 and values.max() <= 1):  # nor is NaN
             raise refused(image, "has values outside 0 … 1")
-        return np.rint(values * 255).astype(np.uint8)
+        return np.asarray(np.rint(values * 255), np.uint8)
     if image.format not in (("PNG", "PPM") if image.mode == "I" else (None, "PNG", "PPM", "TIFF", "JPEG2000")):
         raise refused(image, "has integers of a range that nothing states")
     (bits,), (largest,) = tags.get(TAGS.BitsPerSample, (16,)), tags.get(TAGS.MaxSampleValue, (0,))
     # Some write the largest value that there is instead of the range.
     if largest not in (1023, 4095, 16383) or values.max() > largest:
         largest = 2**bits - 1
-    gray = (values.astype(np.int64) * 255 + largest // 2) // largest
+    gray: Pixels = ((values.astype(np.int64) * 255 + largest // 2) // largest).astype(np.uint8)
     if (transparent := image.info.get("transparency")) is not None:
         gray[values == transparent] = background
-    return gray.astype(np.uint8)
+    return gray
 
 
 def refused(image: Image.Image, why: str) -> UserError:
-    """What is said of an image that is whole, but has no gray that could be told."""
+    """Make the error for an image that is whole, but has no gray that could be told."""
     name = getattr(image, "filename", "") or "one"
     return UserError(f"image: {name}, of mode {image.mode}, {why}; save it as 8-bit gray or colour")
 
 
 def darkest(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A gray image brought down to (width, height), each pixel the darkest of those it covers; never made larger."""
+    """Bring a gray image down to (width, height), each pixel the darkest of those it covers; never make it larger."""
     pixels = np.asarray(image)
     for axis, length in ((1, size[0]), (0, size[1])):
         if length < pixels.shape[axis]:
@@ -131,7 +134,7 @@ def darkest(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def read_image(path: str | Path, config: DataConfig) -> Pixels:
-    """The (N, N) levels of an image file. Raises UserError for what is none."""
+    """Read the (N, N) levels of an image file. Raises UserError for what is none."""
     try:
         with open(path, "rb") as file:
             image = open_image(file, str(path))
@@ -143,7 +146,7 @@ def read_image(path: str | Path, config: DataConfig) -> Pixels:
 
 
 def stored_image(row: Any, path: str) -> Image.Image:
-    """The image of a row as `datasets` stores it: its bytes, or the path of its file."""
+    """Open the image of a row as `datasets` stores it: its bytes, or the path of its file."""
     try:
         content = row.get("bytes")
         if not content and "://" in row["path"]:  # of a stream: on the hub, or in an archive
@@ -161,7 +164,7 @@ def stored_image(row: Any, path: str) -> Image.Image:
 
 
 def open_image(file: IO[bytes], name: str) -> Image.Image:
-    """The image in a file, or its first frame, loaded. Raises OSError for what is none, or is damaged."""
+    """Load the image in a file, or its first frame. Raises OSError for what is none, or is damaged."""
     try:
         image = Image.open(file)
         raw = image.tile[0][3] if image.format == "PNG" and image.tile else None
@@ -183,14 +186,17 @@ def open_image(file: IO[bytes], name: str) -> Image.Image:
 
 
 def events_vocabulary(config: DataConfig) -> int:
-    """Positions, then the values above 0 where there are several, then the end symbol."""
+    """Count the tokens of events: positions, then the values above 0 where there are several, then the end symbol."""
     levels = levels_of(config)
     return config.image_size**2 + (levels - 1 if levels > 2 else 0) + 1
 
 
 def to_events(pixels: Pixels, config: DataConfig) -> npt.NDArray[np.int64]:
-    """Levels (N, N) → tokens: of every pixel above 0, in raster order, its position p, then (unless all are 1) its
-    value v as N² + v - 1; at last the end symbol."""
+    """Turn levels (N, N) into events.
+
+    Of every pixel above 0, in raster order, they are its position p, then (unless all are 1) its value v as
+    N² + v - 1; at last comes the end symbol.
+    """
     flat = pixels.ravel()
     positions = np.flatnonzero(flat)
     tokens = positions
@@ -200,8 +206,11 @@ def to_events(pixels: Pixels, config: DataConfig) -> npt.NDArray[np.int64]:
 
 
 def from_events(tokens: npt.NDArray[np.int64], config: DataConfig) -> Pixels:
-    """The (N, N) levels that events describe; of a pixel named twice the last value counts, a value without a
-    position is passed over, and so is all after the end symbol."""
+    """Turn events into the (N, N) levels that they describe.
+
+    Of a pixel named twice the last value counts, a value without a position is passed over, and so is all after the
+    end symbol.
+    """
     area, end = config.image_size**2, events_vocabulary(config) - 1
     flat = np.zeros(area, np.uint8)
     position = None

@@ -1,4 +1,4 @@
-"""A source prepared once into memory-mapped token arrays, in a cache folder with a manifest.
+"""A source prepared once into arrays of tokens, in a cache folder with a manifest.
 
 A folder is there whole or not at all: it is written under another name, together with how far it has come, and
 renamed when done. A process killed midway leaves what the next one goes on from; two at once wait for each other.
@@ -6,26 +6,25 @@ renamed when done. A process killed midway leaves what the next one goes on from
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
 import os
 import shutil
 import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from retain.config import DataConfig, DocumentDataConfig
 from retain.data.batches import SPLITS, Split
-from retain.data.cache import cache_folder
-from retain.data.hub import file_digest, fingerprint, open_hub
+from retain.data.files import cache_folder, file_digest, walk
+from retain.data.hub import open_hub
 from retain.data.local import open_local
 from retain.data.paths import expanded
-from retain.data.rows import Codec, codec_of, text_bytes
+from retain.data.rows import Codec, codec_of
 from retain.data.source import Piece, Source
 from retain.errors import UserError
 from retain.files import replace_file
@@ -38,6 +37,26 @@ SAVE_SECONDS = 5.0
 """Seconds of work that a kill may cost."""
 
 
+def check_exists(path: str) -> None:
+    """Raise UserError for a local path that does not exist."""
+    if not path.startswith("hf:") and not expanded(path).exists():
+        raise UserError(f"data.path: {path!r} does not exist; give a dataset file, a folder, or hf:NAME")
+
+
+def fingerprint(path: str) -> list[Any]:
+    """Return what tells a local source from a changed one: each file's relative path, size and time of change.
+
+    For the hub it is the name alone. Raises UserError for a path that does not exist.
+    """
+    if path.startswith("hf:"):
+        return [path]
+    check_exists(path)
+    root = expanded(path)
+    files = [("", root)] if root.is_file() else list(walk(root))
+    stats = ((name, file.stat()) for name, file in files if file.is_file())
+    return [str(root.resolve()), *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
+
+
 def open_source(config: DataConfig) -> Source:
     """Open what data.path names. Raises UserError in one line for all that may be wrong with it."""
     path = expanded(config.path or "")
@@ -46,7 +65,7 @@ def open_source(config: DataConfig) -> Source:
 
 
 def settings_of(config: DataConfig, whole: bool) -> dict[str, Any]:
-    """All that decides what is written, and nothing else."""
+    """Collect all settings that decide what is written, and no others."""
     names = ["name", "column", "revision", *(() if whole else ("split",))]
     if config.name == "images":
         names += ["image_size", "levels", "threshold", "invert", "events"]
@@ -57,11 +76,17 @@ def settings_of(config: DataConfig, whole: bool) -> dict[str, Any]:
 
 
 def prepare(config: DataConfig, whole: bool = False) -> tuple[Path, dict[str, Any], Codec]:
-    """The folder of a source's arrays, its manifest and the codec of its tokens; prepared now if it is not yet there.
+    """Prepare a source unless that was done before.
 
-    With `whole` all rows are in the split train, whichever split they are of.
-    A dataset of the hub that was prepared before is not asked for again: give data.revision to have another.
-    Raises UserError in one line for whatever is wrong with the source, OSError where the disk refuses.
+    With `whole` all rows are in the split train, whichever split they are of. A dataset of the hub that was prepared
+    before is not asked for again: give data.revision to have another.
+
+    Returns:
+        The folder of the arrays, its manifest, and the codec of the tokens.
+
+    Raises:
+        UserError: in one line, for whatever is wrong with the source.
+        OSError: where the disk refuses.
     """
     from filelock import FileLock
 
@@ -91,7 +116,7 @@ def prepare(config: DataConfig, whole: bool = False) -> tuple[Path, dict[str, An
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a prepared folder. Raises UserError where the folder is damaged."""
+    """Read the manifest of a prepared folder. Raises UserError where the folder is damaged."""
     try:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         for name, file in manifest["files"].items():
@@ -102,20 +127,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def open_array(folder: Path, name: str, dtype: Any) -> npt.NDArray[Any]:
-    """A prepared array, memory-mapped; an empty one is plain."""
-    path = folder / name
-    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
-
-
-def place_of(row: bytes) -> float:
-    """Where in 0 … 1 a row lies, from its tokens alone: the same row is always in the same split."""
-    return int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), "big") / 2**64
-
-
 def split_of_row(row: bytes, piece: Piece, fractions: tuple[float, float, float]) -> Split:
-    """The split of a row: that of its piece, or one of those that rows are cut off for."""
-    place = place_of(row) if piece.cut else 0.0
+    """Choose the split of a row: that of its piece, or one of those that rows are cut off for.
+
+    It follows from the row's tokens alone: the same row is always in the same split.
+    """
+    if not piece.cut:
+        return piece.split
+    place = int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), "big") / 2**64
     if "test" in piece.cut and place >= 1 - fractions[2]:
         return "test"
     if "validation" in piece.cut and 1 - fractions[2] - fractions[1] <= place < 1 - fractions[2]:
@@ -123,35 +142,39 @@ def split_of_row(row: bytes, piece: Piece, fractions: tuple[float, float, float]
     return piece.split
 
 
-@dataclasses.dataclass
+def _zeros() -> dict[Split, int]:
+    return dict.fromkeys(SPLITS, 0)
+
+
+@dataclass
 class _State:
     """How far a preparation has come; what the files hold beyond it is cut off."""
 
     revision: str | None = None
-    rows: dict[str, int] = dataclasses.field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
     """Rows read of each of the source's pieces."""
     empty: int = 0
     """Rows without a text or an image."""
-    documents: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    tokens: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    text_bytes: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    """Of subwords: the bytes of their text."""
+    documents: dict[Split, int] = field(default_factory=_zeros)
+    tokens: dict[Split, int] = field(default_factory=_zeros)
+    text_bytes: dict[Split, int] = field(default_factory=_zeros)
+    """Of subwords: the bytes of their text, the end of each counted as one."""
 
 
 class _Preparation:
     """Writes one folder, from the beginning or from where another process was stopped."""
 
-    def __init__(
-        self, config: DataConfig, codec: Codec, folder: Path, described: dict[str, Any], whole: bool = False
-    ) -> None:
+    def __init__(self, config: DataConfig, codec: Codec, folder: Path, described: dict[str, Any], whole: bool) -> None:
         self.config, self.codec, self.folder, self.described, self.whole = config, codec, folder, described, whole
         self.partial = folder.with_suffix(".partial")
         self.state = _State()
+        kinds = ("tokens",) if codec.length else ("tokens", "ends")
+        self.names = [f"{split}.{kind}" for split in SPLITS for kind in kinds]
 
     def run(self) -> None:
         source = open_source(self.config)
-        self.restore(source)
-        files: dict[str, BinaryIO] = {name: (self.partial / name).open("ab") for name in self.names()}
+        self.restore(source.revision)
+        files: dict[str, BinaryIO] = {name: (self.partial / name).open("ab") for name in self.names}
         try:
             for piece in source.pieces:
                 self.read(piece, files)
@@ -165,75 +188,62 @@ class _Preparation:
             )
         self.finish(source)
 
-    def names(self) -> list[str]:
-        kinds = ["tokens"] if self.codec.length else ["tokens", "ends"]
-        return [f"{split}.{kind}" for split in SPLITS for kind in kinds]
-
-    def restore(self, source: Source) -> None:
+    def restore(self, revision: str | None) -> None:
         """Take up what an earlier process left, if it read the same revision."""
         try:
             state = _State(**json.loads((self.partial / "progress.json").read_text(encoding="utf-8")))
-            if state.revision == source.revision:
+            if state.revision == revision:
                 self.state = state
         except (OSError, ValueError, TypeError):
             pass
-        self.state.revision = source.revision
+        self.state.revision = revision
         if not any(self.state.rows.values()):
             shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True, exist_ok=True)
-        for name in self.names():
-            split, _, kind = name.partition(".")
-            size = self.state.documents[split] * 8 if kind == "ends" else self._bytes(split)
-            with (self.partial / name).open("ab") as file:
-                file.truncate(size)
-
-    def _bytes(self, split: str) -> int:
-        return self.state.tokens[split] * self.codec.dtype.itemsize
+        for split in SPLITS:
+            sizes = {
+                f"{split}.tokens": self.state.tokens[split] * self.codec.dtype.itemsize,
+                f"{split}.ends": self.state.documents[split] * 8,
+            }
+            for name in sizes.keys() & self.names:
+                with (self.partial / name).open("ab") as file:
+                    file.truncate(sizes[name])
 
     def read(self, piece: Piece, files: dict[str, BinaryIO]) -> None:
         from tqdm import tqdm
 
-        state = self.state
-        done = state.rows.setdefault(piece.name, 0)
+        rows_read = self.state.rows
+        done = rows_read.setdefault(piece.name, 0)
         saved = time.monotonic()
         # None: shown where stderr is a terminal.
         bar = tqdm(total=piece.count, unit="rows", desc=f"preparing {piece.name}", disable=None, mininterval=0.5)
         with bar:
             for rows in piece.read():
-                count = len(rows)
-                bar.update(count)
-                if done >= count:  # written by an earlier process
-                    done -= count
+                bar.update(len(rows))
+                fresh = rows[done:]  # the others were written by an earlier process
+                done = max(0, done - len(rows))
+                if not fresh:
                     continue
-                rows = rows[done:]
-                sizes = text_bytes(rows) if self.codec.tokenizer else None
-                self.write(self.codec.encode(rows), sizes, piece, files)
-                state.rows[piece.name] += count - done
-                done = 0
+                self.write(fresh, piece, files)
+                rows_read[piece.name] += len(fresh)
                 if time.monotonic() - saved >= SAVE_SECONDS:
                     self.save(files)
                     saved = time.monotonic()
             self.save(files)
 
-    def write(
-        self,
-        rows: list[bytes | None],
-        sizes: list[int] | None,
-        piece: Piece,
-        files: dict[str, BinaryIO],
-    ) -> None:
+    def write(self, rows: list[Any], piece: Piece, files: dict[str, BinaryIO]) -> None:
         state = self.state
         parts: dict[Split, list[bytes]] = {}
-        for i, row in enumerate(rows):
-            if row is None:
+        for row, tokens in zip(rows, self.codec.encode(rows), strict=True):
+            if tokens is None:
                 state.empty += 1
                 continue
-            split = "train" if self.whole else split_of_row(row, piece, self.config.split)
-            parts.setdefault(split, []).append(row)
-            if sizes is not None:
-                state.text_bytes[split] += sizes[i]
+            split = "train" if self.whole else split_of_row(tokens, piece, self.config.split)
+            parts.setdefault(split, []).append(tokens)
+            if self.codec.tokenizer:
+                state.text_bytes[split] += len(row.encode()) + 1
         for split, found in parts.items():
-            lengths = np.array([len(row) for row in found], np.int64) // self.codec.dtype.itemsize
+            lengths = np.array([len(tokens) for tokens in found], np.int64) // self.codec.dtype.itemsize
             files[f"{split}.tokens"].write(b"".join(found))
             if self.codec.length is None:
                 files[f"{split}.ends"].write((state.tokens[split] + lengths.cumsum()).astype("<i8").tobytes())
@@ -244,34 +254,27 @@ class _Preparation:
         for file in files.values():
             file.flush()
             os.fsync(file.fileno())
-        replace_file(self.partial / "progress.json", json.dumps(dataclasses.asdict(self.state)).encode())
-
-    def counts(self, split: Split) -> dict[str, int]:
-        counts = {"documents": self.state.documents[split], "tokens": self.state.tokens[split]}
-        return counts | ({"text_bytes": self.state.text_bytes[split]} if self.codec.tokenizer else {})
-
-    def report(self, source: Source) -> dict[str, Any] | None:
-        """What was read of a local source, for data.json; None of the hub."""
-        if source.read is None:
-            return None
-        return source.read | {"documents": sum(self.state.documents.values()), "missing": self.state.empty}
+        replace_file(self.partial / "progress.json", json.dumps(asdict(self.state)).encode())
 
     def finish(self, source: Source) -> None:
         state, codec = self.state, self.codec
+        counted = ["documents", "tokens", *(["text_bytes"] if codec.tokenizer else [])]
+        # What was read of a local source, for data.json.
+        read = {"documents": sum(state.documents.values()), "missing": state.empty}
         manifest = {
             "version": VERSION,
             **self.described,
             "revision": state.revision,
-            "splits": {s: self.counts(s) for s in SPLITS},
+            "splits": {split: {name: getattr(state, name)[split] for name in counted} for split in SPLITS},
             "source_rows": state.rows,
             "empty_rows": state.empty,
-            "read": self.report(source),
+            "read": None if source.read is None else source.read | read,
             "vocab_size": codec.vocab_size,
             "dtype": codec.dtype.name,
             "end": codec.end,
             "files": {
                 name: {"bytes": (self.partial / name).stat().st_size, "sha256": file_digest(self.partial / name)}
-                for name in self.names()
+                for name in self.names
             },
         }
         replace_file(self.partial / "manifest.json", json.dumps(manifest, indent=2).encode() + b"\n")

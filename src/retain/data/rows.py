@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from retain.config import DataConfig, DocumentDataConfig
 from retain.data.batches import Kind
-from retain.data.images import events_vocabulary, levels_of, pixels_of, stored_image, to_events
+from retain.data.images import Pixels, events_vocabulary, levels_of, pixels_of, stored_image, to_events
 from retain.data.paths import expanded
 from retain.errors import UserError
 
@@ -20,10 +20,11 @@ BYTE_END = 0xFF
 
 @dataclass(frozen=True)
 class Codec:
-    """How rows become tokens. `encode` takes rows, texts or stored images, and gives each row's tokens as bytes of
-    `dtype`, end symbol included; None where there is no text or image."""
+    """How rows become tokens."""
 
     encode: Callable[[list[Any]], list[bytes | None]]
+    """From rows, texts or stored images, to the tokens of each as bytes of `dtype`, end symbol included; None where
+    there is no text or image."""
     vocab_size: int
     dtype: np.dtype[Any]
     kind: Kind
@@ -34,13 +35,8 @@ class Codec:
     """The tokenizer.json, where tokens are subwords."""
 
 
-def text_bytes(rows: list[str | None]) -> list[int]:
-    """UTF-8 bytes of each text, its end counted as one; 0 where there is none."""
-    return [0 if text is None else len(text.encode()) + 1 for text in rows]
-
-
 def codec_of(config: DataConfig) -> Codec:
-    """The codec that a configuration asks for. Raises UserError for a tokenizer that cannot be used."""
+    """Choose the codec that a configuration asks for. Raises UserError for a tokenizer that cannot be used."""
     if config.name == "images":
         return _images(config)
     if isinstance(config, DocumentDataConfig) and config.tokenizer is not None:
@@ -82,22 +78,22 @@ def _subwords(config: DataConfig) -> Codec:
 
 
 def _images(config: DataConfig) -> Codec:
-    def pixels(row: Any) -> Any:
-        empty = row is None or not (row.get("bytes") or row.get("path"))
-        return None if empty else pixels_of(stored_image(row, config.path or ""), config)
+    path = config.path or ""
+
+    def levels(rows: list[Any]) -> Iterator[Pixels | None]:
+        for row in rows:
+            empty = row is None or not (row.get("bytes") or row.get("path"))
+            yield None if empty else pixels_of(stored_image(row, path), config)
+
+    def pixels(rows: list[Any]) -> list[bytes | None]:
+        return [None if image is None else image.tobytes() for image in levels(rows)]
 
     if not config.events:
-        return Codec(
-            lambda rows: [None if (p := pixels(r)) is None else p.tobytes() for r in rows],
-            levels_of(config),
-            np.dtype(np.uint8),
-            "image",
-            length=config.image_size**2,
-        )
+        return Codec(pixels, levels_of(config), np.dtype(np.uint8), "image", length=config.image_size**2)
     vocab_size = events_vocabulary(config)
     dtype = np.min_scalar_type(vocab_size - 1)
 
     def events(rows: list[Any]) -> list[bytes | None]:
-        return [None if (p := pixels(r)) is None else to_events(p, config).astype(dtype).tobytes() for r in rows]
+        return [None if image is None else to_events(image, config).astype(dtype).tobytes() for image in levels(rows)]
 
     return Codec(events, vocab_size, dtype, "tokens", vocab_size - 1)

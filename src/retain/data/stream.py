@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from retain.config import DataConfig
-from retain.data.batches import IGNORE, SPLITS, Batch, Data, Ints, Split, to_batch
+from retain.config import IGNORE, DataConfig
+from retain.data.batches import SPLITS, Batch, Data, Ints, Split, check_seq_len, to_batch
 from retain.data.prepare import open_source, split_of_row
 from retain.data.rows import codec_of
 from retain.data.source import Piece, Rows, Source
@@ -40,13 +40,10 @@ class StreamedData(Data):
         self.end, self.tokenizer = self.codec.end, self.codec.tokenizer
         if self.codec.length is not None:
             self.image_shape = (config.image_size, config.image_size)
-            if config.seq_len != self.codec.length - 1:
-                raise UserError(
-                    f"data.seq_len: {config.seq_len} does not fit images of {self.codec.length} pixels; "
-                    f"set it to {self.codec.length - 1}"
-                )
+            check_seq_len(config.seq_len, self.codec.length, "images of {} pixels")
         source = open_source(config)
         self.held_out: dict[Split, Batch] = {split: self._hold(source, split) for split in SPLITS}
+        held_out = [self.held_out[split] for split in SPLITS]
         if self.codec.tokenizer:
             self.bytes_per_token = {split: self._bytes_per_token(self.held_out[split]) for split in SPLITS}
         self.source = source
@@ -59,17 +56,12 @@ class StreamedData(Data):
             "streamed": True,
             "read": source.read,
             "held_out_sequences": {split: len(self.held_out[split]["tokens"]) for split in SPLITS},
-            "sha256": self._checksum(),
+            # Of what is held out: the rest is read as it comes.
+            "sha256": hashlib.sha256(b"".join(held["targets"].numpy().tobytes() for held in held_out)).hexdigest(),
         }
 
-    def _checksum(self) -> str:
-        """Of what is held out: the rest is read as it comes."""
-        checksum = hashlib.sha256()
-        for split in SPLITS:
-            checksum.update(self.held_out[split]["targets"].numpy().tobytes())
-        return checksum.hexdigest()
-
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
+        """Read the sequences of a step; the same arguments give the same batch."""
         if self.opened != (seed, rank) or self.place > step * batch_size:
             self.opened, self.place = (seed, rank), 0
             self.windows_left = self._windows(self._epochs(seed, rank))
@@ -82,9 +74,11 @@ class StreamedData(Data):
         return _batch([next(self.windows_left) for _ in range(batch_size)], self.seq_len)
 
     def count(self, split: Split) -> int:
+        """Count the sequences that are held out for a split."""
         return len(self.held_out[split]["tokens"])
 
     def sequences(self, split: Split, index: Ints) -> Batch:
+        """Return the held-out sequences of a split with these numbers (B,)."""
         return {name: values[torch.from_numpy(index)] for name, values in self.held_out[split].items()}
 
     def _hold(self, source: Source, split: Split) -> Batch:
@@ -133,8 +127,10 @@ class StreamedData(Data):
             epoch += 1
 
     def _windows(self, documents: Iterator[Ints]) -> Iterator[Ints]:
-        """Cut documents into sequences of up to T + 1 tokens: each for itself, or with data.reset off one after the
-        other, as one long stream."""
+        """Cut documents into sequences of up to T + 1 tokens.
+
+        Each document is cut for itself, or with data.reset off all are cut as one long stream.
+        """
         length = self.seq_len + 1
         alone = getattr(self.config, "reset", False) or self.codec.length is not None
         kept: list[Ints] = []

@@ -82,6 +82,7 @@ def _one_line(path: Path) -> Iterator[None]:
 
 
 def missing_column(column: str, path: Path | str, columns: list[str], images: bool = False) -> UserError:
+    """Make the error for a column that a table lacks."""
     option = "--image-column" if images else "--text-column"
     return UserError(
         f"data.column: {column!r} is not in {str(path)!r}, which has {', '.join(columns)}; name one of them with "
@@ -101,9 +102,9 @@ def _not_text(column: str, path: Path, place: str, value: Any) -> UserError:
 
 
 def _fields(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV or TSV file, header first, each with the number of its first line.
+    r"""Yield the rows of a CSV or TSV file, header first, each with the number of its first line.
 
-    Lines end in \\n or \\r\\n alone: a single \\r within a text that is not quoted is an error, not a new row.
+    Lines end in \n or \r\n alone: a single \r within a text that is not quoted is an error, not a new row.
     """
     delimiter = "\t" if Path(inner(path.name)).suffix == ".tsv" else ","
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the module's own limit cuts off at 128 KiB
@@ -267,10 +268,8 @@ def texts_of(array: Any, column: str, path: str) -> list[str | None]:
     """An Arrow array of texts, of any of Arrow's types for them, as Python's. Raises UserError for another type."""
     import pyarrow as pa
 
-    kind = array.type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if not any(getattr(pa.types, f"is_{name}")(kind) for name in ("string", "large_string", "string_view", "null")):
+    kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
+    if str(kind) not in ("string", "large_string", "string_view", "null"):
         raise UserError(
             f"data.column: {column!r} of {path!r} holds {kind}, not text; write it as strings, or name another column "
             "with --text-column"
@@ -284,7 +283,7 @@ def images_of(array: Any, column: str, path: str) -> list[Any]:
     import pyarrow as pa
 
     kind = array.type
-    if any(getattr(pa.types, f"is_{name}")(kind) for name in ("binary", "large_binary", "binary_view")):
+    if str(kind) in ("binary", "large_binary", "binary_view"):
         return [None if row is None else {"bytes": row} for row in array.to_pylist()]
     if not (pa.types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}):
         raise UserError(

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from retain.config import LARGEST_VOCABULARY, DataConfig
-from retain.data.batches import SPLITS, Data, RowsData, Split, Stream, StreamData, cuts
-from retain.data.file_array import HELD, FileArray
+from retain.data.batches import SPLITS, Data, RowsData, Split, StreamData, cuts
+from retain.data.file_array import HELD, FileArray, Stream, is_held, open_array
 from retain.data.files import NOT_TEXT, cannot_be_read, kind_by_name, unpacked, walk
 from retain.data.paths import expanded
 from retain.data.scan import split_by_names
@@ -90,8 +90,7 @@ def load_text(config: DataConfig, whole: bool = False) -> StreamData:
     file = unpacked(path)
     try:
         info: dict[str, Any] = {"name": "text", "path": str(path)} | checksum_of(file, text=True)
-        size = file.stat().st_size
-        stream: Stream = np.fromfile(file, np.uint8) if size <= HELD else FileArray(file, np.uint8, (size,))
+        stream = open_array(file, np.uint8)
     except OSError as error:
         raise cannot_be_read(path, error) from None
     streams = split_stream(stream, config, whole)
@@ -184,10 +183,7 @@ def _streams(streams: dict[Split, Stream], config: DataConfig, vocab_size: int, 
 
 def joined(arrays: list[Stream]) -> Stream:
     """Several arrays as one; a large one alone stays in its file."""
-    if len(arrays) == 1:
-        return arrays[0]
-    held = [array.all() if isinstance(array, FileArray) else array for array in arrays]
-    return np.concatenate(held)
+    return arrays[0] if len(arrays) == 1 else np.concatenate([np.asarray(array) for array in arrays])
 
 
 def read_npy(path: Path, config: DataConfig) -> tuple[Stream, int, dict[str, str]]:
@@ -219,11 +215,7 @@ def split_stream(stream: Stream, config: DataConfig, whole: bool = False) -> dic
     if whole:
         return {"all": stream}
     ends = [0, *cuts(len(stream), config.split), len(stream)]
-
-    def part(start: int, stop: int) -> Stream:
-        return stream.part(start, stop) if isinstance(stream, FileArray) else stream[start:stop]
-
-    return {split: part(*between) for split, between in zip(SPLITS, pairwise(ends), strict=True)}
+    return {split: stream[start:stop] for split, (start, stop) in zip(SPLITS, pairwise(ends), strict=True)}
 
 
 def sample_offsets(size: int) -> list[int]:
@@ -293,9 +285,8 @@ def open_npy(path: Path) -> Stream:
         is_npy = file.read(6) == b"\x93NUMPY"
     if not is_npy:
         raise UserError(f"data.path: {str(path)!r} is not a .npy file; write one array of integers with numpy.save")
-    small = path.stat().st_size <= HELD
     try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode=None if small else "r", allow_pickle=False)
+        array: npt.NDArray[Any] = np.load(path, mmap_mode=None if is_held(path) else "r", allow_pickle=False)
     except OSError:
         raise
     except Exception as error:  # a damaged header may raise anything, as far as tokenize.TokenError
@@ -318,16 +309,9 @@ def open_npy(path: Path) -> Stream:
 
 
 def blocks_of(array: Stream, rows: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """An array in blocks of so many elements or rows, each with the number of its first."""
+    """Yield an array in blocks of so many elements or rows, each with the number of its first."""
     for start in range(0, len(array), rows):
-        stop = min(len(array), start + rows)
-        index = np.arange(start, stop)
-        if not isinstance(array, FileArray):
-            yield start, array[start:stop]
-        elif len(array.shape) == 2:
-            yield start, array.rows(index)
-        else:
-            yield start, array.part(start, stop).all()
+        yield start, np.asarray(array[start : start + rows])
 
 
 def vocabulary_of(path: Path, array: Stream, config: DataConfig) -> int:

@@ -3,55 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from retain.config import TASK_SIZES, TaskDataConfig
-from retain.data.batches import IGNORE, SPLITS, Batch, Data, Ints, Split, generator
+from retain.config import IGNORE, TASK_SIZES, TaskDataConfig
+from retain.data.batches import SPLITS, Batch, Data, Ints, Split, generator
 from retain.data.tasks.recall import MQAR, Copy, KeysValues, Retrieval, SelectiveCopy
+from retain.data.tasks.task import Task
 from retain.data.tasks.tracking import S3, S5, Dyck, Modular, Parity, Stack
 from retain.errors import UserError
-
-
-class Task(Protocol):
-    """One memory task: what its sequences are and how to answer them.
-
-    Built from T and those fields of the data configuration that are among its knobs; UserError for impossible sizes.
-    The vocabulary does not depend on T, so that what is trained at one length can be scored at another.
-    """
-
-    name: str
-    summary: str
-    """One line for a list."""
-    knobs: ClassVar[Mapping[str, str]]
-    """The fields of the data configuration that make it harder, and what they mean."""
-    amount: ClassVar[str | None]
-    """The knob that says how much there is to remember, where it cannot stay as it is in a shorter sequence."""
-    example: ClassVar[Mapping[str, Any]]
-    """A size at which a sequence fits a line."""
-    vocab_size: int
-    seq_len: int
-    words: tuple[str, ...]
-    """A name for each token."""
-    answers: tuple[str, ...]
-    """A name for each answer; targets are 0 … len(answers) - 1."""
-    chance: float
-    """Accuracy of guessing: that of the best answer that is always the same."""
-
-    def __init__(self, seq_len: int, **knobs: Any) -> None: ...
-
-    def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
-        """Random tokens (B, T) and their targets (B, T + 1)."""
-
-    def oracle(self, tokens: Ints) -> Ints:
-        """Targets (B, T + 1) of tokens (B, T), worked out from the tokens alone."""
-
-    # Optional, for colouring memories: hidden(tokens (B, T)) -> (its name, (B, T) words or numbers), what a memory must
-    # hold after each token. Retrieval, Stack and others have it.
-
 
 TASKS: dict[str, type[Task]] = {
     task.name: task for task in (Retrieval, Copy, Stack, KeysValues, Modular, Parity, S3, S5, Dyck, MQAR, SelectiveCopy)
@@ -83,6 +46,7 @@ class TaskData(Data):
         }
 
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
+        """Draw B fresh sequences; the same arguments give the same batch."""
         # The key starts with 0, that of the fixed sequences with 1: they are drawn apart, though a task that has few
         # sequences at all will show the same ones again.
         rng = generator(seed, 0, rank, step)
@@ -95,9 +59,11 @@ class TaskData(Data):
         return _as_batch(tokens, targets)
 
     def count(self, split: Split) -> int:
+        """Count the fixed sequences of a split."""
         return self.EVALUATED
 
     def sequences(self, split: Split, index: Ints) -> Batch:
+        """Return the fixed sequences of a split with these numbers (B,)."""
         return {name: values[torch.from_numpy(index)] for name, values in self._sequences(split).items()}
 
     def _sequences(self, split: Split) -> Batch:
@@ -112,26 +78,26 @@ def _as_batch(tokens: Ints, targets: Ints) -> Batch:
 
 
 def load_task(config: TaskDataConfig) -> TaskData:
-    """The task named by the configuration. Raises UserError for settings it cannot have."""
+    """Load the data of the task that is named. Raises UserError for settings it cannot have."""
     return TaskData(build_task(config), config.label_noise, shorter_tasks(config))
 
 
 def build_task(config: TaskDataConfig) -> Task:
-    """The task alone."""
-    return TASKS[config.name](config.seq_len, **knobs_of(config))
+    """Build the task alone."""
+    return TASKS[config.name](config.seq_len, **_knobs_of(config))
 
 
-def knobs_of(config: TaskDataConfig) -> dict[str, Any]:
+def _knobs_of(config: TaskDataConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in TASK_SIZES[config.name] if getattr(config, name)}
 
 
 def shorter_tasks(config: TaskDataConfig) -> list[Task]:
-    """The same at half the length, a quarter, … down to min_seq_len, with as much less to remember.
+    """Build the same task at half the length, a quarter, … down to min_seq_len, with as much less to remember.
 
     Raises UserError where the task cannot be that short.
     """
     found: list[Task] = []
-    length, full, knobs = config.seq_len // 2, build_task(config), knobs_of(config)
+    length, full, knobs = config.seq_len // 2, build_task(config), _knobs_of(config)
     while config.min_seq_len is not None and length >= config.min_seq_len:
         if full.amount is not None:
             knobs[full.amount] = max(1, getattr(full, full.amount) * length // config.seq_len)

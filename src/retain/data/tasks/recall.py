@@ -1,23 +1,19 @@
-"""Memory tasks of recall: something is read, and asked for later.
-
-Each is a class with the attributes and methods of `retain.data.tasks.Task`. They raise UserError, naming the field
-of the data configuration, for sizes they cannot have.
-"""
+"""Memory tasks of recall: something is read, and asked for later."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from retain.data.batches import IGNORE, Ints, unasked
-from retain.data.tasks.sizes import check_length, check_symbols, letters
+from retain.config import IGNORE
+from retain.data.batches import Ints
+from retain.data.tasks.task import Task, check_length, check_symbols, name_symbols, without_answers
 from retain.errors import UserError
 
 
-class Retrieval:
+class Retrieval(Task):
     """A marked symbol stands somewhere in the first half and is asked for at the end.
 
     Tokens: n fillers 0 … n-1, n marked symbols n … 2n-1, the query 2n. The only target is y_T = s, the number of the
@@ -26,92 +22,81 @@ class Retrieval:
 
     name = "retrieval"
     summary = "a marked symbol in the first half, asked for at the end"
-    knobs: ClassVar[Mapping[str, str]] = {"seq_len": "how long to remember", "symbols": "how many symbols there are"}
-    amount: ClassVar[str | None] = None
-    example: ClassVar[Mapping[str, Any]] = {"seq_len": 10, "symbols": 3}
+    knobs: ClassVar = {"seq_len": "how long to remember", "symbols": "how many symbols there are"}
+    example: ClassVar = {"seq_len": 10, "symbols": 3}
 
     def __init__(self, seq_len: int, *, symbols: int = 8) -> None:
         check_length(self.name, seq_len, 4)
         check_symbols(self.name, symbols)
-        self.seq_len, self.symbols = seq_len, symbols
-        self.vocab_size = 2 * symbols + 1
-        self.answers = letters(symbols)
-        self.words = (*self.answers, *(f"[{s}]" for s in self.answers), "?")
-        self.chance = 1 / symbols
+        self.symbols = symbols
+        names = name_symbols(symbols)
+        super().__init__(seq_len, [*names, *(f"[{name}]" for name in names), "?"], names)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
+        """Draw fillers, the place of the marked symbol, and the symbol."""
         n = self.symbols
         tokens = rng.integers(0, n, (batch_size, self.seq_len))
         place = rng.integers(0, self.seq_len // 2, batch_size)
         answer = rng.integers(0, n, batch_size)
         tokens[np.arange(batch_size), place] = n + answer
         tokens[:, -1] = 2 * n
-        targets = unasked(tokens)
+        targets = without_answers(tokens)
         targets[:, -1] = answer
         return tokens, targets
 
-    def oracle(self, tokens: Ints) -> Ints:
-        n = self.symbols
-        marked = (tokens >= n) & (tokens < 2 * n)
-        targets = unasked(tokens)
-        targets[:, -1] = tokens[np.arange(len(tokens)), marked.argmax(axis=1)] - n
-        return targets
+    def _answer(self, row: list[int], answers: Ints) -> None:
+        answers[-1] = next(token - self.symbols for token in row if token >= self.symbols)
 
     def hidden(self, tokens: Ints) -> tuple[str, npt.NDArray[np.str_]]:
         """What a memory must hold after each token (B, T): the needle's symbol, or that it has not come yet."""
-        n = self.symbols
-        marked = (tokens >= n) & (tokens < 2 * n)
         symbol = self.oracle(tokens)[:, -1:].astype(str)
-        return "needle", np.where(np.cumsum(marked, 1) > 0, symbol, "not yet")
+        return "needle", np.where(np.cumsum(tokens >= self.symbols, axis=1) > 0, symbol, "not yet")
 
 
-class Copy:
+class Copy(Task):
     """A string is read, and said again, forward or reversed, after a query.
 
-    Tokens: n symbols 0 … n-1, the blank n, the query n + 1. The string's L symbols, blanks, at t = T - L the query,
-    L - 1 blanks. The targets are y_{T-L+1} … y_T, the symbols in turn, the first after the query has been read.
+    Tokens: n symbols 0 … n-1, the blank n, the query n + 1. A sequence is the string's L symbols, blanks, the query
+    at t = T - L, and L - 1 blanks. The targets are y_{T-L+1} … y_T, the symbols in turn, the first after the query has
+    been read.
     """
 
     name = "copy"
     summary = "a string, said again after a query, forward or reversed"
-    knobs: ClassVar[Mapping[str, str]] = {
+    knobs: ClassVar = {
         "copy_len": "how long the string is",
         "seq_len": "how long to wait",
         "symbols": "how many symbols there are",
         "reverse": "say it from its end",
     }
-    amount: ClassVar[str | None] = "copy_len"
-    example: ClassVar[Mapping[str, Any]] = {"seq_len": 10, "copy_len": 4}
+    amount = "copy_len"
+    example: ClassVar = {"seq_len": 10, "copy_len": 4}
 
     def __init__(self, seq_len: int, *, symbols: int = 4, copy_len: int = 16, reverse: bool = False) -> None:
         check_symbols(self.name, symbols)
         check_length(f"{self.name} of {copy_len} symbols", seq_len, 2 * copy_len, "copy_len")
-        self.seq_len, self.symbols, self.copy_len, self.reverse = seq_len, symbols, copy_len, reverse
-        self.vocab_size = symbols + 2
-        self.answers = letters(symbols)
-        self.words = (*self.answers, "_", "?")
-        self.chance = 1 / symbols
+        self.symbols, self.copy_len, self.reverse = symbols, copy_len, reverse
+        names = name_symbols(symbols)
+        super().__init__(seq_len, [*names, "_", "?"], names)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
+        """Draw the string, and where its symbols stand."""
         string = rng.integers(0, self.symbols, (batch_size, self.copy_len))
         tokens = np.full((batch_size, self.seq_len), self.symbols)
-        np.put_along_axis(tokens, self.places(rng, batch_size), string, axis=1)
+        np.put_along_axis(tokens, self._places(rng, batch_size), string, axis=1)
         tokens[:, -self.copy_len] = self.symbols + 1
-        targets = unasked(tokens)
+        targets = without_answers(tokens)
         targets[:, -self.copy_len :] = string[:, ::-1] if self.reverse else string
         return tokens, targets
 
-    def places(self, rng: np.random.Generator, batch_size: int) -> Ints:
+    def _places(self, rng: np.random.Generator, batch_size: int) -> Ints:
         """Where the string's symbols stand, (B, L) in ascending order."""
         return np.tile(np.arange(self.copy_len), (batch_size, 1))
 
-    def oracle(self, tokens: Ints) -> Ints:
-        targets = unasked(tokens)
-        for row, answers in zip(tokens.tolist(), targets, strict=True):
-            string = [token for token in row if token < self.symbols]
-            after = row.index(self.symbols + 1) + 1
-            answers[after : after + len(string)] = string[::-1] if self.reverse else string
-        return targets
+    def _answer(self, row: list[int], answers: Ints) -> None:
+        string = [token for token in row if token < self.symbols]
+        after = row.index(self.symbols + 1) + 1
+        answers[after : after + len(string)] = string[::-1] if self.reverse else string
 
     def hidden(self, tokens: Ints) -> tuple[str, Ints]:
         """How many symbols a memory must still hold after each token (B, T): those read and not yet said."""
@@ -126,21 +111,18 @@ class SelectiveCopy(Copy):
 
     name = "selective_copy"
     summary = "symbols scattered among blanks, said again in their order after a query"
-    knobs: ClassVar[Mapping[str, str]] = {
+    knobs: ClassVar = {
         "copy_len": "how many symbols to copy",
         "seq_len": "how far they are scattered",
         "symbols": "how many symbols there are",
     }
-    example: ClassVar[Mapping[str, Any]] = {"seq_len": 12, "copy_len": 3}
+    example: ClassVar = {"seq_len": 12, "copy_len": 3}
 
-    def __init__(self, seq_len: int, *, symbols: int = 4, copy_len: int = 16) -> None:
-        super().__init__(seq_len, symbols=symbols, copy_len=copy_len)
-
-    def places(self, rng: np.random.Generator, batch_size: int) -> Ints:
-        return np.sort(distinct(rng, batch_size, self.copy_len, self.seq_len - self.copy_len), axis=1)
+    def _places(self, rng: np.random.Generator, batch_size: int) -> Ints:
+        return np.sort(draw_distinct(rng, batch_size, self.copy_len, self.seq_len - self.copy_len), axis=1)
 
 
-class KeysValues:
+class KeysValues(Task):
     """Key strings with their value strings, then one of the keys: its value is to be said.
 
     Tokens: n symbols 0 … n-1, the blank n, the query n + 1. The keys, all different, have L symbols each, and so have
@@ -150,14 +132,14 @@ class KeysValues:
 
     name = "keys_values"
     summary = "key strings with value strings, then one key: say its value"
-    knobs: ClassVar[Mapping[str, str]] = {
+    knobs: ClassVar = {
         "pairs": "how many keys and values",
         "string_len": "how long each of them is",
         "seq_len": "how long to wait",
         "symbols": "how many symbols there are",
     }
-    amount: ClassVar[str | None] = "pairs"
-    example: ClassVar[Mapping[str, Any]] = {"seq_len": 18, "symbols": 4, "pairs": 3}
+    amount = "pairs"
+    example: ClassVar = {"seq_len": 18, "symbols": 4, "pairs": 3}
 
     def __init__(self, seq_len: int, *, symbols: int = 8, pairs: int = 8, string_len: int = 2) -> None:
         check_symbols(self.name, symbols)
@@ -171,15 +153,14 @@ class KeysValues:
         check_length(f"{self.name} of {pairs} pairs", seq_len, 2 * (pairs + 1) * string_len, "pairs")
         if symbols**string_len >= 2**63:
             raise UserError(f"data.string_len: {string_len} is too long for {symbols} symbols; keys must fit 63 bits")
-        self.seq_len, self.symbols, self.pairs, self.string_len = seq_len, symbols, pairs, string_len
-        self.vocab_size = symbols + 2
-        self.answers = letters(symbols)
-        self.words = (*self.answers, "_", "?")
-        self.chance = 1 / symbols
+        self.symbols, self.pairs, self.string_len = symbols, pairs, string_len
+        names = name_symbols(symbols)
+        super().__init__(seq_len, [*names, "_", "?"], names)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
+        """Draw different keys, their values, and the key that is asked for."""
         n, length = self.symbols, self.string_len
-        numbers = shuffled(rng, distinct(rng, batch_size, self.pairs, n**length))
+        numbers = shuffle_rows(rng, draw_distinct(rng, batch_size, self.pairs, n**length))
         keys = numbers[..., None] // n ** np.arange(length) % n  # (B, pairs, L), the digits of the keys' numbers
         values = rng.integers(0, n, keys.shape)
         tokens = np.full((batch_size, self.seq_len), n)
@@ -189,23 +170,20 @@ class KeysValues:
         start = self.seq_len - 2 * length
         tokens[:, start] = n + 1
         tokens[:, start + 1 : start + 1 + length] = keys[asked]
-        targets = unasked(tokens)
+        targets = without_answers(tokens)
         targets[:, -length:] = values[asked]
         return tokens, targets
 
-    def oracle(self, tokens: Ints) -> Ints:
+    def _answer(self, row: list[int], answers: Ints) -> None:
         length = self.string_len
-        targets = unasked(tokens)
-        for row, answers in zip(tokens.tolist(), targets, strict=True):
-            start = row.index(self.symbols + 1) + 1
-            asked = row[start : start + length]
-            for i in range(0, 2 * length * self.pairs, 2 * length):
-                if row[i : i + length] == asked:
-                    answers[-length:] = row[i + length : i + 2 * length]
-        return targets
+        start = row.index(self.symbols + 1) + 1
+        asked = row[start : start + length]
+        for i in range(0, 2 * length * self.pairs, 2 * length):
+            if row[i : i + length] == asked:
+                answers[-length:] = row[i + length : i + 2 * length]
 
 
-class MQAR:
+class MQAR(Task):
     """Multi-query associative recall (Arora et al. 2023, Zoology): every key is asked for once.
 
     Tokens: n values 0 … n-1, n keys n … 2n-1. First key, value, key, value, …, the keys all different and the values
@@ -216,13 +194,13 @@ class MQAR:
 
     name = "mqar"
     summary = "key, value pairs, then every key again among random tokens: say its value (Zoology)"
-    knobs: ClassVar[Mapping[str, str]] = {
+    knobs: ClassVar = {
         "pairs": "how many keys and values",
         "symbols": "how many keys, and values, there are",
         "seq_len": "how far apart the questions are",
     }
-    amount: ClassVar[str | None] = "pairs"
-    example: ClassVar[Mapping[str, Any]] = {"seq_len": 16, "symbols": 4, "pairs": 3}
+    amount = "pairs"
+    example: ClassVar = {"seq_len": 16, "symbols": 4, "pairs": 3}
     POWER = 0.01
 
     def __init__(self, seq_len: int, *, symbols: int = 32, pairs: int = 8) -> None:
@@ -233,16 +211,15 @@ class MQAR:
                 f"give at most {symbols} pairs, or more symbols"
             )
         check_length(f"{self.name} of {pairs} pairs", seq_len, 4 * pairs, "pairs")
-        self.seq_len, self.symbols, self.pairs = seq_len, symbols, pairs
-        self.vocab_size = 2 * symbols
-        self.answers = letters(symbols)
-        self.words = (*self.answers, *(s.upper() for s in self.answers))
-        self.chance = 1 / symbols
+        self.symbols, self.pairs = symbols, pairs
+        names = name_symbols(symbols)
+        super().__init__(seq_len, [*names, *(name.upper() for name in names)], names)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
+        """Draw different keys and values, what stands between them, and where the keys are asked for."""
         n, pairs = self.symbols, self.pairs
-        keys = n + shuffled(rng, distinct(rng, batch_size, pairs, n))
-        values = shuffled(rng, distinct(rng, batch_size, pairs, n))
+        keys = n + shuffle_rows(rng, draw_distinct(rng, batch_size, pairs, n))
+        values = shuffle_rows(rng, draw_distinct(rng, batch_size, pairs, n))
         tokens = rng.integers(0, 2 * n, (batch_size, self.seq_len))
         is_key = np.zeros((batch_size, 2 * n), dtype=bool)
         np.put_along_axis(is_key, keys, True, axis=1)
@@ -254,23 +231,21 @@ class MQAR:
         score = (self.POWER - 1) * np.log(np.arange(1, places + 1)) + rng.gumbel(size=(batch_size, places))
         asked = 2 * pairs + 2 * np.argsort(-score, axis=1)[:, :pairs]
         np.put_along_axis(tokens, asked, keys, axis=1)
-        targets = unasked(tokens)
+        targets = without_answers(tokens)
         np.put_along_axis(targets, asked + 1, values, axis=1)
         return tokens, targets
 
-    def oracle(self, tokens: Ints) -> Ints:
-        targets = unasked(tokens)
-        for row, answers in zip(tokens.tolist(), targets, strict=True):
-            value_of = dict(zip(row[: 2 * self.pairs : 2], row[1 : 2 * self.pairs : 2], strict=True))
-            for t in range(2 * self.pairs, len(row)):
-                answers[t + 1] = value_of.get(row[t], IGNORE)
-        return targets
+    def _answer(self, row: list[int], answers: Ints) -> None:
+        value_of = dict(zip(row[: 2 * self.pairs : 2], row[1 : 2 * self.pairs : 2], strict=True))
+        for t in range(2 * self.pairs, len(row)):
+            answers[t + 1] = value_of.get(row[t], IGNORE)
 
 
-def distinct(rng: np.random.Generator, batch_size: int, count: int, among: int) -> Ints:
-    """Rows of `count` different numbers from 0 … among - 1, (B, count): every set is as likely, not every order.
+def draw_distinct(rng: np.random.Generator, batch_size: int, count: int, among: int) -> Ints:
+    """Draw rows of `count` different numbers from 0 … among - 1, (B, count).
 
-    Floyd's algorithm (Bentley & Floyd 1987): one round per number drawn, whatever `among` is.
+    Every set is as likely, not every order. Floyd's algorithm (Bentley & Floyd 1987): one round per number drawn,
+    whatever `among` is.
     """
     chosen = np.full((batch_size, count), -1)
     for i, largest in enumerate(range(among - count, among)):
@@ -280,6 +255,6 @@ def distinct(rng: np.random.Generator, batch_size: int, count: int, among: int) 
     return chosen
 
 
-def shuffled(rng: np.random.Generator, rows: Ints) -> Ints:
-    """Each row in a random order of its own."""
+def shuffle_rows(rng: np.random.Generator, rows: Ints) -> Ints:
+    """Bring each row into a random order of its own."""
     return np.take_along_axis(rows, np.argsort(rng.random(rows.shape), axis=1), axis=1)

@@ -1,24 +1,20 @@
-"""Memory tasks of state tracking: every token changes a state, and the state is asked for all along.
-
-Each is a class with the attributes and methods of `retain.data.tasks.Task`. They raise UserError, naming the field
-of the data configuration, for sizes they cannot have.
-"""
+"""Memory tasks of state tracking: every token changes a state, and the state is asked for all along."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import permutations
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from retain.data.batches import IGNORE, Ints, unasked
-from retain.data.tasks.sizes import check_length, check_symbols, letters
+from retain.config import IGNORE
+from retain.data.batches import Ints
+from retain.data.tasks.task import Task, check_length, check_symbols, name_symbols, without_answers
 from retain.errors import UserError
 
 
-class Stack:
+class Stack(Task):
     """Push one of n symbols, or pop: a pop is answered with the symbol that it takes off.
 
     Tokens: push of the symbols 0 … n-1, pop n. The stack is empty at first and never holds more than `depth`: at
@@ -27,48 +23,43 @@ class Stack:
 
     name = "stack"
     summary = "push a symbol or pop; a pop is answered with what it takes off"
-    knobs: ClassVar[Mapping[str, str]] = {
+    knobs: ClassVar = {
         "depth": "how many symbols the stack may hold",
         "seq_len": "how many operations",
         "symbols": "how many symbols there are",
     }
-    amount: ClassVar[str | None] = None
-    example: ClassVar[Mapping[str, Any]] = {"seq_len": 12, "depth": 4}
+    example: ClassVar = {"seq_len": 12, "depth": 4}
 
     def __init__(self, seq_len: int, *, symbols: int = 4, depth: int = 10) -> None:
         check_symbols(self.name, symbols)
         check_length(f"{self.name} of depth {depth}", seq_len, depth + 1, "depth")
-        self.seq_len, self.symbols, self.depth = seq_len, symbols, depth
-        self.vocab_size = symbols + 1
-        self.answers = letters(symbols)
-        self.words = (*self.answers, "pop")
-        self.chance = 1 / symbols
+        self.symbols, self.depth = symbols, depth
+        names = name_symbols(symbols)
+        super().__init__(seq_len, [*names, "pop"], names)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
-        push, symbol, top = nested(rng, (batch_size, self.seq_len), self.symbols, self.depth)
+        """Draw pushes and pops, and what is pushed."""
+        push, symbol, top = draw_nested(rng, (batch_size, self.seq_len), self.symbols, self.depth)
         tokens = np.where(push, symbol, self.symbols)
-        targets = unasked(tokens)
+        targets = without_answers(tokens)
         # The first operation is a push, so that every pop has a step before it.
         targets[:, 2:] = np.where(push[:, 1:], IGNORE, top[:, :-1])
         return tokens, targets
 
-    def oracle(self, tokens: Ints) -> Ints:
-        targets = unasked(tokens)
-        for row, answers in zip(tokens.tolist(), targets, strict=True):
-            stack: list[int] = []
-            for t, token in enumerate(row):
-                if token == self.symbols:
-                    answers[t + 1] = stack.pop()
-                else:
-                    stack.append(token)
-        return targets
+    def _answer(self, row: list[int], answers: Ints) -> None:
+        stack: list[int] = []
+        for t, token in enumerate(row):
+            if token == self.symbols:
+                answers[t + 1] = stack.pop()
+            else:
+                stack.append(token)
 
     def hidden(self, tokens: Ints) -> tuple[str, Ints]:
         """What a memory must hold after each token (B, T), as far as a colour can tell: how deep the stack is."""
         return "stack depth", np.where(tokens < self.symbols, 1, -1).cumsum(axis=1)
 
 
-class Dyck:
+class Dyck(Task):
     """Well-nested brackets of n kinds, at most `depth` deep (Hewitt et al. 2020): which would close now?
 
     Tokens: n opening brackets 0 … n-1, their closing ones n … 2n-1; beginnings of Dyck words, which need not be
@@ -77,51 +68,45 @@ class Dyck:
 
     name = "dyck"
     summary = "nested brackets of several kinds, of bounded depth: which kind is open now"
-    knobs: ClassVar[Mapping[str, str]] = {
+    knobs: ClassVar = {
         "depth": "how deep they may be nested",
         "symbols": "how many kinds of brackets",
         "seq_len": "how many brackets",
     }
-    amount: ClassVar[str | None] = None
-    example: ClassVar[Mapping[str, Any]] = {"seq_len": 14, "symbols": 3, "depth": 3}
+    example: ClassVar = {"seq_len": 14, "symbols": 3, "depth": 3}
 
     def __init__(self, seq_len: int, *, symbols: int = 4, depth: int = 8) -> None:
         check_symbols(self.name, symbols)
         check_length(f"{self.name} of depth {depth}", seq_len, depth + 1, "depth")
-        self.seq_len, self.symbols, self.depth = seq_len, symbols, depth
-        self.vocab_size = 2 * symbols
-        kinds = letters(symbols)
+        self.symbols, self.depth = symbols, depth
+        kinds = name_symbols(symbols)
         opening, closing = ("([{<", ")]}>") if symbols <= 4 else ([f"({k}" for k in kinds], [f"{k})" for k in kinds])
-        self.answers = tuple(closing[:symbols])
-        self.words = (*opening[:symbols], *self.answers)
-        self.chance = 1 / symbols
+        super().__init__(seq_len, [*opening[:symbols], *closing[:symbols]], closing[:symbols])
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
-        push, symbol, top = nested(rng, (batch_size, self.seq_len), self.symbols, self.depth)
+        """Draw which brackets open, and their kinds."""
+        push, symbol, top = draw_nested(rng, (batch_size, self.seq_len), self.symbols, self.depth)
         tokens = symbol.copy()
         tokens[:, 1:] = np.where(push[:, 1:], symbol[:, 1:], self.symbols + top[:, :-1])
-        targets = unasked(tokens)
+        targets = without_answers(tokens)
         targets[:, 1:] = top
         return tokens, targets
 
-    def oracle(self, tokens: Ints) -> Ints:
-        targets = unasked(tokens)
-        for row, answers in zip(tokens.tolist(), targets, strict=True):
-            opened: list[int] = []
-            for t, token in enumerate(row):
-                if token < self.symbols:
-                    opened.append(token)
-                elif opened.pop() != token - self.symbols:
-                    raise UserError(f"dyck: the bracket at {t} closes one of another kind")
-                answers[t + 1] = opened[-1] if opened else IGNORE
-        return targets
+    def _answer(self, row: list[int], answers: Ints) -> None:
+        opened: list[int] = []
+        for t, token in enumerate(row):
+            if token < self.symbols:
+                opened.append(token)
+            elif opened.pop() != token - self.symbols:
+                raise UserError(f"dyck: the bracket at {t} closes one of another kind")
+            answers[t + 1] = opened[-1] if opened else IGNORE
 
     def hidden(self, tokens: Ints) -> tuple[str, Ints]:
         """How many brackets are open after each token (B, T)."""
         return "open brackets", np.where(tokens < self.symbols, 1, -1).cumsum(axis=1)
 
 
-class Modular:
+class Modular(Task):
     """Pairs x, (w x + b) mod n, with w and b drawn per sequence: each second number follows from the pairs before it.
 
     Tokens: the numbers 0 … n-1; an x at each even t, its result after it. The target after an x is its result, where
@@ -130,19 +115,18 @@ class Modular:
 
     name = "modular"
     summary = "pairs x, (w x + b) mod n, with w and b to be found out from the pairs so far"
-    knobs: ClassVar[Mapping[str, str]] = {"symbols": "n, the modulus", "seq_len": "how many numbers"}
-    amount: ClassVar[str | None] = None
-    example: ClassVar[Mapping[str, Any]] = {"seq_len": 14, "symbols": 10}
+    knobs: ClassVar = {"symbols": "n, the modulus", "seq_len": "how many numbers"}
+    example: ClassVar = {"seq_len": 14, "symbols": 10}
 
     def __init__(self, seq_len: int, *, symbols: int = 16) -> None:
         check_symbols(self.name, symbols)
         check_length(self.name, seq_len, 5)
-        self.seq_len, self.symbols = seq_len, symbols
-        self.vocab_size = symbols
-        self.answers = self.words = tuple(map(str, range(symbols)))
-        self.chance = 1 / symbols
+        self.symbols = symbols
+        numbers = [str(number) for number in range(symbols)]
+        super().__init__(seq_len, numbers, numbers)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
+        """Draw the map, and what it is applied to."""
         n, pairs = self.symbols, -(-self.seq_len // 2)
         x = rng.integers(0, n, (batch_size, pairs))
         w, b = rng.integers(0, n, (2, batch_size, 1))
@@ -151,80 +135,65 @@ class Modular:
         # Of w the pairs tell w·d for the differences d of their x, and so for all multiples of their divisor with n.
         difference = x - x[:, :1]
         divisor = np.gcd.accumulate(np.gcd(difference, n), axis=1)[:, :-1]  # of n and the differences before
-        targets = unasked(tokens)
+        targets = without_answers(tokens)
         targets[:, 3::2] = np.where(difference[:, 1:] % divisor == 0, result[:, 1:], IGNORE)
         return tokens, targets
 
-    def oracle(self, tokens: Ints) -> Ints:
+    def _answer(self, row: list[int], answers: Ints) -> None:
         n = self.symbols
-        targets = unasked(tokens)
-        for row, answers in zip(tokens.tolist(), targets, strict=True):
-            possible = [(w, b) for w in range(n) for b in range(n)]
-            for t in range(0, len(row), 2):
-                results = {(w * row[t] + b) % n for w, b in possible}
-                if len(results) == 1:
-                    answers[t + 1] = results.pop()
-                if t + 1 < len(row):
-                    possible = [(w, b) for w, b in possible if (w * row[t] + b) % n == row[t + 1]]
-        return targets
+        possible = [(w, b) for w in range(n) for b in range(n)]
+        for t in range(0, len(row), 2):
+            results = {(w * row[t] + b) % n for w, b in possible}
+            if len(results) == 1:
+                answers[t + 1] = results.pop()
+            if t + 1 < len(row):
+                possible = [(w, b) for w, b in possible if (w * row[t] + b) % n == row[t + 1]]
 
 
-class Parity:
+class Parity(Task):
     """Bits; the target after each is whether the number of ones so far is odd."""
 
     name = "parity"
     summary = "bits; is the number of ones so far odd?"
-    knobs: ClassVar[Mapping[str, str]] = {"seq_len": "how many bits"}
-    amount: ClassVar[str | None] = None
-    example: ClassVar[Mapping[str, Any]] = {"seq_len": 12}
-    vocab_size = 2
-    words: tuple[str, ...] = ("0", "1")
-    answers = words
-    chance = 0.5
+    knobs: ClassVar = {"seq_len": "how many bits"}
+    example: ClassVar = {"seq_len": 12}
 
     def __init__(self, seq_len: int) -> None:
-        self.seq_len = seq_len
+        super().__init__(seq_len, ("0", "1"), ("0", "1"))
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
+        """Draw the bits."""
         tokens = rng.integers(0, 2, (batch_size, self.seq_len))
-        targets = unasked(tokens)
+        targets = without_answers(tokens)
         targets[:, 1:] = tokens.cumsum(axis=1) % 2
         return tokens, targets
 
-    def oracle(self, tokens: Ints) -> Ints:
-        targets = unasked(tokens)
-        for row, answers in zip(tokens.tolist(), targets, strict=True):
-            odd = False
-            for t, bit in enumerate(row):
-                odd = odd != (bit == 1)
-                answers[t + 1] = odd
-        return targets
+    def _answer(self, row: list[int], answers: Ints) -> None:
+        odd = False
+        for t, bit in enumerate(row):
+            odd = odd != (bit == 1)
+            answers[t + 1] = odd
 
     def hidden(self, tokens: Ints) -> tuple[str, npt.NDArray[np.str_]]:
         """The parity after each token (B, T)."""
         return "parity", np.where(tokens.cumsum(axis=1) % 2, "odd", "even")
 
 
-class Permutations:
+class Permutations(Task):
     """Word problem of the symmetric group (Merrill et al. 2024): the permutations read so far, one after the other.
 
     Tokens: the permutations of `points` things, numbered in lexicographic order. The target after each is the number
     of the product p_t ∘ … ∘ p_0, the last read being the last to be applied.
     """
 
-    name: str
-    points: int
-    summary: str
-    knobs: ClassVar[Mapping[str, str]] = {"seq_len": "how many permutations"}
-    amount: ClassVar[str | None] = None
-    example: ClassVar[Mapping[str, Any]] = {"seq_len": 8}
+    points: ClassVar[int]
+    knobs: ClassVar = {"seq_len": "how many permutations"}
+    example: ClassVar = {"seq_len": 8}
 
     def __init__(self, seq_len: int) -> None:
-        self.seq_len = seq_len
         self.permutations = list(permutations(range(self.points)))
-        self.vocab_size = len(self.permutations)
-        self.words = self.answers = tuple("".join(str(i + 1) for i in p) for p in self.permutations)
-        self.chance = 1 / self.vocab_size
+        names = ["".join(str(i + 1) for i in p) for p in self.permutations]
+        super().__init__(seq_len, names, names)
         number = {p: i for i, p in enumerate(self.permutations)}
         # quotient[after, before] is the permutation that leads from one state to the other: after ∘ before⁻¹.
         self.quotient = np.array(
@@ -237,21 +206,19 @@ class Permutations:
         self.product = self.quotient.argsort(axis=0)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
-        # Products of independent, uniform permutations are independent and uniform: draw these, and divide.
+        """Draw the products, and divide each by the one before it."""
+        # Products of independent, uniform permutations are independent and uniform.
         states = rng.integers(0, self.vocab_size, (batch_size, self.seq_len + 1))
         states[:, 0] = 0  # the identity
         tokens = self.quotient[states[:, 1:], states[:, :-1]]
         states[:, 0] = IGNORE
         return tokens, states
 
-    def oracle(self, tokens: Ints) -> Ints:
-        targets = unasked(tokens)
-        for row, answers in zip(tokens.tolist(), targets, strict=True):
-            state = tuple(range(self.points))
-            for t, token in enumerate(row):
-                state = tuple(self.permutations[token][i] for i in state)
-                answers[t + 1] = self.permutations.index(state)
-        return targets
+    def _answer(self, row: list[int], answers: Ints) -> None:
+        state = tuple(range(self.points))
+        for t, token in enumerate(row):
+            state = tuple(self.permutations[token][i] for i in state)
+            answers[t + 1] = self.permutations.index(state)
 
     def hidden(self, tokens: Ints) -> tuple[str, npt.NDArray[np.str_]]:
         """The product after each token (B, T)."""
@@ -264,22 +231,27 @@ class Permutations:
 
 
 class S3(Permutations):
+    """The symmetric group of three things: 6 permutations."""
+
     name, points = "s3", 3
     summary = "permutations of three things: their product so far"
 
 
 class S5(Permutations):
+    """The symmetric group of five things: 120 permutations."""
+
     name, points = "s5", 5
     summary = "permutations of five things: their product so far"
 
 
-def nested(
+def draw_nested(
     rng: np.random.Generator, shape: tuple[int, int], symbols: int, depth: int
 ) -> tuple[npt.NDArray[np.bool_], Ints, Ints]:
-    """Random pushes and pops on a stack of 0 … depth symbols, empty at first; all of shape (B, T).
+    """Draw random pushes and pops on a stack of 0 … depth symbols, empty at first.
 
-    Returns which steps push, random symbols (pushed where a step pushes), and the symbol on top after each step,
-    IGNORE where the stack is empty.
+    Returns:
+        All of shape (B, T): which steps push; random symbols, pushed where a step pushes; and the symbol on top after
+        each step, IGNORE where the stack is empty.
     """
     # A free walk folded between 0 and depth: it turns at both ends.
     walk = np.cumsum(2 * rng.integers(0, 2, shape) - 1, axis=1)
