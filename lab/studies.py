@@ -103,8 +103,8 @@ def credit_table(results: Mapping[str, Any]) -> str:
         joint, detached = (results.get(f"{kind}-{length}", {}).get("curve", []) for kind in ("joint", "detached"))
         rows.append([str(length), solved(joint), solved(detached), last(joint), last(detached)])
     return (
-        f"Solved: the RNN alone reaches {SOLVED} on validation. – is never. One seed, SMT only. Detached: no gradient of f "
-        "reached the teacher's memories, by an option that retain had once.\n\n" + table(head, rows)
+        f"Solved: the RNN alone reaches {SOLVED} on validation. – is never. One seed, SMT only. Detached: no gradient "
+        "of f reached the teacher's memories, by an option that retain had once.\n\n" + table(head, rows)
     )
 
 

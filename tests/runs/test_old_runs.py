@@ -1,4 +1,4 @@
-"""Run folders of earlier versions load, are scored and go on: tests/runs/version-1 is one that was stopped at step 8."""
+"""Run folders of earlier versions load, are scored and go on; version-1 is one that was stopped at step 8."""
 
 import hashlib
 import json

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from retain.config import DataConfig
+from retain.config import DatasetDataConfig
 from retain.data.batches import (
     SPLITS,
     Batch,
@@ -89,7 +90,7 @@ class ImagesData(Data):
         return to_batch(np.asarray(self.rows[split].take(index, axis=0), dtype=np.int64))
 
 
-def load_documents(config: DataConfig, whole: bool = False) -> Data:
+def load_documents(config: DatasetDataConfig, whole: bool = False) -> Data:
     """Load the documents of a source, or with data.events the events of its images; see `prepare`.
 
     With `whole` all of them are the one split "all".
@@ -97,7 +98,7 @@ def load_documents(config: DataConfig, whole: bool = False) -> Data:
     if config.stream and not whole:
         from retain.data.stream import StreamedData
 
-        check_exists(config.path or "")
+        check_exists(config.path)
         return StreamedData(config)
     folder, manifest, codec = prepare(config, whole)
     names: dict[Split, str] = {"all": "train"} if whole else {split: split for split in SPLITS}
@@ -122,8 +123,8 @@ def load_documents(config: DataConfig, whole: bool = False) -> Data:
         },
     }
     if codec.length is not None:
-        shape = (config.image_size, config.image_size)
-        return ImagesData(tokens, image_shape=shape, **common)
+        side = math.isqrt(codec.length)
+        return ImagesData(tokens, image_shape=(side, side), **common)
     data: Data
     if config.reset:
         ends = {split: open_array(folder / f"{name}.ends", "<i8") for split, name in names.items()}

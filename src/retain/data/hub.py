@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from retain.config import DataConfig
+from retain.config import DatasetDataConfig
 from retain.data.batches import SPLITS, Split
 from retain.data.paths import expanded
 from retain.data.source import SHUFFLED, Piece, Rows, Source
@@ -51,13 +51,13 @@ def library() -> Any:
     return datasets
 
 
-def open_hub(config: DataConfig) -> Source:
+def open_hub(config: DatasetDataConfig) -> Source:
     """Open the dataset that data.path names. Raises UserError in one line for all that may be wrong with it.
 
     A dataset of the hub is downloaded into the library's own cache first, unless data.stream: so a download that
     was cut short goes on, and HF_HUB_OFFLINE=1 works afterwards. A saved one is read where it is.
     """
-    path = config.path or ""
+    path = config.path
     datasets = library()
     with one_line(path):
         if path.startswith("hf:"):
@@ -90,7 +90,7 @@ def open_hub(config: DataConfig) -> Source:
     return Source(pieces, _revision(splits["train"]) or config.revision)
 
 
-def _piece(split: Split, dataset: Any, cut: frozenset[Split], config: DataConfig) -> Piece:
+def _piece(split: Split, dataset: Any, cut: frozenset[Split], config: DatasetDataConfig) -> Piece:
     def shuffled(seed: int) -> Rows:
         return rows(dataset.shuffle(seed=seed, buffer_size=SHUFFLED), config)
 
@@ -189,11 +189,11 @@ def one_line(path: str) -> Iterator[None]:
         raise UserError(f"data.path: {path!r} cannot be read: {said}; check the file, or write it again") from None
 
 
-def rows(split: Any, config: DataConfig) -> Rows:
+def rows(split: Any, config: DatasetDataConfig) -> Rows:
     """A split's column, up to ROWS rows at a time; images stay as they are stored."""
     datasets = library()
     images = config.name == "images"
-    path, column = config.path or "", config.column or ("image" if images else "text")
+    path, column = config.path, config.column or ("image" if images else "text")
     with one_line(path):
         if isinstance(split, Stored):
             iterator = _read_arrow(split.files)

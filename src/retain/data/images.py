@@ -10,19 +10,19 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from retain.config import DataConfig
+from retain.config import ImageDataConfig
 from retain.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
 TAGS = ExifTags.Base
 
 
-def levels_of(config: DataConfig) -> int:
+def levels_of(config: ImageDataConfig) -> int:
     """Return the number of gray levels of the pixels that `pixels_of` gives."""
     return 2 if config.threshold is not None else config.levels
 
 
-def pixels_of(image: Image.Image, config: DataConfig) -> Pixels:
+def pixels_of(image: Image.Image, config: ImageDataConfig) -> Pixels:
     """Turn an image into (N, N) levels, 0 darkest.
 
     The image is made gray, brought to N x N with its proportions kept, inverted where asked for, then thresholded or
@@ -133,7 +133,7 @@ def darkest(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def read_image(path: str | Path, config: DataConfig) -> Pixels:
+def read_image(path: str | Path, config: ImageDataConfig) -> Pixels:
     """Read the (N, N) levels of an image file. Raises UserError for what is none."""
     try:
         with open(path, "rb") as file:
@@ -185,13 +185,13 @@ def open_image(file: IO[bytes], name: str) -> Image.Image:
     return image
 
 
-def events_vocabulary(config: DataConfig) -> int:
+def events_vocabulary(config: ImageDataConfig) -> int:
     """Count the tokens of events: positions, then the values above 0 where there are several, then the end symbol."""
     levels = levels_of(config)
     return config.image_size**2 + (levels - 1 if levels > 2 else 0) + 1
 
 
-def to_events(pixels: Pixels, config: DataConfig) -> npt.NDArray[np.int64]:
+def to_events(pixels: Pixels, config: ImageDataConfig) -> npt.NDArray[np.int64]:
     """Turn levels (N, N) into events.
 
     Of every pixel above 0, in raster order, they are its position p, then (unless all are 1) its value v as
@@ -205,7 +205,7 @@ def to_events(pixels: Pixels, config: DataConfig) -> npt.NDArray[np.int64]:
     return np.append(tokens, events_vocabulary(config) - 1)
 
 
-def from_events(tokens: npt.NDArray[np.int64], config: DataConfig) -> Pixels:
+def from_events(tokens: npt.NDArray[np.int64], config: ImageDataConfig) -> Pixels:
     """Turn events into the (N, N) levels that they describe.
 
     Of a pixel named twice the last value counts, a value without a position is passed over, and so is all after the

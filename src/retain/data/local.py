@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from retain.config import DataConfig
+from retain.config import DatasetDataConfig
 from retain.data.batches import SPLITS, Split
 from retain.data.files import text_of
 from retain.data.scan import Found, scan
@@ -15,7 +15,7 @@ from retain.data.source import SHUFFLED, Piece, Rows, Source
 from retain.data.tables import ROWS, count_of, rows_of
 
 
-def open_local(config: DataConfig, path: Path) -> Source:
+def open_local(config: DatasetDataConfig, path: Path) -> Source:
     """The files of a folder, or one file."""
     images = config.name == "images"
     scanned = scan(path, images, config.column, config.split)
@@ -45,7 +45,9 @@ def open_local(config: DataConfig, path: Path) -> Source:
     return Source(tuple(pieces), None, read)
 
 
-def _local_piece(name: str, split: Split, cut: frozenset[Split], files: list[Found], config: DataConfig) -> Piece:
+def _local_piece(
+    name: str, split: Split, cut: frozenset[Split], files: list[Found], config: DatasetDataConfig
+) -> Piece:
     images = config.name == "images"
 
     def read(files: list[Found] = files) -> Rows:

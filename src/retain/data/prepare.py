@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from retain.config import DataConfig, DocumentDataConfig
+from retain.config import DatasetDataConfig, DocumentDataConfig
 from retain.data.batches import SPLITS, Split
 from retain.data.files import cache_folder, file_digest, walk
 from retain.data.hub import open_hub
@@ -57,14 +57,14 @@ def fingerprint(path: str) -> list[Any]:
     return [str(root.resolve()), *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
 
 
-def open_source(config: DataConfig) -> Source:
+def open_source(config: DatasetDataConfig) -> Source:
     """Open what data.path names. Raises UserError in one line for all that may be wrong with it."""
-    path = expanded(config.path or "")
+    path = expanded(config.path)
     saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
-    return open_hub(config) if (config.path or "").startswith("hf:") or saved else open_local(config, path)
+    return open_hub(config) if config.path.startswith("hf:") or saved else open_local(config, path)
 
 
-def settings_of(config: DataConfig, whole: bool) -> dict[str, Any]:
+def settings_of(config: DatasetDataConfig, whole: bool) -> dict[str, Any]:
     """Collect all settings that decide what is written, and no others."""
     names = ["name", "column", "revision", *(() if whole else ("split",))]
     if config.name == "images":
@@ -75,7 +75,7 @@ def settings_of(config: DataConfig, whole: bool) -> dict[str, Any]:
     return settings
 
 
-def prepare(config: DataConfig, whole: bool = False) -> tuple[Path, dict[str, Any], Codec]:
+def prepare(config: DatasetDataConfig, whole: bool = False) -> tuple[Path, dict[str, Any], Codec]:
     """Prepare a source unless that was done before.
 
     With `whole` all rows are in the split train, whichever split they are of. A dataset of the hub that was prepared
@@ -91,7 +91,7 @@ def prepare(config: DataConfig, whole: bool = False) -> tuple[Path, dict[str, An
     from filelock import FileLock
 
     codec = codec_of(config)
-    settings, files = settings_of(config, whole), fingerprint(config.path or "")
+    settings, files = settings_of(config, whole), fingerprint(config.path)
     key = hashlib.sha256(json.dumps([VERSION, settings, files]).encode()).hexdigest()[:24]
     folder = cache_folder() / key
     if not folder.exists():
@@ -164,7 +164,9 @@ class _State:
 class _Preparation:
     """Writes one folder, from the beginning or from where another process was stopped."""
 
-    def __init__(self, config: DataConfig, codec: Codec, folder: Path, described: dict[str, Any], whole: bool) -> None:
+    def __init__(
+        self, config: DatasetDataConfig, codec: Codec, folder: Path, described: dict[str, Any], whole: bool
+    ) -> None:
         self.config, self.codec, self.folder, self.described, self.whole = config, codec, folder, described, whole
         self.partial = folder.with_suffix(".partial")
         self.state = _State()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from retain.config import DataConfig, DocumentDataConfig
+from retain.config import DatasetDataConfig, DocumentDataConfig, ImageDataConfig
 from retain.data.batches import Kind
 from retain.data.images import Pixels, events_vocabulary, levels_of, pixels_of, stored_image, to_events
 from retain.data.paths import expanded
@@ -35,9 +35,9 @@ class Codec:
     """The tokenizer.json, where tokens are subwords."""
 
 
-def codec_of(config: DataConfig) -> Codec:
+def codec_of(config: DatasetDataConfig) -> Codec:
     """Choose the codec that a configuration asks for. Raises UserError for a tokenizer that cannot be used."""
-    if config.name == "images":
+    if isinstance(config, ImageDataConfig):
         return _images(config)
     if isinstance(config, DocumentDataConfig) and config.tokenizer is not None:
         return _subwords(config)
@@ -49,7 +49,7 @@ def codec_of(config: DataConfig) -> Codec:
     return Codec(encode, 256, np.dtype(np.uint8), "text", BYTE_END)
 
 
-def _subwords(config: DataConfig) -> Codec:
+def _subwords(config: DocumentDataConfig) -> Codec:
     try:
         import tokenizers
     except ImportError:
@@ -77,8 +77,8 @@ def _subwords(config: DataConfig) -> Codec:
     return Codec(encode, end + 1, dtype, "tokens", end, tokenizer=content)
 
 
-def _images(config: DataConfig) -> Codec:
-    path = config.path or ""
+def _images(config: ImageDataConfig) -> Codec:
+    path = config.path
 
     def levels(rows: list[Any]) -> Iterator[Pixels | None]:
         for row in rows:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-from retain.config import IGNORE, DataConfig
+from retain.config import IGNORE, DatasetDataConfig
 from retain.data.batches import SPLITS, Batch, Data, Ints, Split, check_seq_len, to_batch
 from retain.data.prepare import open_source, split_of_row
 from retain.data.rows import codec_of
@@ -34,12 +35,13 @@ class StreamedData(Data):
     Raises UserError as `prepare` does.
     """
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DatasetDataConfig) -> None:
         self.config, self.codec = config, codec_of(config)
         self.vocab_size, self.seq_len, self.kind = self.codec.vocab_size, config.seq_len, self.codec.kind
         self.end, self.tokenizer = self.codec.end, self.codec.tokenizer
         if self.codec.length is not None:
-            self.image_shape = (config.image_size, config.image_size)
+            side = math.isqrt(self.codec.length)
+            self.image_shape = (side, side)
             check_seq_len(config.seq_len, self.codec.length, "images of {} pixels")
         source = open_source(config)
         self.held_out: dict[Split, Batch] = {split: self._hold(source, split) for split in SPLITS}
@@ -132,7 +134,7 @@ class StreamedData(Data):
         Each document is cut for itself, or with data.reset off all are cut as one long stream.
         """
         length = self.seq_len + 1
-        alone = getattr(self.config, "reset", False) or self.codec.length is not None
+        alone = self.config.reset or self.codec.length is not None
         kept: list[Ints] = []
         size = 0
         for document in documents:

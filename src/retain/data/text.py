@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from retain.config import LARGEST_VOCABULARY, DataConfig
+from retain.config import LARGEST_VOCABULARY, ArrayDataConfig, DataConfig, FileDataConfig, TextDataConfig
 from retain.data.batches import SPLITS, Data, RowsData, Split, StreamData, cuts
 from retain.data.file_array import HELD, FileArray, Stream, is_held, open_array
 from retain.data.files import NOT_TEXT, cannot_be_read, kind_by_name, unpacked, walk
@@ -78,7 +78,7 @@ def split_of(path: str) -> Split:
     return "train" if place < 0.90 else "validation" if place < 0.95 else "test"
 
 
-def load_text(config: DataConfig, whole: bool = False) -> StreamData:
+def load_text(config: TextDataConfig, whole: bool = False) -> StreamData:
     """A UTF-8 text file as bytes, cut into three consecutive parts; or `whole`, as the split "all".
 
     A compressed file is unpacked. Up to 64 MiB the text is held in memory, checked whole, and info has its `sha256`.
@@ -98,7 +98,7 @@ def load_text(config: DataConfig, whole: bool = False) -> StreamData:
     return StreamData(streams, vocab_size=256, seq_len=config.seq_len, kind="text", info=info)
 
 
-def load_npy(config: DataConfig, whole: bool = False) -> Data:
+def load_npy(config: ArrayDataConfig, whole: bool = False) -> Data:
     """Tokens from a .npy file: 1-D is a stream cut in three, 2-D one sequence per row; `whole` is "all".
 
     A folder of them is one stream after the other, or all their rows; if every file is named after a split, they are
@@ -106,7 +106,7 @@ def load_npy(config: DataConfig, whole: bool = False) -> Data:
     Files are scanned once, in blocks, for their range; checksum and memory are as for `load_text`.
     Raises UserError for anything but non-negative integers below the vocabulary size.
     """
-    path = expanded(config.path or "")
+    path = expanded(config.path)
     if path.is_dir():
         return load_npy_folder(config, path, whole)
     path = checked_path(config, "a .npy file of integers")
@@ -115,7 +115,7 @@ def load_npy(config: DataConfig, whole: bool = False) -> Data:
     return _of_arrays([tokens], config, whole, vocab_size, info)
 
 
-def load_npy_folder(config: DataConfig, path: Path, whole: bool) -> Data:
+def load_npy_folder(config: ArrayDataConfig, path: Path, whole: bool) -> Data:
     """All .npy files of a folder; what else lies in it is skipped by name."""
     arrays, skipped = [], {}
     for name, file in walk(path):
@@ -156,7 +156,11 @@ def load_npy_folder(config: DataConfig, path: Path, whole: bool) -> Data:
 
 
 def _of_arrays(
-    arrays: list[npt.NDArray[Any] | FileArray], config: DataConfig, whole: bool, vocab_size: int, info: dict[str, Any]
+    arrays: list[npt.NDArray[Any] | FileArray],
+    config: ArrayDataConfig,
+    whole: bool,
+    vocab_size: int,
+    info: dict[str, Any],
 ) -> Data:
     if {len(array.shape) for array in arrays} == {1}:
         return _streams(split_stream(joined(arrays), config, whole), config, vocab_size, info)
@@ -174,7 +178,9 @@ def _of_arrays(
     )
 
 
-def _streams(streams: dict[Split, Stream], config: DataConfig, vocab_size: int, info: dict[str, Any]) -> StreamData:
+def _streams(
+    streams: dict[Split, Stream], config: ArrayDataConfig, vocab_size: int, info: dict[str, Any]
+) -> StreamData:
     if config.ignore is not None:
         raise UserError(f"data.ignore: {config.ignore} fills up rows (N, L), and this is a stream (N,); leave it out")
     info["tokens"] = {split: len(stream) for split, stream in streams.items()}
@@ -186,7 +192,7 @@ def joined(arrays: list[Stream]) -> Stream:
     return arrays[0] if len(arrays) == 1 else np.concatenate([np.asarray(array) for array in arrays])
 
 
-def read_npy(path: Path, config: DataConfig) -> tuple[Stream, int, dict[str, str]]:
+def read_npy(path: Path, config: ArrayDataConfig) -> tuple[Stream, int, dict[str, str]]:
     """The array of a .npy file, its vocabulary size and its checksum."""
     file = unpacked(path)
     try:
@@ -197,9 +203,9 @@ def read_npy(path: Path, config: DataConfig) -> tuple[Stream, int, dict[str, str
         raise cannot_be_read(path, error) from None
 
 
-def checked_path(config: DataConfig, wanted: str) -> Path:
+def checked_path(config: FileDataConfig, wanted: str) -> Path:
     """The data file, known to exist and not to be empty."""
-    path = expanded(config.path or "")
+    path = expanded(config.path)
     if not path.exists():
         raise UserError(f"data.path: {str(path)!r} does not exist; give {wanted}")
     if not path.is_file():
@@ -210,7 +216,7 @@ def checked_path(config: DataConfig, wanted: str) -> Path:
     return path
 
 
-def split_stream(stream: Stream, config: DataConfig, whole: bool = False) -> dict[Split, Stream]:
+def split_stream(stream: Stream, config: FileDataConfig, whole: bool = False) -> dict[Split, Stream]:
     """Three consecutive views of a stream, or all of it."""
     if whole:
         return {"all": stream}
@@ -314,7 +320,7 @@ def blocks_of(array: Stream, rows: int) -> Iterator[tuple[int, npt.NDArray[Any]]
         yield start, np.asarray(array[start : start + rows])
 
 
-def vocabulary_of(path: Path, array: Stream, config: DataConfig) -> int:
+def vocabulary_of(path: Path, array: Stream, config: ArrayDataConfig) -> int:
     """data.vocab_size, or one more than the largest token. Raises UserError for a token outside it.
 
     data.ignore is no token; it may only stand at the end of a row.
