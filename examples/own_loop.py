@@ -9,7 +9,7 @@ import torch
 
 import retain
 from retain import DMT, RNN, SMT, Teacher
-from retain.config import CellConfig, DMTConfig, MemoryConfig, SMTConfig, TeacherConfig
+from retain.config import CellConfig, DMTLoss, MemoryConfig, SMTLoss, TeacherConfig
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--steps", type=int, default=500, help="optimizer steps of each phase")
@@ -38,10 +38,10 @@ def train(objective: SMT | DMT) -> None:
 # The teacher and the RNN share one form of memory. The RNN's readout has the shape of the teacher's decoder.
 memory, guide = MemoryConfig(tokens=2, width=32), TeacherConfig(width=64, layers=2)
 rnn = RNN(10, memory, guide, CellConfig(kind="gated", width=64))
-smt = SMT(Teacher(10, memory, guide), rnn, SMTConfig(), future_len=guide.future_len)
+smt = SMT(Teacher(10, memory, guide), rnn, SMTLoss(), future_len=guide.future_len)
 train(smt)
 smt.finish()  # the RNN gets its m_0, and needs the teacher no more to run
 
 # The RNN now runs on its own memories. The teacher only says where it should have been.
-train(DMT(smt.teacher, rnn, DMTConfig(bptt_window=16, lambda_dyn=0.1), trunk_trained=True))
+train(DMT(smt.teacher, rnn, DMTLoss(bptt_window=16, lambda_dyn=0.1), trunk_trained=True))
 print(f"accuracy {retain.evaluate(rnn, None, [batch()])['accuracy']:.3f}")  # 0.97 at best: m_0 cannot know the start

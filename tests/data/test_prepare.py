@@ -76,7 +76,7 @@ def test_carried_over_documents_are_one_stream_with_end_symbols(tmp_path):
 def test_a_large_preparation_stays_in_its_files(kind, tmp_path, monkeypatch):
     images = kind == "images"
     config = documents(mnist(tmp_path / "s") if images else stories(tmp_path / "s"), reset=kind == "documents")
-    config = dataclasses.replace(config, name="images", seq_len=783) if images else config
+    config = data_config("images", path=config.path, seq_len=783) if images else config
     held = load_data(config)
     monkeypatch.setattr(file_array, "HELD", 0)
     read = load_data(config)
