@@ -106,7 +106,7 @@ class DeltaCell(nn.Module):
             self.from_memory.weight.to(dtype),
             self.from_store.weight.to(dtype),
             self.out.weight.to(dtype),
-            cut,
+            cut=cut,
         )
         held = stores.transpose(0, 1).flatten(-2)  # (B, T, stores, D)
         return torch.cat([registers.transpose(0, 1)[:, :, None], last[:, :, None], held], 2)
