@@ -22,9 +22,9 @@ from retain.ops.elementwise import (
     rms,
     rms_norm,
     rotary,
-    rows_of,
     squared_relu,
     tabulate,
+    take_rows,
 )
 
 
@@ -37,7 +37,7 @@ class Embedding(nn.Embedding):
 
     def forward(self, where: Tensor) -> Tensor:
         if torch.compiler.is_compiling() and where.device.type == "cpu":
-            return rows_of(self.weight, where)
+            return take_rows(self.weight, where)
         return super().forward(where)
 
 
