@@ -48,7 +48,7 @@ def plainly() -> Iterator[None]:
         launched(),
         patch("retain.model.layers.attention", attention),
         patch("retain.model.encoders.attention", attention),
-        patch("retain.ops.elementwise.by_hand", lambda x: False),
+        patch("retain.ops.elementwise.is_by_hand", lambda x: False),
         patch.object(Transformer, "forward", transformer),
         patch.object(RNN, "inputs", inputs),
     ):

@@ -8,7 +8,8 @@ import naive
 from naive import assert_close
 from retain.config import CellConfig, MemoryConfig
 from retain.model.cells import build_cell
-from retain.model.layers import Block, MemoryNorm, Norm, Transformer
+from retain.model.layers import Block, Norm, Transformer
+from retain.model.memory_norm import MemoryNorm
 from retain.ops.attention import (
     BLOCK,
     FEW_KEYS_COMPILED,
@@ -175,11 +176,11 @@ def test_memory_norm_is_exact_however_far_from_zero_memories_lie(mean, deviation
 
 def test_memory_norm_learns_its_statistics_at_once_and_then_slowly():
     torch.manual_seed(0)
-    norm = MemoryNorm("batch", 1, 3, momentum=0.1)
+    norm = MemoryNorm("batch", 1, 3)
     chunks = [2 * torch.randn(50, 4, 1, 3) + 5 for _ in range(4)]
     for chunk in chunks:
         norm(chunk)
-    # While fewer than 1 / momentum batches are seen, it is their plain average.
+    # While fewer than 1 / MOMENTUM = 10 batches are seen, it is their plain average.
     assert_close(norm.mean, torch.stack([c.mean((0, 1)) for c in chunks]).mean(0))
     assert_close(norm.variance, torch.stack([c.var((0, 1), correction=0) for c in chunks]).mean(0), 1e-4)
     norm.seen.fill_(1000)

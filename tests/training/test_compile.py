@@ -339,11 +339,24 @@ def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch):
 def test_the_compiler_finds_pytorch_in_any_folder(monkeypatch):
     """The command that it is given is a line, cut at its spaces."""
     monkeypatch.setattr(torch, "compile", lambda function, options=None: function)
-    monkeypatch.setattr(torch, "__file__", "/my é/torch/__init__.py")
     monkeypatch.setattr(cpp_extension, "TORCH_LIB_PATH", "/my é/torch/lib")
+    command = compiling.compiled(lambda: f"g++ -L{cpp_extension.TORCH_LIB_PATH} -ltorch", "command")
     for _ in range(2):
-        compiling.compiled(abs, "abs")
-        assert shlex.split(f"g++ -L{cpp_extension.TORCH_LIB_PATH} -ltorch") == ["g++", "-L/my é/torch/lib", "-ltorch"]
+        assert shlex.split(command()) == ["g++", "-L/my é/torch/lib", "-ltorch"]
+    assert cpp_extension.TORCH_LIB_PATH == "/my é/torch/lib"
+
+
+def test_the_compiler_has_its_settings_while_it_works_and_the_caller_has_his_own_after(monkeypatch):
+    def seen():
+        return torch._functorch.config.force_non_lazy_backward_lowering, torch._inductor.config.freezing
+
+    monkeypatch.setattr(torch, "compile", lambda function, options=None: function)
+    before = seen()
+    assert before == (False, False)
+    step, part = compiling.compiled(seen, "step", {"freezing": True}), compiling.compiled(seen, "part")
+    assert [step(), step()] == [(False, True), before], "a step is compiled at its first call alone, with no gradient"
+    assert [part(), part()] == [(True, False)] * 2, "a part may be compiled for another shape"
+    assert seen() == before
 
 
 @pytest.mark.parametrize("cell", ["transformer", "mlp", "gated", "delta", "gru", "lstm", "elman"])

@@ -1,16 +1,28 @@
 """Cells f: the one-step update m_{t+1} = f(m_t, x_t).
 
-A cell is any `nn.Module` with `forward(memory, inputs) -> memory`: memory (N, K, D), inputs (N, D) the embedded
-token, each of the N by itself; ours raise UserError if the two Ns differ. Where memory is rms-normalised, the RNN
-normalises what the cell returns. A cell may also have `rollout(memory, inputs)`: the same over a sequence of inputs
-(N, T, D) → (N, T, K, D), only faster; `cuts`, whether its `rollout` takes a `cut` too (`RNN.rollout`), False where it
-is missing; and `depth`, how many layers one application is in the count of sequential steps (docs/compare.md), 1 where
-it is missing.
+A cell is any `nn.Module` with `forward(memory, inputs) -> memory`:
+
+Args:
+    memory: (N, K, D).
+    inputs: The embedded tokens, (N, D).
+
+Returns:
+    The next memory, (N, K, D). Each of the N depends on its own memory and input alone.
+
+A cell of your own is named as module:Class and built as Class(memory_config, cell_config). It may also have `depth`,
+the layers of one application in the count of sequential steps (docs/compare.md; 1 if missing), and
+`rollout(memory, inputs)`, the same over inputs (N, T, D) → (N, T, K, D), only faster; its `cuts` says whether
+`rollout` takes the `cut` of `RNN.rollout`, too (no if missing).
+
+Ours are built as Class(memory_config, cell_config), too. They raise UserError if the two Ns differ. Those of
+PROJECTING take `projected`: the inputs have been through `from_input` already. If memory is rms-normalised, the RNN
+normalises what the cell returns.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,7 +32,7 @@ from torch import Tensor, nn
 from retain.config import CellConfig, MemoryConfig, check_memory
 from retain.errors import UserError
 from retain.model.delta_cell import DeltaCell
-from retain.model.layers import Norm, Transformer
+from retain.model.layers import Norm, Transformer, start_at_zero
 from retain.model.shapes import check_streams
 from retain.ops.elementwise import product_dtype, squared_relu
 from retain.ops.gated_rollout import gated_rollout
@@ -31,7 +43,7 @@ REACH = 4.0
 
 
 class MLPCell(nn.Module):
-    """MLP(m, x), or m + MLP(m, x): a residual cell copies what it need not change."""
+    """MLP(m, x), or if residual m + MLP(m, x), which copies what it need not change."""
 
     def __init__(self, memory: MemoryConfig, config: CellConfig):
         super().__init__()
@@ -43,15 +55,16 @@ class MLPCell(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(config.width, config.width) for _ in range(config.layers - 1))
         self.out = nn.Linear(config.width, size)
         if config.residual:
-            nn.init.zeros_(self.out.weight)
-            nn.init.zeros_(self.out.bias)
+            start_at_zero(self.out)
 
     def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
+        """Read inputs (N, D) into memory (N, K, D)."""
         check_streams(memory, inputs)
-        x = squared_relu(self.from_memory(self.norm(memory.flatten(-2))) + _project(self, inputs, projected))
+        read = inputs if projected else self.from_input(inputs)
+        x = squared_relu(self.from_memory(self.norm(memory.flatten(-2))) + read)
         for layer in self.layers:
             x = squared_relu(layer(x))
-        change = self.out(x).view(memory.shape)
+        change: Tensor = self.out(x).view(memory.shape)
         return memory + change if self.residual else change
 
 
@@ -72,15 +85,13 @@ class GatedCell(nn.Module):
         self.from_input = nn.Linear(memory.width, sum(self.split), bias=False)
         self.layers = nn.ModuleList(nn.Linear(config.width, config.width) for _ in range(config.layers - 1))
         self.out = nn.Linear(config.width, 2 * size)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-        with torch.no_grad():
-            self.out.bias[size:] = -1.0  # starts by keeping most of the memory
+        start_at_zero(self.out, gates=size)
 
     def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
+        """Read inputs (N, D) into memory (N, K, D)."""
         check_streams(memory, inputs)
         flat = memory.flatten(-2)
-        mixed = self.from_memory(self.norm(flat)) + _project(self, inputs, projected)
+        mixed = self.from_memory(self.norm(flat)) + (inputs if projected else self.from_input(inputs))
         x, linear = mixed.split(self.split, -1)
         x = squared_relu(x)
         for layer in self.layers:
@@ -90,27 +101,23 @@ class GatedCell(nn.Module):
 
     @property
     def cuts(self) -> bool:
+        """Whether `rollout` takes a cut: only one layer can be cut."""
         return not self.layers
 
     def rollout(self, memory: Tensor, inputs: Tensor, projected: bool = False, cut: Cut | None = None) -> Tensor:
-        """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D). Only one layer can be cut."""
+        """Return the memories (B, T, K, D) after each of the inputs (B, T, D), read from memory (B, K, D)."""
         check_streams(memory, inputs)
         if self.layers:
-            memories = []
-            for x in inputs.unbind(1):
-                memory = self(memory, x, projected)
-                memories.append(memory)
-            return torch.stack(memories, 1)
+            return step_through(lambda m, x: self(m, x, projected), memory, inputs)
         dtype = product_dtype(self.out.weight)
-        bias = torch.cat(
-            [self.from_memory.bias[: self.split[0]], self.from_memory.bias[self.split[0] :] + self.out.bias]
-        )
+        hidden, linear = self.from_memory.bias.split(self.split)
+        bias = torch.cat([hidden, linear + self.out.bias])
         # In one dtype from here: a sum of two is several times slower.
-        read = _project(self, inputs, projected).to(dtype).transpose(0, 1) + bias.to(dtype)  # (T, B, H + 2 · S)
-        read = read.contiguous()
+        read = (inputs if projected else self.from_input(inputs)).to(dtype)
+        read = (read.transpose(0, 1) + bias.to(dtype)).contiguous()  # (T, B, H + 2 · S)
         weights = self.from_memory.weight.to(dtype), self.out.weight.to(dtype)
         rolled = gated_rollout(memory.flatten(1), read, self.norm.gain.to(memory.dtype), *weights, cut)  # (T, B, S)
-        return rolled.transpose(0, 1).unflatten(-1, memory.shape[1:])
+        return torch.unflatten(rolled.transpose(0, 1), -1, memory.shape[1:])
 
 
 class TransformerCell(nn.Module):
@@ -125,33 +132,39 @@ class TransformerCell(nn.Module):
         self.transformer = Transformer(config.width, config.heads, config.layers)
         self.out = nn.Linear(config.width, memory.width)
         if config.residual:
-            nn.init.zeros_(self.out.weight)
-            nn.init.zeros_(self.out.bias)
+            start_at_zero(self.out)
             # Blocks that start as the identity, too, would keep the input from `out` until both have moved.
             for block in self.transformer.layers():
                 for last in (block.project, block.down):
                     nn.init.normal_(last.weight, std=(2 * config.layers * last.in_features) ** -0.5)
 
     def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
+        """Read inputs (N, D) into memory (N, K, D)."""
         check_streams(memory, inputs)
         tokens = self.from_memory(memory) + self.positions
-        x = torch.cat([tokens, _project(self, inputs, projected)[:, None]], 1)
-        change = self.out(self.transformer(x, keep=slice(0, -1)))
+        x = torch.cat([tokens, (inputs if projected else self.from_input(inputs))[:, None]], 1)
+        change: Tensor = self.out(self.transformer(x, keep=slice(0, -1)))
         return memory + change if self.residual else change
 
 
-def _project(cell: MLPCell | GatedCell | TransformerCell, inputs: Tensor, projected: bool) -> Tensor:
-    return inputs if projected else cell.from_input(inputs)
-
-
 PROJECTING = (MLPCell, GatedCell, DeltaCell, TransformerCell)
-"""Cells that read an input through their `from_input` alone; with `projected` they take it as already projected."""
+"""Cells that read an input through their `from_input` alone."""
+
+
+def step_through(step: Callable[[Tensor, Tensor], Tensor], memory: Tensor, inputs: Tensor) -> Tensor:
+    """Take one step after another: memories (B, T, …) after each of the inputs (B, T, …)."""
+    memories = []
+    for x in inputs.unbind(1):
+        memory = step(memory, x)
+        memories.append(memory)
+    return torch.stack(memories, 1)
 
 
 def in_own_dtype(memory: Tensor, cell: nn.Module) -> AbstractContextManager[Any]:
-    """On CUDA autocast would run PyTorch's own cells in half precision, and round all that they remember to it.
+    """Run one of PyTorch's cells inside in the dtype of its weights.
 
-    So it would on a CPU with `nn.RNN`, whose state is the tanh of a product; gates add up in float32 there.
+    On CUDA autocast would run it in half precision, and round all that it remembers. On a CPU autocast would do so to
+    `nn.RNN`, whose state is the tanh of a product; gates add up in float32 there.
     """
     halved = memory.is_cuda or isinstance(cell, nn.RNN)
     return torch.autocast(memory.device.type, enabled=False) if halved else nullcontext()
@@ -165,16 +178,17 @@ class GRUCell(nn.Module):
         self.cell: nn.RNNBase = nn.GRU(memory.width, memory.tokens * memory.width, batch_first=True)
 
     def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
+        """Read inputs (N, D) into memory (N, K, D)."""
         return self.rollout(memory, inputs[:, None])[:, 0]
 
     def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D)."""
+        """Return the memories (B, T, K, D) after each of the inputs (B, T, D), read from memory (B, K, D)."""
         check_streams(memory, inputs)
         dtype = next(self.cell.parameters()).dtype
         state = (memory.flatten(1) / REACH)[None]
         with in_own_dtype(memory, self.cell):
             states = self.cell(inputs.to(dtype), state.to(dtype))[0]
-        return (states * REACH).unflatten(-1, memory.shape[-2:])
+        return torch.unflatten(states * REACH, -1, memory.shape[-2:])
 
 
 class ElmanCell(GRUCell):
@@ -193,17 +207,19 @@ class LSTMCell(nn.Module):
         self.cell = nn.LSTMCell(memory.width, memory.tokens * memory.width // 2)
 
     def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
+        """Read inputs (N, D) into memory (N, K, D)."""
         check_streams(memory, inputs)
         dtype = self.cell.weight_hh.dtype
         h, c = (memory.flatten(1).to(dtype) / REACH).chunk(2, 1)
         with in_own_dtype(memory, self.cell):
-            return (torch.cat(self.cell(inputs.to(dtype), (h, c)), 1) * REACH).view_as(memory)
+            h_c: Tensor = torch.cat(self.cell(inputs.to(dtype), (h, c)), 1)
+        return (h_c * REACH).view_as(memory)
 
     def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        """Memories after each input: memory (B, K, D), inputs (B, T, D) → (B, T, K, D).
+        """Return the memories (B, T, K, D) after each of the inputs (B, T, D), read from memory (B, K, D).
 
-        `nn.LSTM` would tell h after each input, but c only after the last, and both are the memory. So this steps, with
-        one product for all inputs beforehand and one per step.
+        `nn.LSTM` would return h after each input, but c only after the last, and both are the memory. So this steps,
+        with one product for all inputs beforehand and one per step.
         """
         check_streams(memory, inputs)
         cell, states = self.cell, []
@@ -214,7 +230,7 @@ class LSTMCell(nn.Module):
             c = f.sigmoid() * c + i.sigmoid() * g.tanh()
             h = o.sigmoid() * c.tanh()
             states.append(torch.cat([h, c], 1))
-        return (torch.stack(states, 1) * REACH).unflatten(-1, memory.shape[-2:])
+        return torch.unflatten(torch.stack(states, 1) * REACH, -1, memory.shape[-2:])
 
 
 CELLS: dict[str, type[nn.Module]] = {
@@ -228,17 +244,19 @@ CELLS: dict[str, type[nn.Module]] = {
 }
 
 
-def rolls(cell: nn.Module) -> bool:
+def has_own_rollout(cell: nn.Module) -> bool:
     """Whether the cell's `rollout` is that of its `forward`: one that a subclass inherits past its own is not."""
-    defines = [[name for name in ("forward", "rollout") if name in vars(kind)] for kind in type(cell).__mro__]
-    nearest = next((names for names in defines if names), [])
-    return "rollout" in nearest
+    for kind in type(cell).__mro__:
+        if "rollout" in vars(kind) or "forward" in vars(kind):
+            return "rollout" in vars(kind)
+    return False
 
 
 def build_cell(memory: MemoryConfig, config: CellConfig) -> nn.Module:
-    """The cell that `config.kind` names; a user's `module:Class` is built as Class(memory, config) and tried once.
+    """Build the cell that `config.kind` names; a user's `module:Class` is tried once.
 
-    Raises UserError where the user's cell can't be imported, built or called, or returns another shape.
+    Raises:
+        UserError: The user's cell can't be imported, built or called, or it returns another shape.
     """
     if config.kind in CELLS:
         check_memory(memory, config.kind)
@@ -254,9 +272,10 @@ def build_cell(memory: MemoryConfig, config: CellConfig) -> nn.Module:
 
 
 def check_cell(cell: nn.Module, memory: MemoryConfig, name: str) -> nn.Module:
-    """Call the cell once on three memories.
+    """Call a cell once on three memories, and return it.
 
-    Raises UserError if it is no module, fails, returns no memory, or mixes them.
+    Raises:
+        UserError: It is no module, fails, returns no memory, has no gradient, or mixes the memories.
     """
     if not isinstance(cell, nn.Module):
         raise UserError(f"cell: {name} is a {type(cell).__name__}, not an nn.Module")
@@ -280,7 +299,7 @@ def check_cell(cell: nn.Module, memory: MemoryConfig, name: str) -> nn.Module:
         (of_memory,) = torch.autograd.grad((out[0] * example[0]).sum(), read, allow_unused=True)
     except RuntimeError as error:
         raise UserError(f"cell: {name} has no backward pass: {_line(error)}") from error
-    # Where there are only shapes (a model's parameters are counted so), there is nothing to see.
+    # On the meta device, where a model's parameters are counted, there are no values to see.
     seen = of_memory is not None and not of_memory.is_meta
     mixed = seen and bool(of_memory[1:].nan_to_num().any())
     # A branch that starts at zero shows no gradient yet.

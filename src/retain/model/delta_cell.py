@@ -1,6 +1,6 @@
 """A cell that recalls: a register and an associative memory that is written by the delta rule.
 
-What gated cells lack is a place for each thing that they read: to bind a value to a key is a product of the two.
+Gated cells lack a place for each thing that they read: to bind a value to a key takes a product of the two.
 """
 
 from __future__ import annotations
@@ -12,25 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retain.config import CellConfig, MemoryConfig
-from retain.model.layers import Norm
+from retain.model.layers import Norm, start_at_zero
 from retain.model.shapes import check_streams
 from retain.ops.delta_rollout import delta_rollout
 from retain.ops.elementwise import product_dtype, squared_relu
 from retain.ops.stretches import Cut
 
 LAST = 4
-"""Inputs that memory token 1 holds. A key and its value are mostly neighbours, and more are learnt more slowly."""
+"""Memory token 1 holds so many inputs. A key and its value are mostly neighbours, and more are learnt more slowly."""
 
 
 class DeltaCell(nn.Module):
     """Memory token 0 is a gated register, token 1 the last LAST inputs, every other a store of n × n numbers, D = n².
 
-    Register and last inputs give, for each store, an address to read at and one to write at, a value v and a rate β, by
-    one linear map. With addresses a of length 1 the store S (n × n) reads as r = Sᵀa, and is written by the delta rule,
+    One linear map of register and last inputs gives, for each store, an address to read at and one to write at, a value
+    v and a rate β. With addresses a of length 1 the store S (n × n) reads as r = Sᵀa, and is written by the delta rule,
     S + β a (v - Sᵀa)ᵀ: what stood at that address makes way for what is new (Schlag et al. 2021). The register is then
-    updated as in a `GatedCell`, from what was read, too.
-
-    About n things fit into each store: as many as there are addresses at right angles.
+    updated as in a `GatedCell`, from what was read, too. About n things fit into each store: as many as there are
+    addresses at right angles.
     """
 
     cuts = True
@@ -47,13 +46,10 @@ class DeltaCell(nn.Module):
         self.from_last = nn.Linear(size, sum(self.split), bias=False)
         self.from_store = nn.Linear(places, gated, bias=False)
         self.out = nn.Linear(config.width, 2 * size)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-        with torch.no_grad():
-            self.out.bias[size:] = -1.0  # starts by keeping most of the register
+        start_at_zero(self.out, gates=size)
 
     def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
-        """memory (N, K, D), inputs (N, D), or (N, D / LAST) where `projected` → the next memory."""
+        """Read inputs (N, D), or if `projected` (N, D / LAST), into memory (N, K, D)."""
         check_streams(memory, inputs)
         x = (inputs if projected else self.from_input(inputs)).to(memory.dtype)
         last = torch.cat([x, memory[:, 1, : -x.shape[-1]]], -1)  # the newest first; the oldest makes way
@@ -61,10 +57,11 @@ class DeltaCell(nn.Module):
         return torch.cat([register[:, None], last[:, None], store.flatten(-2)], 1)
 
     def stored(self, memory: Tensor) -> Tensor:
-        return memory[:, 2:].unflatten(-1, (self.side, self.side))  # (N, stores, address, value)
+        """Return the stores (N, stores, address, value) of memory (N, K, D)."""
+        return torch.unflatten(memory[:, 2:], -1, (self.side, self.side))
 
     def step(self, register: Tensor, store: Tensor, from_last: Tensor) -> tuple[Tensor, Tensor]:
-        """register (N, D), store (N, stores, n, n), from_last (N, …) → both after one input."""
+        """Update register (N, D) and store (N, stores, n, n) by what the last inputs say, from_last (N, …)."""
         mixed, addresses, value, rate = (self.from_memory(self.norm(register)) + from_last).split(self.split, -1)
         # In the memory's own precision, and not as products: what is kept for long must not be rounded at each step.
         shape = (self.stores, self.side)
@@ -78,7 +75,7 @@ class DeltaCell(nn.Module):
         return register, torch.addcmul(store, addresses[:, 1], new[..., None, :])
 
     def rollout(self, memory: Tensor, inputs: Tensor, projected: bool = False, cut: Cut | None = None) -> Tensor:
-        """Memories after each input: memory (B, K, D), inputs (B, T, D or D / LAST) → (B, T, K, D).
+        """Return the memories (B, T, K, D) after each of the inputs (B, T, D or D / LAST), read from memory (B, K, D).
 
         What the last inputs say waits for no step: one product for all of them.
         """
@@ -106,7 +103,7 @@ class DeltaCell(nn.Module):
             self.from_memory.weight.to(dtype),
             self.from_store.weight.to(dtype),
             self.out.weight.to(dtype),
-            cut,
+            cut=cut,
         )
         held = stores.transpose(0, 1).flatten(-2)  # (B, T, stores, D)
         return torch.cat([registers.transpose(0, 1)[:, :, None], last[:, :, None], held], 2)

@@ -1,8 +1,18 @@
 """Memory encoders E: tokens → what a memory should hold after each step (the paper, Sec. 3; docs/method.md).
 
-All have `forward(tokens, steps, logits) -> (memory, trunk_logits)`: tokens (B, T), steps (S,) the t wanted, memory
-(B, S, K, D) before normalisation, trunk_logits (B, T + 1, V), or None where there is no trunk or they are not wanted
-(`logits`). The memory of step t depends on tokens[:, :t] alone.
+All are built as Encoder(vocab_size, memory_config, teacher_config), with `forward(tokens, steps, logits=True)`:
+
+Args:
+    tokens: (B, T).
+    steps: The t wanted, (S,), in ascending order.
+    logits: Whether the trunk's logits are wanted.
+
+Returns:
+    The memories before normalisation, (B, S, K, D), and the trunk's logits of y_0 … y_T, (B, T + 1, V), or None if
+    there is no trunk or they are not wanted.
+
+The memory of step t depends on tokens[:, :t] alone. The slow twins are in tests/naive.py (`state_label`,
+`register_label`, `window_label`): a pass over tokens[:, :t] for every t.
 """
 
 from __future__ import annotations
@@ -15,14 +25,13 @@ from retain.model.layers import Block, Embedding, Norm, Transformer
 from retain.ops.attention import attention
 
 LOCAL = 4
-"""Tokens whose embeddings a trunk position sums: the newest few, so that no layer is spent on fetching them."""
-
+"""A trunk position sums the embeddings of so many newest tokens, so that no layer is spent on fetching them."""
 
 GROUP = 16
-"""Steps whose registers attend together: each then sees the others' keys too, masked, so it must stay small."""
+"""The registers of so many steps attend together. Each step then gets the others' keys, too, masked: keep it small."""
 
 WINDOW_NUMBERS = 2**26
-"""Numbers in the windows that a pass without gradient reads at once: all steps of a validation would fill a GPU."""
+"""A pass without gradient reads windows of so many numbers at once: all steps of a validation would fill a GPU."""
 
 
 class Trunk(nn.Module):
@@ -41,7 +50,7 @@ class Trunk(nn.Module):
         nn.init.normal_(self.embed.weight, std=0.02)
 
     def inputs(self, tokens: Tensor) -> Tensor:
-        """(B, T) → (B, T + 1, W)."""
+        """Embed tokens (B, T) as (B, T + 1, W)."""
         x = self.embed(tokens)
         for back in range(1, min(LOCAL, tokens.shape[1])):
             older = self.embed(tokens[:, :-back] + back * self.vocab_size)
@@ -50,7 +59,7 @@ class Trunk(nn.Module):
 
 
 class StateEncoder(nn.Module):
-    """m_t is a linear map of the trunk's state after t tokens: one pass labels every step."""
+    """A linear map of the trunk's state after t tokens is m_t: one pass labels every step."""
 
     def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
         super().__init__()
@@ -59,6 +68,7 @@ class StateEncoder(nn.Module):
         self.to_memory = nn.Linear(config.width, memory.tokens * memory.width, bias=False)
 
     def forward(self, tokens: Tensor, steps: Tensor, logits: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Encode tokens (B, T) at steps (S,): memories (B, S, K, D) and, with `logits`, trunk logits (B, T + 1, V)."""
         states = self.trunk.transformer(self.trunk.inputs(tokens), causal=True)
         wanted = states if len(steps) == states.shape[1] else states[:, steps]
         return self.to_memory(wanted).unflatten(-1, self.shape), self.trunk.head(states) if logits else None
@@ -67,8 +77,8 @@ class StateEncoder(nn.Module):
 class RegisterEncoder(nn.Module):
     """K registers per wanted step read the trunk's layers up to that step, and each other.
 
-    The registers go through the trunk's own blocks and share its weights. Work grows as T·S·K + S·K²; what is held
-    for the way back has a copy of the trunk's keys and values for each GROUP of steps.
+    The registers go through the trunk's own blocks and share its weights. Work grows as T·S·K + S·K². What is held for
+    the backward pass has a copy of the trunk's keys and values for each GROUP of steps.
     """
 
     def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
@@ -79,13 +89,14 @@ class RegisterEncoder(nn.Module):
         self.to_memory = nn.Linear(config.width, memory.width, bias=False)
 
     def forward(self, tokens: Tensor, steps: Tensor, logits: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Encode tokens (B, T) at steps (S,): memories (B, S, K, D) and, with `logits`, trunk logits (B, T + 1, V)."""
         x = self.trunk.inputs(tokens)  # (B, T + 1, W)
         transformer, per_step = self.trunk.transformer, len(self.registers)
         # A register stands one past the last token it reads.
         own = (steps + 1).repeat_interleave(per_step)
         turn, turn_own = transformer.first_angles(x), transformer.angles(own, x.dtype)
         registers = self.registers.repeat(len(steps), 1).expand(x.shape[0], -1, -1)  # (B, S·K, W)
-        groups = grouped(steps, per_step, x.shape[1])
+        groups = _grouped(steps, per_step, x.shape[1])
         *_, last = transformer.layers()
 
         def layer(block: Block, x: Tensor, registers: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,17 +122,15 @@ class RegisterEncoder(nn.Module):
         return memory, self.trunk.head(transformer.norm(x)) if logits else None
 
 
-def grouped(steps: Tensor, per_step: int, length: int) -> list[tuple[slice, int, Tensor]]:
-    """The registers of GROUP steps at a time: which they are, how many trunk keys they may see, and the mask.
+def _grouped(steps: Tensor, per_step: int, length: int) -> list[tuple[slice, int, Tensor]]:
+    """Group the registers of GROUP steps: which they are, how many trunk keys they may see, and the mask.
 
     A mask (G·K, keys + G·K) is True where a register may look: at the trunk up to its step, and at its step's own.
-    One call of `attention` for each group materialises no scores of all registers against all tokens.
+    With one call of `attention` for each group there are no scores of all registers against all tokens.
     """
     found = []
     for first, part in zip(range(0, len(steps), GROUP), steps.split(GROUP), strict=True):
-        # As in WindowEncoder: no wait for another device, and nothing that is compiled anew for every step.
-        known = steps.device.type != "cpu" or torch.compiler.is_compiling()
-        end = length if known else int(part.max()) + 1
+        end = length if _must_not_look(steps) else int(part.max()) + 1
         of_step = torch.arange(len(part), device=steps.device).repeat_interleave(per_step)
         trunk = torch.arange(end, device=steps.device) <= part.repeat_interleave(per_step)[:, None]
         mask = torch.cat([trunk, of_step == of_step[:, None]], 1)
@@ -129,8 +138,16 @@ def grouped(steps: Tensor, per_step: int, length: int) -> list[tuple[slice, int,
     return found
 
 
+def _must_not_look(steps: Tensor) -> bool:
+    """Whether to look at values of `steps` would wait for the device, or have every step compiled anew."""
+    return steps.device.type != "cpu" or torch.compiler.is_compiling()
+
+
 class WindowEncoder(nn.Module):
-    """The paper's: a bidirectional Transformer over the last C tokens and K registers, one pass per step."""
+    """The paper's encoder: a bidirectional Transformer over the last C tokens and K registers, one pass per step.
+
+    It has no trunk.
+    """
 
     def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
         super().__init__()
@@ -141,19 +158,17 @@ class WindowEncoder(nn.Module):
         self.to_memory = nn.Linear(config.width, memory.width, bias=False)
         nn.init.normal_(self.embed.weight, std=0.02)
 
-    def forward(self, tokens: Tensor, steps: Tensor, logits: bool = True) -> tuple[Tensor, Tensor | None]:
+    def forward(self, tokens: Tensor, steps: Tensor, logits: bool = True) -> tuple[Tensor, None]:
+        """Encode tokens (B, T) at steps (S,): memories (B, S, K, D), and None for the trunk's logits."""
         batch, per_step = tokens.shape[0], len(self.registers)
         if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            reach = tokens.shape[1] if self.context_len is None else min(tokens.shape[1], self.context_len)
+            reach = self._window(tokens.shape[1])
             at_once = max(1, WINDOW_NUMBERS // (batch * (reach + per_step) * self.registers.shape[1]))
             if at_once < len(steps):
                 parts = [self(tokens, part, logits)[0] for part in steps.split(at_once)]
                 return torch.cat(parts, 1), None
-        # Known in advance where a look at `steps` would wait for the device, or have every step compiled anew.
-        known = tokens.device.type != "cpu" or torch.compiler.is_compiling()
-        longest = tokens.shape[1] if known else int(steps.max())
-        width = longest if self.context_len is None else min(longest, self.context_len)
-        # Windows end at their step and are padded on the left, where nothing may look.
+        width = self._window(tokens.shape[1] if _must_not_look(steps) else int(steps.max()))
+        # Windows end at their step. On the left they are padded; nothing may look there.
         where = steps[:, None] - width + torch.arange(width, device=tokens.device)  # (S, C)
         windows = self.embed(tokens[:, where.clamp_min(0)])  # (B, S, C, W)
         registers = self.registers.expand(batch, len(steps), -1, -1)
@@ -162,6 +177,10 @@ class WindowEncoder(nn.Module):
         x = torch.cat([windows, registers], 2).flatten(0, 1)
         x = self.transformer(x, keep=slice(width, None), mask=mask)
         return self.to_memory(x).unflatten(0, (batch, -1)), None
+
+    def _window(self, length: int) -> int:
+        """Return how many of `length` tokens the longest window has."""
+        return length if self.context_len is None else min(length, self.context_len)
 
 
 ENCODERS: dict[str, type[nn.Module]] = {"state": StateEncoder, "register": RegisterEncoder, "window": WindowEncoder}

@@ -10,24 +10,24 @@ import torch
 from torch import nn
 
 Parts = dict[nn.Module, Callable[..., Any]]
-"""Modules, and what computes the same faster."""
+"""Modules, and functions that compute the same faster. The slow twin of such a function is the module itself."""
 
 _USED: Parts = {}
 
 
 def fast(module: nn.Module) -> Callable[..., Any]:
-    """The faster version that is in use for this very module, or the module itself."""
+    """Return the faster version of this very module that is in use, or the module itself."""
     version = None if torch.compiler.is_compiling() else _USED.get(module)
     if version is None:
         return module
-    # A hook is called by the module alone.
+    # Only the module itself calls its hooks.
     hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return module if hooked else version
 
 
 @contextmanager
 def using(parts: Parts) -> Iterator[None]:
-    """Inside, these modules run as their faster versions, wherever they are called by `fast`."""
+    """Run these modules as their faster versions inside, wherever they are called by `fast`."""
     _USED.update(parts)
     try:
         yield

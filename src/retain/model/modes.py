@@ -11,10 +11,10 @@ from torch import nn
 
 @contextmanager
 def without_graph() -> Iterator[None]:
-    """No gradients inside, and no trace of that outside.
+    """Compute no gradients inside, and leave no trace of that outside.
 
-    Autocast keeps the casts of weights for as long as it lasts. One that is made here has no graph, and older versions
-    of PyTorch take it for what comes after, too: those weights would never learn.
+    Autocast keeps its casts of weights as long as it lasts. A cast that is made in here has no graph, and older
+    versions of PyTorch use it again for what comes after: those weights would never learn.
     """
     with torch.no_grad():
         yield
@@ -23,8 +23,7 @@ def without_graph() -> Iterator[None]:
 
 @contextmanager
 def evaluating(*modules: nn.Module | None) -> Iterator[None]:
-    """Evaluation mode (no dropout, running statistics) inside, for every part of the modules; then the mode that
-    each part had before."""
+    """Put every part of the modules in evaluation mode (no dropout, running statistics) inside, then in its own."""
     modes = [(part, part.training) for module in modules if module is not None for part in module.modules()]
     for module in modules:
         if module is not None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from retain.config import CellConfig, MemoryConfig, TeacherConfig
 from retain.errors import UserError
-from retain.model.cells import PROJECTING, LSTMCell, build_cell, check_cell, rolls
+from retain.model.cells import PROJECTING, LSTMCell, build_cell, check_cell, has_own_rollout, step_through
 from retain.model.fast import fast
 from retain.model.shapes import check_axes, check_memory_of
 from retain.model.teacher import Readout, Teacher
@@ -19,20 +19,27 @@ from retain.ops.elementwise import at_least_float32, rms
 from retain.ops.stretches import Cut
 
 STEPWISE = (*PROJECTING, LSTMCell)
-"""Our own cells that read step by step, so that a GPU replays their steps from graphs; cuDNN has kernels for a whole
+"""Our own cells that read step by step, so that a GPU replays their steps from graphs. cuDNN has kernels for a whole
 `nn.GRU` and `nn.RNN`."""
 
 STEPS_PER_GRAPH = 32
-"""Steps of theirs that one CUDA graph holds: the casts of weights are made once for all of them."""
+"""One CUDA graph holds so many steps of theirs: the casts of weights are made once for all of them."""
 
 
 class RNN(nn.Module):
     """Reads a stream at constant memory and constant cost per token, from its own m_0.
 
     Memory is a plain float32 tensor (B, K, D): save it, copy it, batch it, restore it.
-    `cell` may be any `nn.Module` with forward(memory (N, K, D), inputs (N, D)) -> memory; by default the one
-    that `cell_config` names. Of `readout` its width, heads and decoder_layers are read: the readout is a decoder's.
-    Raises UserError for a cell that returns another shape.
+
+    Args:
+        vocab_size: V, the number of tokens.
+        memory: K memory tokens of width D, and how they are normalised.
+        readout: Its width, heads and decoder_layers are read: the readout is a decoder's.
+        cell_config: The cell f to build.
+        cell: An `nn.Module` to use instead, with forward(memory (N, K, D), inputs (N, D)) -> memory.
+
+    Raises:
+        UserError: The cell returns another shape.
     """
 
     def __init__(
@@ -52,61 +59,74 @@ class RNN(nn.Module):
 
     @property
     def projects(self) -> bool:
-        """Whether the cell takes its input as already projected; a user's, made of ours, need not."""
+        """Whether the cell takes inputs that are projected already; a user's subclass of ours need not."""
         return type(self.cell) in PROJECTING
 
     @property
     def depth(self) -> int:
-        """Layers of one application of f, as sequential steps are counted."""
+        """The layers of one application of f, as sequential steps are counted."""
         return int(getattr(self.cell, "depth", 1))
 
     def init_memory(self, batch: int) -> Tensor:
-        """The memory before any token, (B, K, D): a copy, the caller's own."""
+        """Return the memory before any token, (B, K, D): a copy, the caller's own."""
         return self.m_0.repeat(batch, 1, 1)
 
     def inputs(self, tokens: Tensor) -> Tensor:
-        """Tokens (...) as the cell takes them, (..., D): embedded, and projected where the cell is PROJECTING."""
-        if not self.projects:
-            return self.embed(tokens)
-        project: Any = self.cell.from_input
-        if tokens.numel() < self.vocab_size:
-            projected: Tensor = project(self.embed(tokens))
-            return projected
-        # A product for every token that there is costs less than one for every token that is read. The gradients of a
-        # token's many places are added up in float32: in bfloat16 a large sum does not grow any more.
-        table = project(self.embed.weight)
-        return nn.functional.embedding(tokens, at_least_float32(table)).to(table.dtype)
+        """Embed tokens (...) as (..., D), and project them if the cell is PROJECTING."""
+        project: Any = self.cell.from_input if self.projects else None
+        if project is not None and tokens.numel() >= self.vocab_size:
+            # A product for every token of the vocabulary costs less than one for every token that is read. The
+            # gradients of a token's many places are added up in float32: in bfloat16 a large sum stops growing.
+            table: Tensor = project(self.embed.weight)
+            return nn.functional.embedding(tokens, at_least_float32(table)).to(table.dtype)
+        embedded: Tensor = self.embed(tokens)
+        return embedded if project is None else project(embedded)
 
     def update(self, memory: Tensor, tokens: Tensor) -> Tensor:
-        """f: memory (..., K, D) and tokens (...) → the next memory, float32. All positions are independent.
+        """Apply f to memory (..., K, D) and tokens (...), each pair by itself: the next memory, float32.
 
-        Raises UserError unless there is one memory for each token; so do all methods that read.
+        Raises:
+            UserError: There is not one memory for each token. All methods that read raise it.
         """
         check_memory_of(memory, tokens.shape, self.m_0.shape)
         return self.advance(memory, self.inputs(tokens.flatten()))
 
     def advance(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        """`update` with inputs as `inputs` gives them, flattened."""
+        """Do as `update` does, with the flattened result of `inputs`."""
         memory = at_least_float32(memory)
         settings = {"projected": True} if self.projects else {}
         new = fast(self.cell)(memory.flatten(0, -3), inputs, **settings).to(memory.dtype)
         return (rms(new) if self.normalise else new).view(memory.shape)
 
     def step(self, token: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Read one token (B,) into memory (B, K, D) → logits (B, V) of what comes next, and the new memory."""
+        """Read one token.
+
+        Args:
+            token: (B,).
+            memory: (B, K, D).
+
+        Returns:
+            The logits of what comes next, (B, V), and the new memory, (B, K, D).
+        """
         check_axes("token", token, "B")
         memory = self.update(memory, token)
         return at_least_float32(self.readout(memory)), memory
 
     @property
     def cuts(self) -> bool:
-        """Whether `rollout(cut=…)` goes back through all stretches side by side; if not, one after another."""
-        return not self.normalise and rolls(self.cell) and bool(getattr(self.cell, "cuts", False))
+        """Whether the gradient of `rollout(cut=…)` goes through all stretches side by side, or one after another."""
+        return not self.normalise and has_own_rollout(self.cell) and bool(getattr(self.cell, "cuts", False))
 
     def rollout(self, tokens: Tensor, memory: Tensor, cut: Cut | None = None) -> Tensor:
-        """Memories after each of the tokens (B, T), read one after another from memory (B, K, D): (B, T, K, D).
+        """Read tokens one after another.
 
-        `cut` = (first, every): no gradient flows back past token `first` < `every`, nor past each `every`-th after it.
+        Args:
+            tokens: (B, T).
+            memory: The memory to start from, (B, K, D).
+            cut: (first, every): no gradient flows back past token `first` < `every`, nor past each `every`-th after it.
+
+        Returns:
+            The memories after each token, (B, T, K, D).
         """
         check_axes("tokens", tokens, "B, T")
         check_memory_of(memory, tokens.shape[:1], self.m_0.shape)
@@ -130,20 +150,24 @@ class RNN(nn.Module):
         return torch.cat(memories, 1)
 
     def _read(self, memory: Tensor, inputs: Tensor, cut: Cut | None = None) -> tuple[Tensor]:
-        """Memories after each of the inputs (B, T, …), by the cell's own `rollout` where it has one."""
-        if rolls(self.cell) and not self.normalise:
+        """Return the memories after each of the inputs (B, T, …), by the cell's own `rollout` if it has one."""
+        if has_own_rollout(self.cell) and not self.normalise:
             settings: dict[str, Any] = {"projected": True} if self.projects else {}
             if cut is not None:
                 settings["cut"] = cut
             return (at_least_float32(self.cell.rollout(memory, inputs, **settings)),)  # type: ignore[operator]
-        memories = []
-        for x in inputs.unbind(1):
-            memory = self.advance(memory, x)
-            memories.append(memory)
-        return (torch.stack(memories, 1),)
+        return (step_through(self.advance, memory, inputs),)
 
     def forward(self, tokens: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Read tokens (B, T) from memory (B, K, D), m_0 by default → logits (B, T, V) after each, last memory."""
+        """Read tokens and predict after each.
+
+        Args:
+            tokens: (B, T).
+            memory: The memory to start from, (B, K, D); m_0 by default.
+
+        Returns:
+            The logits after each token, (B, T, V), and the last memory, (B, K, D).
+        """
         check_axes("tokens", tokens, "B, T")
         memory = self.init_memory(len(tokens)) if memory is None else memory
         memories = self.rollout(tokens, memory)
@@ -156,7 +180,7 @@ _GRAPHS: weakref.WeakKeyDictionary[RNN, graphs.Replayed] = weakref.WeakKeyDictio
 
 
 def _graphs_of(rnn: RNN) -> graphs.Replayed:
-    """The graphs of this RNN's rollouts, which go when it goes, and with no copy of it."""
+    """Return the graphs of this RNN's rollouts. They go when the RNN goes, and no copy of it has them."""
     known = _GRAPHS.get(rnn)
     if known is None or known.module is None or known.module() is not rnn.cell:
         method = weakref.WeakMethod(rnn._read)
@@ -165,7 +189,7 @@ def _graphs_of(rnn: RNN) -> graphs.Replayed:
 
 
 def check_alike(teacher: Teacher, rnn: RNN) -> None:
-    """Raises UserError where they do not have one memory, one normalisation of it and one vocabulary."""
+    """Raise UserError unless teacher and RNN have the same memory, normalisation of it and vocabulary."""
     norm = "rms" if rnn.normalise else "batch"
     theirs = {
         "memory.norm": (teacher.norm.kind, norm),

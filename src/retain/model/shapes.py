@@ -1,4 +1,4 @@
-"""What is asked of the shapes of tokens and memory: one memory for each stream."""
+"""Checks of the shapes of tokens and memory: there is one memory for each stream."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from retain.errors import UserError
 
 
 def check_streams(memory: Tensor, inputs: Tensor) -> None:
-    """Raises UserError unless memory (N, …) and inputs (N, …) have one N: else one stream would be read by all."""
+    """Raise UserError unless memory (N, …) and inputs (N, …) have one N: else all memories would read one stream."""
     if len(memory) != len(inputs):
         raise UserError(_differ(len(memory), len(inputs)))
 
 
 def check_axes(name: str, tokens: Tensor, axes: str) -> None:
-    """Raises UserError unless tokens have as many axes as `axes` names, such as "B, T"."""
+    """Raise UserError unless tokens have as many axes as `axes` names, such as "B, T"."""
     if tokens.dim() != axes.count(",") + 1:
         raise UserError(f"{name}: {tuple(tokens.shape)} is the wrong shape; give ({axes})")
 
 
 def check_memory_of(memory: Tensor, streams: torch.Size, each: torch.Size) -> None:
-    """Raises UserError unless memory is one (K, D), the shape `each`, for each of the streams (...)."""
+    """Raise UserError unless memory has one (K, D), the shape `each`, for each of the streams (...)."""
     if memory.shape == (*streams, *each):
         return
     if memory.dim() < 3 or memory.shape[-2:] != each:

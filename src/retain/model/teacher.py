@@ -1,4 +1,4 @@
-"""The teacher: memory encoder E, predictive decoder P, and the normalisation of memory."""
+"""The teacher: memory encoder E, predictive decoder P, and the normalisation of memory; and the readout g."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from torch import Tensor, nn
 from retain.config import MemoryConfig, TeacherConfig
 from retain.model.encoders import ENCODERS
 from retain.model.fast import fast
-from retain.model.layers import Embedding, MemoryNorm, Transformer, counted_memories
+from retain.model.layers import Embedding, Transformer
+from retain.model.memory_norm import MemoryNorm, counted_memories
 from retain.model.modes import evaluating
 
 
 class Readout(nn.Module):
-    """g: logits of y_t from m_t alone; the decoder with no future."""
+    """g: logits of y_t from m_t alone; the decoder with no future.
+
+    Args:
+        vocab_size: V, the number of tokens.
+        memory: Its tokens K and width D are read.
+        config: Its width W, heads and decoder_layers are read.
+    """
 
     def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
         super().__init__()
@@ -24,11 +31,10 @@ class Readout(nn.Module):
         self.head = nn.Linear(config.width, vocab_size)
 
     def forward(self, memory: Tensor) -> Tensor:
-        """memory (..., K, D) → logits (..., V)."""
+        """Read memory (..., K, D) out as logits (..., V)."""
         x = self.from_memory(memory) + self.positions
-        return self.head(self.transformer(x.flatten(0, -3), keep=slice(-1, None), causal=True)[:, 0]).unflatten(
-            0, memory.shape[:-2]
-        )
+        x = self.transformer(x.flatten(0, -3), keep=slice(-1, None), causal=True)
+        return torch.unflatten(self.head(x[:, 0]), 0, memory.shape[:-2])
 
 
 class Decoder(Readout):
@@ -40,16 +46,22 @@ class Decoder(Readout):
         nn.init.normal_(self.embed.weight, std=0.02)
 
     def forward(self, memory: Tensor, future: Tensor | None = None) -> Tensor:
-        """memory (..., K, D), future (..., F) → logits (..., F + 1, V); with no future (..., V)."""
+        """Predict from memory (..., K, D) and the future (..., F): logits (..., F + 1, V); with no future (..., V)."""
         if future is None:
             return super().forward(memory)
         x = torch.cat([self.from_memory(memory) + self.positions, self.embed(future)], -2)
         x = self.transformer(x.flatten(0, -3), keep=slice(len(self.positions) - 1, None), causal=True)
-        return self.head(x).unflatten(0, memory.shape[:-2])
+        return torch.unflatten(self.head(x), 0, memory.shape[:-2])
 
 
 class Teacher(nn.Module):
-    """Says what the memory should be after every token, and proves it by predicting the future from it."""
+    """Says what the memory should be after every token, and proves it by predicting the future from it.
+
+    Args:
+        vocab_size: V, the number of tokens.
+        memory: K memory tokens of width D, and how they are normalised.
+        config: The encoder, and the sizes of encoder and decoder.
+    """
 
     def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
         super().__init__()
@@ -59,16 +71,23 @@ class Teacher(nn.Module):
         self.decoder = Decoder(vocab_size, memory, config)
 
     def encode(self, tokens: Tensor, steps: Tensor | None = None) -> Tensor:
-        """Memories m_t, (B, S, K, D) float32, at the `steps` (S,) wanted, each larger than the one before it; None is
-        all t = 0 … T. tokens (B, T)."""
+        """Return the memories of `encode_with_trunk` alone."""
         return self.encode_with_trunk(tokens, steps, logits=False)[0]
 
     def encode_with_trunk(
         self, tokens: Tensor, steps: Tensor | None = None, logits: bool = True, real: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """As `encode`, and the trunk's own logits of y_0 … y_T, (B, T + 1, V), where there is a trunk and `logits`.
+        """Say what the memory should be after steps of a sequence.
 
-        real (B, T) bool: which tokens are no padding; what padding makes is not in the statistics of the norm.
+        Args:
+            tokens: (B, T).
+            steps: The t wanted, (S,), in ascending order; None is all t = 0 … T.
+            logits: Whether the trunk's logits are wanted.
+            real: Which tokens are no padding, (B, T) bool; the norm's statistics leave out what padding makes.
+
+        Returns:
+            The memories m_t, (B, S, K, D) in float32, and the trunk's own logits of y_0 … y_T, (B, T + 1, V), or None
+            if there is no trunk or they are not wanted.
         """
         if steps is None:
             steps = torch.arange(tokens.shape[1] + 1, device=tokens.device)
@@ -77,7 +96,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def empty_memory(self) -> Tensor:
-        """m_0, the memory before any token: the encoder on an empty context, (K, D)."""
+        """Return m_0, the memory before any token, (K, D): the encoder on an empty context."""
         tokens = torch.zeros(1, 0, dtype=torch.long, device=self.decoder.positions.device)
         with evaluating(self):
             return self.encode(tokens)[0, 0]

@@ -1,4 +1,4 @@
-"""Attention, the one place where it is computed: which way is the fastest for a shape and a device, and the ways."""
+"""Attention: the ways to compute it, and which is the fastest for a shape and a device."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 PLAIN_ATTENTION_KEYS = 640
-"""In bfloat16 on a CPU, up to this many keys, attention that is not causal, or is compiled, is two batched products
-with a softmax. They beat the flash kernel beyond that, too (1,025 keys: 0.8 of its time), but hold memory that grows
+"""In bfloat16 on a CPU, attention to at most so many keys that is not causal, or is compiled, is two batched products
+with a softmax. They beat the flash kernel for more keys, too (1,025 keys: 0.8 of its time), but hold memory that grows
 with the square of the length."""
 
 BLOCK = 256
-"""More keys than these, causal, are read by at most so many queries at a time: that takes a little longer than two
-products at first (257 keys: 1.06 to 1.2 times, 513: 1.08) and less later (1,025: 0.87), and it holds no square."""
+"""If causal attention has more keys than these, at most so many queries read them at a time. That takes a little longer
+than two products for fewer keys (257: 1.06 to 1.2 times, 513: 1.08) and less for more (1,025: 0.87). Memory
+does not grow with the square of the length."""
 
 FEW_KEYS_COMPILED = 4
-"""A compiler for CPUs joins the weighted sums of so few keys with what stands around them; products stay apart."""
+"""A compiler for CPUs fuses the weighted sums of so few keys with the operations around them, but no products."""
 
 FUSED_BATCH = 2**15
-"""Sequences that a GPU's kernel is given at once: they are an axis of CUDA's grid, which ends at 65,535."""
+"""A GPU's kernel gets at most so many sequences at once: they are an axis of CUDA's grid, which ends at 65,535."""
 
 FEW_KEYS, MANY_SEQUENCES = 17, 2**14
 """On an NVIDIA GPU, for so many sequences and heads of so few keys, two batched products take half the time of its
@@ -33,19 +34,26 @@ kernels, which are made for blocks of 64 keys (H100); for fewer sequences the nu
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention, the one place where it is computed.
+    """Compute scaled dot-product attention in the fastest way; the slow twin of every way is `plain_attention`.
 
-    q (..., Q, C), k and v (..., S, C); `mask` (broadcastable to ..., Q, S) is True where a query may look.
-    `causal` lets query i see keys 0 … i (Q = S); with a mask, too, those of them where it is True. Returns (..., Q, C).
+    Args:
+        q: Queries (..., Q, C).
+        k: Keys (..., S, C).
+        v: Values (..., S, C).
+        causal: Query i sees no keys but 0 … i (Q = S).
+        mask: True where a query may look; broadcastable to (..., Q, S).
+
+    Returns:
+        What each query reads, (..., Q, C).
     """
     if k.shape[-2] == 1 and mask is None:
         return v.expand_as(q)
     if causal and mask is not None:  # not every way takes both
         causal, mask = False, mask & mask.new_ones(q.shape[-2], k.shape[-2]).tril()
-    # As measured on a CPU: one query is fastest as sums, compiled a few keys are; float32 is otherwise with SDPA at
-    # every shape of SMT, bfloat16 is not: plain or in blocks, it takes a tenth to two thirds (docs/log.md). On a GPU
-    # SDPA chooses among its kernels (cuDNN's on an H100, also with a mask). A rule, and no timing at run time: a run
-    # must compute the same twice. `python -m benchmarks attention` measures it again.
+    # As measured on a CPU, sums are the fastest for one query and, compiled, for a few keys. Otherwise float32 is
+    # fastest with SDPA at every shape of SMT; bfloat16 plain or in blocks takes a tenth to two thirds of SDPA's time
+    # (docs/log.md). On a GPU SDPA chooses among its kernels (cuDNN's on an H100, also with a mask). This is a rule and
+    # not a timing at run time, because a run must compute the same twice. `python -m benchmarks attention` measures.
     if q.device.type == "cpu":
         compiling = torch.compiler.is_compiling()
         if q.shape[-2] == 1 or (compiling and k.shape[-2] <= FEW_KEYS_COMPILED):
@@ -57,7 +65,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Te
     else:
         few = k.shape[-2] <= FEW_KEYS and q.shape[:-2].numel() >= MANY_SEQUENCES
         plain = few and q.is_cuda and torch.version.cuda is not None
-    if plain or not q.shape[0]:  # not every kernel takes an empty batch, as there is where nothing is asked
+    if plain or not q.shape[0]:  # not every kernel takes an empty batch, as when nothing is asked
         return plain_attention(q, k, v, causal=causal, mask=mask)
     if q.device.type != "cpu" and q.shape[0] > FUSED_BATCH:
         masks = [mask] if mask is None or mask.dim() < q.dim() else mask.split(FUSED_BATCH)
@@ -67,20 +75,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Te
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
-    """`attention` as two batched products with a softmax between them."""
+    """Compute `attention` as two batched products with a softmax between them."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return _masked(scores, causal, mask).softmax(-1) @ v
 
 
 def summed_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
-    """`attention` of one query or few keys, as weighted sums: a product of matrices so small costs more to begin."""
+    """Compute `attention` of one query or few keys as weighted sums: to begin so small a product costs more."""
     scores = ((q * q.shape[-1] ** -0.5).unsqueeze(-2) * k.unsqueeze(-3)).sum(-1)
     return (_masked(scores, causal, mask).softmax(-1).unsqueeze(-1) * v.unsqueeze(-3)).sum(-2)
 
 
 def _masked(scores: Tensor, causal: bool, mask: Tensor | None) -> Tensor:
-    """Scores (..., Q, S) in place, -inf where a query may not look."""
-    # Added, which takes half the time that filling does. A softmax of bfloat16 computes in float32 inside.
+    """Set scores (..., Q, S) to -inf in place where a query may not look."""
+    # To add takes half the time of filling. A softmax of bfloat16 computes in float32 inside.
     if causal:
         scores.add_(scores.new_full(scores.shape[-2:], -math.inf).triu_(1))
     if mask is not None:
@@ -89,13 +97,17 @@ def _masked(scores: Tensor, causal: bool, mask: Tensor | None) -> Tensor:
 
 
 def blocked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal `attention` of a long sequence, BLOCK queries at a time; q, k, v (..., S, C)."""
+    """Compute causal `attention` of a long sequence, at most BLOCK queries at a time; q, k, v (..., S, C)."""
     out: Tensor = _BlockedAttention.apply(q, k, v)
     return out
 
 
 class _BlockedAttention(torch.autograd.Function):
-    """Nothing of size S x S is held: the way back computes a block's weights again, as Dao et al. (2022) do."""
+    """Holds nothing of size S x S: the backward pass computes a block's weights again (Dao et al. 2022).
+
+    With o = p v, p = softmax(s) and s = q kᵀ, a gradient d of o is pᵀd of v and e = d vᵀ of p. The softmax's is
+    p (e - sum(p e)) of s, and with f for it f k of q and fᵀq of k.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -109,7 +121,7 @@ class _BlockedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = ctx.saved_tensors
-        # Early keys are read by every block: so many summands want more than half precision.
+        # Every block reads the early keys: so many summands need more than half precision.
         wide = torch.promote_types(q.dtype, torch.float32)
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
         for block in blocks(q.shape[-2]):
@@ -124,13 +136,13 @@ class _BlockedAttention(torch.autograd.Function):
 
 
 def blocks(length: int) -> Iterator[slice]:
-    """The positions 0 … length - 1 in equal parts of at most BLOCK."""
+    """Split the positions 0 … length - 1 into equal parts of at most BLOCK."""
     size = -(-length // -(-length // BLOCK))
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
 def _block_weights(q: Tensor, k: Tensor, block: slice) -> Tensor:
-    """How much the queries of a block read of each key up to its end."""
+    """Compute how much the queries of a block read of each key up to the block's end."""
     scores = q[..., block, :] @ k[..., : block.stop, :].transpose(-1, -2)
     _masked(scores[..., block], causal=True, mask=None)
     return scores.softmax(-1)

@@ -1,49 +1,45 @@
 """The delta cell over a sequence, with its gradient written out, as `gated_rollout` has it for the gated cell.
 
 Reading a store and writing to it are products of small matrices, each stream's own; they stay in the memory's precision
-whatever autocast says. Values and gradients are those of `DeltaCell.forward`.
+whatever autocast says.
+
+The slow twin, with the same values and gradients, is `DeltaCell.forward`, one step after another.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from retain.ops.elementwise import EPS
 from retain.ops.graphs import Replayed
-from retain.ops.stretches import Cut, Stretches
+from retain.ops.stretches import Cut, roll
 
 SMALLEST = 1e-12
 """Length below which an address is not stretched to 1, that of `F.normalize`."""
 
 
 def delta_rollout(
-    register: Tensor,
-    store: Tensor,
-    inputs: Tensor,
-    gain: Tensor,
-    from_memory: Tensor,
-    from_store: Tensor,
-    out: Tensor,
-    cut: Cut | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Registers (T, N, D) and stores (T, N, s, n, n) after each input, from register (N, D) and store (N, s, n, n).
+    register: Tensor, store: Tensor, inputs: Tensor, *weights: Tensor, cut: Cut | None = None
+) -> tuple[Tensor, ...]:
+    """Roll a delta cell of s stores out, with memory width D = n² and hidden width H.
 
-    inputs (T, N, H + 2 D + 3 s n + s): what the last inputs say, all biases added, in the dtype of the products, as are
-    the weights from_memory (H + 2 D + 3 s n + s, D), from_store (H + 2 D, s n) and out (2 D, H). gain (D,) is that of
-    the norm. Register and store keep their dtype.
+    Args:
+        register: The register before the first step, (N, D).
+        store: The stores before the first step, (N, s, n, n).
+        inputs: What the last inputs say, with all biases added, (T, N, M) with M = H + 2 D + 3 s n + s, in the dtype of
+            the products.
+        *weights: The gain (D,) of the norm, in the dtype of the register; from_memory (M, D), from_store (H + 2 D, s n)
+            and out (2 D, H), in the dtype of the products.
+        cut: Where the gradient is cut; None is nowhere.
+
+    Returns:
+        Registers (T, N, D) and stores (T, N, s, n, n) after each input, in their own dtype.
     """
-    needed = (register, store, inputs, gain, from_memory, from_store, out)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in needed):
-        rolled: tuple[Tensor, Tensor] = _DeltaRollout.apply(*needed, cut or (0, len(inputs)))
-        return rolled
-    registers, held = replayed_forward(*needed, False)
-    return registers, held
+    return roll((replayed_forward, replayed_backward), [register, store], inputs, weights, cut)
 
 
 @dataclass
@@ -111,46 +107,6 @@ def _forward(
     return (registers, held, *vars(k).values()) if keep else (registers, held)
 
 
-class _DeltaRollout(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        register: Tensor,
-        store: Tensor,
-        inputs: Tensor,
-        gain: Tensor,
-        from_memory: Tensor,
-        from_store: Tensor,
-        out: Tensor,
-        cut: Cut,
-    ) -> tuple[Tensor, Tensor]:
-        ctx.cut, weights = cut, (gain, from_memory, from_store, out)
-        registers, held, *kept = replayed_forward(register, store, inputs, *weights, True)
-        ctx.save_for_backward(register, registers, store, held, *weights, *kept)
-        return registers, held
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_store: Tensor) -> tuple[Tensor | None, ...]:
-        register, registers, store, held, gain, from_memory, from_store, out, *kept = ctx.saved_tensors
-        streams = grad.shape[1]
-        laid = Stretches(len(grad), streams, ctx.cut, grad.device)
-        of_register, of_store, of_inputs, *of_weights = replayed_backward(
-            laid.lay_gradient(grad),
-            laid.lay_gradient(grad_store),
-            laid.lay(torch.cat([register[None], registers[:-1]])),
-            laid.lay(torch.cat([store[None], held[:-1]])),
-            gain,
-            from_memory,
-            from_store,
-            out,
-            streams,
-            laid.comes_around,
-            *map(laid.lay, kept),
-        )
-        return of_register, of_store, laid.back(of_inputs), *of_weights, None
-
-
 def _backward(
     grad: Tensor,
     grad_store: Tensor,
@@ -164,8 +120,11 @@ def _backward(
     comes_around: int | None,
     *kept: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Gradients of register, store, inputs, gain, from_memory, from_store and out, from those of the registers and
-    stores, as `Stretches` lays them."""
+    """Gradients of register, store, inputs and weights, from those of registers and stores, as `Stretches` lays them.
+
+    With G the gradient of S' = S + a_w (β e)ᵀ, e = v - Sᵀa_w: that of β e is Gᵀa_w, that of a_w is G β e + S of_old and
+    that of S is G + a_w of_oldᵀ, of_old = -β Gᵀa_w. A length l taken out of a = b / l: of b it is (d - a aᵀd) / l.
+    """
     (size, width), (stores, side) = out.shape, before_store.shape[2:4]
     places, gated = stores * side, width + size
     k = _Kept(*kept)

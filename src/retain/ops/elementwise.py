@@ -1,4 +1,8 @@
-"""Operations on each number, pair or row: rotary positions, activations, RMSNorm, embeddings; gradients by hand."""
+"""Operations on each number, pair or row: rotary positions, squared ReLU, RMSNorm, embeddings.
+
+Where `is_by_hand` says so, gradients are written out. Each such function ends with its slow twin, which autograd
+differentiates: the same values and gradients in more passes over memory.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +14,34 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 TABLED_POSITIONS = 1026
-"""Angles of so many rotary positions are at hand on a CPU. A compiler would compute a cosine for every number that it
-turns (a tenth of a compiled step of BPTT), and a step of one token has a dozen small calls less."""
-
+"""So many rotary positions have their angles in a table on a CPU. A compiler would compute a cosine for every number
+that it turns (a tenth of a compiled step of BPTT), and a step of one token has a dozen small calls less."""
 
 EPS = 1e-6
 """Added to a mean square before its root."""
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x in float32, where it is narrower: half precision is for matrix products, float64 for exact comparisons."""
+    """Widen x to float32 where it is narrower: half precision is for matrix products, float64 for exact comparisons."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:
-    """What a product with `weight` is computed in: its own dtype, or that of autocast."""
+    """Return the dtype that a product with `weight` is computed in: its own, or that of autocast."""
     device = weight.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
-def by_hand(x: Tensor) -> bool:
-    """Whether gradients are faster in few passes written out here: on a CPU, unless a compiler fuses them."""
+def is_by_hand(x: Tensor) -> bool:
+    """Whether gradients are faster as they are written out here: on a CPU, unless a compiler fuses them."""
     return x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class _Rotary(torch.autograd.Function):
-    """A rotation of every pair; its gradient is turned back. In few passes: autograd's own form takes twice."""
+    """A rotation of every pair in half of autograd's passes.
+
+    A rotation's matrix is orthogonal, so the gradient is rotated by its transpose: by the same angles, backwards.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -50,18 +56,18 @@ class _Rotary(torch.autograd.Function):
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The pair (a, b) of dimensions i and i + C / 2 becomes (a cos - b sin, b cos + a sin)."""
+    """Turn the pair (a, b) of dimensions i and i + C / 2 into (a cos - b sin, b cos + a sin)."""
     half = x.shape[-1] // 2
     # Whole rows: products of half a row at a time take three times as long in bfloat16.
     return (x * cos).addcmul_(torch.cat([x[..., half:], x[..., :half]], -1), sin)
 
 
 Angles = tuple[Tensor, Tensor]
-"""Of rotary positions, each (S, 1, C): the cosine twice; minus the sine, and the sine."""
+"""The angles of S rotary positions, two tensors (S, 1, C): the cosines twice; the negative sines, then the sines."""
 
 
 def angles(positions: Tensor, size: int, dtype: torch.dtype) -> Angles:
-    """What `rotary` turns heads of `size` C by: positions (S,); computed in at least float32."""
+    """Compute the angles by which `rotary` turns heads of `size` C at positions (S,), in float32 at least."""
     half = size // 2
     dtype = torch.promote_types(dtype, torch.float32)
     frequency = 10000.0 ** (-torch.arange(half, device=positions.device, dtype=dtype) / half)
@@ -71,7 +77,7 @@ def angles(positions: Tensor, size: int, dtype: torch.dtype) -> Angles:
 
 
 TABLES: dict[tuple[int, torch.dtype], Angles] = {}
-"""Angles of the first positions, by the size of the heads and the dtype."""
+"""Angles of the positions 0 … TABLED_POSITIONS - 1, by the size of the heads and the dtype."""
 
 
 def tabulate(size: int) -> None:
@@ -85,9 +91,9 @@ def tabulate(size: int) -> None:
 
 
 def rotary(x: Tensor, turn: Angles) -> Tensor:
-    """Rotary position embedding (Su et al. 2021): x (..., S, heads, C), `turn` the angles of its S positions."""
+    """Rotate x (..., S, heads, C) by the angles `turn` of its S positions: rotary embedding (Su et al. 2021)."""
     cos, sin = (part.to(x.dtype) for part in turn)
-    if by_hand(x):
+    if is_by_hand(x):
         rotated: Tensor = _Rotary.apply(x, cos, sin)
         return rotated
     half = x.shape[-1] // 2
@@ -95,7 +101,7 @@ def rotary(x: Tensor, turn: Angles) -> Tensor:
 
 
 class _SquaredReLU(torch.autograd.Function):
-    """relu(x)², its gradient in two passes."""
+    """y² of y = relu(x). Its derivative is 2 y, which is 0 where x is negative, as relu's own is."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -106,13 +112,13 @@ class _SquaredReLU(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors
+        y: Tensor = ctx.saved_tensors[0]
         return (grad * y).mul_(2)
 
 
 def squared_relu(x: Tensor) -> Tensor:
-    """relu(x)² (So et al. 2021)."""
-    if by_hand(x):
+    """Compute relu(x)² (So et al. 2021)."""
+    if is_by_hand(x):
         squared: Tensor = _SquaredReLU.apply(x)
         return squared
     # Not `.square()`: a power, which autocast on CUDA computes in float32.
@@ -121,12 +127,15 @@ def squared_relu(x: Tensor) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """x · gain over the root mean square of x, its gradient in few passes."""
+    """n g of n = s x, s = 1 / rms(x), and a gain g.
+
+    As ds / dx = -s² n / C, a gradient e of n g is g e of n and s (g e - n · mean(n g e)) of x, the mean over the C.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor) -> Tensor:
         size = x.shape[-1]
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(size).add_(EPS).rsqrt_()
+        scale: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(size).add_(EPS).rsqrt_()
         normed = x * scale
         ctx.save_for_backward(normed, scale, gain)
         return normed * gain
@@ -141,23 +150,24 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
-    """RMSNorm over the last axis with a gain, computed in the dtype of x."""
+    """Normalise x (..., C) by its root mean square and scale it by gain (C,), in the dtype of x."""
     gain = gain.to(x.dtype)
-    if by_hand(x) and x.dtype in (torch.float32, torch.float64):
+    if is_by_hand(x) and x.dtype in (torch.float32, torch.float64):
         normed: Tensor = _RMSNorm.apply(x, gain)
         return normed
     return F.rms_norm(x, gain.shape, gain, EPS)
 
 
 def rms(x: Tensor) -> Tensor:
-    """x divided by its root mean square over the last axis."""
+    """Divide x by its root mean square over the last axis."""
     return F.rms_norm(x, x.shape[-1:], eps=EPS)
 
 
 @torch.library.custom_op("retain::add_rows", mutates_args=())
 def _add_rows(rows: Tensor, where: Tensor, count: int) -> Tensor:
-    """rows (..., C) added up at their places `where` (...) in a table (count, C)."""
-    return torch.ops.aten.embedding_dense_backward(rows, where, count, -1, False)
+    """Add up rows (..., C) at their places `where` (...) in a table (count, C)."""
+    table: Tensor = torch.ops.aten.embedding_dense_backward(rows, where, count, -1, False)
+    return table
 
 
 @_add_rows.register_fake
@@ -166,8 +176,6 @@ def _(rows: Tensor, where: Tensor, count: int) -> Tensor:
 
 
 class _Rows(torch.autograd.Function):
-    """Rows of a table (count, C) at `where` (...), whose gradient a compiler does not look into."""
-
     @staticmethod
     def forward(ctx: Any, table: Tensor, where: Tensor) -> Tensor:
         ctx.save_for_backward(where)
@@ -179,7 +187,10 @@ class _Rows(torch.autograd.Function):
         return _add_rows(grad, ctx.saved_tensors[0], ctx.count), None
 
 
-def rows_of(table: Tensor, where: Tensor) -> Tensor:
-    """Rows of a table (count, C) at `where` (...), whose gradient is one call that a compiler does not look into."""
+def take_rows(table: Tensor, where: Tensor) -> Tensor:
+    """Take the rows of a table (count, C) at `where` (...): `F.embedding`, its slow twin, when it is compiled.
+
+    The gradient is one call that a compiler does not look into.
+    """
     rows: Tensor = _Rows.apply(table, where)
     return rows

@@ -2,38 +2,40 @@
 
 Step by step, autograd runs a dozen small operations for each of f's, and a product for the gradient of each weight at
 each token. Here what does not wait for the step before is done for all steps at once: biases and inputs beforehand, the
-gradients of the weights afterwards, one product each. Values and gradients are those of `GatedCell.forward`. Where the
-gradient is cut every so many steps, it goes back through all the stretches between side by side. On a GPU the chain of
-small operations that is left is replayed as one.
+gradients of the weights afterwards, one product each. Where the gradient is cut every so many steps, it goes back
+through all the stretches between side by side. On a GPU the chain of small operations that is left is replayed as one.
+
+The slow twin, with the same values and gradients, is `GatedCell.forward`, one step after another.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from retain.ops.elementwise import EPS
 from retain.ops.graphs import Replayed
-from retain.ops.stretches import Cut, Stretches
+from retain.ops.stretches import Cut, roll
 
 
 def gated_rollout(
     memory: Tensor, inputs: Tensor, gain: Tensor, from_memory: Tensor, out: Tensor, cut: Cut | None = None
 ) -> Tensor:
-    """Memories after each input, (T, N, S), from memory (N, S).
+    """Roll a gated cell of memory size S and hidden width H out.
 
-    inputs (T, N, H + 2 S): projected, all biases added, in the dtype of the products, as are the weights from_memory
-    (H + 2 S, S) and out (2 S, H). gain (S,) is that of the norm. Memory keeps its dtype.
+    Args:
+        memory: The memory before the first step, (N, S).
+        inputs: The projected inputs with all biases added, (T, N, H + 2 S), in the dtype of the products.
+        gain: The gain of the norm, (S,), in the dtype of the memory.
+        from_memory: A weight (H + 2 S, S), in the dtype of the products.
+        out: A weight (2 S, H), in the dtype of the products.
+        cut: Where the gradient is cut; None is nowhere.
+
+    Returns:
+        The memories after each input, (T, N, S), in the dtype of the memory.
     """
-    needed = (memory, inputs, gain, from_memory, out)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in needed):
-        memories: Tensor = _GatedRollout.apply(*needed, cut or (0, len(inputs)))
-        return memories
-    return replayed_forward(*needed, False)[0]
+    return roll((replayed_forward, replayed_backward), [memory], inputs, [gain, from_memory, out], cut)[0]
 
 
 def _forward(
@@ -56,40 +58,22 @@ def _forward(
     return (memories, relus, both) if keep else (memories,)
 
 
-class _GatedRollout(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, memory: Tensor, inputs: Tensor, gain: Tensor, from_memory: Tensor, out: Tensor, cut: Cut
-    ) -> Tensor:
-        ctx.cut = cut
-        memories, relus, both = replayed_forward(memory, inputs, gain, from_memory, out, True)
-        ctx.save_for_backward(memory, memories, gain, from_memory, out, relus, both)
-        return memories
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        memory, memories, gain, from_memory, out, relus, both = ctx.saved_tensors
-        streams = grad.shape[1]
-        laid = Stretches(len(grad), streams, ctx.cut, grad.device)
-        grad, before = laid.lay_gradient(grad), laid.lay(torch.cat([memory[None], memories[:-1]]))
-        kept = grad, before, laid.lay(relus), laid.lay(both)
-        of_memory, of_inputs, *of_weights = replayed_backward(*kept, gain, from_memory, out, streams, laid.comes_around)
-        return of_memory, laid.back(of_inputs), *of_weights, None
-
-
 def _backward(
     grad: Tensor,
     before: Tensor,
-    relus: Tensor,
-    both: Tensor,
     gain: Tensor,
     from_memory: Tensor,
     out: Tensor,
     streams: int,
     comes_around: int | None,
+    relus: Tensor,
+    both: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Gradients of memory, inputs, gain, from_memory and out, from that of the memories, as `Stretches` lays them."""
+    """Gradients of memory, inputs, gain, from_memory and out, from that of the memories, as `Stretches` lays them.
+
+    With d the gradient of m' = m + z (c - m), that of c is z d, that of the gate z (1 - z) (c - m) d, and that of m
+    is (1 - z) d plus what comes back through the norm n = s m, s = 1 / rms(m): s (e - n · mean(n e)) of a gradient e.
+    """
     size, width = grad.shape[2], relus.shape[-1]
     scale = before.square().mean(-1, keepdim=True).add_(EPS).rsqrt_()
     normed = before * scale

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 SHARE = 4
-"""All graphs hold this part of a GPU's memory at most: a quarter."""
+"""All graphs together hold at most this part of a GPU's memory: a quarter."""
 
 MOST = 128
-"""Shapes of one function that are captured at most. Where there are more, as where every batch asks another number of
+"""At most so many shapes of one function are captured. If there are more, as when every batch asks another number of
 questions, to capture them all takes longer than to launch them."""
 
 LONGEST = 2048
-"""Steps of a rollout that one graph holds at most: each is some ten kernels, and the driver keeps a record of each."""
+"""One graph holds at most so many steps of a rollout: each is some ten kernels, and the driver records each."""
 
 FAILED = "a CUDA graph could not be captured ({}); go on with RETAIN_CUDA_GRAPHS=0"
 
@@ -35,14 +35,21 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 
 class Replayed:
-    """`function` of tensors and constants, replayed from CUDA graphs where its arguments are on a GPU.
+    """A function of tensors and constants that is replayed from CUDA graphs if its arguments are on a GPU.
 
-    The function gives back a tuple of tensors. It must not look at values, draw random numbers or differ from call to
-    call, and what it reads beside its arguments are the parameters of `module`. Shapes are captured when they come for
-    the second time, or with `at_first` at once; where a gradient is asked for, its way back is captured, too. What is
-    given back is a copy, the caller's own. What finds no room (SHARE, MOST) runs as it is, until others are forgotten,
-    and so does a rollout of more than LONGEST steps: the length of argument number `steps`. Raises RuntimeError if a
-    capture fails.
+    Its slow twin is the function itself, which runs inside `launched`. A shape is captured when it comes for the second
+    time. If a gradient is asked for, the backward pass is captured, too. The results are copies, the caller's own. A
+    call that finds no room (SHARE, MOST) runs the function itself until graphs are forgotten.
+
+    Args:
+        function: Returns a tuple of tensors. It must not look at values, draw random numbers or differ from call to
+            call. Beside its arguments it reads nothing but the parameters of `module`.
+        module: The module whose parameters the function reads.
+        at_first: Capture a shape when it comes for the first time.
+        steps: The number of the argument whose length is that of a rollout, which is not captured beyond LONGEST steps.
+
+    Raises:
+        RuntimeError: A capture failed.
     """
 
     def __init__(
@@ -54,12 +61,14 @@ class Replayed:
         _ALL.add(self)
 
     def forget(self) -> None:
+        """Let the graphs go."""
         self.idle: dict[Hashable, list[_Graph]] = {}
         self.seen: set[Hashable] = set()
         self.refused: set[Hashable] = set()
         self.held = 0  # bytes
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
+        """Return what the function returns."""
         tensors = [x for x in args if isinstance(x, Tensor)]
         if not capturable(tensors) or (self.steps is not None and len(args[self.steps]) > LONGEST):
             return self.function(*args)
@@ -67,7 +76,7 @@ class Replayed:
         weights = [] if module is None else list(module.parameters())
         graded = torch.is_grad_enabled() and any(x.requires_grad for x in (*tensors, *weights))
         key = (graded, *_state(), *map(_shape, args), *((_shape(w), w.data_ptr()) for w in weights))
-        idle = self.idle.get(key) or self.capture(key, args, module, graded)
+        idle = self.idle.get(key) or self._capture(key, args, module, graded)
         if not idle:
             return self.function(*args)
         if not graded:
@@ -75,8 +84,8 @@ class Replayed:
         replayed: tuple[Tensor, ...] = _Replay.apply(_Lease(idle), len(tensors), *tensors, *weights)
         return replayed
 
-    def capture(self, key: Hashable, args: tuple[Any, ...], module: nn.Module | None, graded: bool) -> list[_Graph]:
-        """The graphs of this key that are free, with a new one; none where it is to be launched."""
+    def _capture(self, key: Hashable, args: tuple[Any, ...], module: nn.Module | None, graded: bool) -> list[_Graph]:
+        """Return the free graphs of this key, with a new one; none if the function is to run itself."""
         if key in self.refused or (key not in self.idle and len(self.idle) >= MOST):
             return []
         if key not in self.seen and not self.at_first:  # what comes once is not worth it
@@ -84,15 +93,14 @@ class Replayed:
             return []
         if not _CAPTURING.acquire(blocking=False):  # by another thread, or around this very call
             return []
+        graph: _Graph | None = None
         try:
             graph = _Graph(self.function, args, module, graded)
         except torch.OutOfMemoryError:
-            self.refused.add(key)
-            return []
+            pass
         finally:
             _CAPTURING.release()
-        held = graph.size + sum(replayed.held for replayed in _ALL)
-        if held > torch.cuda.get_device_properties(graph.device).total_memory // SHARE:
+        if graph is None or not _has_room(graph):
             self.refused.add(key)
             return []
         self.held += graph.size
@@ -105,7 +113,7 @@ _CAPTURING = threading.Lock()
 
 
 def forget() -> None:
-    """Let all graphs go: another phase, or another run, has other shapes."""
+    """Let all graphs go: another phase or run has other shapes."""
     for replayed in _ALL:
         replayed.forget()
 
@@ -115,7 +123,7 @@ _on = os.environ.get("RETAIN_CUDA_GRAPHS") != "0"
 
 @contextmanager
 def launched() -> Iterator[None]:
-    """Inside, nothing is captured or replayed: to count operations, or to compare."""
+    """Capture and replay nothing inside: to count operations, or to compare."""
     global _on
     before, _on = _on, False
     try:
@@ -124,8 +132,13 @@ def launched() -> Iterator[None]:
         _on = before
 
 
+def _has_room(graph: _Graph) -> bool:
+    held = graph.size + sum(replayed.held for replayed in _ALL)
+    return bool(held <= torch.cuda.get_device_properties(graph.device).total_memory // SHARE)
+
+
 def capturable(tensors: list[Tensor]) -> bool:
-    """Whether they are on an NVIDIA GPU, and nothing else records what is done with them."""
+    """Whether the tensors are on an NVIDIA GPU, and nothing else records what is done with them."""
     return (
         _on
         and torch.version.cuda is not None
@@ -136,7 +149,7 @@ def capturable(tensors: list[Tensor]) -> bool:
 
 
 def _state() -> tuple[Hashable, ...]:
-    """What the same arguments are computed by: autocast, and the stream that they are on."""
+    """What the results depend on beside the arguments: autocast, and the current stream."""
     autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
     return autocast, torch.cuda.current_stream().cuda_stream
 
@@ -146,10 +159,11 @@ def _shape(x: Any) -> Hashable:
 
 
 class _Graph:
-    """A function captured, and where it is `graded` its way back to the arguments and the module's parameters."""
+    """A function captured, and if `graded` its backward pass to the arguments and the module's parameters."""
 
     def __init__(self, function: Function, args: tuple[Any, ...], module: nn.Module | None, graded: bool):
-        self.device = next(x.device for x in args if isinstance(x, Tensor))
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        self.device = tensors[0].device
         self.lock = threading.Lock()
         with (
             torch.cuda.device(self.device),
@@ -157,8 +171,10 @@ class _Graph:
             torch.set_grad_enabled(graded),
             _stand_ins(module if graded else None) as weights,
         ):
-            given = [_copy(x, graded) if isinstance(x, Tensor) else x for x in args]
+            given = [x.detach().contiguous().clone() if isinstance(x, Tensor) else x for x in args]
             self.inputs = [x for x in given if isinstance(x, Tensor)]
+            for there, x in zip(self.inputs, tensors, strict=True):
+                there.requires_grad_(graded and x.requires_grad)
             towards = [x for x in (*self.inputs, *weights) if x.requires_grad]
             main, stream = torch.cuda.current_stream(), _stream(self.device)
             stream.wait_stream(main)
@@ -204,14 +220,14 @@ class _Graph:
 
 
 def _gradients(roots: list[Tensor], towards: list[Tensor], grads: list[Tensor]) -> tuple[Tensor | None, ...]:
-    """As outside of the capture: a backward pass is not under autocast."""
+    """Take gradients as outside of a capture, where a backward pass is not under autocast."""
     with torch.autocast("cuda", enabled=False):
         return torch.autograd.grad(roots, towards, grads, allow_unused=True)
 
 
 @contextmanager
 def _stand_ins(module: nn.Module | None) -> Iterator[list[nn.Parameter]]:
-    """Parameters that share the module's memory, in the place of its own; those in the order of `parameters()`.
+    """Put parameters that share the memory of the module's own in their place; yield them as `parameters()` would.
 
     Autograd may know the module's own from another stream, where a rollout still waits for its gradient, and would
     have the capture wait for that stream.
@@ -232,18 +248,14 @@ def _stand_ins(module: nn.Module | None) -> Iterator[list[nn.Parameter]]:
 
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """The one that all is captured on: what libraries allocate for a stream is allocated once."""
+    """The stream of all captures: what libraries allocate for a stream is allocated once."""
     return torch.cuda.Stream(device)
-
-
-def _copy(x: Tensor, graded: bool) -> Tensor:
-    return x.detach().contiguous().clone().requires_grad_(graded and x.requires_grad)
 
 
 def _captured(
     function: Callable[[], tuple[Any, ...]], pool: Any = None
 ) -> tuple[torch.cuda.CUDAGraph, tuple[Any, ...]]:
-    """A graph of what the function launches, and what it gives back, which every replay writes anew."""
+    """Return a graph of what the function launches, and the function's results, which every replay writes anew."""
     torch.clear_autocast_cache()  # the casts of weights are to be made in the graph, each time
     _clear_workspaces()
     graph = torch.cuda.CUDAGraph()
@@ -270,16 +282,15 @@ def _captured(
 
 
 def _clear_workspaces() -> None:
-    """Have cuBLAS take new workspaces: a graph must have its own, which nothing frees while it lives.
+    """Have cuBLAS take new workspaces: a graph must have its own, which nothing frees while the graph lives.
 
     From torch 2.12 on the end of one graph frees that of its stream. PyTorch's own compiler does the same.
     """
-    if hasattr(torch._C, "_cuda_clearCublasWorkspaces"):
-        torch._C._cuda_clearCublasWorkspaces()
+    torch._C._cuda_clearCublasWorkspaces()
 
 
 class _Lease:
-    """A graph that is busy until its way back was taken, or never will be."""
+    """A graph that is busy until its backward pass has run, or never will."""
 
     def __init__(self, idle: list[_Graph]):
         self.idle, self.graph = idle, idle.pop()
@@ -303,7 +314,7 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        lease, _ = ctx.lease, ctx.saved_tensors  # which are asked for so that weights that have changed are refused
+        lease, _ = ctx.lease, ctx.saved_tensors  # PyTorch refuses saved weights that have changed
         if lease.returned:
             raise RuntimeError("this gradient was taken already; compute its values again")
         found = lease.graph.backward(grads)

@@ -1,18 +1,75 @@
-"""A sequence whose gradient is cut every so many steps: the stretches between, laid side by side."""
+"""Rollouts with a gradient written out by hand, which may be cut every so many steps."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from retain.ops.graphs import Replayed
 
 Cut = tuple[int, int]
 """(first, every): the gradient stops before step `first` < `every`, and before each `every`-th after it."""
+
+Passes = tuple[Replayed, Replayed]
+"""The two passes of a rollout. forward(*starts, inputs, *weights, keep) returns the states and, with `keep`, what the
+gradient needs of each step, all (T, N, …). backward(*gradients of the states, *states before each step, *weights,
+streams, comes_around, *kept) returns the gradients of starts, inputs and weights."""
+
+
+def roll(
+    passes: Passes, starts: Sequence[Tensor], inputs: Tensor, weights: Sequence[Tensor], cut: Cut | None
+) -> tuple[Tensor, ...]:
+    """Run a cell over a sequence.
+
+    Args:
+        passes: The rollout and its gradient.
+        starts: The states before the first step, each (N, …).
+        inputs: What is read at each step, (T, N, …).
+        weights: The cell's weights.
+        cut: Where the gradient is cut; None is nowhere.
+
+    Returns:
+        The states after each step, each (T, N, …).
+    """
+    needed = (*starts, inputs, *weights)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in needed):
+        rolled: tuple[Tensor, ...] = _Rollout.apply(passes, cut or (0, len(inputs)), len(starts), *needed)
+        return rolled
+    return passes[0](*needed, False)
+
+
+class _Rollout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, passes: Passes, cut: Cut, count: int, *needed: Tensor) -> tuple[Tensor, ...]:
+        found = passes[0](*needed, True)
+        ctx.backward_pass, ctx.cut, ctx.count = passes[1], cut, count
+        ctx.save_for_backward(*needed[:count], *found[:count], *needed[count + 1 :], *found[count:])
+        ctx.kept = len(found) - count
+        return found[:count]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        count, saved = ctx.count, ctx.saved_tensors
+        starts, states = saved[:count], saved[count : 2 * count]
+        weights, kept = saved[2 * count : -ctx.kept], saved[-ctx.kept :]
+        length, streams = grads[0].shape[:2]
+        laid = Stretches(length, streams, ctx.cut, grads[0].device)
+        laid_grads = [laid.lay_gradient(grad) for grad in grads]
+        before = [laid.lay(torch.cat([start[None], after[:-1]])) for start, after in zip(starts, states, strict=True)]
+        kept = map(laid.lay, kept)
+        found = ctx.backward_pass(*laid_grads, *before, *weights, streams, laid.comes_around, *kept)
+        return None, None, None, *found[:count], laid.back(found[count]), *found[count + 1 :]
 
 
 def ring(length: int, first: int, every: int, device: torch.device) -> Tensor:
     """Steps 0 … length - 1 cut as `Cut` says, a stretch a row: (n, every). What lies before `first` ends the last row.
 
-    The steps are a ring, read once around from `first`; steps from `length` on fill it up and stand for nothing.
+    The steps are a ring, read once around from `first`. Steps from `length` on only fill the ring up.
     """
     around = -(-length // every) * every
     return ((first + torch.arange(around, device=device)) % around).view(-1, every)
@@ -22,26 +79,24 @@ class Stretches:
     """The n stretches of (T, N, …), so that a gradient goes back through all at once: `every` steps of n · N streams.
 
     Sequences that are not cut are given back as they are. In the last `streams` of the n · N the steps come around to
-    the first one, at index `comes_around` (None: none does); the gradient that gets there is the initial memory's.
+    the first one, at index `comes_around` (None: none does); the gradient that gets there is the initial state's. The
+    slow twin is `RNN.rollout` of a cell without `cuts`, which reads one stretch after another.
     """
 
     def __init__(self, length: int, streams: int, cut: Cut, device: torch.device):
         first, every = cut
-        self.length, self.streams = length, streams
+        self.length, self.streams, self.every = length, streams, every
         self.comes_around = every - first if first else None
-        self.where: Tensor | None = None
-        if first > 0 or every < length:
-            self.where = ring(length, first, every, device).t().flatten()
-            self.every = every
+        self.where = ring(length, first, every, device).t().flatten() if first > 0 or every < length else None
 
     def lay(self, x: Tensor) -> Tensor:
-        """(T, N, …) → (every, n · N, …); what stands for nothing repeats the last step."""
+        """(T, N, …) → (every, n · N, …); what only fills the ring up repeats the last step."""
         if self.where is None:
             return x
         return x.index_select(0, self.where.clamp_max(self.length - 1)).view(self.every, -1, *x.shape[2:])
 
     def lay_gradient(self, grad: Tensor) -> Tensor:
-        """`lay`, but what stands for nothing is 0."""
+        """`lay`, but what only fills the ring up is 0."""
         if self.where is None:
             return grad
         counts = (self.where < self.length).repeat_interleave(self.streams).view(self.every, -1)
