@@ -37,22 +37,16 @@ class _Score:
     """Cross-entropy and hits at each position, summed over batches."""
 
     def __init__(self, positions: int):
-        self.nats = torch.zeros(positions, dtype=torch.float64)
-        self.hits = torch.zeros(positions, dtype=torch.float64)
-        self.count = torch.zeros(positions, dtype=torch.float64)
+        self.nats, self.hits, self.count = self.sums = torch.zeros(3, positions, dtype=torch.float64)
 
-    def read(self, readout: Readout, memory: Tensor, answers: Tensor, positions: Tensor) -> None:
+    def add(self, readout: Readout, memory: Tensor, answers: Tensor, positions: Tensor) -> None:
         """Score a readout on memory (N, K, D), a part at a time, with answers (N,) at positions (N,)."""
         at_once = max(1, min(MEMORIES, LOGITS // readout.head.out_features))
         for part, asked, where in zip(*(torch.split(x, at_once) for x in (memory, answers, positions)), strict=True):
-            self.add(fast(readout)(part), asked, where)
-
-    def add(self, logits: Tensor, answers: Tensor, positions: Tensor) -> None:
-        """Add logits (N, V) with answers (N,) at positions (N,)."""
-        positions = positions.cpu()
-        self.nats.index_add_(0, positions, F.cross_entropy(logits.float(), answers, reduction="none").cpu().double())
-        self.hits.index_add_(0, positions, (logits.argmax(-1) == answers).cpu().double())
-        self.count.index_add_(0, positions, torch.ones(len(positions), dtype=torch.float64))
+            logits = fast(readout)(part)  # (N, V)
+            nats = F.cross_entropy(logits.float(), asked, reduction="none").cpu().double()
+            hits = (logits.argmax(-1) == asked).cpu().double()
+            self.sums.index_add_(1, where.cpu(), torch.stack([nats, hits, torch.ones_like(hits)]))
 
     def bits(self) -> float:
         return float(self.nats.sum() / self.count.sum().clamp_min(1)) / math.log(2)
@@ -89,8 +83,43 @@ class _Spread:
         return self.squares / self.count.clamp_min(1)
 
 
+class _Drift:
+    """Squared difference of the RNN's memory from the teacher's by position, summed over batches."""
+
+    def __init__(self) -> None:
+        self.squared = self.counts = torch.zeros((), dtype=torch.float64)
+        self.spread = _Spread()
+
+    def add(self, memory: Tensor, labels: Tensor, which: Tensor) -> None:
+        """Add a batch of memories (B, T + 1, K, D); `which` (B, T + 1) bool tells those that count."""
+        precise = torch.float32 if memory.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        apart, labels = (memory - labels).to(precise), labels.to(precise)
+        self.squared = self.squared + apart.square().mean((2, 3)).masked_fill(~which, 0).sum(0).cpu()  # (T + 1,)
+        self.counts = self.counts + which.sum(0).cpu()
+        self.spread.add(labels, which)
+
+    def results(self) -> dict[str, Any]:
+        """Give the drift as JSON values; see `evaluate`."""
+        counts = self.counts
+        drift, variance = self.squared / counts.clamp_min(1), self.spread.variance().mean((1, 2))  # (T + 1,)
+        weight = counts[1:] / counts[1:].mean()  # 1 where nothing is padded
+        mean_drift, mean_variance = (weight * drift[1:]).mean(), (weight * variance[1:]).mean()
+        drift = drift.where(counts > 0, torch.nan)
+        # All sequences share m_0, so its variance is rounding error and a ratio to it means nothing.
+        relative = torch.where(variance > 1e-8, drift / variance, torch.nan)
+        relative[0] = torch.nan
+        return {
+            "drift": finite(float(mean_drift)),
+            "relative_drift": finite(float(mean_drift / mean_variance)) if mean_variance > 1e-8 else None,
+            "drift_last": finite(float(drift[-1])),
+            "relative_drift_last": finite(float(relative[-1])),
+            "drift_by_position": _or_none(drift),
+            "relative_drift_by_position": _or_none(relative),
+        }
+
+
 def _or_none(values: Tensor) -> list[float | None]:
-    return [v if math.isfinite(v) else None for v in values.tolist()]
+    return [finite(value) for value in values.tolist()]
 
 
 @torch.no_grad()
@@ -114,38 +143,30 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
     Raises:
         UserError: There is no batch.
     """
-    with evaluating(rnn, teacher):
-        return _compare(rnn, teacher, batches)
-
-
-def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tensor]]) -> dict[str, Any]:
     device = rnn.m_0.device
     own: _Score | None = None
-    squared = counts = torch.zeros((), dtype=torch.float64)
-    spread = _Spread()
-    precise = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    drift = _Drift()
     sequences, seconds, read = 0, 0.0, 0
-    for batch in batches:
-        tokens, targets = batch["tokens"].to(device), batch["targets"].to(device)
-        if own is None:
-            own, theirs = _Score(targets.shape[1]), _Score(targets.shape[1])
-            positions = torch.arange(targets.shape[1], device=device)
-        start = time.perf_counter()
-        m_0 = rnn.init_memory(len(tokens))
-        memory = torch.cat([m_0[:, None], rnn.rollout(tokens, m_0)], 1)  # (B, T + 1, K, D)
-        answers, asked, at = where_asked(targets, memory, positions.expand_as(targets))
-        own.read(rnn.readout, asked, answers, at)
-        seconds += time.perf_counter() - start
-        read += tokens.numel()
-        sequences += len(tokens)
-        if teacher is not None:
-            labels = teacher.encode(tokens)
-            theirs.read(teacher.decoder, where_asked(targets, labels)[1], answers, at)
-            apart, labels = (memory - labels).to(precise), labels.to(precise)
-            which = counted_memories(batch["real"].to(device)) if "real" in batch else torch.ones_like(targets).bool()
-            squared = squared + apart.square().mean((2, 3)).masked_fill(~which, 0).sum(0).cpu()  # (T + 1,)
-            counts = counts + which.sum(0).cpu()
-            spread.add(labels, which)
+    with evaluating(rnn, teacher):
+        for batch in batches:
+            tokens, targets = batch["tokens"].to(device), batch["targets"].to(device)
+            if own is None:
+                own, theirs = _Score(targets.shape[1]), _Score(targets.shape[1])
+                positions = torch.arange(targets.shape[1], device=device)
+            start = time.perf_counter()
+            m_0 = rnn.init_memory(len(tokens))
+            memory = torch.cat([m_0[:, None], rnn.rollout(tokens, m_0)], 1)  # (B, T + 1, K, D)
+            answers, asked, at = where_asked(targets, memory, positions.expand_as(targets))
+            own.add(rnn.readout, asked, answers, at)
+            seconds += time.perf_counter() - start
+            read += tokens.numel()
+            sequences += len(tokens)
+            if teacher is not None:
+                labels = teacher.encode(tokens)
+                theirs.add(teacher.decoder, where_asked(targets, labels)[1], answers, at)
+                all_real = torch.ones_like(targets).bool()
+                which = counted_memories(batch["real"].to(device)) if "real" in batch else all_real
+                drift.add(memory, labels, which)
     if own is None:
         raise UserError("evaluate: the split holds no sequence")
     result: dict[str, Any] = {
@@ -167,23 +188,10 @@ def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
         "relative_drift_by_position": None,
     }
     if teacher is not None:
-        drift, variance = squared / counts.clamp_min(1), spread.variance().mean((1, 2))  # (T + 1,)
-        weight = counts[1:] / counts[1:].mean()  # 1 where nothing is padded
-        mean_drift, mean_variance = (weight * drift[1:]).mean(), (weight * variance[1:]).mean()
-        drift = drift.where(counts > 0, torch.nan)
-        # All sequences share m_0, so its variance is rounding error and a ratio to it means nothing.
-        relative = torch.where(variance > 1e-8, drift / variance, torch.nan)
-        relative[0] = torch.nan
-        result |= {
+        result |= drift.results() | {
             "teacher_bits_per_token": theirs.bits(),
             "teacher_accuracy": theirs.accuracy(),
-            "drift": finite(float(mean_drift)),
-            "relative_drift": finite(float(mean_drift / mean_variance)) if mean_variance > 1e-8 else None,
-            "drift_last": finite(float(drift[-1])),
-            "relative_drift_last": finite(float(relative[-1])),
             "teacher_bits_by_position": theirs.bits_by_position(),
-            "drift_by_position": _or_none(drift),
-            "relative_drift_by_position": _or_none(relative),
         }
     return result
 
