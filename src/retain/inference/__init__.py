@@ -1,0 +1,1 @@
+"""What a trained RNN does: reading, scoring, sampling."""

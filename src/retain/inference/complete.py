@@ -17,13 +17,13 @@ from retain.inference.generate import generate
 from retain.model.rnn import RNN
 
 HIDDEN = -1
-"""A pixel that is not given."""
+"""The level of a pixel that is not given."""
 
 
 def true_images(config: RunConfig, count: int | None, files: list[str]) -> Tensor:
-    """What is to be completed, (B, H·W) levels: `count` images of the test split evenly spaced, or these files.
+    """Read the images to be completed, (B, H·W) levels: `count` evenly spaced ones of the test split, or `files`.
 
-    Raises UserError for files that are no images, or where the run's data says not how files become pixels.
+    Raises UserError for files that are no images, or if the run's data does not say how files become pixels.
     """
     if files:
         if not isinstance(config.data, ImageDataConfig):
@@ -71,8 +71,8 @@ def complete(
 def save_image_grid(tokens: Tensor, shape: tuple[int, int], levels: int, path: str | Path, columns: int = 8) -> None:
     """Write images as one grayscale PNG grid: tokens (B, H·W) of `levels` levels, brightest last.
 
-    A negative token is a pixel that is not known; it has the colour of the gaps. Raises UserError where the file cannot
-    be written.
+    A negative token is a pixel that is not known; it has the colour of the gaps. Raises UserError if the file cannot be
+    written.
     """
     from PIL import Image
 

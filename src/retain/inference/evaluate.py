@@ -21,38 +21,32 @@ from retain.model.teacher import Readout, Teacher
 from retain.objectives.losses import where_asked
 
 LOGITS = 2**26
-"""At most so many numbers in the logits (B, T + 1, V), and in the memories (B, T + 1, K, D), of one batch."""
+"""The most numbers in the logits (B, T + 1, V), and in the memories (B, T + 1, K, D), of one batch."""
 
 MEMORIES = 2**15
-"""Memories that a readout reads at once, at most: all of a validation would fill a GPU where a memory has many tokens,
-and its kernels take no more than twice as many. Fewer where the logits would be more than LOGITS."""
+"""The most memories that a readout reads at once: if a memory has many tokens, all of a validation would fill a GPU,
+and its kernels take no more than twice as many. Fewer if the logits would be more than LOGITS."""
 
 
 def batch_for(data: Data, rnn: RNN) -> int:
-    """How many sequences are read at once: fewer where a large vocabulary's logits, or large memories, fill it all."""
+    """Choose how many sequences are read at once: fewer if the vocabulary or the memories are large."""
     return max(1, min(256, LOGITS // ((data.seq_len + 1) * max(data.vocab_size, rnn.m_0.numel()))))
 
 
 class _Score:
-    """Cross-entropy and hits by position, summed over batches."""
+    """Cross-entropy and hits at each position, summed over batches."""
 
     def __init__(self, positions: int):
-        self.nats = torch.zeros(positions, dtype=torch.float64)
-        self.hits = torch.zeros(positions, dtype=torch.float64)
-        self.count = torch.zeros(positions, dtype=torch.float64)
+        self.nats, self.hits, self.count = self.sums = torch.zeros(3, positions, dtype=torch.float64)
 
-    def read(self, readout: Readout, memory: Tensor, answers: Tensor, positions: Tensor) -> None:
-        """What `readout` says of memory (N, K, D), a part at a time: answers (N,), asked at these positions (N,)."""
+    def add(self, readout: Readout, memory: Tensor, answers: Tensor, positions: Tensor) -> None:
+        """Score a readout on memory (N, K, D), a part at a time, with answers (N,) at positions (N,)."""
         at_once = max(1, min(MEMORIES, LOGITS // readout.head.out_features))
         for part, asked, where in zip(*(torch.split(x, at_once) for x in (memory, answers, positions)), strict=True):
-            self.add(fast(readout)(part), asked, where)
-
-    def add(self, logits: Tensor, answers: Tensor, positions: Tensor) -> None:
-        """logits (N, V), answers (N,), and at which of the positions (N,) each is asked."""
-        positions = positions.cpu()
-        self.nats.index_add_(0, positions, F.cross_entropy(logits.float(), answers, reduction="none").cpu().double())
-        self.hits.index_add_(0, positions, (logits.argmax(-1) == answers).cpu().double())
-        self.count.index_add_(0, positions, torch.ones(len(positions), dtype=torch.float64))
+            logits = fast(readout)(part)  # (N, V)
+            nats = F.cross_entropy(logits.float(), asked, reduction="none").cpu().double()
+            hits = (logits.argmax(-1) == asked).cpu().double()
+            self.sums.index_add_(1, where.cpu(), torch.stack([nats, hits, torch.ones_like(hits)]))
 
     def bits(self) -> float:
         return float(self.nats.sum() / self.count.sum().clamp_min(1)) / math.log(2)
@@ -65,17 +59,17 @@ class _Score:
 
 
 class _Spread:
-    """Variance of memories (B, T + 1, K, D) over those B that count, batch by batch (Chan, Golub & LeVeque 1979).
+    """Variance of memories (B, T + 1, K, D) over the sequences that count, batch by batch (Chan et al. 1979).
 
-    Sums of squares less the square of a sum would cancel where the mean is far from 0.
+    A mean of squares minus the square of a mean would cancel if the mean is far from 0.
     """
 
     def __init__(self) -> None:
         self.count = self.mean = self.squares = torch.zeros((), dtype=torch.float64)
-        """`squares`: of the distances from the mean, summed."""
+        """`squares` is the sum of squared distances from the mean."""
 
     def add(self, memory: Tensor, which: Tensor) -> None:
-        """`which` (B, T + 1) bool: those that count."""
+        """Add a batch; `which` (B, T + 1) bool tells those that count."""
         left_out, count = ~which[..., None, None], which.sum(0)[:, None, None]
         mean = memory.masked_fill(left_out, 0).sum(0) / count.clamp_min(1)
         squares = (memory - mean).masked_fill(left_out, 0).square().sum(0).cpu().double()
@@ -85,60 +79,94 @@ class _Spread:
         self.mean, self.count = self.mean + apart * share, both
 
     def variance(self) -> Tensor:
-        """(T + 1, K, D)"""
+        """Give the variance (T + 1, K, D)."""
         return self.squares / self.count.clamp_min(1)
 
 
+class _Drift:
+    """Squared difference of the RNN's memory from the teacher's by position, summed over batches."""
+
+    def __init__(self) -> None:
+        self.squared = self.counts = torch.zeros((), dtype=torch.float64)
+        self.spread = _Spread()
+
+    def add(self, memory: Tensor, labels: Tensor, which: Tensor) -> None:
+        """Add a batch of memories (B, T + 1, K, D); `which` (B, T + 1) bool tells those that count."""
+        precise = torch.float32 if memory.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        apart, labels = (memory - labels).to(precise), labels.to(precise)
+        self.squared = self.squared + apart.square().mean((2, 3)).masked_fill(~which, 0).sum(0).cpu()  # (T + 1,)
+        self.counts = self.counts + which.sum(0).cpu()
+        self.spread.add(labels, which)
+
+    def results(self) -> dict[str, Any]:
+        """Give the drift as JSON values; see `evaluate`."""
+        counts = self.counts
+        drift, variance = self.squared / counts.clamp_min(1), self.spread.variance().mean((1, 2))  # (T + 1,)
+        weight = counts[1:] / counts[1:].mean()  # 1 where nothing is padded
+        mean_drift, mean_variance = (weight * drift[1:]).mean(), (weight * variance[1:]).mean()
+        drift = drift.where(counts > 0, torch.nan)
+        # All sequences share m_0, so its variance is rounding error and a ratio to it means nothing.
+        relative = torch.where(variance > 1e-8, drift / variance, torch.nan)
+        relative[0] = torch.nan
+        return {
+            "drift": finite(float(mean_drift)),
+            "relative_drift": finite(float(mean_drift / mean_variance)) if mean_variance > 1e-8 else None,
+            "drift_last": finite(float(drift[-1])),
+            "relative_drift_last": finite(float(relative[-1])),
+            "drift_by_position": _or_none(drift),
+            "relative_drift_by_position": _or_none(relative),
+        }
+
+
 def _or_none(values: Tensor) -> list[float | None]:
-    return [v if math.isfinite(v) else None for v in values.tolist()]
+    return [finite(value) for value in values.tolist()]
 
 
 @torch.no_grad()
 def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tensor]]) -> dict[str, Any]:
-    """Run the RNN from m_0 over every batch (tokens (B, T), targets (B, T + 1)) and compare it with its teacher.
+    """Run the RNN from m_0 over every batch and compare it with its teacher.
 
-    batch["real"] (B, T) bool, where there is one, says which tokens are no padding: drift is over what they made of
-    memory.
+    Args:
+        rnn: Scored alone.
+        teacher: None leaves out all that is about the teacher.
+        batches: "tokens" (B, T), "targets" (B, T + 1), and optionally "real" (B, T) bool: which tokens are no padding.
+            Drift is over the memories that these tokens made.
 
-    Returns JSON values. `bits_per_token` and `accuracy` are over all targets that are not IGNORE; `drift` is the
-    mean squared difference of the RNN's memory from the teacher's over t = 1 … T, `relative_drift` the same over
-    the variance of the teacher's memory across sequences, both also at the last position and by position
-    (t = 0 … T; null where it is undefined, as where no sequence is so long). `tokens` counts targets, `seconds` and
-    `tokens_per_second` the RNN's own reading, with an answer where one is asked for. Teacher and drift are null
-    without a teacher. Raises UserError where there is no batch.
+    Returns:
+        JSON values. `bits_per_token` and `accuracy` are over all targets that are not IGNORE. `drift` is the mean
+        squared difference of the RNN's memory from the teacher's over t = 1 … T; `relative_drift` is its ratio to the
+        variance of the teacher's memory across sequences. Both are also given at the last position and by position
+        (t = 0 … T; null if undefined, as when no sequence is that long). `tokens` counts targets; `seconds` and
+        `tokens_per_second` are for the RNN's own reading, with the answers that are asked for. What is about the
+        teacher, and drift, are null without one.
+
+    Raises:
+        UserError: There is no batch.
     """
-    with evaluating(rnn, teacher):
-        return _compare(rnn, teacher, batches)
-
-
-def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tensor]]) -> dict[str, Any]:
     device = rnn.m_0.device
     own: _Score | None = None
-    squared = counts = torch.zeros((), dtype=torch.float64)
-    spread = _Spread()
-    precise = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    drift = _Drift()
     sequences, seconds, read = 0, 0.0, 0
-    for batch in batches:
-        tokens, targets = batch["tokens"].to(device), batch["targets"].to(device)
-        if own is None:
-            own, theirs = _Score(targets.shape[1]), _Score(targets.shape[1])
-            positions = torch.arange(targets.shape[1], device=device)
-        start = time.perf_counter()
-        m_0 = rnn.init_memory(len(tokens))
-        memory = torch.cat([m_0[:, None], rnn.rollout(tokens, m_0)], 1)  # (B, T + 1, K, D)
-        answers, asked, at = where_asked(targets, memory, positions.expand_as(targets))
-        own.read(rnn.readout, asked, answers, at)
-        seconds += time.perf_counter() - start
-        read += tokens.numel()
-        sequences += len(tokens)
-        if teacher is not None:
-            labels = teacher.encode(tokens)
-            theirs.read(teacher.decoder, where_asked(targets, labels)[1], answers, at)
-            apart, labels = (memory - labels).to(precise), labels.to(precise)
-            which = counted_memories(batch["real"].to(device)) if "real" in batch else torch.ones_like(targets).bool()
-            squared = squared + apart.square().mean((2, 3)).masked_fill(~which, 0).sum(0).cpu()  # (T + 1,)
-            counts = counts + which.sum(0).cpu()
-            spread.add(labels, which)
+    with evaluating(rnn, teacher):
+        for batch in batches:
+            tokens, targets = batch["tokens"].to(device), batch["targets"].to(device)
+            if own is None:
+                own, theirs = _Score(targets.shape[1]), _Score(targets.shape[1])
+                positions = torch.arange(targets.shape[1], device=device)
+            start = time.perf_counter()
+            m_0 = rnn.init_memory(len(tokens))
+            memory = torch.cat([m_0[:, None], rnn.rollout(tokens, m_0)], 1)  # (B, T + 1, K, D)
+            answers, asked, at = where_asked(targets, memory, positions.expand_as(targets))
+            own.add(rnn.readout, asked, answers, at)
+            seconds += time.perf_counter() - start
+            read += tokens.numel()
+            sequences += len(tokens)
+            if teacher is not None:
+                labels = teacher.encode(tokens)
+                theirs.add(teacher.decoder, where_asked(targets, labels)[1], answers, at)
+                all_real = torch.ones_like(targets).bool()
+                which = counted_memories(batch["real"].to(device)) if "real" in batch else all_real
+                drift.add(memory, labels, which)
     if own is None:
         raise UserError("evaluate: the split holds no sequence")
     result: dict[str, Any] = {
@@ -160,29 +188,16 @@ def _compare(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
         "relative_drift_by_position": None,
     }
     if teacher is not None:
-        drift, variance = squared / counts.clamp_min(1), spread.variance().mean((1, 2))  # (T + 1,)
-        weight = counts[1:] / counts[1:].mean()  # 1 where nothing is padded
-        mean_drift, mean_variance = (weight * drift[1:]).mean(), (weight * variance[1:]).mean()
-        drift = drift.where(counts > 0, torch.nan)
-        # All sequences share m_0, so its variance is rounding error and a ratio to it means nothing.
-        relative = torch.where(variance > 1e-8, drift / variance, torch.nan)
-        relative[0] = torch.nan
-        result |= {
+        result |= drift.results() | {
             "teacher_bits_per_token": theirs.bits(),
             "teacher_accuracy": theirs.accuracy(),
-            "drift": finite(float(mean_drift)),
-            "relative_drift": finite(float(mean_drift / mean_variance)) if mean_variance > 1e-8 else None,
-            "drift_last": finite(float(drift[-1])),
-            "relative_drift_last": finite(float(relative[-1])),
             "teacher_bits_by_position": theirs.bits_by_position(),
-            "drift_by_position": _or_none(drift),
-            "relative_drift_by_position": _or_none(relative),
         }
     return result
 
 
 def finite(value: float | None) -> float | None:
-    """None for what is no number, which JSON has no word for."""
+    """Replace NaN and infinity, which JSON has no word for, by None."""
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -190,9 +205,9 @@ LEFT = "it has left its teacher, and is no worse for it"
 
 
 def has_left(scores: dict[str, Any]) -> bool:
-    """Whether the RNN's memory says nothing of the teacher's any more while its predictions are as good.
+    """Whether the RNN's memory no longer resembles the teacher's while its predictions are as good.
 
-    Trained on the targets it goes its own way (docs/following.md), so that drift is no sign of a bad RNN.
+    An RNN trained on the targets goes its own way (docs/following.md), so drift is then no sign of a bad RNN.
     """
     drift, own, theirs = (scores[key] for key in ("relative_drift", "bits_per_token", "teacher_bits_per_token"))
     return None not in (drift, own, theirs) and drift > 0.9 and own <= theirs

@@ -19,17 +19,17 @@ from retain.ops.graphs import Replayed
 log = logging.getLogger("retain")
 
 BF16_PRODUCTS = 8_000_000
-"""Multiplications of a step (streams × weights) from which on bfloat16 weights are faster on a CPU: below it they are
-slower, up to three times (docs/log.md)."""
+"""Multiplications of a step (streams × weights) from which bfloat16 weights are faster on a CPU: below this number they
+are up to three times slower (docs/log.md)."""
 
 
 def fast_step(rnn: RNN, batch: int = 1) -> Step:
-    """`rnn.step` compiled, for long texts: the first step takes as long as compiling does, a minute or so.
+    """Compile `rnn.step` for long texts: the first step takes as long as compiling does, a minute or so.
 
-    The weights are a copy of what they are now: in bfloat16 where products in it are fast and, on a CPU, `batch`
-    streams make them large enough; memory stays float32, and so does a user's own cell. Nothing it gives back can be
-    differentiated. Where nothing can be compiled there is a note in the log, and the step runs as it is. What it gives
-    back is of inference mode: `.clone()` it before changing it in place.
+    The weights are a copy of what they are now, in bfloat16 if its products are fast and, on a CPU, `batch` streams
+    make them large enough. Memory stays float32, and so does a user's own cell. The step's results have no gradient and
+    are tensors of inference mode: `.clone()` them before changing them in place. If nothing can be compiled, a line is
+    logged and the step runs as it is.
     """
     from retain.devices import fast_bf16
     from retain.model.compiling import STEP_ON_CPU, can_compile, compiled
@@ -60,7 +60,7 @@ def fast_step(rnn: RNN, batch: int = 1) -> Step:
 
     def run(token: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(), cast:
-            # Always the same kind of tensor, or it is compiled a second time.
+            # Always tensors of the same kind, or the step is compiled a second time.
             token, memory = (x if x.is_inference() else x.clone() for x in (token, memory))
             logits, memory = step(token, memory)
         return logits, memory
@@ -69,7 +69,7 @@ def fast_step(rnn: RNN, batch: int = 1) -> Step:
 
 
 def first_step_checked(fast: Step, exact: Step, otherwise: Callable[[], Step], tolerance: float) -> Step:
-    """`fast`, if its first step is that of `exact`, up to `tolerance` of the largest value; if not, `otherwise()`."""
+    """Use `fast` if its first step is that of `exact`, up to `tolerance` of the largest value; else `otherwise()`."""
     chosen: Step | None = None
 
     def step(token: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:

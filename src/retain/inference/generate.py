@@ -17,11 +17,11 @@ Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Reads tokens (B,) into memory (B, K, D) → logits (B, V), memory."""
 
 READ_AT_ONCE = 2**22
-"""At most so many numbers in the memories that are held while a prompt is read, a part of it at a time."""
+"""The most numbers in the memories that are held while a part of a prompt is read."""
 
 
 def check_sampling(length: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raises UserError naming the setting that makes no sense."""
+    """Raise UserError naming a setting that makes no sense."""
     if length < 0:
         raise UserError(f"length: {length} must not be negative")
     if not math.isfinite(temperature) or temperature < 0:
@@ -41,16 +41,16 @@ def sample(
 ) -> Tensor:
     """Draw one token per row: logits (B, V) → (B,).
 
-    temperature 0 takes the likeliest; top_k keeps the k likeliest; top_p keeps the fewest whose probability
-    reaches p (Holtzman et al. 2020). Raises UserError where logits are no numbers (a GPU raises RuntimeError).
+    `temperature` 0 takes the likeliest; `top_k` keeps the k likeliest; `top_p` keeps the fewest tokens whose
+    probability reaches p (Holtzman et al. 2020). Raises UserError if logits are not finite (a GPU raises RuntimeError).
     """
     if temperature == 0:
         return logits.argmax(-1)
-    # From 0 down: a temperature next to 0 makes no infinity of them.
+    # The largest becomes 0, so that a temperature close to 0 makes no infinity of it.
     logits = logits.float()
     logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, 1e-30)
     if top_k is not None and top_k < logits.shape[-1]:
-        values, kept = logits.topk(top_k)  # of equal ones no more than k
+        values, kept = logits.topk(top_k)  # no more than k, even of equal ones
         logits = torch.full_like(logits, -math.inf).scatter(-1, kept, values)
     probability = logits.softmax(-1)
     if top_p is not None and top_p < 1:
@@ -59,8 +59,8 @@ def sample(
         probability = torch.zeros_like(probability).scatter(-1, order, ordered.masked_fill(beyond, 0))
     if probability.device.type != "cpu":
         return torch.multinomial(probability, 1, generator=generator)[:, 0]
-    # One number a row and where it falls; `multinomial` draws one for every token that there is, on a CPU at 10 to 40
-    # times the cost. In float64, so that a large vocabulary's sum keeps its small parts.
+    # One number per row, and where it falls: `multinomial` draws one for every token of the vocabulary, 10 to 40 times
+    # slower on a CPU. In float64, so that the sum over a large vocabulary keeps its small parts.
     upto = probability.cumsum(-1, dtype=torch.float64)
     if not upto[:, -1].isfinite().all():
         raise UserError("logits: they are not finite, so that nothing can be drawn")
@@ -105,19 +105,6 @@ def generate(
     step = step or rnn.step
     generator = torch.Generator(rnn.m_0.device).manual_seed(seed)
 
-    def draw(logits: Tensor, number: int) -> Tensor:
-        lost = UserError(f"run: the RNN's logits are not finite after {number} tokens of its own")
-        try:
-            token = sample(logits, temperature, top_k, top_p, generator)
-        except (RuntimeError, ValueError):
-            if logits.is_cuda or logits.isfinite().all():  # a GPU that has failed answers no more
-                raise
-            raise lost from None
-        # The likeliest of what is no number is a token, too.
-        if not temperature and not logits.is_cuda and not logits.amax().isfinite():
-            raise lost
-        return token
-
     def stream(memory: Tensor | None) -> Iterator[Tensor]:
         parts = list(rnn.modules())  # collected once: to walk the tree for every token costs a tenth of it
         # Entered around each piece of work, not the yields: the caller's own code must not run inside it.
@@ -129,7 +116,10 @@ def generate(
             with torch.inference_mode(), mode:
                 if token is not None:
                     logits, memory = step(token, memory)
-                token = draw(logits, number)
+                # A GPU would have to be waited for; there, `sample` fails.
+                if not logits.is_cuda and not logits.amax(-1).isfinite().all():
+                    raise UserError(f"run: the RNN's logits are not finite after {number} tokens of its own")
+                token = sample(logits, temperature, top_k, top_p, generator)
             yield token.clone()  # one that the caller may train on, which a tensor of inference mode is not
 
     return stream(memory)

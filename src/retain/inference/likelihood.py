@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from retain.data.batches import Split, evenly_spaced
 from retain.data.documents import DocumentsData
@@ -16,9 +17,9 @@ from retain.model.modes import evaluating
 from retain.model.rnn import RNN
 
 CHUNK = 256
-"""Tokens read at once, at most; what is kept between chunks is the memory alone."""
+"""The most tokens read at once; only the memory is kept between chunks."""
 HELD = 2**24
-"""Tokens of documents side by side, filled up to the longest, at most: but for one document that is longer itself."""
+"""The most tokens of documents side by side, each filled up to the longest; one document alone may have more."""
 
 
 @torch.no_grad()
@@ -46,15 +47,11 @@ def _read(rnn: RNN, data: DocumentsData, split: Split, batch_size: int, limit: i
         rows = min(batch_size, len(chosen) - first)
         while rows > 1 and rows * lengths[first + rows - 1] > HELD:
             rows //= 2
-        documents = [data.document(split, int(i)) for i in chosen[first : first + rows]]
+        documents = [torch.from_numpy(data.document(split, int(i))).long() for i in chosen[first : first + rows]]
         first += rows
-        longest = max(map(len, documents))
-        tokens = torch.zeros(len(documents), longest, dtype=torch.long)
-        real = torch.zeros(len(documents), longest, dtype=torch.bool)
-        for row, document in enumerate(documents):
-            tokens[row, : len(document)] = torch.from_numpy(document)
-            real[row, : len(document)] = True
-        tokens, real = tokens.to(device), real.to(device)
+        tokens = pad_sequence(documents, batch_first=True).to(device)
+        longest = tokens.shape[1]
+        real = (torch.arange(longest) < torch.tensor([[len(document)] for document in documents])).to(device)
         chunk = max(1, min(CHUNK, LOGITS // (len(documents) * rnn.vocab_size)))
         memory = rnn.init_memory(len(documents))
         before = rnn.readout(memory).float()[:, None]  # (B, 1, V): what m_0 says of the first token

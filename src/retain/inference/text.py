@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ class Piece(NamedTuple):
 
 
 def generate_text(run: Run, prompt: str = "", length: int = 500, **settings: Any) -> list[str]:
-    """`count` texts that follow a prompt, each up to its end symbol, a stop string or `length` tokens.
+    """Sample texts that follow a prompt, each up to its end symbol, a stop string or `length` tokens.
 
     `settings` are those of `stream_text`, which gives the texts as they come.
     """
@@ -47,13 +48,25 @@ def stream_text(
     seed: int = 0,
     step: Step | None = None,
 ) -> Iterator[list[Piece]]:
-    """Sample `count` texts side by side after a prompt, yielding a piece of each for every token.
+    """Sample texts side by side after a prompt, yielding a piece of each for every token.
 
-    A text ends before the first `stop` string that is complete, or before its end symbol. What may still become a stop
-    string or a character is held back and comes with a later piece; the last list of pieces has no tokens, only what
-    was held back. Tokens of data that is no text become numbers with spaces between. The same seed gives the same
-    texts; with another count, others. `step` is what `fast_step(run.rnn, count)` gives. Raises UserError for settings
-    that make no sense, before anything is read.
+    What may still become a stop string or a character is held back and comes with a later piece; the last list of
+    pieces has no tokens, only what was held back. Tokens of data that is no text become numbers with spaces between.
+
+    Args:
+        run: As `load_run` gives it.
+        prompt: The text, or numbers, before what is sampled.
+        length: How many tokens a text has at most.
+        stop: A text ends before the first of these strings that is complete, or before its end symbol.
+        count: How many texts; another count gives other texts.
+        temperature: See `sample`, as for `top_k` and `top_p`.
+        top_k: The likeliest tokens that are kept.
+        top_p: The probability that is kept.
+        seed: The same seed gives the same texts.
+        step: What `fast_step(run.rnn, count)` gives.
+
+    Raises:
+        UserError: Settings make no sense, before anything is read.
     """
     kind, vocab_size, end = run.state["kind"], run.state["vocab_size"], run.state.get("end")
     tokenizer = read_tokenizer(run.path)
@@ -65,12 +78,7 @@ def stream_text(
         raise UserError(f"stop: {stop!r} must be a list of strings, none of them empty")
     tokens = read_prompt(tokenizer, prompt) if tokenizer else encode(prompt, kind, vocab_size)
 
-    def reader() -> _Bytes | _Numbers | Subwords:
-        if tokenizer:
-            return Subwords(tokenizer, tokens)
-        return _Bytes() if kind == "text" else _Numbers(after=bool(tokens))
-
-    texts = [_Text(reader(), stop, end) for _ in range(count)]
+    texts = [_Text(*_make_reader(kind, tokenizer, tokens), stop, end) for _ in range(count)]
     sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "step": step}
     return _pieces(generate(run.rnn, torch.tensor([tokens] * count, dtype=torch.long), length, **sampling), texts)
 
@@ -83,38 +91,25 @@ def _pieces(stream: Iterator[Tensor], texts: list[_Text]) -> Iterator[list[Piece
     yield [Piece(None, text.rest()) for text in texts]
 
 
-class _Bytes:
-    """The text of bytes, a character as soon as it is whole."""
-
-    def __init__(self) -> None:
-        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def read(self, token: int) -> str:
-        return self.decoder.decode(bytes([token]))
-
-    def rest(self) -> str:
-        return ""
-
-
-class _Numbers:
-    """Tokens as numbers with spaces between, also before the first where they come `after` others."""
-
-    def __init__(self, after: bool) -> None:
-        self.space = " " if after else ""
-
-    def read(self, token: int) -> str:
-        text, self.space = f"{self.space}{token}", " "
-        return text
-
-    def rest(self) -> str:
-        return ""
+def _make_reader(kind: str, tokenizer: Any, before: list[int]) -> tuple[Callable[[int], str], Callable[[], str]]:
+    """Make what turns each token after those `before` into text, and what gives the text that is left at the end."""
+    if tokenizer:
+        subwords = Subwords(tokenizer, before)
+        return subwords.read, subwords.rest
+    if kind == "text":  # bytes: each character as soon as it is complete
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        return lambda token: decoder.decode(bytes([token])), str
+    spaces = chain([" " if before else ""], repeat(" "))
+    return lambda token: f"{next(spaces)}{token}", str
 
 
 class _Text:
-    """A text up to the first of its stop strings that is whole, or its end symbol."""
+    """A text up to the first of its stop strings that is complete, or its end symbol."""
 
-    def __init__(self, reader: _Bytes | _Numbers | Subwords, stop: Sequence[str], end: int | None) -> None:
-        self.reader, self.stop, self.end = reader, stop, end
+    def __init__(
+        self, read: Callable[[int], str], rest: Callable[[], str], stop: Sequence[str], end: int | None
+    ) -> None:
+        self._read, self._rest, self.stop, self.end = read, rest, stop, end
         self.held, self.ended = "", False
 
     def read(self, token: int) -> Piece:
@@ -124,18 +119,18 @@ class _Text:
             text = self.rest()
             self.ended = True
             return Piece(None, text)
-        return Piece(token, self._until_stop(self.reader.read(token)))
+        return Piece(token, self._until_stop(self._read(token)))
 
     def rest(self) -> str:
-        """What was held back, when no more tokens come."""
+        """Give what was held back, when no more tokens come."""
         if self.ended:
             return ""
-        return self._until_stop(self.reader.rest()) + self.held
+        return self._until_stop(self._rest()) + self.held
 
     def _until_stop(self, text: str) -> str:
-        """What is certain of the text, with what was held back before it."""
+        """Give what is certain of the text, with what was held back before it."""
         text = self.held + text
-        # The first to be whole, wherever the pieces of text were cut; of several, the longest.
+        # The first to be complete, wherever the pieces of text were cut; of several, the longest.
         whole = [(place + len(stop), place) for stop in self.stop if (place := text.find(stop)) >= 0]
         if whole:
             self.held, self.ended = "", True

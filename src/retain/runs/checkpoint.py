@@ -1,4 +1,4 @@
-"""Folders of tensors and JSON that are complete or absent: atomic save, verified load, rotation, resume.
+"""Folders of tensors and JSON that are complete or absent: atomic save, verified load, rotation.
 
 A folder holds NAME.safetensors for each named state dict, `state.json`, and `manifest.json` with the size and SHA-256
 of every other file. A checkpoint is such a folder under RUN/checkpoints; the deployed model is one at RUN itself.
@@ -40,11 +40,18 @@ def save_files(
 ) -> None:
     """Write `folder` with NAME.safetensors for each name, state.json and manifest.json, all of it or nothing.
 
-    A folder already there is replaced; killed at any moment, the old or the new one can be loaded. Tensors are copied
-    to the CPU and never share storage in the file. `state` is JSON: tuples return as lists, integer keys as strings;
-    NaN and infinity return as they were. `best` is kept in the manifest (see `save_checkpoint`).
-    `previous` are folders that the error may name as still good.
-    Raises CheckpointError if the disk refuses (the temporary folder is then removed), TypeError if `state` is not JSON.
+    A folder that exists is replaced; after a kill at any moment, the old or the new one can be loaded.
+
+    Args:
+        folder: Where to write.
+        tensors: State dicts by name. They are copied to the CPU and share no storage in the file.
+        state: JSON values. Tuples return as lists, integer keys as strings; NaN and infinity return as they were.
+        best: Kept in the manifest (see `save_checkpoint`).
+        previous: Folders that the error may name as still good.
+
+    Raises:
+        CheckpointError: The disk refuses. The temporary folder is then removed.
+        TypeError: `state` is not JSON.
     """
     folder = Path(folder)
     files = _encode(tensors, state, best)
@@ -57,7 +64,8 @@ def save_files(
 def load_files(folder: str | Path, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> Loaded:
     """Read the named state dicts (None: all of them) and the state of `folder`, verifying every file that is read.
 
-    Raises CheckpointError for a missing, truncated or altered file, another format version, or a name not held.
+    Raises CheckpointError for a file that is missing, truncated or altered, another format version, or a name that the
+    folder does not hold.
     """
     folder = _standing(Path(folder))
     files = _manifest(folder)["files"]
@@ -81,9 +89,12 @@ def save_checkpoint(
     """Write RUN/checkpoints/step-NNNNNNNN, then delete all but the last `keep` and the best; return its path.
 
     `best` is the step of the best checkpoint so far, `step` itself included; None leaves it as it was. It is stored in
-    this checkpoint's own manifest, so that it can never disagree with a second file. Checkpoints of later steps belong
-    to a future that this run has gone back on, and are deleted: else a resume would pick them up.
-    Raises UserError for a bad step or keep, CheckpointError as `save_files` does.
+    this checkpoint's own manifest, so that it can never disagree with a second file. Checkpoints of later steps are
+    deleted: the run went back to before them, and a resume would pick them up.
+
+    Raises:
+        UserError: `step`, `keep` or `best` makes no sense.
+        CheckpointError: As in `save_files`.
     """
     if step < 0:
         raise UserError(f"step: {step} must not be negative")
@@ -113,17 +124,17 @@ def save_checkpoint(
 
 
 def find_run(path: Path) -> Path:
-    """The run folder that a checkpoint, or what a phase left, stands in; any other folder is the run itself."""
+    """Find the run of a checkpoint or of the model a phase left; any other folder is a run itself."""
     return path.parent.parent if path.parent.name in ("checkpoints", "phases") else path
 
 
 def list_checkpoints(run: str | Path) -> list[Path]:
-    """The run's checkpoints, newest first, damaged ones included."""
+    """List the run's checkpoints, newest first, damaged ones included."""
     return [folder for _, folder in _steps(Path(run))]
 
 
 def latest_checkpoint(run: str | Path) -> Path:
-    """The newest checkpoint of the run that verifies; a damaged one is passed over with one logged line.
+    """Find the newest checkpoint of the run that verifies; a damaged one is passed over with one logged line.
 
     Raises CheckpointError if there is none, or if all are damaged.
     """
@@ -142,9 +153,9 @@ def latest_checkpoint(run: str | Path) -> Path:
 
 
 def best_checkpoint(run: str | Path) -> Path:
-    """The checkpoint that the newest usable one names as the best so far, or that newest one where none is named.
+    """Find the checkpoint that the newest usable one names as the best so far; the newest itself if it names none.
 
-    Where the best is gone or damaged the newest is returned with one logged line. Raises as `latest_checkpoint`.
+    If the best is gone or damaged, the newest is returned with one logged line. Raises as `latest_checkpoint`.
     """
     latest = latest_checkpoint(run)
     best = _best(latest)
@@ -161,8 +172,8 @@ def best_checkpoint(run: str | Path) -> Path:
 def export(run: str | Path, tensors: StateDicts, state: dict[str, Any]) -> None:
     """Write the deployed model: RUN/NAME.safetensors for each name, RUN/state.json, and RUN/manifest.json last.
 
-    Each file is replaced atomically, after all of them are safely on disk, so a full disk leaves the export that was
-    there. Killed between two replacements, the manifest does not match and `load_files` says so.
+    Each file is replaced atomically, after all of them are safely on disk, so a full disk leaves the old export. After
+    a kill between two replacements the manifest does not match, and `load_files` says so.
     Raises CheckpointError as `save_files` does.
     """
     run = Path(run)
@@ -184,10 +195,10 @@ def export(run: str | Path, tensors: StateDicts, state: dict[str, Any]) -> None:
 
 
 def load_model(run: str | Path, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> Loaded:
-    """Read the run's model: its export, or where training never finished one, its best checkpoint.
+    """Read the run's model: its export, or its best checkpoint if training has not finished.
 
-    A damaged export raises CheckpointError naming the checkpoint that could be used: another model than the one asked
-    for is never loaded in silence. Raises CheckpointError too if the run has neither.
+    Another model than the one asked for is never loaded in silence: if the export is damaged, the CheckpointError names
+    the checkpoint that could be used. Raises CheckpointError too if the run has neither.
     """
     run = Path(run)
     names = None if names is None else list(names)
@@ -247,7 +258,7 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _standing(folder: Path) -> Path:
-    """The folder, or its old version where a kill came between the two renames of a replacement."""
+    """The folder, or its old version if a kill came between the two renames of a replacement."""
     aside = folder.with_name(f".old-{folder.name}")
     return aside if aside.is_dir() and not folder.exists() else folder
 
@@ -342,5 +353,6 @@ def _remedy(folder: Path) -> str:
 
 
 def describe_failure(path: str | Path, error: OSError, previous: Iterable[Path] = ()) -> str:
+    """Say that a file cannot be written, and which of the `previous` folders is still good."""
     good = next((folder for folder in previous if _problem(folder) is None), None)
     return f"{path}: cannot be written, {error.strerror or error}" + (f"; {good} is still good" if good else "")

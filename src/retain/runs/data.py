@@ -1,4 +1,4 @@
-"""What a run folder says of the data that the run reads, and its tokenizer."""
+"""What a run folder says about the data that the run reads, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from retain.runs.checkpoint import find_run
 
 
 def keep_data(out: Path, data: Data) -> None:
-    """Write down in a run folder what the run reads, and a copy of the tokenizer that makes its tokens."""
+    """Write into a run folder what data the run reads, and a copy of its tokenizer."""
     replace_file(out / "data.json", json.dumps(data.info, indent=2).encode() + b"\n")
     if tokenizer := getattr(data, "tokenizer", None):
         replace_file(out / "tokenizer.json", tokenizer.encode())
@@ -33,7 +33,7 @@ def refuse_other_data(out: Path, data: Data) -> None:
 
 
 def data_changed(before: dict[str, Any], info: dict[str, Any]) -> str | None:
-    """What differs between the data that a run began with and that of now, in words; None where nothing does."""
+    """Say what differs between the data that a run began with and that of now; None if nothing does."""
     then, now = flatten(before), flatten(json.loads(json.dumps(info)))
     both = then.keys() & now.keys()
     if any(key.startswith("sha256") for key in both):
@@ -45,12 +45,12 @@ def data_changed(before: dict[str, Any], info: dict[str, Any]) -> str | None:
 
 
 def same_checksum(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two files, by what `Data.info` says of them, are the same wherever they lie."""
+    """Whether two files are the same, wherever they lie, by what `Data.info` says of them."""
     return any(key.startswith("sha256") and one[key] == other.get(key) for key in one)
 
 
 def own_tokenizer(config: DataConfig, path: Path) -> DataConfig:
-    """The tokenizer of a run is the copy in its folder: the file that it began with may be another by now, or gone."""
+    """Use the tokenizer that is in the run folder: the file that the run began with may have changed, or be gone."""
     copy = find_run(path) / "tokenizer.json"
     if isinstance(config, DocumentDataConfig) and config.tokenizer is not None and copy.exists():
         return dataclasses.replace(config, tokenizer=str(copy.resolve()))
@@ -58,7 +58,7 @@ def own_tokenizer(config: DataConfig, path: Path) -> DataConfig:
 
 
 def read_tokenizer(path: Path) -> Any:
-    """The tokenizer that a run was trained with; None where its tokens are bytes or numbers."""
+    """Read the tokenizer that a run was trained with; None if its tokens are bytes or numbers. Raises UserError."""
     path = find_run(path)
     if not (path / "tokenizer.json").exists():
         return None

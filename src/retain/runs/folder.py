@@ -12,11 +12,11 @@ from retain.errors import UserError
 from retain.runs.lock import is_free
 
 MAY_CHANGE = {"device", "tracker", "log_every", "data.path"}
-"""Fields that a resumed run may have anew: where it runs, who is told, and where its data has moved to."""
+"""Fields that may change when a run is resumed: where it runs, what it logs, and where its data has moved to."""
 
 
 def phase_folder(path: Path, config: RunConfig, index: int) -> Path:
-    """Where the model is kept as phase `index` (0, 1, …) left it: RUN/phases/1-smt."""
+    """Name the folder of the model as phase `index` (0, 1, …) left it: RUN/phases/1-smt."""
     return path / "phases" / f"{index + 1}-{config.phases[index]}"
 
 

@@ -15,10 +15,10 @@ from retain.runs.run import guided, load_weights, refuse_other_model
 
 
 def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, own_cell: str | None = None) -> None:
-    """Give both the weights of the run `config.init_from`; the teacher where a phase uses it and the run trained it.
+    """Load the weights of the run `config.init_from`; those of the teacher if a phase uses it and that run trained it.
 
-    `own_cell`: the class of a cell that was given in Python. Raises UserError where they do not fit, CheckpointError
-    for damaged weights.
+    `own_cell` is the class of a cell given in Python. Raises UserError if the weights do not fit, CheckpointError if
+    they are damaged.
     """
     path = Path(config.init_from or "")
     if not (path / "config.json").exists():
@@ -29,7 +29,7 @@ def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, own_ce
     untaught = "dmt" in phases and "smt" not in phases[: phases.index("dmt")]
     if untaught and not with_teacher:
         raise UserError(f"init_from: {path} ({', '.join(source.phases)}) has no teacher for dmt to follow")
-    # What the shapes of weights do not tell, too.
+    # Also settings that the shapes of weights do not tell.
     same = ["memory.tokens", "memory.width", "memory.norm", "cell.kind", "teacher.heads"]
     read = READ_BY_CELL.get(config.cell.kind, {"heads", "residual"})
     same += [f"cell.{name}" for name in ("heads", "residual") if name in read]

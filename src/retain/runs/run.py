@@ -25,22 +25,24 @@ from retain.runs.folder import phase_folder
 
 
 def build(config: RunConfig, vocab_size: int, cell: nn.Module | None = None) -> tuple[RNN, Teacher]:
-    """The RNN and the teacher of a run, freshly initialised; `cell` replaces the one the config names."""
+    """Build the RNN and the teacher of a run, freshly initialised; `cell` replaces the one the config names."""
     rnn = RNN(vocab_size, config.memory, config.teacher, config.cell, cell)
     return rnn, Teacher(vocab_size, config.memory, config.teacher)
 
 
 @contextmanager
 def weightless(cell: CellConfig) -> Iterator[None]:
-    """Inside, models are built without weights, to be counted or checked. A user's cell may look at values, and has
-    them; no random number is used up."""
+    """Inside, models are built without weights, to be counted or checked, and no random number is used up.
+
+    A user's cell may look at values, and so has weights.
+    """
     with torch.random.fork_rng(devices=[]), torch.device("meta" if cell.kind in CELLS else "cpu"):
         yield
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds: config, state (vocabulary, data, progress), RNN and, where asked for, teacher."""
+    """What a run folder holds: config, state (vocabulary, data, progress), RNN and, if asked for, teacher."""
 
     path: Path
     config: RunConfig
@@ -57,10 +59,18 @@ def load_run(
     cell: nn.Module | None = None,
     phase: int | None = None,
 ) -> Run:
-    """The trained run at `path`, in evaluation mode; while training is not over, its best checkpoint so far.
+    """Load the run at `path` in evaluation mode: the best model, or the best so far if training is not over.
 
-    `phase` (0, 1, …) loads the model as that phase left it instead of the best one.
-    Raises UserError where there is no run or no such device, CheckpointError for damaged weights.
+    Args:
+        path: The run folder.
+        teacher: Load the teacher, too.
+        device: Where the models are; "auto" is the fastest device there is.
+        cell: The user's own cell, if the run was trained with one that its config cannot name.
+        phase: 0, 1, …: load the model as that phase left it, instead of the best one.
+
+    Raises:
+        UserError: There is no run, or no such device.
+        CheckpointError: The weights are damaged.
     """
     check_device(str(device))
     device = fastest() if str(device) == "auto" else device
@@ -87,7 +97,7 @@ def load_run(
 
 
 def read_config(path: Path) -> RunConfig:
-    """The config of a run, or of one of its checkpoints, whose state has it. Raises UserError where there is none."""
+    """Read the config of a run, or of one of its checkpoints. Raises UserError if there is none."""
     if (path / "config.json").exists():
         return load_config(path / "config.json", drop=True)
     saved = load_files(path, [])[1].get("config") if find_run(path) != path else None
@@ -97,7 +107,7 @@ def read_config(path: Path) -> RunConfig:
 
 
 def refuse_other_model(config: RunConfig, state: dict[str, Any], path: Path) -> None:
-    """A setting that weights do not show, changed in config.json since, would make another RNN of them: UserError."""
+    """Raise UserError if config.json was changed so that it would make another RNN of the same weights."""
     if "config" not in state:
         return  # of an earlier version
     then, now = flatten(to_dict(from_dict(state["config"], drop=True))), flatten(to_dict(config))
@@ -110,25 +120,32 @@ def refuse_other_model(config: RunConfig, state: dict[str, Any], path: Path) -> 
 
 
 def guided(path: Path) -> bool:
-    """Whether the run has a trained teacher: an RNN that was copied without its, to be shipped, stands alone."""
+    """Whether the run has a trained teacher: an RNN may have been copied without its teacher, to be shipped."""
     alone = (path / "manifest.json").exists() and not (path / "teacher.safetensors").exists()
     return not alone and path.is_dir() and read_config(path).has_teacher
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu", cell: nn.Module | None = None) -> RNN:
-    """The RNN of a run folder, ready to read.
+    """Load the RNN of a run folder, ready to read.
 
     `memory = rnn.init_memory(batch)`, then `logits, memory = rnn.step(token, memory)` for every token. Nothing in it
-    requires a gradient, so that a stream holds on to nothing; `rnn.train().requires_grad_()` to train it further.
+    requires a gradient, so that a stream keeps no history; `rnn.train().requires_grad_()` to train it further.
     Its weights are float32 and stay so: `torch.autocast`, or `fast_step`, computes in bfloat16.
-    `cell` is the user's own cell where the run was trained with one that its config cannot name.
-    Raises UserError where there is no run, CheckpointError for damaged weights.
+
+    Args:
+        path: The run folder.
+        device: Where the RNN is; "auto" is the fastest device there is.
+        cell: The user's own cell, if the run was trained with one that its config cannot name.
+
+    Raises:
+        UserError: There is no run.
+        CheckpointError: The weights are damaged.
     """
     return load_run(path, device=device, cell=cell).rnn.requires_grad_(False)
 
 
 def load_weights(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path, whose: str = "run") -> None:
-    """Load its weights. Raises UserError where they are of another shape or name."""
+    """Load weights into a module. Raises UserError if their names or shapes are not those of the module."""
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:

@@ -28,11 +28,17 @@ from retain.runs.run import load_weights
 def save(rnn: RNN, config: RunConfig, path: str | Path, *, data: Data | None = None) -> None:
     """Write an RNN that was trained in a loop of one's own as a run folder, for `load`, generate and eval.
 
-    `config` has the memory, teacher (its width, heads and decoder_layers are the readout's) and cell that it was made
-    of; a cell of one's own that it does not name is to be given to `load` again. `data`: what `config.data` names,
-    loaded, where it was trained on that; without it tokens are numbers, and eval asks for a file.
-    Raises UserError where the folder is not empty or the config is not that of the RNN, CheckpointError where the
-    disk refuses.
+    Args:
+        rnn: The trained RNN.
+        config: The memory, teacher (its width, heads and decoder_layers are the readout's) and cell that the RNN was
+            made of. A cell of one's own that it cannot name must be given to `load` again.
+        path: The run folder, empty or absent.
+        data: What `config.data` names, loaded, if the RNN was trained on that. Without it tokens are numbers, and eval
+            asks for a file.
+
+    Raises:
+        UserError: The folder is not empty, or the config is not that of the RNN.
+        CheckpointError: The disk refuses.
     """
     path = Path(path)
     prepare_folder(config, path, resume=False)
@@ -67,10 +73,9 @@ def save(rnn: RNN, config: RunConfig, path: str | Path, *, data: Data | None = N
 def build_state(
     config: RunConfig, rnn: RNN, data: Data | None, progress: Progress, *, own_cell: str | None
 ) -> dict[str, Any]:
-    """state.json: what a loader needs beside the weights, and where they come from.
+    """Build what state.json holds: what a loader needs beside the weights, and where they come from.
 
-    `data` None: of the caller's own loop, of which nothing is known. `own_cell`: the class of a cell that was given in
-    Python.
+    `data` is None if the RNN was trained in the caller's own loop. `own_cell` is the class of a cell given in Python.
     """
     return {
         "config": to_dict(config),
@@ -82,7 +87,7 @@ def build_state(
         "own_data": data is None,
         "data": {} if data is None else data.info,
         "progress": dataclasses.asdict(progress),
-        "versions": versions(),
+        "versions": {"retain": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "device": str(rnn.m_0.device),
         "precision": "fp32",
         "processes": 1,
@@ -91,9 +96,5 @@ def build_state(
 
 
 def of_this_model(record: dict[str, Any], state: dict[str, Any]) -> bool:
-    """Whether what `retain eval` wrote down is of the model with this state, and not of one before it was resumed."""
+    """Whether what `retain eval` wrote is about the model with this state, and not about one before it was resumed."""
     return bool(record.get("training_tokens", state["progress"]["tokens"]) == state["progress"]["tokens"])
-
-
-def versions() -> dict[str, str]:
-    return {"retain": __version__, "torch": torch.__version__, "python": platform.python_version()}

@@ -29,14 +29,14 @@ def open_accelerator(config: RunConfig, out: Path | None = None) -> Iterator[Acc
         UserError: A device or a tracker is not there.
     """
     check_device(config.device)
-    tracker = _choose_tracker(config) if out else None
+    tracker = None if out is None else _choose_tracker(config)
     cuda = torch.cuda.is_available() and config.device in ("auto", "cuda")
     # Where there is no accelerator, processes are only told of each other if it is the CPU that is asked for.
     cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     auto_bf16 = config.precision == "auto" and fast_bf16(torch.device("cuda" if cuda else "cpu"))
     precision = "bf16" if config.precision == "bf16" or auto_bf16 else "no"
     with _own_state():
-        accelerator = Accelerator(cpu=cpu, mixed_precision=precision, log_with=tracker, project_dir=out)
+        accelerator = Accelerator(cpu=cpu, mixed_precision=precision, log_with=tracker, project_dir=out and str(out))
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if started > 1 and accelerator.num_processes != started:
             raise UserError(f"device: {config.device} does not join the {started} processes that were started; use cpu")

@@ -19,16 +19,11 @@ from retain.training.phases import Phase
 
 
 class Checkpoints:
-    """Saves models, optimizer and progress."""
+    """Saves models, optimizer and progress during a phase."""
 
-    def __init__(self, job: Job, losses: LossesLog):
-        self.job, self.losses = job, losses
-        self.saved_at: int | None = None
-
-    def start_phase(self, phase: Phase) -> None:
-        """From here on, save the optimizer of this phase."""
-        self.phase = phase
-        self.every = Every(parse_budget(self.job.config.checkpoint_every), self.job.progress)
+    def __init__(self, job: Job, phase: Phase, losses: LossesLog):
+        self.job, self.phase, self.losses = job, phase, losses
+        self.every = Every(parse_budget(job.config.checkpoint_every), job.progress)
 
     def is_due(self) -> bool:
         """Whether it is time for a checkpoint."""
@@ -38,13 +33,13 @@ class Checkpoints:
         """Save a checkpoint, once per step, or `again` if what it says of the step has changed."""
         self.losses.fetch()
         job, step = self.job, self.job.progress.step
-        if not job.is_main or (self.saved_at == step and not again):
+        if not job.is_main or (job.saved_at == step and not again):
             return
         self.phase.objective.finish()
         tensors, rest = dump_optimizer(self.phase.optimizer.optimizer, self.phase.named)
         groups = {"model": job.rnn.state_dict(), "teacher": job.teacher.state_dict(), "optimizer": tensors}
         save_checkpoint(job.out, step, groups, job.state() | {"optimizer": rest}, best=job.progress.best_step)
-        self.saved_at = step
+        job.saved_at = step
 
     def save_phase(self) -> None:
         """Save the model that the phase leaves: checkpoints rotate, and this alone shows later what the phase did."""

@@ -31,6 +31,8 @@ class Job:
     own_data: bool
     """Whether the data was given in Python."""
     progress: Progress = field(default_factory=Progress)
+    saved_at: int | None = None
+    """The step of the last checkpoint that was saved here."""
 
     @property
     def is_main(self) -> bool:

@@ -122,8 +122,6 @@ def train_phases(job: Job, saved: Loaded | None, stop: threading.Event, progress
     budgets = Budgets(config, p)
     with closing(Batches(job)) as batches, using(fast_parts(job.rnn, job.teacher, config.compile)):
         losses = LossesLog(job, batches)
-        checkpoints = Checkpoints(job, losses)
-        validation = Validation(job, losses, checkpoints)
         for index in budgets.phases_left():
             batches.start_phase(index)
             p.start_phase(index)
@@ -132,8 +130,8 @@ def train_phases(job: Job, saved: Loaded | None, stop: threading.Event, progress
                 batches.prepare()  # while the optimizer is built
             with start_phase(job, saved) as phase, budgets.open_bar(hidden=not (progress_bar and job.is_main)) as bar:
                 saved = None
-                checkpoints.start_phase(phase)
-                validation.start_phase(phase)
+                checkpoints = Checkpoints(job, phase, losses)
+                validation = Validation(job, phase, losses, checkpoints)
                 clock = Clock(p)
                 try:
                     while True:

@@ -17,15 +17,11 @@ LOGGED = ("bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accur
 
 
 class Validation:
-    """Scores the RNN on the validation split."""
+    """Scores the RNN on the validation split during a phase."""
 
-    def __init__(self, job: Job, losses: LossesLog, checkpoints: Checkpoints):
-        self.job, self.losses, self.checkpoints = job, losses, checkpoints
-
-    def start_phase(self, phase: Phase) -> None:
-        """From here on, validate the model of this phase."""
-        self.objective = phase.objective
-        self.every = Every(parse_budget(self.job.config.validate_every), self.job.progress)
+    def __init__(self, job: Job, phase: Phase, losses: LossesLog, checkpoints: Checkpoints):
+        self.job, self.phase, self.losses, self.checkpoints = job, phase, losses, checkpoints
+        self.every = Every(parse_budget(job.config.validate_every), job.progress)
 
     def is_due(self) -> bool:
         """Whether it is time for a validation, for all processes alike."""
@@ -39,7 +35,7 @@ class Validation:
         self.losses.fetch()
         job, p = self.job, self.job.progress
         if job.is_main:
-            self.objective.finish()
+            self.phase.objective.finish()
             start = time.perf_counter()
             teacher = job.teacher if job.config.has_teacher else None  # else nothing ever trained it
             # In float32 whatever training is in, so that it is the figure that `retain eval` gives, on any machine.
