@@ -65,8 +65,8 @@ def scan(path: Path, images: bool, column: str | None, fractions: tuple[float, f
     wanted = {s: f for s, f in zip(("validation", "test"), fractions[1:], strict=True) if s not in present}
     shared = [f for f in files if f.kind != "table" and f.split in (None, "train")]
     given = share_out([(f.digest, f.weight) for f in shared], wanted)
-    by_file = {f.name: split for f, split in zip(shared, given, strict=True)}
-    files = [replace(f, split=by_file.get(f.name, f.split)) for f in files]
+    splits_of = {f.name: split for f, split in zip(shared, given, strict=True)}
+    files = [replace(f, split=splits_of.get(f.name, f.split)) for f in files]
     return Scan(tuple(files), skipped, tuple(as_text), splits is not None)
 
 

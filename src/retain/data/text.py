@@ -34,7 +34,7 @@ SAMPLES = 256
 
 
 def load_stdlib(config: DataConfig) -> StreamData:
-    """Source code of the running Python's standard library, as bytes, split by file.
+    """Load the source code of the running Python's standard library, as bytes, split by file.
 
     A file's split follows from the SHA-256 of its relative path: 90 / 5 / 5 % of files in expectation, and the same
     for a file on every Python version. Test suites and generated tables are left out.
@@ -60,7 +60,7 @@ def load_stdlib(config: DataConfig) -> StreamData:
 
 
 def stdlib_files(root: Path) -> list[str]:
-    """Relative posix paths of the standard library's own .py files, sorted.
+    """List the relative posix paths of the standard library's own .py files, sorted.
 
     Build records (_sysconfigdata*, config-*) are left out too: they differ from machine to machine.
     """
@@ -73,13 +73,13 @@ def stdlib_files(root: Path) -> list[str]:
 
 
 def split_of(path: str) -> Split:
-    """The split of a file of the standard library, from its relative posix path."""
+    """Choose the split of a file of the standard library, from its relative posix path."""
     place = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big") / 2**64
     return "train" if place < 0.90 else "validation" if place < 0.95 else "test"
 
 
 def load_text(config: DataConfig, whole: bool = False) -> StreamData:
-    """A UTF-8 text file as bytes, cut into three consecutive parts; or `whole`, as the split "all".
+    """Load a UTF-8 text file as bytes, cut into three consecutive parts; or `whole`, as the split "all".
 
     A compressed file is unpacked. Up to 64 MiB the text is held in memory, checked whole, and info has its `sha256`.
     A larger one is read as it is needed; 256 evenly spaced blocks of 64 KiB are checked, and info has
@@ -99,7 +99,7 @@ def load_text(config: DataConfig, whole: bool = False) -> StreamData:
 
 
 def load_npy(config: DataConfig, whole: bool = False) -> Data:
-    """Tokens from a .npy file: 1-D is a stream cut in three, 2-D one sequence per row; `whole` is "all".
+    """Load tokens from a .npy file: 1-D is a stream cut in three, 2-D one sequence per row; `whole` is "all".
 
     A folder of them is one stream after the other, or all their rows; if every file is named after a split, they are
     these splits. Rows go to the splits by a fixed permutation. data.ignore is the number that fills up short rows.
@@ -107,98 +107,85 @@ def load_npy(config: DataConfig, whole: bool = False) -> Data:
     Raises UserError for anything but non-negative integers below the vocabulary size.
     """
     path = expanded(config.path or "")
-    if path.is_dir():
-        return load_npy_folder(config, path, whole)
-    path = checked_path(config, "a .npy file of integers")
-    tokens, vocab_size, checksum = read_npy(path, config)
-    info: dict[str, Any] = {"name": "npy", "path": str(path)} | checksum
-    return _of_arrays([tokens], config, whole, vocab_size, info)
-
-
-def load_npy_folder(config: DataConfig, path: Path, whole: bool) -> Data:
-    """All .npy files of a folder; what else lies in it is skipped by name."""
-    arrays, skipped = [], {}
-    for name, file in walk(path):
-        if kind_by_name(name) == "array" and file.is_file():
-            arrays.append((name, file))
-        else:
-            skipped[name] = "no .npy file"
-    if not arrays:
+    if not path.is_dir():
+        path = checked_path(config, "a .npy file of integers")
+        tokens, vocab_size, checksum = read_npy(path, config)
+        return _of_arrays([tokens], None, config, whole, vocab_size, {"name": "npy", "path": str(path)} | checksum)
+    found = dict(walk(path))
+    files = {name: file for name, file in found.items() if kind_by_name(name) == "array" and file.is_file()}
+    if not files:
         raise UserError(f"data.path: {str(path)!r} holds no .npy file; give one, or a folder of them")
-    read = [read_npy(file, config) for _, file in arrays]
-    vocab_size = max(size for _, size, _ in read)
-    checksum = hashlib.sha256(json.dumps([found for *_, found in read]).encode()).hexdigest()
-    names = split_by_names([name for name, _ in arrays])
-    info: dict[str, Any] = {
+    arrays, sizes, checksums = zip(*(read_npy(file, config) for file in files.values()), strict=True)
+    splits = split_by_names(list(files))
+    info = {
         "name": "npy",
         "path": str(path),
-        "sha256_of_files": checksum,
+        "sha256_of_files": hashlib.sha256(json.dumps(checksums).encode()).hexdigest(),
         "read": {
-            "files": len(arrays),
-            "documents": len(arrays),
+            "files": len(files),
+            "documents": len(files),
             "what": "array",
             "missing": 0,
-            "split_by_name": names is not None,
-            "skipped": skipped,
+            "split_by_name": splits is not None,
+            "skipped": dict.fromkeys((name for name in found if name not in files), "no .npy file"),
             "as_text": [],
         },
     }
-    tokens = [array for array, *_ in read]
-    if names is None or whole:
-        return _of_arrays(tokens, config, whole, vocab_size, info)
-    if any(len(array.shape) == 2 for array in tokens) or set(names) != set(SPLITS):
-        raise UserError(
-            f"data.path: {str(path)!r} has files of the splits {', '.join(sorted(set(names)))}; for streams (N,) give "
-            "train, validation and test, or call the files otherwise and have them cut"
-        )
-    streams = {split: joined([t for t, name in zip(tokens, names, strict=True) if name == split]) for split in SPLITS}
-    return _streams(streams, config, vocab_size, info)
+    return _of_arrays(list(arrays), splits, config, whole, max(sizes), info)
 
 
 def _of_arrays(
-    arrays: list[npt.NDArray[Any] | FileArray], config: DataConfig, whole: bool, vocab_size: int, info: dict[str, Any]
+    arrays: list[Stream],
+    names: list[str] | None,
+    config: DataConfig,
+    whole: bool,
+    vocab_size: int,
+    info: dict[str, Any],
 ) -> Data:
-    if {len(array.shape) for array in arrays} == {1}:
-        return _streams(split_stream(joined(arrays), config, whole), config, vocab_size, info)
+    """Arrays as one data set; `names` are the splits that their files are named after."""
+    common: dict[str, Any] = {"vocab_size": vocab_size, "seq_len": config.seq_len, "kind": "tokens"}
+    streams: dict[Split, Stream] | None = None
+    if names is not None and not whole:
+        if any(len(array.shape) == 2 for array in arrays) or set(names) != set(SPLITS):
+            raise UserError(
+                f"data.path: {info['path']!r} has files of the splits {', '.join(sorted(set(names)))}; for streams "
+                "(N,) give train, validation and test, or call the files otherwise and have them cut"
+            )
+        streams = {s: joined([a for a, name in zip(arrays, names, strict=True) if name == s]) for s in SPLITS}
+    elif all(len(array.shape) == 1 for array in arrays):
+        streams = split_stream(joined(arrays), config, whole)
+    if streams is not None:
+        if config.ignore is not None:
+            raise UserError(
+                f"data.ignore: {config.ignore} fills up rows (N, L), and this is a stream (N,); leave it out"
+            )
+        info["tokens"] = {split: len(stream) for split, stream in streams.items()}
+        return StreamData(streams, info=info, **common)
     if len({array.shape[1:] for array in arrays}) > 1:
         shapes = ", ".join(str(shape) for shape in sorted({array.shape[1:] for array in arrays}))
         raise UserError(f"data.path: {config.path!r} holds arrays of several shapes, rows of {shapes}; give one shape")
-    return RowsData(
-        joined(arrays),
-        fractions=None if whole else config.split,
-        vocab_size=vocab_size,
-        seq_len=config.seq_len,
-        kind="tokens",
-        info=info,
-        ignore=config.ignore,
-    )
-
-
-def _streams(streams: dict[Split, Stream], config: DataConfig, vocab_size: int, info: dict[str, Any]) -> StreamData:
-    if config.ignore is not None:
-        raise UserError(f"data.ignore: {config.ignore} fills up rows (N, L), and this is a stream (N,); leave it out")
-    info["tokens"] = {split: len(stream) for split, stream in streams.items()}
-    return StreamData(streams, vocab_size=vocab_size, seq_len=config.seq_len, kind="tokens", info=info)
+    fractions = None if whole else config.split
+    return RowsData(joined(arrays), fractions=fractions, ignore=config.ignore, info=info, **common)
 
 
 def joined(arrays: list[Stream]) -> Stream:
-    """Several arrays as one; a large one alone stays in its file."""
+    """Join several arrays into one; a large one alone stays in its file."""
     return arrays[0] if len(arrays) == 1 else np.concatenate([np.asarray(array) for array in arrays])
 
 
 def read_npy(path: Path, config: DataConfig) -> tuple[Stream, int, dict[str, str]]:
-    """The array of a .npy file, its vocabulary size and its checksum."""
+    """Read the array of a .npy file, its vocabulary size and its checksum."""
     file = unpacked(path)
     try:
         tokens = open_npy(file)
-        vocab_size = vocabulary_of(path, tokens, config)
+        vocab_size = read_vocab_size(path, tokens, config)
         return tokens, vocab_size, checksum_of(file, text=False)
     except OSError as error:
         raise cannot_be_read(path, error) from None
 
 
 def checked_path(config: DataConfig, wanted: str) -> Path:
-    """The data file, known to exist and not to be empty."""
+    """Return the data file, known to exist and not to be empty. Raises UserError."""
     path = expanded(config.path or "")
     if not path.exists():
         raise UserError(f"data.path: {str(path)!r} does not exist; give {wanted}")
@@ -211,7 +198,7 @@ def checked_path(config: DataConfig, wanted: str) -> Path:
 
 
 def split_stream(stream: Stream, config: DataConfig, whole: bool = False) -> dict[Split, Stream]:
-    """Three consecutive views of a stream, or all of it."""
+    """Cut a stream into three consecutive parts, or none."""
     if whole:
         return {"all": stream}
     ends = [0, *cuts(len(stream), config.split), len(stream)]
@@ -219,14 +206,14 @@ def split_stream(stream: Stream, config: DataConfig, whole: bool = False) -> dic
 
 
 def sample_offsets(size: int) -> list[int]:
-    """Where the checked blocks of a file of `size` bytes start; they cover it whole up to WHOLE bytes."""
+    """List where the checked blocks of a file of `size` bytes start; they cover it whole up to WHOLE bytes."""
     if size <= WHOLE:
         return list(range(0, size, BLOCK))
     return [i * (size - BLOCK) // (SAMPLES - 1) for i in range(SAMPLES)]
 
 
 def checksum_of(path: Path, *, text: bool) -> dict[str, str]:
-    """`sha256` of a file, or `sha256_of_samples` of a large one. With `text`, UserError for what is not UTF-8."""
+    """Compute `sha256` of a file, or `sha256_of_samples` of a large one. With `text`, check that it is UTF-8, too."""
     size = path.stat().st_size
     checksum = hashlib.sha256() if size <= WHOLE else hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
@@ -249,16 +236,14 @@ def check_utf8(block: bytes, offset: int, size: int, path: Path) -> None:
     while offset and start < min(3, len(block)) and block[start] & 0xC0 == 0x80:
         start += 1
     try:
-        block[start:].decode("utf-8")
+        codecs.utf_8_decode(block[start:], "strict", offset + len(block) >= size)
     except UnicodeDecodeError as error:
-        if error.reason == "unexpected end of data" and offset + len(block) < size:
-            return
         place = offset + start + error.start
         raise UserError(f"data.path: {str(path)!r} is not UTF-8 at byte {place}; {remedy_of(path, block)}") from None
 
 
 def remedy_of(path: Path, block: bytes) -> str:
-    """What to do with a file that is not text."""
+    """Say what to do with a file that is not text."""
     quoted = repr(str(path))
     if path.suffix == ".bin":
         return (
@@ -280,7 +265,7 @@ def remedy_of(path: Path, block: bytes) -> str:
 
 
 def open_npy(path: Path) -> Stream:
-    """The array of a .npy file. Raises UserError unless it is 1-D or 2-D, of integers, not empty."""
+    """Open the array of a .npy file. Raises UserError unless it is 1-D or 2-D, of integers, not empty."""
     with path.open("rb") as file:
         is_npy = file.read(6) == b"\x93NUMPY"
     if not is_npy:
@@ -314,8 +299,8 @@ def blocks_of(array: Stream, rows: int) -> Iterator[tuple[int, npt.NDArray[Any]]
         yield start, np.asarray(array[start : start + rows])
 
 
-def vocabulary_of(path: Path, array: Stream, config: DataConfig) -> int:
-    """data.vocab_size, or one more than the largest token. Raises UserError for a token outside it.
+def read_vocab_size(path: Path, array: Stream, config: DataConfig) -> int:
+    """Return data.vocab_size, or one more than the largest token. Raises UserError for a token outside it.
 
     data.ignore is no token; it may only stand at the end of a row.
     """
