@@ -16,22 +16,20 @@ from retain.data.tables import ROWS, count_of, rows_of
 
 
 def open_local(config: DataConfig, path: Path) -> Source:
-    """The files of a folder, or one file."""
+    """Open the files of a folder, or one file."""
     images = config.name == "images"
     scanned = scan(path, images, config.column, config.split)
-    present = {f.split for f in scanned.files if f.split and scanned.by_name}
-    missing = frozenset(SPLITS) - present if scanned.by_name else frozenset(SPLITS) - {"train"}
-    groups: dict[tuple[str, Split, frozenset[Split]], list[Found]] = {}
-    for split in SPLITS:
-        for file in scanned.files:
-            if (file.split or "train") == split:
-                cut: frozenset[Split] = missing if file.kind == "table" and split == "train" else frozenset()
-                groups.setdefault((split, split, cut), []).append(file)
-    both = {name for name, *_ in groups if sum(key[0] == name for key in groups) > 1}
+    named = {f.split for f in scanned.files if f.split} if scanned.by_name else {"train"}
+    missing = frozenset(SPLITS) - named
     pieces = []
-    for (name, split, cut), files in groups.items():
-        called = f"{name} tables" if name in both and files[0].kind == "table" else name
-        pieces.append(_local_piece(called, split, cut, files, config))
+    for split in SPLITS:
+        files = [file for file in scanned.files if (file.split or "train") == split]
+        # The other splits that the source lacks are cut from the rows of train's tables: these are a piece apart.
+        is_cut = [split == "train" and bool(missing) and file.kind == "table" for file in files]
+        for cut in dict.fromkeys(is_cut):
+            name = f"{split} tables" if cut and not all(is_cut) else split
+            part = [file for file, is_so in zip(files, is_cut, strict=True) if is_so == cut]
+            pieces.append(_local_piece(name, split, missing if cut else frozenset(), part, config))
     tables = any(file.kind == "table" for file in scanned.files)
     read = {
         "files": len(scanned.files),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from retain.data.files import ARCHIVES, TABLES, Kind, inner, kind_by_name, read_through, walk
+from retain.data.files import ARCHIVES, Kind, inner, kind_by_name, read_through, walk
 from retain.data.tables import has_column, rows_of
 from retain.errors import UserError
 
@@ -108,7 +108,7 @@ def _look(path: Path, images: bool, column: str | None) -> tuple[list[Found], di
             skipped[name] = "describes the data"
         elif file.stat().st_size == 0:
             skipped[name] = "empty"
-        elif kind == "table" and (images or _has_column(file, column)):
+        elif kind == "table" and (images or has_column(file, column)):
             found.append(Found(file, name, "table"))
         else:
             digest, size, why = read_through(file, text=True)
@@ -144,19 +144,11 @@ def _describes(name: str) -> bool:
     return Path(inner(name)).name.partition(".")[0] in DESCRIBES
 
 
-def _has_column(path: Path, column: str | None) -> bool:
-    """Whether a table has the column of texts; one that cannot be read as its ending says has not.
-
-    Parquet and Arrow files are no texts whatever they hold: they count as having it, and say what they lack.
-    """
-    if TABLES[Path(inner(path.name)).suffix] in ("parquet", "arrow"):
-        return True
-    return has_column(path, column or "text")
-
-
 def holds(path: Path) -> Literal["npy", "documents", "images"]:
-    """What a folder is read as unless the user says: images if they are at least half of the files, arrays if they are
-    more than half and no table is there. Captions beside images, and files that describe them, do not count.
+    """Choose what a folder is read as unless the user says.
+
+    It is images if they are at least half of the files, arrays if they are more than half and no table is there.
+    Captions beside images, and files that describe them, do not count.
     """
     names = [name for name, file in walk(path) if not _passed_over(file)]
     kinds = {name: kind_by_name(name) for name in names}
@@ -177,7 +169,7 @@ def holds(path: Path) -> Literal["npy", "documents", "images"]:
 
 
 def split_by_names(names: list[str]) -> list[str] | None:
-    """The split of every file by its name or its folder's, if all are so named and there is a train; else None."""
+    """Tell the split of every file by its name or its folder's, if all are so named and there is a train; else None."""
     splits = [_split_named(name) for name in names]
     return [s for s in splits if s] if all(splits) and "train" in splits else None
 
@@ -193,9 +185,10 @@ def _split_named(name: str) -> str | None:
 
 
 def share_out(files: list[tuple[str, int]], wanted: dict[str, float]) -> list[str]:
-    """The split of each file (digest, weight): each of `wanted` gets about its fraction of the weight, at least a file.
+    """Choose the split of each file (digest, weight).
 
-    Files go by their digests, whatever they are called, and files that are alike go together.
+    Each split of `wanted` gets about its fraction of the weight, at least a file. Files go by their digests, whatever
+    they are called, and files that are alike go together.
     """
     total = sum(weight for _, weight in files)
     groups: dict[str, int] = {}
@@ -219,7 +212,7 @@ def share_out(files: list[tuple[str, int]], wanted: dict[str, float]) -> list[st
 
 
 def told(read: dict[str, Any]) -> str:
-    """What was read of a local source, in one line."""
+    """Say in one line what was read of a local source."""
     skipped = read["skipped"]
     line = f"read {_count(read['files'], 'file')}"
     if read["documents"] is not None:  # not known of tables that are streamed
