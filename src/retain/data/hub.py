@@ -19,7 +19,7 @@ from retain.config import DataConfig
 from retain.data.batches import SPLITS, Split
 from retain.data.paths import expanded
 from retain.data.source import SHUFFLED, Piece, Rows, Source
-from retain.data.tables import ROWS, images_of, missing_column, texts_of
+from retain.data.tables import ROWS, make_column_error, to_images, to_texts
 from retain.errors import UserError
 
 NAMES: dict[str, Split] = {
@@ -210,8 +210,8 @@ def read_rows(split: Any, config: DataConfig) -> Rows:
         if table is None:
             return
         if column not in table.column_names:
-            raise missing_column(column, path, table.column_names, images)
-        yield (images_of if images else texts_of)(table.column(column).combine_chunks(), column, path)
+            raise make_column_error(column, path, table.column_names, images)
+        yield (to_images if images else to_texts)(table.column(column).combine_chunks(), column, path)
 
 
 def _read_arrow(files: list[Path]) -> Iterator[Any]:

@@ -9,10 +9,10 @@ import numpy as np
 
 from retain.config import DataConfig
 from retain.data.batches import SPLITS, Split
-from retain.data.files import text_of
+from retain.data.files import read_text
 from retain.data.scan import Found, scan
 from retain.data.source import SHUFFLED, Piece, Rows, Source
-from retain.data.tables import ROWS, count_of, rows_of
+from retain.data.tables import ROWS, count_rows, read_column
 
 
 def open_local(config: DataConfig, path: Path) -> Source:
@@ -54,9 +54,9 @@ def _local_piece(name: str, split: Split, cut: frozenset[Split], files: list[Fou
                 if kept:  # the files' order is that of the rows
                     yield kept
                     kept, size = [], 0
-                yield from rows_of(file.path, config.column, images)
+                yield from read_column(file.path, config.column, images)
                 continue
-            kept.append({"path": str(file.path)} if images else text_of(file.path))
+            kept.append({"path": str(file.path)} if images else read_text(file.path))
             size += file.weight
             if len(kept) == ROWS or size > 2**22:
                 yield kept
@@ -68,7 +68,7 @@ def _local_piece(name: str, split: Split, cut: frozenset[Split], files: list[Fou
         rng = np.random.default_rng(seed)
         return _shuffled(read([files[i] for i in rng.permutation(len(files))]), rng)
 
-    counts = [count_of(file.path) if file.kind == "table" else 1 for file in files]
+    counts = [count_rows(file.path) if file.kind == "table" else 1 for file in files]
     known = [count for count in counts if count is not None]
     return Piece(name, split, cut, read, shuffled, sum(known) if len(known) == len(counts) else None)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from retain.data.files import ARCHIVES, Kind, inner, kind_by_name, read_through, walk
-from retain.data.tables import has_column, rows_of
+from retain.data.files import ARCHIVES, Kind, kind_by_name, read_through, strip_compression, walk
+from retain.data.tables import has_column, read_column
 from retain.errors import UserError
 
 SPLIT_NAMES = {
@@ -88,14 +88,14 @@ def _look(path: Path, images: bool, column: str | None) -> tuple[list[Found], di
         else:
             real.add(file.resolve())
             named.append((name, file, kind_by_name(name)))
-    pictures = {inner(name).rpartition(".")[0] for name, _, kind in named if kind == "image"}
+    pictures = {strip_compression(name).rpartition(".")[0] for name, _, kind in named if kind == "image"}
     tables = any(kind == "table" for *_, kind in named)
     found: list[Found] = []
     without: list[Path] = []
     as_text: list[str] = []
     for name, file, kind in named:
         if images and kind != "image" and (pictures or kind != "table"):
-            beside = inner(name).rpartition(".")[0] in pictures and Path(name).suffix.lower() in CAPTIONS
+            beside = strip_compression(name).rpartition(".")[0] in pictures and Path(name).suffix.lower() in CAPTIONS
             skipped[name] = "a caption" if beside else "not an image"
         elif kind == "image" and images:
             digest, _, _ = read_through(file, text=False)
@@ -122,7 +122,7 @@ def _look(path: Path, images: bool, column: str | None) -> tuple[list[Found], di
     texts = sum(f.kind == "text" for f in found) - len(without)
     if without and not texts:
         # Without any text beside them, tables are what the folder is for: the first says which columns it has.
-        next(rows_of(without[0], column), None)
+        next(read_column(without[0], column), None)
     if column is not None and not images and found and not any(f.kind == "table" for f in found):
         raise UserError(f"data.column: no table with {column!r} is in {str(path)!r}; leave --text-column out for texts")
     return found, skipped, as_text
@@ -141,10 +141,10 @@ def _passed_over(path: Path) -> str | None:
 
 
 def _describes(name: str) -> bool:
-    return Path(inner(name)).name.partition(".")[0] in DESCRIBES
+    return Path(strip_compression(name)).name.partition(".")[0] in DESCRIBES
 
 
-def holds(path: Path) -> Literal["npy", "documents", "images"]:
+def guess_folder_name(path: Path) -> Literal["npy", "documents", "images"]:
     """Choose what a folder is read as unless the user says.
 
     It is images if they are at least half of the files, arrays if they are more than half and no table is there.
@@ -152,13 +152,13 @@ def holds(path: Path) -> Literal["npy", "documents", "images"]:
     """
     names = [name for name, file in walk(path) if not _passed_over(file)]
     kinds = {name: kind_by_name(name) for name in names}
-    pictures = {inner(name).rpartition(".")[0] for name, kind in kinds.items() if kind == "image"}
+    pictures = {strip_compression(name).rpartition(".")[0] for name, kind in kinds.items() if kind == "image"}
     others = [
         name
         for name, kind in kinds.items()
         if kind != "image"
         and not _describes(name)
-        and inner(name).rpartition(".")[0] not in pictures
+        and strip_compression(name).rpartition(".")[0] not in pictures
         and Path(name).stem.lower() != "metadata"
     ]
     count = sum(kind == "image" for kind in kinds.values())
@@ -175,7 +175,7 @@ def split_by_names(names: list[str]) -> list[str] | None:
 
 
 def _split_named(name: str) -> str | None:
-    *folders, file = Path(inner(name)).parts
+    *folders, file = Path(strip_compression(name)).parts
     for folder in folders:
         if folder in SPLIT_NAMES:
             return SPLIT_NAMES[folder]

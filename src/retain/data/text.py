@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from retain.config import LARGEST_VOCABULARY, DataConfig
-from retain.data.batches import SPLITS, Data, RowsData, Split, StreamData, cuts
+from retain.data.batches import SPLITS, Data, RowsData, Split, StreamData, cut_points
 from retain.data.file_array import HELD, FileArray, Stream, is_held, open_array
-from retain.data.files import NOT_TEXT, cannot_be_read, kind_by_name, unpacked, walk
+from retain.data.files import NOT_TEXT, kind_by_name, make_read_error, unpack, walk
 from retain.data.paths import expanded
 from retain.data.scan import split_by_names
 from retain.errors import UserError
@@ -87,12 +87,12 @@ def load_text(config: DataConfig, whole: bool = False) -> StreamData:
     Raises UserError for a file that is missing, empty, too short or not UTF-8.
     """
     path = checked_path(config, "a UTF-8 text file")
-    file = unpacked(path)
+    file = unpack(path)
     try:
         info: dict[str, Any] = {"name": "text", "path": str(path)} | checksum_of(file, text=True)
         stream = open_array(file, np.uint8)
     except OSError as error:
-        raise cannot_be_read(path, error) from None
+        raise make_read_error(path, error) from None
     streams = split_stream(stream, config, whole)
     info["bytes"] = {split: len(part) for split, part in streams.items()}
     return StreamData(streams, vocab_size=256, seq_len=config.seq_len, kind="text", info=info)
@@ -151,9 +151,9 @@ def _of_arrays(
                 f"data.path: {info['path']!r} has files of the splits {', '.join(sorted(set(names)))}; for streams "
                 "(N,) give train, validation and test, or call the files otherwise and have them cut"
             )
-        streams = {s: joined([a for a, name in zip(arrays, names, strict=True) if name == s]) for s in SPLITS}
+        streams = {s: join_arrays([a for a, name in zip(arrays, names, strict=True) if name == s]) for s in SPLITS}
     elif all(len(array.shape) == 1 for array in arrays):
-        streams = split_stream(joined(arrays), config, whole)
+        streams = split_stream(join_arrays(arrays), config, whole)
     if streams is not None:
         if config.ignore is not None:
             raise UserError(
@@ -165,23 +165,23 @@ def _of_arrays(
         shapes = ", ".join(str(shape) for shape in sorted({array.shape[1:] for array in arrays}))
         raise UserError(f"data.path: {config.path!r} holds arrays of several shapes, rows of {shapes}; give one shape")
     fractions = None if whole else config.split
-    return RowsData(joined(arrays), fractions=fractions, ignore=config.ignore, info=info, **common)
+    return RowsData(join_arrays(arrays), fractions=fractions, ignore=config.ignore, info=info, **common)
 
 
-def joined(arrays: list[Stream]) -> Stream:
+def join_arrays(arrays: list[Stream]) -> Stream:
     """Join several arrays into one; a large one alone stays in its file."""
     return arrays[0] if len(arrays) == 1 else np.concatenate([np.asarray(array) for array in arrays])
 
 
 def read_npy(path: Path, config: DataConfig) -> tuple[Stream, int, dict[str, str]]:
     """Read the array of a .npy file, its vocabulary size and its checksum."""
-    file = unpacked(path)
+    file = unpack(path)
     try:
         tokens = open_npy(file)
         vocab_size = read_vocab_size(path, tokens, config)
         return tokens, vocab_size, checksum_of(file, text=False)
     except OSError as error:
-        raise cannot_be_read(path, error) from None
+        raise make_read_error(path, error) from None
 
 
 def checked_path(config: DataConfig, wanted: str) -> Path:
@@ -201,7 +201,7 @@ def split_stream(stream: Stream, config: DataConfig, whole: bool = False) -> dic
     """Cut a stream into three consecutive parts, or none."""
     if whole:
         return {"all": stream}
-    ends = [0, *cuts(len(stream), config.split), len(stream)]
+    ends = [0, *cut_points(len(stream), config.split), len(stream)]
     return {split: stream[start:stop] for split, (start, stop) in zip(SPLITS, pairwise(ends), strict=True)}
 
 
@@ -230,7 +230,8 @@ def check_utf8(block: bytes, offset: int, size: int, path: Path) -> None:
     """Raise UserError if a block of a file is not UTF-8; the characters its edges cut are let pass."""
     if (place := block.find(b"\0")) >= 0:
         raise UserError(
-            f"data.path: {str(path)!r} holds a NUL byte at {offset + place}, it is not text; {remedy_of(path, block)}"
+            f"data.path: {str(path)!r} holds a NUL byte at {offset + place}, it is not text; "
+            f"{suggest_remedy(path, block)}"
         )
     start = 0
     while offset and start < min(3, len(block)) and block[start] & 0xC0 == 0x80:
@@ -239,10 +240,12 @@ def check_utf8(block: bytes, offset: int, size: int, path: Path) -> None:
         codecs.utf_8_decode(block[start:], "strict", offset + len(block) >= size)
     except UnicodeDecodeError as error:
         place = offset + start + error.start
-        raise UserError(f"data.path: {str(path)!r} is not UTF-8 at byte {place}; {remedy_of(path, block)}") from None
+        raise UserError(
+            f"data.path: {str(path)!r} is not UTF-8 at byte {place}; {suggest_remedy(path, block)}"
+        ) from None
 
 
-def remedy_of(path: Path, block: bytes) -> str:
+def suggest_remedy(path: Path, block: bytes) -> str:
     """Say what to do with a file that is not text."""
     quoted = repr(str(path))
     if path.suffix == ".bin":
@@ -293,7 +296,7 @@ def open_npy(path: Path) -> Stream:
     return FileArray(path, array.dtype, array.shape, int(array.offset))
 
 
-def blocks_of(array: Stream, rows: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+def iterate_blocks(array: Stream, rows: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
     """Yield an array in blocks of so many elements or rows, each with the number of its first."""
     for start in range(0, len(array), rows):
         yield start, np.asarray(array[start : start + rows])
@@ -305,7 +308,7 @@ def read_vocab_size(path: Path, array: Stream, config: DataConfig) -> int:
     data.ignore is no token; it may only stand at the end of a row.
     """
     smallest, largest = 0, 0
-    for start, block in blocks_of(array, max(1, 2**20 // (array.shape[1] if len(array.shape) == 2 else 1))):
+    for start, block in iterate_blocks(array, max(1, 2**20 // (array.shape[1] if len(array.shape) == 2 else 1))):
         if config.ignore is not None:
             padding = block == config.ignore
             if block.ndim == 2 and (wrong := (padding[:, :-1] & ~padding[:, 1:]).any(1)).any():
