@@ -15,7 +15,7 @@ from conftest import tiny
 from naive import randomise
 from retain.config import data_config
 from retain.config.presets import PRESETS
-from retain.data.images import darkest, events_vocabulary, gray_of, pixels_of, read_image, stored_image
+from retain.data.images import events_vocabulary, read_image, shrink_by_darkest, stored_image, to_gray, to_pixels
 from retain.errors import UserError
 from retain.inference.complete import HIDDEN, complete
 from retain.inference.generate import generate
@@ -31,7 +31,7 @@ def test_a_thin_line_of_a_sketch_stays_whatever_the_size(size, mode):
     draw = ImageDraw.Draw(image)
     draw.line((0, 0, size[0] - 1, size[1] - 1), fill=ink)
     draw.line((size[0] - 1, 0, 0, size[1] - 1), fill=ink)
-    pixels = pixels_of(image, PRESETS["sketchy"]().data)
+    pixels = to_pixels(image, PRESETS["sketchy"]().data)
     assert pixels.shape == (16, 16) and set(np.unique(pixels)) == {0, 1}
     drawn = pixels[:, pixels.any(0)][pixels.any(1)]
     assert min(drawn.shape) >= 10  # with its proportions kept, in the middle of the square
@@ -42,19 +42,19 @@ def test_a_thin_line_of_a_sketch_stays_whatever_the_size(size, mode):
 
 def test_the_darkest_of_what_a_pixel_covers():
     values = np.random.default_rng(0).integers(0, 256, (7, 10), dtype=np.uint8)
-    found = np.asarray(darkest(Image.fromarray(values), (4, 3)))
+    found = np.asarray(shrink_by_darkest(Image.fromarray(values), (4, 3)))
     columns, rows = [0, 2, 5, 7, 10], [0, 2, 4, 7]
     for i in range(3):
         for j in range(4):
             assert found[i, j] == values[rows[i] : rows[i + 1], columns[j] : columns[j + 1]].min()
-    assert np.array_equal(np.asarray(darkest(Image.fromarray(values), (10, 7))), values)
-    assert darkest(Image.fromarray(values), (20, 3)).size == (10, 3)  # never larger
+    assert np.array_equal(np.asarray(shrink_by_darkest(Image.fromarray(values), (10, 7))), values)
+    assert shrink_by_darkest(Image.fromarray(values), (20, 3)).size == (10, 3)  # never larger
 
 
 def test_light_on_dark_is_averaged():
     image = Image.fromarray(np.array([[0, 200], [0, 0]], np.uint8).repeat(8, 0).repeat(8, 1))
     config = data_config(name="images", path="x", image_size=1, seq_len=1)
-    assert pixels_of(image, config)[0, 0] == pytest.approx(50, abs=1)
+    assert to_pixels(image, config)[0, 0] == pytest.approx(50, abs=1)
 
 
 @pytest.mark.parametrize("events", [False, True])
@@ -145,10 +145,10 @@ def test_every_mode_of_pillow_is_read_as_the_gray_it_shows(mode):
         image.putpixel(place, colour)
     if on_black is None:
         with pytest.raises(UserError, match=f"^image: one, of mode {mode}, .* nothing states; save it as 8-bit gray"):
-            pixels_of(image, exact())
+            to_pixels(image, exact())
         return
-    assert np.abs(pixels_of(image, exact()).astype(int) - on_black).max() <= 1
-    assert np.abs(pixels_of(image, exact(invert=True)).astype(int) - (255 - on_white)).max() <= 1
+    assert np.abs(to_pixels(image, exact()).astype(int) - on_black).max() <= 1
+    assert np.abs(to_pixels(image, exact(invert=True)).astype(int) - (255 - on_white)).max() <= 1
 
 
 def test_a_mode_that_cannot_be_converted_is_named(monkeypatch, tmp_path):
@@ -201,10 +201,10 @@ for largest in (15, 100, 255, 1023, 4095, 65535):
 @pytest.mark.parametrize(("content", "grays"), [row[1:] for row in DEEP], ids=[row[0] for row in DEEP])
 def test_every_depth_is_scaled_by_its_range(content, grays, tmp_path):
     (tmp_path / "image.any").write_bytes(content)
-    assert np.abs(np.asarray(gray_of(of_bytes(content), 0)).astype(int) - [grays]).max() <= 1
+    assert np.abs(np.asarray(to_gray(of_bytes(content), 0)).astype(int) - [grays]).max() <= 1
     with Image.open(tmp_path / "image.any") as image:  # one that is not loaded yet
-        assert np.array_equal(pixels_of(image, exact()), read_image(tmp_path / "image.any", exact()))
-    assert np.array_equal(pixels_of(of_bytes(content), exact()), read_image(tmp_path / "image.any", exact()))
+        assert np.array_equal(to_pixels(image, exact()), read_image(tmp_path / "image.any", exact()))
+    assert np.array_equal(to_pixels(of_bytes(content), exact()), read_image(tmp_path / "image.any", exact()))
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ TRANSPARENT = [
 def test_the_one_colour_that_is_transparent_is_background(content):
     """The second pixel is black."""
     for background in (0, 200, 255):
-        assert np.asarray(gray_of(of_bytes(content), background)).tolist() == [[background, 0]]
+        assert np.asarray(to_gray(of_bytes(content), background)).tolist() == [[background, 0]]
 
 
 @pytest.mark.parametrize("alphas", [2, b"\xff\xff\x00", b"\xff\xff\x80"], ids=str)
@@ -253,7 +253,7 @@ def test_a_palette_with_transparent_colours(alphas):
         if form == "GIF" and alphas != 2:
             continue
         green = {2: 255, b"\xff\xff\x00": 255, b"\xff\xff\x80": 202}[alphas]
-        found = np.asarray(gray_of(of_bytes(saved(image, form, transparency=alphas)), 255)).astype(int)
+        found = np.asarray(to_gray(of_bytes(saved(image, form, transparency=alphas)), 255)).astype(int)
         assert np.abs(found - [0, RED, green]).max() <= 1
 
 
@@ -281,9 +281,9 @@ def test_an_image_is_turned_as_its_exif_says(orientation, form, tmp_path):
         wanted = ORIENTED[orientation](values).astype(int)
         found = read_image(tmp_path / "photo", config)
         assert np.abs(found - (255 - wanted if config.invert else wanted)).max() < 20  # of a lossy format
-        assert np.array_equal(found, pixels_of(of_bytes((tmp_path / "photo").read_bytes()), config))
+        assert np.array_equal(found, to_pixels(of_bytes((tmp_path / "photo").read_bytes()), config))
         with Image.open(tmp_path / "photo") as image:  # one that is not loaded yet
-            assert np.array_equal(found, pixels_of(image, config))
+            assert np.array_equal(found, to_pixels(image, config))
 
 
 def test_damaged_exif_stops_no_image():
@@ -297,7 +297,7 @@ def test_damaged_exif_stops_no_image():
         damaged = whole.copy()
         damaged[random.integers(0, len(whole), 4)] = random.integers(0, 256, 4)
         content = saved(Image.fromarray(values), "PNG", exif=damaged.tobytes())
-        assert pixels_of(of_bytes(content), exact()).tolist() in turned
+        assert to_pixels(of_bytes(content), exact()).tolist() in turned
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "TIFF", "PNG"])
@@ -325,7 +325,7 @@ def test_a_damaged_image_is_refused_or_read(form):
         if i % 3:
             damaged[random.integers(0, min(300, len(damaged)), 3)] = random.integers(0, 256, 3)
         try:
-            assert pixels_of(of_bytes(damaged.tobytes()), exact()).shape == (2, 2)
+            assert to_pixels(of_bytes(damaged.tobytes()), exact()).shape == (2, 2)
         except UserError as error:
             assert str(error).count("\n") == 0
             refused += 1

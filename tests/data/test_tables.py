@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from retain.config import data_config
 from retain.data import SPLITS, load_data
-from retain.data.tables import rows_of
+from retain.data.tables import read_column
 from retain.errors import UserError
 
 LOOK_LIKE_OTHERS = [
@@ -131,10 +131,10 @@ def ending(way):
 def test_what_is_read_is_the_list_that_was_written(way, texts, tmp_path):
     path = tmp_path / ("json.json" if way == "json lines in .json" else f"a{ending(way)}")
     WAYS[way](path, texts)
-    assert [text for rows in rows_of(path, None) for text in rows] == texts
+    assert [text for rows in read_column(path, None) for text in rows] == texts
     packed = tmp_path / f"{path.name}.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
-    assert [text for rows in rows_of(packed, "text") for text in rows] == texts
+    assert [text for rows in read_column(packed, "text") for text in rows] == texts
 
 
 @pytest.mark.parametrize("way", ["csv", "jsonl", "parquet"])
@@ -166,13 +166,13 @@ def test_a_long_list_is_read_in_parts_and_a_null_is_none(tmp_path):
     pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), tmp_path / "a.parquet")
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     for name in ("a.parquet", "a.jsonl"):
-        parts = list(rows_of(tmp_path / name, "text"))
+        parts = list(read_column(tmp_path / name, "text"))
         assert [len(part) for part in parts] == [1000, 1000, 500] and [text for part in parts for text in part] == texts
 
 
 def test_a_very_long_field_is_read(tmp_path):
     as_csv(tmp_path / "a.csv", ["x" * 300_000])
-    assert next(rows_of(tmp_path / "a.csv", None)) == ["x" * 300_000]
+    assert next(read_column(tmp_path / "a.csv", None)) == ["x" * 300_000]
 
 
 HEAD = "n,text\n1,fine\n"
@@ -209,7 +209,7 @@ def test_what_is_no_table_of_texts_is_refused_by_its_place(name, tmp_path):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError) as error:
-        list(rows_of(path, None))
+        list(read_column(path, None))
     message = str(error.value)
     assert message.startswith(("data.path: ", "data.column: ")) and name in message and "\n" not in message
     for fragment in fragments:
@@ -236,7 +236,7 @@ def test_columns_of_other_types_are_named_by_their_type(values, ending, tmp_path
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
             writer.write_table(table)
     with pytest.raises(UserError, match="data.column: 'text' of .* holds .*, not text"):
-        list(rows_of(path, None))
+        list(read_column(path, None))
 
 
 def test_one_number_among_three_hundred_texts_is_named_by_its_row(tmp_path):
@@ -244,18 +244,18 @@ def test_one_number_among_three_hundred_texts_is_named_by_its_row(tmp_path):
     rows[217]["text"] = 12
     (tmp_path / "a.json").write_text(json.dumps(rows))
     with pytest.raises(UserError, match=r"'text' holds 12, not text, in row 218 of .*a\.json"):
-        list(rows_of(tmp_path / "a.json", None))
+        list(read_column(tmp_path / "a.json", None))
 
 
 def test_a_defect_of_ours_is_not_dressed_up(tmp_path, monkeypatch):
     as_lines(tmp_path / "a.jsonl", ["a"])
     monkeypatch.setattr("retain.data.tables._parsed", lambda *args: {}[0])
     with pytest.raises(KeyError):
-        list(rows_of(tmp_path / "a.jsonl", None))
+        list(read_column(tmp_path / "a.jsonl", None))
 
 
 def test_utf_16_json_is_read(tmp_path):
     written = io.BytesIO()
     written.write(json.dumps([{"text": "日本"}], ensure_ascii=False).encode("utf-16"))
     (tmp_path / "a.json").write_bytes(written.getvalue())
-    assert list(rows_of(tmp_path / "a.json", None)) == [["日本"]]
+    assert list(read_column(tmp_path / "a.json", None)) == [["日本"]]

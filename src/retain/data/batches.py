@@ -16,11 +16,11 @@ from retain.data.file_array import FileArray, Stream
 from retain.errors import UserError
 
 Batch = dict[str, torch.Tensor]
-"""`tokens` (B, T) int64 and `targets` (B, T + 1) int64. Where sequences may be filled up also `real` (B, T) bool: which
-tokens are not padding. What pads is token 0 with the target IGNORE, and counts in no loss."""
+"""`tokens` (B, T) int64 and `targets` (B, T + 1) int64. Where sequences may be padded, also `real` (B, T) bool: which
+tokens are not padding. Padding is token 0 with the target IGNORE, and counts in no loss."""
 
 Split = Literal["train", "validation", "test", "all"]
-"""all: of a file that is not cut, for it is only scored."""
+""""all" is the split of a file that is not cut, because it is only scored."""
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Kind = Literal["text", "image", "tokens"]
 
@@ -214,7 +214,7 @@ class RowsData(Data):
         else:
             # Raw Philox words, unlike Generator.permutation, are promised to be the same in every NumPy.
             shuffled = np.argsort(np.random.Philox(key=0).random_raw(count), kind="stable")
-            parts = np.split(shuffled, cuts(count, self.fractions))
+            parts = np.split(shuffled, cut_points(count, self.fractions))
             self.index = {split: np.sort(part) for split, part in zip(SPLITS, parts, strict=True)}
         for split, index in self.index.items():
             if not len(index):
@@ -239,6 +239,6 @@ def check_seq_len(seq_len: int, length: int, what: str) -> None:
         raise UserError(f"data.seq_len: {seq_len} does not fit {what.format(length)}; set it to {length - 1}")
 
 
-def cuts(count: int, fractions: tuple[float, float, float]) -> list[int]:
+def cut_points(count: int, fractions: tuple[float, float, float]) -> list[int]:
     """Return the two places where `count` things are cut into train, validation and test."""
     return [round(count * fractions[0]), round(count * (fractions[0] + fractions[1]))]

@@ -35,7 +35,7 @@ Kind = Literal["text", "table", "image", "array"]
 
 
 def cache_folder() -> Path:
-    """$RETAIN_CACHE, or retain/ in the user's cache folder; in that of temporary files for a user without a home."""
+    """Return $RETAIN_CACHE, or retain/ in the user's cache folder; that of temporary files without a home."""
     if own := os.environ.get("RETAIN_CACHE"):
         return Path(own)
     try:
@@ -63,15 +63,20 @@ def walk(root: Path) -> Iterator[tuple[str, Path]]:
     return below(root)
 
 
-def inner(name: str) -> str:
-    """A file's name without the ending of its compression, in lower case."""
+def strip_compression(name: str) -> str:
+    """Return a file's name without the ending of its compression, in lower case."""
     name = name.lower()
     return next((name.removesuffix(ending) for ending in PACKED if name.endswith(ending)), name)
 
 
+def ending_of(name: str) -> str:
+    """Return a file's ending, without that of its compression, in lower case."""
+    return Path(strip_compression(name)).suffix
+
+
 def kind_by_name(name: str) -> Kind | None:
-    """What a file is by its ending; None for any other, which is a text if its content is."""
-    ending = Path(inner(name)).suffix
+    """Tell what a file is by its ending; None for any other, which is a text if its content is."""
+    ending = ending_of(name)
     if ending in TABLES:
         return "table"
     if ending in IMAGES:
@@ -79,8 +84,8 @@ def kind_by_name(name: str) -> Kind | None:
     return "array" if ending == ".npy" else None
 
 
-def compression_of(path: Path) -> str | None:
-    """gz, xz, zst or bz2 by the first bytes, whatever the name; None for a file that is not compressed."""
+def detect_compression(path: Path) -> str | None:
+    """Tell gz, xz, zst or bz2 by the first bytes, whatever the name; None for a file that is not compressed."""
     with path.open("rb") as file:
         start = file.read(10)
     if re.match(rb"BZh[1-9]1AY&SY", start):
@@ -89,9 +94,9 @@ def compression_of(path: Path) -> str | None:
 
 
 def open_binary(path: Path) -> BinaryIO:
-    """The content of a file, unpacked as it is read."""
+    """Open the content of a file, unpacked as it is read."""
     openers: dict[str | None, Any] = {"gz": gzip.open, "xz": lzma.open, "bz2": bz2.open, "zst": _open_zst}
-    opened: BinaryIO = openers.get(compression_of(path), open)(path, "rb")
+    opened: BinaryIO = openers.get(detect_compression(path), open)(path, "rb")
     return opened
 
 
@@ -109,21 +114,21 @@ BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error)
 """What reading a damaged compressed file raises."""
 
 
-def cannot_be_read(path: Path, error: Exception) -> UserError:
-    """The error of one line for a file that cannot be opened or unpacked."""
+def make_read_error(path: Path, error: Exception) -> UserError:
+    """Make the error of one line for a file that cannot be opened or unpacked."""
     if isinstance(error, OSError) and error.strerror:
         return UserError(f"data.path: {str(path)!r} cannot be read ({error.strerror}); check its permissions")
     return UserError(f"data.path: {str(path)!r} cannot be unpacked ({error}); it is damaged, get it again")
 
 
-def unpacked(path: Path) -> Path:
-    """The file itself, or the content of a compressed one in the cache folder, written once."""
+def unpack(path: Path) -> Path:
+    """Return the file itself, or the content of a compressed one in the cache folder, written once."""
     try:
-        if compression_of(path) is None:
+        if detect_compression(path) is None:
             return path
         stat = path.stat()
         key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:24]
-        target = cache_folder() / "unpacked" / key / Path(inner(path.name)).name
+        target = cache_folder() / "unpacked" / key / Path(strip_compression(path.name)).name
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f".tmp-{os.getpid()}")
@@ -132,20 +137,20 @@ def unpacked(path: Path) -> Path:
             os.replace(partial, target)
         return target
     except BROKEN as error:
-        raise cannot_be_read(path, error) from None
+        raise make_read_error(path, error) from None
 
 
-def text_of(path: Path) -> str:
-    """A whole text file, which `scan` has found to be UTF-8."""
+def read_text(path: Path) -> str:
+    """Read a whole text file, which `scan` has found to be UTF-8."""
     try:
         with open_binary(path) as file:
             return file.read().decode("utf-8")
     except BROKEN as error:
-        raise cannot_be_read(path, error) from None
+        raise make_read_error(path, error) from None
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file as it is, read in blocks."""
+    """Compute the SHA-256 of a file as it is, in blocks."""
     checksum = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK):
@@ -154,7 +159,7 @@ def file_digest(path: Path) -> str:
 
 
 def read_through(path: Path, text: bool) -> tuple[str, int, str | None]:
-    """A file's SHA-256 and size, unpacked; with `text`, also why it is no text, or None if it is one."""
+    """Compute a file's SHA-256 and size, unpacked; with `text`, also say why it is no text, or None if it is one."""
     checksum, size, decoder = hashlib.sha256(), 0, codecs.getincrementaldecoder("utf-8")()
     try:
         with open_binary(path) as file:
@@ -166,7 +171,7 @@ def read_through(path: Path, text: bool) -> tuple[str, int, str | None]:
         if text and decoder.getstate()[0]:
             return "", 0, "not UTF-8 at its end"
     except BROKEN as error:
-        raise cannot_be_read(path, error) from None
+        raise make_read_error(path, error) from None
     return checksum.hexdigest(), size, None
 
 

@@ -19,7 +19,7 @@ from retain.config import DatasetDataConfig
 from retain.data.batches import SPLITS, Split
 from retain.data.paths import expanded
 from retain.data.source import SHUFFLED, Piece, Rows, Source
-from retain.data.tables import ROWS, images_of, missing_column, texts_of
+from retain.data.tables import ROWS, make_column_error, to_images, to_texts
 from retain.errors import UserError
 
 NAMES: dict[str, Split] = {
@@ -38,8 +38,8 @@ class Stored:
     num_rows: int
 
 
-def library() -> Any:
-    """The `datasets` library, quiet. Raises UserError where it is not installed."""
+def import_datasets() -> Any:
+    """Import the `datasets` library, quiet. Raises UserError where it is not installed."""
     try:
         import datasets
         import huggingface_hub
@@ -58,7 +58,7 @@ def open_hub(config: DatasetDataConfig) -> Source:
     was cut short goes on, and HF_HUB_OFFLINE=1 works afterwards. A saved one is read where it is.
     """
     path = config.path
-    datasets = library()
+    datasets = import_datasets()
     with one_line(path):
         if path.startswith("hf:"):
             name, _, subset = path[3:].partition(":")
@@ -73,10 +73,8 @@ def open_hub(config: DatasetDataConfig) -> Source:
             found = builder.as_streaming_dataset() if config.stream else _download(builder)
         else:
             found = _saved(datasets.load_from_disk(str(expanded(path))), config.stream)
-    splits: dict[Split, Any] = {}
-    for name, dataset in found.items():
-        if name in NAMES and NAMES[name] not in splits:
-            splits[NAMES[name]] = dataset
+    # The first of several names for a split counts.
+    splits: dict[Split, Any] = {NAMES[name]: split for name, split in reversed(found.items()) if name in NAMES}
     if "train" not in splits:
         if len(found) != 1:
             raise UserError(f"data.path: {path!r} has no split train, only {', '.join(found)}; rename one of them")
@@ -92,9 +90,9 @@ def open_hub(config: DatasetDataConfig) -> Source:
 
 def _piece(split: Split, dataset: Any, cut: frozenset[Split], config: DatasetDataConfig) -> Piece:
     def shuffled(seed: int) -> Rows:
-        return rows(dataset.shuffle(seed=seed, buffer_size=SHUFFLED), config)
+        return read_rows(dataset.shuffle(seed=seed, buffer_size=SHUFFLED), config)
 
-    return Piece(split, split, cut, lambda: rows(dataset, config), shuffled, _count(dataset))
+    return Piece(split, split, cut, lambda: read_rows(dataset, config), shuffled, _count(dataset))
 
 
 def _count(split: Any) -> int | None:
@@ -106,8 +104,11 @@ def _count(split: Any) -> int | None:
 
 
 def _frugal(builder: Any) -> Any:
-    """Have parquet read a little at a time. The library's own reader decodes a whole row group at once, which may be
-    all of a file, and has no option against it."""
+    """Have parquet read a little at a time.
+
+    The library's own reader decodes a whole row group at once, which may be all of a file, and has no option against
+    it.
+    """
     if type(builder).__module__ == "datasets.packaged_modules.parquet.parquet":
         builder._generate_tables = partial(_parquet_tables, builder)
     return builder
@@ -167,11 +168,9 @@ def one_line(path: str) -> Iterator[None]:
 
     try:
         yield
-    except (KeyboardInterrupt, MemoryError):
+    except (UserError, MemoryError):
         raise
     except Exception as error:
-        if isinstance(error, ValueError) and str(error).startswith(("data.", "data:")):
-            raise
         cause = error.__cause__ if type(error).__name__ == "DatasetGenerationError" and error.__cause__ else error
         said = " ".join(str(cause).split())[:300].rstrip(". ")
         if path.startswith("hf:"):
@@ -189,9 +188,9 @@ def one_line(path: str) -> Iterator[None]:
         raise UserError(f"data.path: {path!r} cannot be read: {said}; check the file, or write it again") from None
 
 
-def rows(split: Any, config: DatasetDataConfig) -> Rows:
-    """A split's column, up to ROWS rows at a time; images stay as they are stored."""
-    datasets = library()
+def read_rows(split: Any, config: DatasetDataConfig) -> Rows:
+    """Read a split's column, up to ROWS rows at a time; images stay as they are stored."""
+    datasets = import_datasets()
     images = config.name == "images"
     path, column = config.path, config.column or ("image" if images else "text")
     with one_line(path):
@@ -211,8 +210,8 @@ def rows(split: Any, config: DatasetDataConfig) -> Rows:
         if table is None:
             return
         if column not in table.column_names:
-            raise missing_column(column, path, table.column_names, images)
-        yield (images_of if images else texts_of)(table.column(column).combine_chunks(), column, path)
+            raise make_column_error(column, path, table.column_names, images)
+        yield (to_images if images else to_texts)(table.column(column).combine_chunks(), column, path)
 
 
 def _read_arrow(files: list[Path]) -> Iterator[Any]:

@@ -18,11 +18,11 @@ TAGS = ExifTags.Base
 
 
 def levels_of(config: ImageDataConfig) -> int:
-    """Return the number of gray levels of the pixels that `pixels_of` gives."""
+    """Return the number of gray levels of the pixels that `to_pixels` gives."""
     return 2 if config.threshold is not None else config.levels
 
 
-def pixels_of(image: Image.Image, config: ImageDataConfig) -> Pixels:
+def to_pixels(image: Image.Image, config: ImageDataConfig) -> Pixels:
     """Turn an image into (N, N) levels, 0 darkest.
 
     The image is made gray, brought to N x N with its proportions kept, inverted where asked for, then thresholded or
@@ -30,13 +30,13 @@ def pixels_of(image: Image.Image, config: ImageDataConfig) -> Pixels:
     An image to be inverted shows dark lines on paper: where it is made smaller, the darkest of what a pixel covers
     counts, since a mean would leave nothing of a thin line.
 
-    Raises UserError for an image that cannot be made gray; see `gray_of`.
+    Raises UserError for an image that cannot be made gray; see `to_gray`.
     """
     background = 255 if config.invert else 0
-    image = gray_of(image, background)
+    image = to_gray(image, background)
     size = (config.image_size, config.image_size)
     if config.invert:
-        image = darkest(image, ImageOps.contain(image, size).size)
+        image = shrink_by_darkest(image, ImageOps.contain(image, size).size)
     if image.size != size:
         image = ImageOps.pad(image, size, method=Image.Resampling.BILINEAR, color=background)
     pixels = np.asarray(image)
@@ -47,7 +47,7 @@ def pixels_of(image: Image.Image, config: ImageDataConfig) -> Pixels:
     return (pixels.astype(np.int64) * config.levels // 256).astype(np.uint8)
 
 
-def gray_of(image: Image.Image, background: int) -> Image.Image:
+def to_gray(image: Image.Image, background: int) -> Image.Image:
     """Turn an image into 8 bits of gray (mode L), upright as its EXIF says, on a gray `background` where transparent.
 
     Of an animation or of several pages the frame that the image is at counts: the first of a file. Integers of more
@@ -57,9 +57,9 @@ def gray_of(image: Image.Image, background: int) -> Image.Image:
     unknown range, and for what Pillow does not convert.
     """
     image.load()  # which turns a TIFF upright, and takes its orientation away
-    transpose = UPRIGHT.get(orientation_of(image))
+    transpose = UPRIGHT.get(read_orientation(image))
     if image.mode == "F" or image.mode.startswith("I"):
-        gray = Image.fromarray(eight_bits(image, background))
+        gray = Image.fromarray(scale_to_8_bits(image, background))
     else:
         try:
             if image.mode in ("LAB", "La"):  # which become no other mode
@@ -69,7 +69,7 @@ def gray_of(image: Image.Image, background: int) -> Image.Image:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, (*[background] * 3, 255)), image)
             gray = image.convert("L")
         except (ValueError, ImportError) as error:  # the latter for LAB without LittleCMS
-            raise refused(image, f"cannot be made gray ({error})") from None
+            raise make_refusal(image, f"cannot be made gray ({error})") from None
     return gray if transpose is None else gray.transpose(transpose)
 
 
@@ -85,7 +85,7 @@ UPRIGHT = {
 """What turns an image of each EXIF orientation upright."""
 
 
-def orientation_of(image: Image.Image) -> int:
+def read_orientation(image: Image.Image) -> int:
     """Return the EXIF orientation; 1 (upright) where there is none, or where EXIF is damaged.
 
     `ImageOps.exif_transpose` writes EXIF anew, too, and raises where any entry of it is damaged.
@@ -96,18 +96,18 @@ def orientation_of(image: Image.Image) -> int:
         return 1
 
 
-def eight_bits(image: Image.Image, background: int) -> Pixels:
+def scale_to_8_bits(image: Image.Image, background: int) -> Pixels:
     """Scale the pixels of an image of integers beyond 8 bits, or of floats, to 0 … 255."""
     values: npt.NDArray[Any] = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
     if tags.get(TAGS.PhotometricInterpretation) == 0:
-        raise refused(image, "has 0 for white, which is read in 8 bits only")
+        raise make_refusal(image, "has 0 for white, which is read in 8 bits only")
     if image.mode == "F":
         if not (values.min() >= 0 and values.max() <= 1):  # nor is NaN
-            raise refused(image, "has values outside 0 … 1")
+            raise make_refusal(image, "has values outside 0 … 1")
         return np.asarray(np.rint(values * 255), np.uint8)
     if image.format not in (("PNG", "PPM") if image.mode == "I" else (None, "PNG", "PPM", "TIFF", "JPEG2000")):
-        raise refused(image, "has integers of a range that nothing states")
+        raise make_refusal(image, "has integers of a range that nothing states")
     (bits,), (largest,) = tags.get(TAGS.BitsPerSample, (16,)), tags.get(TAGS.MaxSampleValue, (0,))
     # Some write the largest value that there is instead of the range.
     if largest not in (1023, 4095, 16383) or values.max() > largest:
@@ -118,13 +118,13 @@ def eight_bits(image: Image.Image, background: int) -> Pixels:
     return gray
 
 
-def refused(image: Image.Image, why: str) -> UserError:
+def make_refusal(image: Image.Image, why: str) -> UserError:
     """Make the error for an image that is whole, but has no gray that could be told."""
     name = getattr(image, "filename", "") or "one"
     return UserError(f"image: {name}, of mode {image.mode}, {why}; save it as 8-bit gray or colour")
 
 
-def darkest(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def shrink_by_darkest(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Bring a gray image down to (width, height), each pixel the darkest of those it covers; never make it larger."""
     pixels = np.asarray(image)
     for axis, length in ((1, size[0]), (0, size[1])):
@@ -142,7 +142,7 @@ def read_image(path: str | Path, config: ImageDataConfig) -> Pixels:
         raise UserError(f"images: {str(path)!r} does not exist; check its name") from None
     except OSError as error:
         raise UserError(f"images: {str(path)!r} is not an image that can be read ({error}); leave it out") from None
-    return pixels_of(image, config)
+    return to_pixels(image, config)
 
 
 def stored_image(row: Any, path: str) -> Image.Image:

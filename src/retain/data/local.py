@@ -9,29 +9,27 @@ import numpy as np
 
 from retain.config import DatasetDataConfig
 from retain.data.batches import SPLITS, Split
-from retain.data.files import text_of
+from retain.data.files import read_text
 from retain.data.scan import Found, scan
 from retain.data.source import SHUFFLED, Piece, Rows, Source
-from retain.data.tables import ROWS, count_of, rows_of
+from retain.data.tables import ROWS, count_rows, read_column
 
 
 def open_local(config: DatasetDataConfig, path: Path) -> Source:
-    """The files of a folder, or one file."""
+    """Open the files of a folder, or one file."""
     images = config.name == "images"
     scanned = scan(path, images, config.column, config.split)
-    present = {f.split for f in scanned.files if f.split and scanned.by_name}
-    missing = frozenset(SPLITS) - present if scanned.by_name else frozenset(SPLITS) - {"train"}
-    groups: dict[tuple[str, Split, frozenset[Split]], list[Found]] = {}
-    for split in SPLITS:
-        for file in scanned.files:
-            if (file.split or "train") == split:
-                cut: frozenset[Split] = missing if file.kind == "table" and split == "train" else frozenset()
-                groups.setdefault((split, split, cut), []).append(file)
-    both = {name for name, *_ in groups if sum(key[0] == name for key in groups) > 1}
+    named = {f.split for f in scanned.files if f.split} if scanned.by_name else {"train"}
+    missing = frozenset(SPLITS) - named
     pieces = []
-    for (name, split, cut), files in groups.items():
-        called = f"{name} tables" if name in both and files[0].kind == "table" else name
-        pieces.append(_local_piece(called, split, cut, files, config))
+    for split in SPLITS:
+        files = [file for file in scanned.files if (file.split or "train") == split]
+        # The other splits that the source lacks are cut from the rows of train's tables: these are a piece apart.
+        is_cut = [split == "train" and bool(missing) and file.kind == "table" for file in files]
+        for cut in dict.fromkeys(is_cut):
+            name = f"{split} tables" if cut and not all(is_cut) else split
+            part = [file for file, is_so in zip(files, is_cut, strict=True) if is_so == cut]
+            pieces.append(_local_piece(name, split, missing if cut else frozenset(), part, config))
     tables = any(file.kind == "table" for file in scanned.files)
     read = {
         "files": len(scanned.files),
@@ -58,9 +56,9 @@ def _local_piece(
                 if kept:  # the files' order is that of the rows
                     yield kept
                     kept, size = [], 0
-                yield from rows_of(file.path, config.column, images)
+                yield from read_column(file.path, config.column, images)
                 continue
-            kept.append({"path": str(file.path)} if images else text_of(file.path))
+            kept.append({"path": str(file.path)} if images else read_text(file.path))
             size += file.weight
             if len(kept) == ROWS or size > 2**22:
                 yield kept
@@ -72,7 +70,7 @@ def _local_piece(
         rng = np.random.default_rng(seed)
         return _shuffled(read([files[i] for i in rng.permutation(len(files))]), rng)
 
-    counts = [count_of(file.path) if file.kind == "table" else 1 for file in files]
+    counts = [count_rows(file.path) if file.kind == "table" else 1 for file in files]
     known = [count for count in counts if count is not None]
     return Piece(name, split, cut, read, shuffled, sum(known) if len(known) == len(counts) else None)
 

@@ -9,41 +9,41 @@ from typing import Any
 
 from retain.config import CLASS_OF, DataConfig, ImageDataConfig
 from retain.data.files import kind_by_name
-from retain.data.scan import holds
+from retain.data.scan import guess_folder_name
 from retain.errors import UserError
 
 
 def expanded(path: str) -> Path:
-    """A path with its ~ replaced. Where the user has no home, a container's for example, it stays."""
+    """Replace the ~ of a path. Where the user has no home, a container's for example, it stays."""
     return Path(os.path.expanduser(path))
 
 
 def absolute(path: str) -> str:
-    """A path that holds wherever it is read from; a name on the hub stays as it is."""
+    """Make a path hold wherever it is read from; a name on the hub stays as it is."""
     return path if path.startswith("hf:") else os.path.abspath(expanded(path))
 
 
-def name_of(path: str, data: DataConfig, text_column: str | None, image_column: str | None) -> str:
-    """What `--data PATH` is read as: text, npy, documents or images."""
+def choose_name(path: str, data: DataConfig, text_column: str | None, image_column: str | None) -> str:
+    """Choose what `--data PATH` is read as: text, npy, documents or images."""
     if not path.startswith("hf:") and not Path(path).is_dir():
         kind = kind_by_name(Path(path).name)
         if kind != "table":
             return "npy" if kind == "array" else "text"
     elif not path.startswith("hf:") and not (text_column or image_column):
-        held = holds(Path(path))
-        if held != "documents":
-            return held
+        guessed = guess_folder_name(Path(path))
+        if guessed != "documents":
+            return guessed
     if image_column or text_column:
         return "images" if image_column else "documents"
     return data.name if data.name in ("documents", "images") else "documents"
 
 
 def with_path(data: DataConfig, path: str, text_column: str | None, image_column: str | None) -> DataConfig:
-    """The data configuration for what --data names; what it says of columns, images and so on is kept."""
+    """Change a data configuration to what --data names; what it says of columns, images and so on is kept."""
     if text_column is not None and image_column is not None:
         raise UserError("--text-column, --image-column: give one of them")
     path = absolute(path)
-    name = name_of(path, data, text_column, image_column)
+    name = choose_name(path, data, text_column, image_column)
     if name not in ("documents", "images") and (text_column or image_column):
         raise UserError(f"--text-column, --image-column: {path} is no dataset and has no columns; leave them out")
     cls = CLASS_OF[name]

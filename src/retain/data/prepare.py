@@ -32,9 +32,9 @@ from retain.files import replace_file
 log = logging.getLogger("retain")
 
 VERSION = 3
-"""Of what is written; another one is prepared anew."""
+"""Version of the files that are written; what another version wrote is prepared anew."""
 SAVE_SECONDS = 5.0
-"""Seconds of work that a kill may cost."""
+"""A kill may cost this many seconds of work."""
 
 
 def check_exists(path: str) -> None:
@@ -43,7 +43,7 @@ def check_exists(path: str) -> None:
         raise UserError(f"data.path: {path!r} does not exist; give a dataset file, a folder, or hf:NAME")
 
 
-def fingerprint(path: str) -> list[Any]:
+def fingerprint_source(path: str) -> list[Any]:
     """Return what tells a local source from a changed one: each file's relative path, size and time of change.
 
     For the hub it is the name alone. Raises UserError for a path that does not exist.
@@ -64,7 +64,7 @@ def open_source(config: DatasetDataConfig) -> Source:
     return open_hub(config) if config.path.startswith("hf:") or saved else open_local(config, path)
 
 
-def settings_of(config: DatasetDataConfig, whole: bool) -> dict[str, Any]:
+def collect_settings(config: DatasetDataConfig, whole: bool) -> dict[str, Any]:
     """Collect all settings that decide what is written, and no others."""
     names = ["name", "column", "revision", *(() if whole else ("split",))]
     if config.name == "images":
@@ -91,7 +91,7 @@ def prepare(config: DatasetDataConfig, whole: bool = False) -> tuple[Path, dict[
     from filelock import FileLock
 
     codec = codec_of(config)
-    settings, files = settings_of(config, whole), fingerprint(config.path)
+    settings, files = collect_settings(config, whole), fingerprint_source(config.path)
     key = hashlib.sha256(json.dumps([VERSION, settings, files]).encode()).hexdigest()[:24]
     folder = cache_folder() / key
     if not folder.exists():

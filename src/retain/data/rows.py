@@ -10,7 +10,7 @@ import numpy as np
 
 from retain.config import DatasetDataConfig, DocumentDataConfig, ImageDataConfig
 from retain.data.batches import Kind
-from retain.data.images import Pixels, events_vocabulary, levels_of, pixels_of, stored_image, to_events
+from retain.data.images import Pixels, events_vocabulary, levels_of, stored_image, to_events, to_pixels
 from retain.data.paths import expanded
 from retain.errors import UserError
 
@@ -83,7 +83,7 @@ def _images(config: ImageDataConfig) -> Codec:
     def levels(rows: list[Any]) -> Iterator[Pixels | None]:
         for row in rows:
             empty = row is None or not (row.get("bytes") or row.get("path"))
-            yield None if empty else pixels_of(stored_image(row, path), config)
+            yield None if empty else to_pixels(stored_image(row, path), config)
 
     def pixels(rows: list[Any]) -> list[bytes | None]:
         return [None if image is None else image.tobytes() for image in levels(rows)]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from retain.data.files import ARCHIVES, TABLES, Kind, inner, kind_by_name, read_through, walk
-from retain.data.tables import has_column, rows_of
+from retain.data.files import ARCHIVES, Kind, kind_by_name, read_through, strip_compression, walk
+from retain.data.tables import has_column, read_column
 from retain.errors import UserError
 
 SPLIT_NAMES = {
@@ -65,8 +65,8 @@ def scan(path: Path, images: bool, column: str | None, fractions: tuple[float, f
     wanted = {s: f for s, f in zip(("validation", "test"), fractions[1:], strict=True) if s not in present}
     shared = [f for f in files if f.kind != "table" and f.split in (None, "train")]
     given = share_out([(f.digest, f.weight) for f in shared], wanted)
-    by_file = {f.name: split for f, split in zip(shared, given, strict=True)}
-    files = [replace(f, split=by_file.get(f.name, f.split)) for f in files]
+    splits_of = {f.name: split for f, split in zip(shared, given, strict=True)}
+    files = [replace(f, split=splits_of.get(f.name, f.split)) for f in files]
     return Scan(tuple(files), skipped, tuple(as_text), splits is not None)
 
 
@@ -88,14 +88,14 @@ def _look(path: Path, images: bool, column: str | None) -> tuple[list[Found], di
         else:
             real.add(file.resolve())
             named.append((name, file, kind_by_name(name)))
-    pictures = {inner(name).rpartition(".")[0] for name, _, kind in named if kind == "image"}
+    pictures = {strip_compression(name).rpartition(".")[0] for name, _, kind in named if kind == "image"}
     tables = any(kind == "table" for *_, kind in named)
     found: list[Found] = []
     without: list[Path] = []
     as_text: list[str] = []
     for name, file, kind in named:
         if images and kind != "image" and (pictures or kind != "table"):
-            beside = inner(name).rpartition(".")[0] in pictures and Path(name).suffix.lower() in CAPTIONS
+            beside = strip_compression(name).rpartition(".")[0] in pictures and Path(name).suffix.lower() in CAPTIONS
             skipped[name] = "a caption" if beside else "not an image"
         elif kind == "image" and images:
             digest, _, _ = read_through(file, text=False)
@@ -108,7 +108,7 @@ def _look(path: Path, images: bool, column: str | None) -> tuple[list[Found], di
             skipped[name] = "describes the data"
         elif file.stat().st_size == 0:
             skipped[name] = "empty"
-        elif kind == "table" and (images or _has_column(file, column)):
+        elif kind == "table" and (images or has_column(file, column)):
             found.append(Found(file, name, "table"))
         else:
             digest, size, why = read_through(file, text=True)
@@ -122,7 +122,7 @@ def _look(path: Path, images: bool, column: str | None) -> tuple[list[Found], di
     texts = sum(f.kind == "text" for f in found) - len(without)
     if without and not texts:
         # Without any text beside them, tables are what the folder is for: the first says which columns it has.
-        next(rows_of(without[0], column), None)
+        next(read_column(without[0], column), None)
     if column is not None and not images and found and not any(f.kind == "table" for f in found):
         raise UserError(f"data.column: no table with {column!r} is in {str(path)!r}; leave --text-column out for texts")
     return found, skipped, as_text
@@ -141,32 +141,24 @@ def _passed_over(path: Path) -> str | None:
 
 
 def _describes(name: str) -> bool:
-    return Path(inner(name)).name.partition(".")[0] in DESCRIBES
+    return Path(strip_compression(name)).name.partition(".")[0] in DESCRIBES
 
 
-def _has_column(path: Path, column: str | None) -> bool:
-    """Whether a table has the column of texts; one that cannot be read as its ending says has not.
+def guess_folder_name(path: Path) -> Literal["npy", "documents", "images"]:
+    """Choose what a folder is read as unless the user says.
 
-    Parquet and Arrow files are no texts whatever they hold: they count as having it, and say what they lack.
-    """
-    if TABLES[Path(inner(path.name)).suffix] in ("parquet", "arrow"):
-        return True
-    return has_column(path, column or "text")
-
-
-def holds(path: Path) -> Literal["npy", "documents", "images"]:
-    """What a folder is read as unless the user says: images if they are at least half of the files, arrays if they are
-    more than half and no table is there. Captions beside images, and files that describe them, do not count.
+    It is images if they are at least half of the files, arrays if they are more than half and no table is there.
+    Captions beside images, and files that describe them, do not count.
     """
     names = [name for name, file in walk(path) if not _passed_over(file)]
     kinds = {name: kind_by_name(name) for name in names}
-    pictures = {inner(name).rpartition(".")[0] for name, kind in kinds.items() if kind == "image"}
+    pictures = {strip_compression(name).rpartition(".")[0] for name, kind in kinds.items() if kind == "image"}
     others = [
         name
         for name, kind in kinds.items()
         if kind != "image"
         and not _describes(name)
-        and inner(name).rpartition(".")[0] not in pictures
+        and strip_compression(name).rpartition(".")[0] not in pictures
         and Path(name).stem.lower() != "metadata"
     ]
     count = sum(kind == "image" for kind in kinds.values())
@@ -177,13 +169,13 @@ def holds(path: Path) -> Literal["npy", "documents", "images"]:
 
 
 def split_by_names(names: list[str]) -> list[str] | None:
-    """The split of every file by its name or its folder's, if all are so named and there is a train; else None."""
+    """Tell the split of every file by its name or its folder's, if all are so named and there is a train; else None."""
     splits = [_split_named(name) for name in names]
     return [s for s in splits if s] if all(splits) and "train" in splits else None
 
 
 def _split_named(name: str) -> str | None:
-    *folders, file = Path(inner(name)).parts
+    *folders, file = Path(strip_compression(name)).parts
     for folder in folders:
         if folder in SPLIT_NAMES:
             return SPLIT_NAMES[folder]
@@ -193,9 +185,10 @@ def _split_named(name: str) -> str | None:
 
 
 def share_out(files: list[tuple[str, int]], wanted: dict[str, float]) -> list[str]:
-    """The split of each file (digest, weight): each of `wanted` gets about its fraction of the weight, at least a file.
+    """Choose the split of each file (digest, weight).
 
-    Files go by their digests, whatever they are called, and files that are alike go together.
+    Each split of `wanted` gets about its fraction of the weight, at least a file. Files go by their digests, whatever
+    they are called, and files that are alike go together.
     """
     total = sum(weight for _, weight in files)
     groups: dict[str, int] = {}
@@ -219,7 +212,7 @@ def share_out(files: list[tuple[str, int]], wanted: dict[str, float]) -> list[st
 
 
 def told(read: dict[str, Any]) -> str:
-    """What was read of a local source, in one line."""
+    """Say in one line what was read of a local source."""
     skipped = read["skipped"]
     line = f"read {_count(read['files'], 'file')}"
     if read["documents"] is not None:  # not known of tables that are streamed

@@ -1,4 +1,4 @@
-"""What a source of documents or images is, local or of the hub: pieces whose rows are read one after another."""
+"""A source of documents or images, local or of the hub, is made of pieces whose rows are read one after another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from retain.data.batches import Split
 
 SHUFFLED = 1000
-"""Rows from which the next is drawn in a shuffled stream."""
+"""A shuffled stream holds this many rows, and draws the next from them."""
 
 Rows = Iterator[list[Any]]
 """Up to ROWS rows at a time: texts, or images as `datasets` stores them; None where a row has none."""
@@ -17,11 +17,12 @@ Rows = Iterator[list[Any]]
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows that belong to one split, or (`cut`) also to splits that the source lacks, by the hash of each row."""
+    """Some rows of a source, all of one split or cut into several."""
 
     name: str
     split: Split
     cut: frozenset[Split]
+    """Splits that the source lacks; rows go there, or to `split`, by their hash."""
     read: Callable[[], Rows]
     shuffled: Callable[[int], Rows]
     """The same rows in an order that follows from a seed."""

@@ -11,7 +11,7 @@ UNFINISHED = 32
 
 
 def read_prompt(tokenizer: Any, text: str) -> list[int]:
-    """A prompt as subwords. Raises UserError for a character that the vocabulary lacks."""
+    """Turn a prompt into subwords. Raises UserError for a character that the vocabulary lacks."""
     # A shell argument that the locale cannot decode arrives as surrogates.
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     try:
@@ -28,9 +28,9 @@ def read_prompt(tokenizer: Any, text: str) -> list[int]:
 
 
 class Subwords:
-    """The text of subwords that follow `before`, as they come, at constant memory: together what the tokenizer
-    decodes of all of them.
+    """The text of subwords that follow `before`, as they come, at constant memory.
 
+    The pieces of text are together what the tokenizer decodes of all subwords.
     The last piece of text is decoded again with every next one, since a tokenizer decodes the first word otherwise
     than those after it. (The library's DecodeStream raises for some bytes that are no UTF-8, and keeps all others.)
     """
@@ -40,11 +40,12 @@ class Subwords:
         self.known = self.decode(before)
 
     def decode(self, tokens: list[int]) -> str:
+        """Turn subwords into text, special symbols included."""
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=False)
         return text
 
     def read(self, token: int) -> str:
-        """The text that ends with this subword; "" within a character."""
+        """Return the text that ends with this subword; "" within a character."""
         self.next.append(token)
         text = self.decode(self.last + self.next)
         if (len(text) <= len(self.known) or text.endswith("�")) and len(self.next) < UNFINISHED:
@@ -54,5 +55,5 @@ class Subwords:
         return piece
 
     def rest(self) -> str:
-        """The whole characters that were held back for one that did not end."""
+        """Return the whole characters that were held back for one that did not end."""
         return self.decode(self.last + self.next)[len(self.known) :].rstrip("�")

@@ -15,25 +15,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from retain.data.files import BROKEN, TABLES, cannot_be_read, inner, open_binary, unpacked
+from retain.data.files import BROKEN, TABLES, ending_of, make_read_error, open_binary, unpack
 from retain.errors import UserError
 
 ROWS = 1000
 """Rows that are read at once; also as many as Arrow's own files have in one."""
 
 
-def rows_of(path: Path, column: str | None, images: bool = False) -> Iterator[list[Any]]:
-    """The values of a column, up to ROWS at a time: str, or None where a row has none.
+def read_column(path: Path, column: str | None, images: bool = False) -> Iterator[list[Any]]:
+    """Read the values of a column, up to ROWS at a time: str, or None where a row has none.
 
     `column` None is "text". With `images` ("image") they are as `datasets` stores images: {"bytes": …, "path": …}.
     Raises UserError naming the file, the row or line, and what is wrong with it.
     """
     column = column or ("image" if images else "text")
     with _one_line(path):
-        kind = TABLES[Path(inner(path.name)).suffix]
+        kind = TABLES[ending_of(path.name)]
         if kind in ("parquet", "arrow"):
             for array in (_parquet if kind == "parquet" else _arrow)(path, column, images):
-                yield (images_of if images else texts_of)(array, column, str(path))
+                yield (to_images if images else to_texts)(array, column, str(path))
             return
         if images:
             raise UserError(
@@ -44,20 +44,24 @@ def rows_of(path: Path, column: str | None, images: bool = False) -> Iterator[li
             yield some
 
 
-def count_of(path: Path) -> int | None:
-    """How many rows a file has, where that is known without reading it."""
-    if TABLES[Path(inner(path.name)).suffix] != "parquet":
+def count_rows(path: Path) -> int | None:
+    """Count the rows of a file, where that is known without reading it."""
+    if TABLES[ending_of(path.name)] != "parquet":
         return None
     with _one_line(path), _opened_parquet(path) as parquet:
         return int(parquet.metadata.num_rows)
 
 
-def has_column(path: Path, column: str) -> bool:
-    """Whether a CSV or JSON file has the column; one that is not what its ending says has not."""
-    read = _csv if TABLES[Path(inner(path.name)).suffix] == "csv" else _json
+def has_column(path: Path, column: str | None) -> bool:
+    """Whether a table has the column (None is "text"); one that cannot be read as its ending says has not.
+
+    Parquet and Arrow files are no texts whatever they hold: they count as having it, and say what they lack when they
+    are read.
+    """
+    if TABLES[ending_of(path.name)] in ("parquet", "arrow"):
+        return True
     try:
-        with _one_line(path):
-            next(read(path, column), None)
+        next(read_column(path, column), None)
     except UserError:
         return False
     return True
@@ -76,12 +80,12 @@ def _one_line(path: Path) -> Iterator[None]:
         if not (isinstance(error, BROKEN) or type(error).__module__.startswith("pyarrow")):
             raise
         if isinstance(error, OSError) and error.strerror and not type(error).__module__.startswith("pyarrow"):
-            raise cannot_be_read(path, error) from None
+            raise make_read_error(path, error) from None
         said = " ".join(str(error).split())[:300].rstrip(". ")
         raise UserError(f"data.path: {str(path)!r} cannot be read: {said}; check the file, or write it again") from None
 
 
-def missing_column(column: str, path: Path | str, columns: list[str], images: bool = False) -> UserError:
+def make_column_error(column: str, path: Path | str, columns: list[str], images: bool = False) -> UserError:
     """Make the error for a column that a table lacks."""
     option = "--image-column" if images else "--text-column"
     return UserError(
@@ -106,7 +110,7 @@ def _fields(path: Path) -> Iterator[tuple[int, list[str]]]:
 
     Lines end in \n or \r\n alone: a single \r within a text that is not quoted is an error, not a new row.
     """
-    delimiter = "\t" if Path(inner(path.name)).suffix == ".tsv" else ","
+    delimiter = "\t" if ending_of(path.name) == ".tsv" else ","
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the module's own limit cuts off at 128 KiB
     with open_binary(path) as file:
         number = 0
@@ -141,7 +145,7 @@ def _csv(path: Path, column: str) -> Iterator[str]:
     rows = _fields(path)
     header = next(rows, (0, []))[1]
     if column not in header:
-        raise missing_column(column, path, header)
+        raise make_column_error(column, path, header)
     if header.count(column) > 1:
         raise UserError(f"data.column: {str(path)!r} has {header.count(column)} columns {column!r}; rename all but one")
     at = header.index(column)
@@ -158,7 +162,7 @@ def _csv(path: Path, column: str) -> Iterator[str]:
 
 
 def _records(path: Path, column: str) -> Iterator[tuple[str, Any]]:
-    """What a JSON file holds, one by one, each with a name for its place.
+    """Yield what a JSON file holds, one by one, each with a name for its place.
 
     A file whose first line is JSON and not its last is JSON Lines. Any other is one value: a list of records or of
     texts, one record, or what pandas writes: {"column": [value, …]}, {"column": {"0": value, …}} or {"0": record, …}.
@@ -207,7 +211,7 @@ def _json(path: Path, column: str) -> Iterator[str | None]:
         value: Any = record
         if isinstance(record, dict):
             if number == 0 and column not in record:
-                raise missing_column(column, path, list(record))
+                raise make_column_error(column, path, list(record))
             value = record.get(column)
         if not isinstance(value, str | None):
             raise _not_text(column, path, place, value)
@@ -237,7 +241,7 @@ def _arrow_library() -> Any:
 def _opened_parquet(path: Path) -> Iterator[Any]:
     pa = _arrow_library()
     # Not mapped, and little at a time: a row group may be all of a file.
-    with unpacked(path).open("rb") as file, pa.parquet.ParquetFile(file, buffer_size=2**20, pre_buffer=False) as opened:
+    with unpack(path).open("rb") as file, pa.parquet.ParquetFile(file, buffer_size=2**20, pre_buffer=False) as opened:
         yield opened
 
 
@@ -245,27 +249,27 @@ def _parquet(path: Path, column: str, images: bool) -> Iterator[Any]:
     with _opened_parquet(path) as parquet:
         names = parquet.schema_arrow.names
         if column not in names:
-            raise missing_column(column, path, names, images)
+            raise make_column_error(column, path, names, images)
         for batch in parquet.iter_batches(ROWS, columns=[column]):
             yield batch.column(0)
 
 
 def _arrow(path: Path, column: str, images: bool) -> Iterator[Any]:
     pa = _arrow_library()
-    with pa.OSFile(str(unpacked(path))) as file:
+    with pa.OSFile(str(unpack(path))) as file:
         is_file = file.read(6) == b"ARROW1"
         file.seek(0)
         opened = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
         if column not in opened.schema.names:
-            raise missing_column(column, path, opened.schema.names, images)
+            raise make_column_error(column, path, opened.schema.names, images)
         batches = (opened.get_batch(i) for i in range(opened.num_record_batches)) if is_file else opened
         for batch in batches:
             for start in range(0, batch.num_rows, ROWS):
                 yield batch.column(batch.schema.get_field_index(column)).slice(start, ROWS)
 
 
-def texts_of(array: Any, column: str, path: str) -> list[str | None]:
-    """An Arrow array of texts, of any of Arrow's types for them, as Python's. Raises UserError for another type."""
+def to_texts(array: Any, column: str, path: str) -> list[str | None]:
+    """Turn an Arrow array of texts, of any of Arrow's types for them, into Python's. Raises UserError for another."""
     import pyarrow as pa
 
     kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
@@ -278,8 +282,8 @@ def texts_of(array: Any, column: str, path: str) -> list[str | None]:
     return found
 
 
-def images_of(array: Any, column: str, path: str) -> list[Any]:
-    """An Arrow array of images as `datasets` stores them, or of their bytes. Raises UserError for another type."""
+def to_images(array: Any, column: str, path: str) -> list[Any]:
+    """Read an Arrow array of images as `datasets` stores them, or of their bytes. Raises UserError for another type."""
     import pyarrow as pa
 
     kind = array.type

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from retain.config import LARGEST_VOCABULARY, ArrayDataConfig, DataConfig, FileDataConfig, TextDataConfig
-from retain.data.batches import SPLITS, Data, RowsData, Split, StreamData, cuts
+from retain.data.batches import SPLITS, Data, RowsData, Split, StreamData, cut_points
 from retain.data.file_array import HELD, FileArray, Stream, is_held, open_array
-from retain.data.files import NOT_TEXT, cannot_be_read, kind_by_name, unpacked, walk
+from retain.data.files import NOT_TEXT, kind_by_name, make_read_error, unpack, walk
 from retain.data.paths import expanded
 from retain.data.scan import split_by_names
 from retain.errors import UserError
@@ -34,7 +34,7 @@ SAMPLES = 256
 
 
 def load_stdlib(config: DataConfig) -> StreamData:
-    """Source code of the running Python's standard library, as bytes, split by file.
+    """Load the source code of the running Python's standard library, as bytes, split by file.
 
     A file's split follows from the SHA-256 of its relative path: 90 / 5 / 5 % of files in expectation, and the same
     for a file on every Python version. Test suites and generated tables are left out.
@@ -60,7 +60,7 @@ def load_stdlib(config: DataConfig) -> StreamData:
 
 
 def stdlib_files(root: Path) -> list[str]:
-    """Relative posix paths of the standard library's own .py files, sorted.
+    """List the relative posix paths of the standard library's own .py files, sorted.
 
     Build records (_sysconfigdata*, config-*) are left out too: they differ from machine to machine.
     """
@@ -73,13 +73,13 @@ def stdlib_files(root: Path) -> list[str]:
 
 
 def split_of(path: str) -> Split:
-    """The split of a file of the standard library, from its relative posix path."""
+    """Choose the split of a file of the standard library, from its relative posix path."""
     place = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big") / 2**64
     return "train" if place < 0.90 else "validation" if place < 0.95 else "test"
 
 
 def load_text(config: TextDataConfig, whole: bool = False) -> StreamData:
-    """A UTF-8 text file as bytes, cut into three consecutive parts; or `whole`, as the split "all".
+    """Load a UTF-8 text file as bytes, cut into three consecutive parts; or `whole`, as the split "all".
 
     A compressed file is unpacked. Up to 64 MiB the text is held in memory, checked whole, and info has its `sha256`.
     A larger one is read as it is needed; 256 evenly spaced blocks of 64 KiB are checked, and info has
@@ -87,19 +87,19 @@ def load_text(config: TextDataConfig, whole: bool = False) -> StreamData:
     Raises UserError for a file that is missing, empty, too short or not UTF-8.
     """
     path = checked_path(config, "a UTF-8 text file")
-    file = unpacked(path)
+    file = unpack(path)
     try:
         info: dict[str, Any] = {"name": "text", "path": str(path)} | checksum_of(file, text=True)
         stream = open_array(file, np.uint8)
     except OSError as error:
-        raise cannot_be_read(path, error) from None
+        raise make_read_error(path, error) from None
     streams = split_stream(stream, config, whole)
     info["bytes"] = {split: len(part) for split, part in streams.items()}
     return StreamData(streams, vocab_size=256, seq_len=config.seq_len, kind="text", info=info)
 
 
 def load_npy(config: ArrayDataConfig, whole: bool = False) -> Data:
-    """Tokens from a .npy file: 1-D is a stream cut in three, 2-D one sequence per row; `whole` is "all".
+    """Load tokens from a .npy file: 1-D is a stream cut in three, 2-D one sequence per row; `whole` is "all".
 
     A folder of them is one stream after the other, or all their rows; if every file is named after a split, they are
     these splits. Rows go to the splits by a fixed permutation. data.ignore is the number that fills up short rows.
@@ -107,104 +107,85 @@ def load_npy(config: ArrayDataConfig, whole: bool = False) -> Data:
     Raises UserError for anything but non-negative integers below the vocabulary size.
     """
     path = expanded(config.path)
-    if path.is_dir():
-        return load_npy_folder(config, path, whole)
-    path = checked_path(config, "a .npy file of integers")
-    tokens, vocab_size, checksum = read_npy(path, config)
-    info: dict[str, Any] = {"name": "npy", "path": str(path)} | checksum
-    return _of_arrays([tokens], config, whole, vocab_size, info)
-
-
-def load_npy_folder(config: ArrayDataConfig, path: Path, whole: bool) -> Data:
-    """All .npy files of a folder; what else lies in it is skipped by name."""
-    arrays, skipped = [], {}
-    for name, file in walk(path):
-        if kind_by_name(name) == "array" and file.is_file():
-            arrays.append((name, file))
-        else:
-            skipped[name] = "no .npy file"
-    if not arrays:
+    if not path.is_dir():
+        path = checked_path(config, "a .npy file of integers")
+        tokens, vocab_size, checksum = read_npy(path, config)
+        return _of_arrays([tokens], None, config, whole, vocab_size, {"name": "npy", "path": str(path)} | checksum)
+    found = dict(walk(path))
+    files = {name: file for name, file in found.items() if kind_by_name(name) == "array" and file.is_file()}
+    if not files:
         raise UserError(f"data.path: {str(path)!r} holds no .npy file; give one, or a folder of them")
-    read = [read_npy(file, config) for _, file in arrays]
-    vocab_size = max(size for _, size, _ in read)
-    checksum = hashlib.sha256(json.dumps([found for *_, found in read]).encode()).hexdigest()
-    names = split_by_names([name for name, _ in arrays])
-    info: dict[str, Any] = {
+    arrays, sizes, checksums = zip(*(read_npy(file, config) for file in files.values()), strict=True)
+    splits = split_by_names(list(files))
+    info = {
         "name": "npy",
         "path": str(path),
-        "sha256_of_files": checksum,
+        "sha256_of_files": hashlib.sha256(json.dumps(checksums).encode()).hexdigest(),
         "read": {
-            "files": len(arrays),
-            "documents": len(arrays),
+            "files": len(files),
+            "documents": len(files),
             "what": "array",
             "missing": 0,
-            "split_by_name": names is not None,
-            "skipped": skipped,
+            "split_by_name": splits is not None,
+            "skipped": dict.fromkeys((name for name in found if name not in files), "no .npy file"),
             "as_text": [],
         },
     }
-    tokens = [array for array, *_ in read]
-    if names is None or whole:
-        return _of_arrays(tokens, config, whole, vocab_size, info)
-    if any(len(array.shape) == 2 for array in tokens) or set(names) != set(SPLITS):
-        raise UserError(
-            f"data.path: {str(path)!r} has files of the splits {', '.join(sorted(set(names)))}; for streams (N,) give "
-            "train, validation and test, or call the files otherwise and have them cut"
-        )
-    streams = {split: joined([t for t, name in zip(tokens, names, strict=True) if name == split]) for split in SPLITS}
-    return _streams(streams, config, vocab_size, info)
+    return _of_arrays(list(arrays), splits, config, whole, max(sizes), info)
 
 
 def _of_arrays(
-    arrays: list[npt.NDArray[Any] | FileArray],
+    arrays: list[Stream],
+    names: list[str] | None,
     config: ArrayDataConfig,
     whole: bool,
     vocab_size: int,
     info: dict[str, Any],
 ) -> Data:
-    if {len(array.shape) for array in arrays} == {1}:
-        return _streams(split_stream(joined(arrays), config, whole), config, vocab_size, info)
+    """Arrays as one data set; `names` are the splits that their files are named after."""
+    common: dict[str, Any] = {"vocab_size": vocab_size, "seq_len": config.seq_len, "kind": "tokens"}
+    streams: dict[Split, Stream] | None = None
+    if names is not None and not whole:
+        if any(len(array.shape) == 2 for array in arrays) or set(names) != set(SPLITS):
+            raise UserError(
+                f"data.path: {info['path']!r} has files of the splits {', '.join(sorted(set(names)))}; for streams "
+                "(N,) give train, validation and test, or call the files otherwise and have them cut"
+            )
+        streams = {s: join_arrays([a for a, name in zip(arrays, names, strict=True) if name == s]) for s in SPLITS}
+    elif all(len(array.shape) == 1 for array in arrays):
+        streams = split_stream(join_arrays(arrays), config, whole)
+    if streams is not None:
+        if config.ignore is not None:
+            raise UserError(
+                f"data.ignore: {config.ignore} fills up rows (N, L), and this is a stream (N,); leave it out"
+            )
+        info["tokens"] = {split: len(stream) for split, stream in streams.items()}
+        return StreamData(streams, info=info, **common)
     if len({array.shape[1:] for array in arrays}) > 1:
         shapes = ", ".join(str(shape) for shape in sorted({array.shape[1:] for array in arrays}))
         raise UserError(f"data.path: {config.path!r} holds arrays of several shapes, rows of {shapes}; give one shape")
-    return RowsData(
-        joined(arrays),
-        fractions=None if whole else config.split,
-        vocab_size=vocab_size,
-        seq_len=config.seq_len,
-        kind="tokens",
-        info=info,
-        ignore=config.ignore,
-    )
+    fractions = None if whole else config.split
+    return RowsData(join_arrays(arrays), fractions=fractions, ignore=config.ignore, info=info, **common)
 
 
-def _streams(
-    streams: dict[Split, Stream], config: ArrayDataConfig, vocab_size: int, info: dict[str, Any]
-) -> StreamData:
-    if config.ignore is not None:
-        raise UserError(f"data.ignore: {config.ignore} fills up rows (N, L), and this is a stream (N,); leave it out")
-    info["tokens"] = {split: len(stream) for split, stream in streams.items()}
-    return StreamData(streams, vocab_size=vocab_size, seq_len=config.seq_len, kind="tokens", info=info)
-
-
-def joined(arrays: list[Stream]) -> Stream:
-    """Several arrays as one; a large one alone stays in its file."""
+def join_arrays(arrays: list[Stream]) -> Stream:
+    """Join several arrays into one; a large one alone stays in its file."""
     return arrays[0] if len(arrays) == 1 else np.concatenate([np.asarray(array) for array in arrays])
 
 
 def read_npy(path: Path, config: ArrayDataConfig) -> tuple[Stream, int, dict[str, str]]:
-    """The array of a .npy file, its vocabulary size and its checksum."""
-    file = unpacked(path)
+    """Read the array of a .npy file, its vocabulary size and its checksum."""
+    file = unpack(path)
     try:
         tokens = open_npy(file)
-        vocab_size = vocabulary_of(path, tokens, config)
+        vocab_size = read_vocab_size(path, tokens, config)
         return tokens, vocab_size, checksum_of(file, text=False)
     except OSError as error:
-        raise cannot_be_read(path, error) from None
+        raise make_read_error(path, error) from None
 
 
 def checked_path(config: FileDataConfig, wanted: str) -> Path:
-    """The data file, known to exist and not to be empty."""
+    """Return the data file, known to exist and not to be empty. Raises UserError."""
     path = expanded(config.path)
     if not path.exists():
         raise UserError(f"data.path: {str(path)!r} does not exist; give {wanted}")
@@ -217,22 +198,22 @@ def checked_path(config: FileDataConfig, wanted: str) -> Path:
 
 
 def split_stream(stream: Stream, config: FileDataConfig, whole: bool = False) -> dict[Split, Stream]:
-    """Three consecutive views of a stream, or all of it."""
+    """Cut a stream into three consecutive parts, or none."""
     if whole:
         return {"all": stream}
-    ends = [0, *cuts(len(stream), config.split), len(stream)]
+    ends = [0, *cut_points(len(stream), config.split), len(stream)]
     return {split: stream[start:stop] for split, (start, stop) in zip(SPLITS, pairwise(ends), strict=True)}
 
 
 def sample_offsets(size: int) -> list[int]:
-    """Where the checked blocks of a file of `size` bytes start; they cover it whole up to WHOLE bytes."""
+    """List where the checked blocks of a file of `size` bytes start; they cover it whole up to WHOLE bytes."""
     if size <= WHOLE:
         return list(range(0, size, BLOCK))
     return [i * (size - BLOCK) // (SAMPLES - 1) for i in range(SAMPLES)]
 
 
 def checksum_of(path: Path, *, text: bool) -> dict[str, str]:
-    """`sha256` of a file, or `sha256_of_samples` of a large one. With `text`, UserError for what is not UTF-8."""
+    """Compute `sha256` of a file, or `sha256_of_samples` of a large one. With `text`, check that it is UTF-8, too."""
     size = path.stat().st_size
     checksum = hashlib.sha256() if size <= WHOLE else hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
@@ -249,22 +230,23 @@ def check_utf8(block: bytes, offset: int, size: int, path: Path) -> None:
     """Raise UserError if a block of a file is not UTF-8; the characters its edges cut are let pass."""
     if (place := block.find(b"\0")) >= 0:
         raise UserError(
-            f"data.path: {str(path)!r} holds a NUL byte at {offset + place}, it is not text; {remedy_of(path, block)}"
+            f"data.path: {str(path)!r} holds a NUL byte at {offset + place}, it is not text; "
+            f"{suggest_remedy(path, block)}"
         )
     start = 0
     while offset and start < min(3, len(block)) and block[start] & 0xC0 == 0x80:
         start += 1
     try:
-        block[start:].decode("utf-8")
+        codecs.utf_8_decode(block[start:], "strict", offset + len(block) >= size)
     except UnicodeDecodeError as error:
-        if error.reason == "unexpected end of data" and offset + len(block) < size:
-            return
         place = offset + start + error.start
-        raise UserError(f"data.path: {str(path)!r} is not UTF-8 at byte {place}; {remedy_of(path, block)}") from None
+        raise UserError(
+            f"data.path: {str(path)!r} is not UTF-8 at byte {place}; {suggest_remedy(path, block)}"
+        ) from None
 
 
-def remedy_of(path: Path, block: bytes) -> str:
-    """What to do with a file that is not text."""
+def suggest_remedy(path: Path, block: bytes) -> str:
+    """Say what to do with a file that is not text."""
     quoted = repr(str(path))
     if path.suffix == ".bin":
         return (
@@ -286,7 +268,7 @@ def remedy_of(path: Path, block: bytes) -> str:
 
 
 def open_npy(path: Path) -> Stream:
-    """The array of a .npy file. Raises UserError unless it is 1-D or 2-D, of integers, not empty."""
+    """Open the array of a .npy file. Raises UserError unless it is 1-D or 2-D, of integers, not empty."""
     with path.open("rb") as file:
         is_npy = file.read(6) == b"\x93NUMPY"
     if not is_npy:
@@ -314,19 +296,19 @@ def open_npy(path: Path) -> Stream:
     return FileArray(path, array.dtype, array.shape, int(array.offset))
 
 
-def blocks_of(array: Stream, rows: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+def iterate_blocks(array: Stream, rows: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
     """Yield an array in blocks of so many elements or rows, each with the number of its first."""
     for start in range(0, len(array), rows):
         yield start, np.asarray(array[start : start + rows])
 
 
-def vocabulary_of(path: Path, array: Stream, config: ArrayDataConfig) -> int:
-    """data.vocab_size, or one more than the largest token. Raises UserError for a token outside it.
+def read_vocab_size(path: Path, array: Stream, config: ArrayDataConfig) -> int:
+    """Return data.vocab_size, or one more than the largest token. Raises UserError for a token outside it.
 
     data.ignore is no token; it may only stand at the end of a row.
     """
     smallest, largest = 0, 0
-    for start, block in blocks_of(array, max(1, 2**20 // (array.shape[1] if len(array.shape) == 2 else 1))):
+    for start, block in iterate_blocks(array, max(1, 2**20 // (array.shape[1] if len(array.shape) == 2 else 1))):
         if config.ignore is not None:
             padding = block == config.ignore
             if block.ndim == 2 and (wrong := (padding[:, :-1] & ~padding[:, 1:]).any(1)).any():
