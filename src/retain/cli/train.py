@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -14,6 +15,7 @@ from retain.cli.train_help import print_help, reason_unread
 from retain.config import DataConfig, RunConfig
 from retain.config.json import load_config
 from retain.config.presets import NEED_DATA, PRESETS
+from retain.config.recipes import default_recipe, with_recipe
 
 
 def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
@@ -23,6 +25,7 @@ def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
     data, argv = take_option(argv, "--data")
     text_column, argv = take_option(argv, "--text-column")
     image_column, argv = take_option(argv, "--image-column")
+    recipe, argv = take_option(argv, "--recipe")
     asked = {"-h", "--help", "--help-all"} & set(argv)
     resume, quiet = "--resume" in argv, "--quiet" in argv
     argv = [a for a in argv if a not in ("--resume", "--quiet", *asked)]
@@ -64,6 +67,12 @@ def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
         raise Usage("--text-column, --image-column: these are columns of a dataset; name it with --data")
     elif preset in NEED_DATA and not resume and not asked and not _sets(argv, "--data.path"):
         raise Usage(f"data: the {preset} preset needs {NEED_DATA[preset]}; give --data PATH")
+    if recipe is not None and resume:
+        raise Usage(f"recipe: a run goes on with its own; leave out --recipe {recipe} or --resume")
+    if recipe is None and preset is not None and not resume and base.longest_gradient_path > 1:
+        recipe = default_recipe(_value_of(argv, "--cell.kind") or base.cell.kind)
+    if recipe is not None:
+        base = with_recipe(base, recipe)
     config = parse(RunConfig, argv, prog, base)
     if asked:
         print_help(config, prog, everything="--help-all" in asked)
@@ -88,6 +97,16 @@ def _with_whole_paths(data: DataConfig) -> DataConfig:
 
 def _sets(argv: list[str], option: str) -> bool:
     return any(word.partition("=")[0] == option for word in argv)
+
+
+def _value_of(argv: list[str], option: str) -> str | None:
+    """What the option is set to, wherever tyro may find it."""
+    value = None
+    for word, following in pairwise([*argv, ""]):
+        name, equals, after = word.partition("=")
+        if name.replace("_", "-") == option:
+            value = after if equals else following
+    return value
 
 
 def unread(argv: list[str], config: RunConfig) -> list[str]:

@@ -20,6 +20,8 @@ Pretrain an RNN by the phases of a preset, into a run folder.
                       JSON, CSV or Arrow file, or a folder: of texts (each a document), of such files, or of images
   --text-column C     the dataset's column of texts (default: text)
   --image-column C    the dataset's column of images, instead of texts (default: image)
+  --recipe R          one-step: no gradient goes back past one application of f (the paper's, and the default with a
+                      transformer cell); hybrid: f is trained over windows of steps (the default with other cells)
   --dry-run           train nothing: print sizes, memory, and FLOPs and time from a few steps (--json: as JSON)
   --quiet             no progress bar of training
 """

@@ -93,6 +93,18 @@ class RunConfig:
         """The phases that have a step to do: a small budget leaves nothing for the last of them."""
         return tuple(name for name, budget in zip(self.phases, self.budgets(), strict=True) if budget.amount)
 
+    @property
+    def longest_gradient_path(self) -> int:
+        """The most applications of f that a gradient goes back through in any phase; 1 is one-step supervision."""
+        paths = []
+        for name in self.trained:
+            phase = getattr(self, name)
+            length = phase.seq_len or self.data.seq_len
+            if name == "smt":
+                length = -(-min(length, self.smt.steps_per_sequence or length) // self.smt.num_chunks)
+            paths.append(min(phase.bptt_window or length, length))
+        return max(paths)
+
     def left_out(self) -> list[str]:
         """A line for each phase that has no step to do."""
         phases = zip(self.phases, self.budgets(), strict=True)

@@ -66,6 +66,7 @@ def export_best(job: Job) -> dict[str, Any]:
             "seconds": p.seconds,
             "tokens": p.tokens,
             "sequential_steps": p.sequential,
+            "longest_gradient_path": job.config.longest_gradient_path,
             "best_step": p.best_step,
             "validation_bits_per_token": best,
             "parameters": sum(q.numel() for q in job.rnn.parameters()),
