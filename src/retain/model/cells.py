@@ -121,7 +121,7 @@ class GatedCell(nn.Module):
 
 
 class TransformerCell(nn.Module):
-    """The paper's: K memory tokens and the input token through a Transformer; the memory tokens' outputs."""
+    """The paper's cell: a Transformer over K memory tokens and the input token; the memory tokens' outputs."""
 
     def __init__(self, memory: MemoryConfig, config: CellConfig):
         super().__init__()
@@ -219,7 +219,7 @@ class LSTMCell(nn.Module):
         """Return the memories (B, T, K, D) after each of the inputs (B, T, D), read from memory (B, K, D).
 
         `nn.LSTM` would return h after each input, but c only after the last, and both are the memory. So this steps,
-        with one product for all inputs beforehand and one per step.
+        with one product for all inputs beforehand and one per step. Its slow twin is `forward`, step by step.
         """
         check_streams(memory, inputs)
         cell, states = self.cell, []
