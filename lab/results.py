@@ -46,7 +46,7 @@ OWN_RATES = "Tasks at the presets' own rates"
 BY_NAME = (PAPERS_CELL, OTHER_CELLS, LONGER_TEXT, OWN_RATES)
 """Sections that are run only by the names of their comparisons."""
 OFF = (("pieces", 1), ("recompute", False))
-"""Options that came after numbers were kept, and the values with which they change nothing."""
+"""Options that came after figures were kept, and what they are where they change nothing."""
 BEYOND = ("stack", "s3")
 """Tasks that are also scored at 2, 4 and 8 times the training length."""
 
@@ -163,7 +163,7 @@ def hashed(settings: list[dict[str, Any]]) -> str:
 
 
 def given(settings: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what is None or OFF: an option that is added later makes no kept numbers old."""
+    """Without what is None, or else OFF: an option that is added later makes no kept figures old."""
     found = {key: given(value) if isinstance(value, dict) else value for key, value in settings.items()}
     return {key: value for key, value in found.items() if value is not None and (key, value) not in OFF}
 
