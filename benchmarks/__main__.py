@@ -13,6 +13,7 @@ from benchmarks.rows import ROWS
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Measure the rows that the command line names, and write them to the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="How fast SMT is here, as ratios.")
     parser.add_argument("rows", nargs="*", help=f"some of {', '.join(ROWS)}; all by default")
     args = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Timing by turns, and what the machine can do: products per second, bytes per second, memory at its peak."""
+"""Times of sides that run in turns, and what the machine can do: products, bytes read, memory at its peak."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ REPEATS = 7
 
 
 def device() -> torch.device:
-    """Where a run would train by default."""
+    """Return where a run would train by default."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def precision() -> torch.dtype:
-    """The precision of matrix products that `precision = auto` chooses here."""
+    """Return the precision of matrix products that `precision = auto` chooses here."""
     return torch.bfloat16 if fast_bf16(device()) else torch.float32
 
 
 def autocast(enabled: bool = True) -> torch.autocast:
-    """What Accelerate wraps around a step here; `enabled` False is plain float32."""
+    """Return what Accelerate wraps around a step here; `enabled` False is plain float32."""
     return torch.autocast(device().type, torch.bfloat16, enabled=enabled and precision() == torch.bfloat16)
 
 
 def clock(side: Callable[[], object]) -> float:
-    """Seconds that one call takes, the device's work included."""
+    """Return the seconds that one call takes, the device's work included."""
     wait()
     start = time.perf_counter()
     side()
@@ -41,15 +41,23 @@ def clock(side: Callable[[], object]) -> float:
 
 
 def wait() -> None:
+    """Wait for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def by_turns(*sides: Callable[[], object], repeats: int = REPEATS, warm: int = 2, primed: bool = False) -> list[float]:
-    """Median seconds of each side; they run in turns, `warm` rounds uncounted.
+    """Time sides that run in turns.
 
-    `primed`: each runs once uncounted before it is timed. What takes a few milliseconds else pays for the caches that
-    the side before it has filled.
+    Args:
+        *sides: What to time.
+        repeats: The rounds that count.
+        warm: The rounds before them.
+        primed: Run each side once uncounted before it is timed. Else a side of a few milliseconds pays for the caches
+            that the side before it has filled.
+
+    Returns:
+        The median seconds of each side.
     """
     seconds: list[list[float]] = [[] for _ in sides]
     for turn in range(warm + repeats):
@@ -63,20 +71,20 @@ def by_turns(*sides: Callable[[], object], repeats: int = REPEATS, warm: int = 2
 
 
 def large() -> int:
-    """The side of a product that is large for this machine: a GPU is not filled by what fills a CPU."""
+    """Return the side of a product that is large for this machine: what fills a CPU does not fill a GPU."""
     return 8192 if device().type == "cuda" else 2048
 
 
 def product(size: int) -> Callable[[], Tensor]:
-    """A matrix product in the precision of this machine: 2 · size³ operations."""
+    """Return a matrix product in the precision of this machine: 2 · size³ operations."""
     a, b = (torch.randn(size, size, device=device(), dtype=precision()) for _ in range(2))
     return lambda: a @ b
 
 
 def reading(count: int) -> tuple[Callable[[], Tensor], int]:
-    """Reads `count` bytes from memory, several times over from different places so that no cache holds them.
+    """Return work that reads `count` bytes of memory several times, and how many times.
 
-    Returns the work and how many times it reads `count` bytes.
+    It reads from different places, so that no cache holds them.
     """
     times = max(2, 2**28 // count)
     values = torch.ones(times * count // 4, device=device())
@@ -84,7 +92,11 @@ def reading(count: int) -> tuple[Callable[[], Tensor], int]:
 
 
 def peak_of(side: str) -> int:
-    """Bytes that `side` of benchmarks.peak needs at its peak, in a process of its own. Raises RuntimeError."""
+    """Return the bytes that `side` of benchmarks.peak needs at its peak, in a process of its own.
+
+    Raises:
+        RuntimeError: The process failed.
+    """
     done = subprocess.run([sys.executable, "-m", "benchmarks.peak", side], capture_output=True, encoding="utf-8")
     if done.returncode:
         raise RuntimeError(f"benchmarks.peak {side} failed: {done.stderr.strip().splitlines()[-1:]}")

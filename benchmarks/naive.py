@@ -20,30 +20,31 @@ from retain.ops.graphs import launched
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+    """Compute attention by PyTorch, whatever the shape."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
 def transformer(
     self: Transformer, x: Tensor, *, keep: slice | None = None, causal: bool = False, mask: Tensor | None = None
 ) -> Tensor:
-    """Every position of every block, though only `keep` is wanted; queries and keys rotated in each by itself."""
+    """Compute every position of every block, though only `keep` is wanted, and new angles in every block."""
     for block in self.layers():
         turn = self.angles(torch.arange(x.shape[-2], device=x.device), x.dtype)
         q, k, v = block.queries_keys_values(x, turn)
         x = block.mix(x, attention(q, k, v, causal=causal, mask=mask))
-    return self.norm(x if keep is None else x[..., keep, :])
+    normed: Tensor = self.norm(x if keep is None else x[..., keep, :])
+    return normed
 
 
 def inputs(self: RNN, tokens: Tensor) -> Tensor:
-    """Every token is embedded and projected by itself."""
-    embedded = self.embed(tokens)
+    """Embed and project every token by itself."""
+    embedded: Tensor = self.embed(tokens)
     return self.cell.from_input(embedded) if isinstance(self.cell, PROJECTING) else embedded
 
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Runs the library's modules with plain attention, whole blocks, and the gradients that autograd finds, each
-    operation launched by itself."""
+    """Run the library's modules with plain attention, whole blocks and autograd's gradients, launched one by one."""
     with (
         launched(),
         patch("retain.model.layers.attention", attention),
@@ -56,6 +57,8 @@ def plainly() -> Iterator[None]:
 
 
 def plain(side: Callable[[], Any]) -> Callable[[], Any]:
+    """Have this side run `plainly`."""
+
     def run() -> Any:
         with plainly():
             return side()
@@ -72,6 +75,7 @@ class DetachedLoop(nn.Module):
         self._teacher = (teacher,)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the loss of a batch."""
         tokens, targets = batch["tokens"], batch["targets"]
         with torch.no_grad():
             labels = self._teacher[0].eval().encode(tokens)
@@ -87,7 +91,7 @@ class DetachedLoop(nn.Module):
 
 @torch.no_grad()
 def generate(rnn: RNN, batch: int, length: int) -> Tensor:
-    """Tokens (B, length) sampled one after another from m_0."""
+    """Sample tokens (B, length) one after another from m_0."""
     memory = rnn.init_memory(batch)
     logits = rnn.readout(memory)
     tokens: list[Tensor] = []

@@ -1,6 +1,6 @@
 """`python -m benchmarks.peak smt|frugal|bptt`: bytes a training step needs at its peak, with models and optimizer.
 
-frugal is an SMT step with f in pieces, and the encoder's activations computed again: the same losses and gradients.
+frugal is an SMT step that computes f in pieces and the encoder's activations again: the same losses and gradients.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from retain.objectives import BPTT
 
 
 def main() -> None:
+    """Print the bytes."""
     device, side = "cuda" if torch.cuda.is_available() else "cpu", sys.argv[1]
     if device == "cpu":
         twice(side, at(SMALL, length=8, batch=2))  # what a first step loads is code, some 100 MiB of it
@@ -29,7 +30,7 @@ def main() -> None:
 
 
 def twice(side: str, size: Size) -> None:
-    """Two steps of this side, its models freed after them."""
+    """Take two steps of this side, and free its models."""
     if side == "frugal":
         size = dataclasses.replace(size, smt=dataclasses.replace(size.smt, num_chunks=8))
     step = (

@@ -36,45 +36,53 @@ from retain.ops.graphs import launched
 
 @dataclass(frozen=True)
 class Row:
-    """One measured ratio; `least` says whether the goal is a least or a most. `note`: what the ratio is made of."""
+    """One measured ratio."""
 
     what: str
     goal: float
     least: bool
+    """Whether the goal is the least ratio that will do, or the most."""
     reached: float
     note: str
+    """The two numbers of the ratio."""
 
     @property
     def met(self) -> bool:
+        """Whether the goal is reached."""
         return self.reached >= self.goal if self.least else self.reached <= self.goal
 
 
 def ms(seconds: float) -> str:
+    """Write seconds as milliseconds."""
     return f"{seconds * 1e3:,.1f} ms"
 
 
 def ways() -> tuple[bool, ...]:
-    """Compiled or not: both where there is a choice. On a GPU parts are replayed, and nothing is compiled."""
+    """Return the ways, compiled or not: both if there is a choice. On a GPU nothing is compiled."""
     return (False, True) if device().type == "cpu" and can_compile(device()) else (False,)
 
 
 def fastest(seconds: list[float]) -> str:
-    """The faster of `ways`, and what each takes."""
+    """Write what the faster of `ways` takes, and what each takes."""
     eager, *compiled = seconds
     return ms(min(seconds)) + "".join(f" (eager {ms(eager)}, compiled {ms(other)})" for other in compiled)
 
 
 def smt_small() -> Row:
+    """Time an SMT step of the small size."""
     return _smt(SMALL, "SMT step, small, against float32 with plain SDPA and no compile")
 
 
 def smt_paper() -> Row:
-    """With a whole window on every side: compiled, on a CPU, the encoder takes any window for a whole one."""
+    """Time an SMT step of the paper's size, with a whole window on every side.
+
+    The encoder compiled for a CPU takes any window for a whole one.
+    """
     return _smt(PAPER, "SMT step, paper (window encoder), against the same", full_window(PAPER))
 
 
 def _smt(size: Size, what: str, seed: int | None = None) -> Row:
-    """Ours in its faster way, eager or compiled."""
+    """Time ours in its faster way, eager or compiled."""
     *ours, slow = by_turns(
         *(smt_step(size, compiled=way, seed=seed) for way in ways()),
         naive.plain(smt_step(size, bf16=False, seed=seed)),
@@ -83,7 +91,7 @@ def _smt(size: Size, what: str, seed: int | None = None) -> Row:
 
 
 def labels() -> Row:
-    """A step of the state encoder trains T transitions a sequence, one of the window encoder one."""
+    """Count transitions: a step of the state encoder trains T of a sequence, one of the window encoder trains one."""
     size = at(SMALL, length=256)
     state, window = by_turns(smt_step(size), smt_step(size, encoder="window", context_len=256))
     rates = [size.batch * size.length / state, size.batch / window]
@@ -92,6 +100,7 @@ def labels() -> Row:
 
 
 def register() -> Row:
+    """Time the labels of the register encoder against those of the state encoder."""
     size = dataclasses.replace(at(SMALL, length=256), memory=dataclasses.replace(SMALL.memory, tokens=4))
     sides = []
     for encoder in ("register", "state"):
@@ -109,6 +118,7 @@ def register() -> Row:
 
 
 def dmt() -> Row:
+    """Time a DMT step against the loop of the paper."""
     rnn, teacher = models(SMALL)
     other, guide = models(SMALL)
     batch = batch_of(SMALL)
@@ -122,7 +132,7 @@ def dmt() -> Row:
 
 
 def peak() -> Row:
-    """FLOPs of a step, counted by torch, over the time of the same step and the rate of one large product."""
+    """Divide the FLOPs of a step, counted by torch, by its time and by the rate of one large product."""
     step = smt_step(PAPER, seed=full_window(PAPER))
     with launched(), FlopCounterMode(display=False) as counter:
         step()
@@ -134,13 +144,14 @@ def peak() -> Row:
 
 
 def growth() -> Row:
+    """Time an SMT step of four times the length."""
     short, long = by_turns(smt_step(at(SMALL, length=256)), smt_step(at(SMALL, length=1024)))
     what = "growth of SMT step time from T = 256 to T = 1024, state"
     return Row(what, 5, False, long / short, f"{ms(long)} against {ms(short)}")
 
 
 def bptt() -> Row:
-    """Each in its faster way, eager or compiled: the baseline is to be the fastest there is."""
+    """Time SMT and BPTT, each in its faster way, eager or compiled: the baseline is to be the fastest there is."""
     size, sides = at(SMALL, length=256), []
     for way in ways():
         rnn, teacher = models(size)
@@ -153,10 +164,12 @@ def bptt() -> Row:
 
 
 def generate_1() -> Row:
+    """Time the generation of one stream."""
     return _generate(1)
 
 
 def generate_64() -> Row:
+    """Time the generation of 64 streams."""
     return _generate(64)
 
 
@@ -173,6 +186,7 @@ def _generate(batch: int, length: int = 32) -> Row:
 
 
 def weights(length: int = 16) -> Row:
+    """Time the generation of a token against one reading of the weights."""
     rnn = models(PAPER)[0].eval()
     size = sum(p.numel() * p.element_size() for part in (rnn.cell, rnn.readout) for p in part.parameters())
     prompt = torch.zeros(1, 0, dtype=torch.long)
@@ -185,6 +199,7 @@ def weights(length: int = 16) -> Row:
 
 
 def memory() -> Row:
+    """Measure the memory of a frugal SMT step against that of BPTT."""
     # What the C library's heap leaves between tensors differs from process to process; on a GPU nothing does.
     turns = range(REPEATS if device().type == "cpu" else 1)
     peaks = [[peak_of(side) for side in ("frugal", "smt", "bptt")] for _ in turns]
@@ -195,7 +210,7 @@ def memory() -> Row:
 
 
 def attention() -> Row:
-    """Forward and backward of each way, for the shapes that SMT has; what `attention` takes, over the fastest."""
+    """Time each way forward and backward at the shapes of SMT, and compare what `attention` takes with the fastest."""
     worst, notes = 0.0, []
     shapes = {
         "readout": (2048, 2, 2),

@@ -47,11 +47,12 @@ PAPER = Size(_paper.memory, _paper.teacher, _paper.cell, _paper.smt, batch=8, le
 
 
 def at(size: Size, *, length: int, batch: int = 8) -> Size:
+    """Change the length and the batch of a size."""
     return dataclasses.replace(size, length=length, batch=batch)
 
 
 def models(size: Size, **teacher: object) -> tuple[RNN, Teacher]:
-    """Fresh models, always the same; `teacher` changes fields of the teacher's config."""
+    """Make fresh models, always the same; `teacher` changes fields of the teacher's config."""
     torch.manual_seed(0)
     config = dataclasses.replace(size.teacher, **teacher)  # type: ignore[arg-type]
     rnn = RNN(VOCAB, size.memory, config, size.cell)
@@ -59,6 +60,7 @@ def models(size: Size, **teacher: object) -> tuple[RNN, Teacher]:
 
 
 def batch_of(size: Size) -> dict[str, Tensor]:
+    """Draw a batch, always the same."""
     draws = torch.Generator().manual_seed(0)
     windows = torch.randint(VOCAB, (size.batch, size.length + 1), generator=draws).to(device())
     return {"tokens": windows[:, :-1].contiguous(), "targets": windows}
@@ -72,8 +74,10 @@ def training_step(
     seed: int | None = None,
     parts: Parts | None = None,
 ) -> Callable[[], Tensor]:
-    """One optimizer step, `using` these parts. Its random numbers are those of `seed`, or of a new one in each
-    repetition, on every side."""
+    """Return an optimizer step, `using` these parts.
+
+    Its random numbers are those of `seed`, or in each repetition those of another, the same for every side.
+    """
     parameters = [p for p in objective.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
     turn = 0
@@ -94,9 +98,9 @@ def training_step(
 
 
 def full_window(size: Size) -> int:
-    """A seed by which SMT takes a memory that has as many tokens before it as the window encoder reads.
+    """Find a seed by which SMT takes a memory with as many tokens before it as the window encoder reads.
 
-    Else a step of 50 tokens would be held against one of 300.
+    Else a step of 50 tokens would be compared with one of 300.
     """
     context = size.teacher.context_len or size.length
     for seed in range(1000):
@@ -109,6 +113,7 @@ def full_window(size: Size) -> int:
 def smt_step(
     size: Size, *, compiled: bool = False, bf16: bool = True, seed: int | None = None, **teacher: object
 ) -> Callable[[], Tensor]:
+    """Return an SMT step; `teacher` changes fields of the teacher's config."""
     rnn, guide = models(size, **teacher)
     config = size.smt if guide_labels_all(size, teacher) else dataclasses.replace(size.smt, steps_per_sequence=1)
     objective, parts = SMT(guide, rnn, config, size.teacher.future_len), quicken(rnn, guide, compiled)
@@ -116,7 +121,7 @@ def smt_step(
 
 
 def quicken(rnn: RNN, teacher: Teacher, compiled: bool) -> Parts:
-    """Our side: on a GPU parts are replayed and nothing is compiled, on a CPU they are compiled if one asks."""
+    """Make our side fast: on a GPU parts are replayed and nothing is compiled, on a CPU compiled if one asks."""
     return fast_parts(rnn, teacher, compiled and device().type == "cpu")
 
 

@@ -22,6 +22,7 @@ data = retain.load_data(base.data)
 
 
 def at_rate(config: RunConfig, factor: float) -> RunConfig:
+    """Multiply the learning rates of all phases."""
     phases = {name: getattr(config, name) for name in config.phases}
     return dataclasses.replace(config, **{k: dataclasses.replace(c, lr=c.lr * factor) for k, c in phases.items()})
 

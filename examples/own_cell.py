@@ -22,10 +22,12 @@ class MyCell(nn.Module):
         self.hidden = nn.Linear(size + memory.width, hidden)
         self.out = nn.Linear(hidden, size)
 
-    def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:  # (N, K, D), (N, D) -> (N, K, D)
+    def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
+        """Read inputs (N, D) into memory (N, K, D)."""
         # Each of the N stands for itself: in SMT they are steps of one sequence, all at once. So no BatchNorm here.
         x = self.hidden(torch.cat([memory.flatten(1), inputs], 1)).relu()
-        return memory + self.out(x).view_as(memory)
+        change: Tensor = self.out(x)
+        return memory + change.view_as(memory)
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

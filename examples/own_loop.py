@@ -17,13 +17,14 @@ steps = parser.parse_args().steps
 
 
 def batch() -> dict[str, torch.Tensor]:
-    """Your data goes here. This one counts up from a random number, modulo 10."""
+    """Make a batch of your data; this one counts up from a random number, modulo 10."""
     count = (torch.randint(10, (16, 1)) + torch.arange(33)) % 10
     # After t tokens the target is token t. Target 0 asks what m_0 expects, so there is one target more than tokens.
     return {"tokens": count[:, :-1], "targets": count}
 
 
 def train(objective: SMT | DMT) -> None:
+    """Minimise the loss of an objective."""
     # An objective freezes what it does not train. An optimizer that saw those parameters would still decay them.
     optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=2e-3)
     for step in range(steps):

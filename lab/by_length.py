@@ -1,4 +1,4 @@
-"""One task trained at several lengths, of one comparison each: when did each method solve it?"""
+"""One task trained at several lengths, with a comparison at each: when did each method solve it?"""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ COSTS = {"seconds": "seconds", "sequential_steps": "sequential steps"}
 
 
 def length_of(results: Results) -> int:
+    """Return the length that a comparison trained on."""
     return int(results["data"]["seq_len"])
 
 
 def methods_of(comparisons: list[Results]) -> list[str]:
-    """Those that all have."""
+    """Return the methods that all comparisons have."""
     return [m for m in comparisons[0]["methods"] if all(m in c["methods"] for c in comparisons)]
 
 
 def solved(results: Results, method: str) -> dict[str, float] | None:
-    """What it cost, mean over seeds, until a validation saw the task solved; None where one never did."""
+    """Return what it cost, mean over seeds, until a validation saw the task solved; None if one never did."""
     curves = [r.get("curve", []) for r in results["methods"][method]["runs"]]
     first = [next((p for p in curve if p["accuracy"] >= SOLVED), None) for curve in curves]
     points = [p for p in first if p is not None]
@@ -32,7 +33,7 @@ def solved(results: Results, method: str) -> dict[str, float] | None:
 
 
 def by_length(comparisons: list[Results]) -> str:
-    """The table."""
+    """Make the table."""
     text = (
         "Accuracy on test; and the seconds and sequential steps, mean over seeds, after which one of the ten\n"
         f"validations of a run saw {SOLVED}.\n\n"
@@ -50,7 +51,7 @@ def by_length(comparisons: list[Results]) -> str:
 
 
 def plot_by_length(comparisons: list[Results], path: Path) -> bool:
-    """What it cost to solve against length, one line per method; False where matplotlib is not installed."""
+    """Draw the cost of solving against length, a line per method; return False if matplotlib is not installed."""
     figure = new_figure(path, 9, 4)
     if figure is None:
         return False
@@ -61,7 +62,7 @@ def plot_by_length(comparisons: list[Results], path: Path) -> bool:
     for axis, (cost, label) in zip(figure.subplots(1, len(COSTS)), COSTS.items(), strict=True):
         for method in methods_of(comparisons):
             found = [solved(results, method) for results in comparisons]
-            # What was never solved is missing from the line.
+            # A length that was never solved is missing from the line.
             axis.plot(lengths, [float("nan") if f is None else f[cost] for f in found], marker="o", label=method)
         axis.set_xscale("log", base=2)
         axis.set_xticks(lengths, [str(length) for length in lengths])

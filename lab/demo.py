@@ -25,15 +25,16 @@ OUT = Path("runs/demo")
 
 
 def methods(config: RunConfig) -> dict[str, RunConfig]:
-    """The run and its two baselines: the very same RNN trained with BPTT, and a GRU of as many parameters.
+    """Return the run and its two baselines: the very same RNN trained with BPTT, and a GRU of as many parameters.
 
-    Each at the learning rate that the sweep of docs/results.md found best for it on this text.
+    Each has the learning rate that the sweep of docs/results.md found best for it on this text.
     """
     bptt = dataclasses.replace(config, phases=("bptt",))
     return {"SMT → DMT": config, "BPTT, same cell": with_rate(bptt, "1/3"), "BPTT, GRU": matched(bptt, "gru")}
 
 
 def main() -> None:
+    """Train the three methods, score them, and let the first write."""
     from retain.cli.evaluate import record_of
     from retain.data import load_data
     from retain.files import keep_printed
@@ -105,7 +106,7 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
+    """Write the rows as Markdown."""
     head = ("method", "seconds", "tokens", "RNN parameters", "bits/char", "its teacher", "drift", "relative drift")
 
     def number(value: float | None, form: str) -> str:

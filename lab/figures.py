@@ -1,8 +1,8 @@
-"""`make figures`: the scaling figures, each of one `retain sweep`, run anew where they are not done.
+"""`make figures`: the scaling figures, each made by one `retain sweep`, which runs if it has not.
 
-The figures of each are kept as docs/figures/NAME.json: what stands there is not run again, and the page
-docs/figures.md can be made from the repository alone. About an hour on two cores; stop it whenever you like, it goes
-on where it was. Budgets are in optimizer steps, so that a busy machine changes nothing but the seconds.
+The numbers of each are kept as docs/figures/NAME.json. What stands there is not run again, and the page
+docs/figures.md can be made from the repository alone. It takes about an hour on two cores. If it is stopped, it goes on
+where it was. Budgets are in optimizer steps, so that a busy machine changes nothing but the seconds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KEPT = Path("docs/figures")
 RUNS = Path("runs/figures")
 MARKS = ("<!-- figures begin -->", "<!-- figures end -->")
 PICTURES = {"": "results.png", "-compression": "compression.png"}
-"""What a picture's name gets after the figure's, and what the sweep calls it."""
+"""What follows a figure's name in the name of its picture → what the sweep calls the picture."""
 SHARED = "--jobs 2 --threads 1"
 
 FIGURES = {
@@ -58,12 +58,12 @@ FIGURES = {
 
 
 def line(name: str) -> str:
-    """The arguments of the sweep of a figure."""
+    """Return the arguments of a figure's sweep."""
     return f"{FIGURES[name][1]} {SHARED} --out {RUNS / name}"
 
 
 def run(name: str, folder: Path) -> None:
-    """Run the sweep where it is not done, and keep its figures and pictures."""
+    """Run a sweep if it has not, and keep its numbers and pictures."""
     command = f"retain sweep {line(name)}"
     swept, out, jobs = sweep_of(shlex.split(line(name)))
     settings = fingerprint([*runs_of(swept).values()])
@@ -77,7 +77,7 @@ def run(name: str, folder: Path) -> None:
 
 
 def page(folder: Path) -> str:
-    """All figures there are, each under the command that made it."""
+    """Write all figures that there are, each under the command that made it."""
     from retain.experiments.sweep_results import markdown
 
     text = ""
@@ -98,6 +98,7 @@ def page(folder: Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Make the figures that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m lab.figures", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"some of {', '.join(FIGURES)}; all by default")
     parser.add_argument("--page", action="store_true", help="only write the page of what is done")

@@ -1,9 +1,9 @@
-"""The losses of the first steps of every preset: equal, bit for bit, before and after a change of form.
+"""The losses of the first steps of every preset, which a change of form must leave equal, bit for bit.
 
     python -m lab.golden before.json            # on the code before the change
     python -m lab.golden after.json before.json # after it: names every run whose losses differ, and exits 1
 
-They hold on one machine with one PyTorch alone. Runs that are compiled, resumed or of two processes are among them.
+They are comparable on one machine with one PyTorch only. Compiled, resumed and two-process runs are among them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COMMON += ["--validate-every", "1000steps", "--checkpoint-every", "1000steps", "
 
 
 def make_data(folder: Path) -> dict[str, list[str]]:
-    """Local data for the presets that need some: preset → words of the command line."""
+    """Make local data for the presets that need some, and return their words of the command line by preset."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from PIL import Image
@@ -51,14 +51,14 @@ def make_data(folder: Path) -> dict[str, list[str]]:
 
 
 def losses(out: Path) -> list[dict[str, Any]]:
-    """What metrics.jsonl says of every step, without what a clock says."""
+    """Read what metrics.jsonl says of every step, but for what a clock said."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     clocks = ("seconds", "tokens_per_second", "data_wait", "validation_seconds")
     return [{key: value for key, value in line.items() if key not in clocks} for line in lines]
 
 
 def train(words: list[str], out: Path, processes: int = 1) -> list[dict[str, Any]]:
-    """The losses of one `retain train` line."""
+    """Return the losses of one `retain train` line."""
     start = [sys.executable, "-m"]
     if processes > 1:
         start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
@@ -72,7 +72,7 @@ def train(words: list[str], out: Path, processes: int = 1) -> list[dict[str, Any
 
 
 def train_in_two(words: list[str], out: Path) -> list[dict[str, Any]]:
-    """The losses of a run that is stopped after some steps and resumed."""
+    """Return the losses of a run that is stopped after some steps and resumed."""
     command = [sys.executable, "-m", "retain", "train"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*command, *words, "--out", str(out)], env=env, stderr=subprocess.DEVNULL)
@@ -85,7 +85,7 @@ def train_in_two(words: list[str], out: Path) -> list[dict[str, Any]]:
 
 
 def all_runs(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Every preset; stdlib also compiled, stopped and resumed, by BPTT, and with two processes."""
+    """Run every preset; stdlib also compiled, stopped and resumed, by BPTT, and with two processes."""
     data = make_data(folder)
     found = {}
     for name in PRESETS:
@@ -107,6 +107,7 @@ def all_runs(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def main() -> None:
+    """Write the losses, and compare them with those of another file if one is named."""
     with tempfile.TemporaryDirectory() as folder:
         found = all_runs(Path(folder))
     Path(sys.argv[1]).write_text(json.dumps(found, indent=1), encoding="utf-8")

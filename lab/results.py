@@ -1,10 +1,9 @@
-"""`make results`: the comparisons this project stands by, run anew where they are not done, and their tables written.
+"""`make results`: the comparisons this project stands by, run if they have not, and their tables.
 
-Each is one `retain compare` line. Its figures are kept as docs/results/NAME.json: what stands there is not run again,
-and the tables of docs/results.md can be made from the repository alone. About seven hours on two cores; stop it
-whenever you like, it goes on where it was. `make results-quick` gives the same tables from one seed and short
-budgets, under runs/results-quick, within half an hour. What is in BY_NAME takes three hours more, and is run when it is
-named.
+Each is one `retain compare` line. Its numbers are kept as docs/results/NAME.json. What stands there is not run again,
+and the tables of docs/results.md can be made from the repository alone. It takes about seven hours on two cores. If it
+is stopped, it goes on where it was. `make results-quick` makes the same tables from one seed and short budgets, under
+runs/results-quick, within half an hour. What is in BY_NAME takes three hours more, and is run only if it is named.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ QUICK = Path("runs/results-quick")
 BEGIN, END = "<!-- results begin -->", "<!-- results end -->"
 SIDE_BY_SIDE = "--jobs 2 --threads 1"
 CONTROLLED = "smt,bptt,tbptt,gru,lstm"
-"""With BPTT that is cut where DMT is: all that it lacks is the teacher. Copy and keys-values are not cut."""
+"""Among them is BPTT that is cut where DMT is: it lacks nothing but the teacher. Copy and keys-values are not cut."""
 TASKS = ("retrieval", "copy", "stack", "keys_values", "modular")
 STALE = "*Run with an earlier form of the command or of its preset; to be run anew.*\n\n"
 LONGER = "Retrieval over longer sequences"
@@ -51,7 +50,7 @@ BEYOND = ("stack", "s3")
 
 
 def comparisons(quick: bool) -> dict[str, dict[str, str]]:
-    """Section → name → the arguments of `retain compare`."""
+    """Return section → name → the arguments of `retain compare`."""
 
     def line(
         name: str, preset: str, methods: str, seconds: int, seeds: int, more: str = "", sweep: int | None = None
@@ -91,7 +90,7 @@ def comparisons(quick: bool) -> dict[str, dict[str, str]]:
 
 
 def by_name(line: Callable[..., str]) -> dict[str, dict[str, str]]:
-    """The sections of BY_NAME."""
+    """Return the sections of BY_NAME."""
     gru, mlp = " --lrs 1 --cell.kind gru", " --lrs 1 --cell.kind mlp --cell.width 512"
     return {
         PAPERS_CELL: on_papers_cell(line),
@@ -121,9 +120,9 @@ def by_name(line: Callable[..., str]) -> dict[str, dict[str, str]]:
 
 
 def on_papers_cell(line: Callable[..., str]) -> dict[str, str]:
-    """The presets as they are but for the cell, a Transformer of a size that minutes of a core allow.
+    """Change nothing of the presets but the cell, to a Transformer of a size that minutes of a core allow.
 
-    Text also compiled, and with the paper's normalisation of memory, under which BPTT does better.
+    Text is also compiled, and run with the paper's normalisation of memory, under which BPTT does better.
     """
     text = " --cell.kind transformer --cell.layers 2 --cell.width 128 --memory.tokens 2 --memory.width 128"
     rms = text + " --memory.norm rms"
@@ -139,12 +138,12 @@ def on_papers_cell(line: Callable[..., str]) -> dict[str, str]:
 
 
 def fingerprint(configs: Sequence[RunConfig]) -> str:
-    """Says whether figures are of these very settings: a preset may change under a command that stays."""
+    """Identify the settings that numbers are of: a preset may change under a command that stays."""
     return hashed([given(to_dict(config)) for config in configs])
 
 
 def of_study(study: Study) -> str:
-    """The same of a study's runs, as far as they read their settings: nothing of phases that they do not have."""
+    """Identify the settings that a study's runs read: nothing of phases that they do not have."""
     found = []
     for config in study.runs.values():
         settings = given(to_dict(config))
@@ -157,6 +156,7 @@ def of_study(study: Study) -> str:
 
 
 def hashed(settings: list[dict[str, Any]]) -> str:
+    """Hash settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -167,26 +167,28 @@ def given(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def kept(name: str, folder: Path) -> dict[str, Any] | None:
-    """What stands there: the "command" that was run, a fingerprint of its "settings", its "results"."""
+    """Read what is kept: the "command" that was run, a fingerprint of its "settings", its "results"."""
     path = folder / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def current(saved: dict[str, Any] | None, command: str, settings: str) -> bool:
-    """Whether kept figures are of this very command and these very settings."""
+    """Whether kept numbers are of this very command and these very settings."""
     return saved is not None and (saved["command"], saved.get("settings")) == (command, settings)
 
 
 def settings_of(arguments: str) -> str:
-    """The fingerprint of a comparison's arguments."""
+    """Return the fingerprint of a comparison's arguments."""
     return fingerprint([comparison_of(shlex.split(arguments))[0].config])
 
 
 def is_current(arguments: str, saved: dict[str, Any]) -> bool:
+    """Whether kept numbers are of these arguments, with the presets as they are now."""
     return current(saved, f"retain compare {arguments}", settings_of(arguments))
 
 
 def keep(name: str, command: str, settings: str, results: Any, folder: Path) -> None:
+    """Keep the numbers of a command."""
     from retain.files import replace_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -195,7 +197,7 @@ def keep(name: str, command: str, settings: str, results: Any, folder: Path) -> 
 
 
 def run_comparison(name: str, arguments: str, folder: Path) -> None:
-    """Run it where it is not done, and keep its figures and picture."""
+    """Run a comparison if it has not, and keep its numbers and picture."""
     command = f"retain compare {arguments}"
     comparison, out, jobs = comparison_of(shlex.split(arguments))
     settings = fingerprint([comparison.config])
@@ -208,7 +210,7 @@ def run_comparison(name: str, arguments: str, folder: Path) -> None:
 
 
 def copy_picture(made: Path, kept: Path) -> None:
-    """An older one does not stay beside newer figures, even where none could be drawn."""
+    """Copy a picture; no older one stays beside newer numbers, even if none could be drawn."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.unlink(missing_ok=True)
     if made.exists():
@@ -216,7 +218,7 @@ def copy_picture(made: Path, kept: Path) -> None:
 
 
 def run_study(name: str, study: Study, out: Path, folder: Path) -> None:
-    """The same for a grid of runs."""
+    """Run a study if it has not, and keep its numbers."""
     from retain.experiments.scheduler import run_all
 
     settings = of_study(study)
@@ -230,7 +232,7 @@ def run_study(name: str, study: Study, out: Path, folder: Path) -> None:
 
 
 def part(name: str, command: str, settings: str, folder: Path, table: Callable[[Any], str]) -> str:
-    """A command and the table of its figures, as far as there are any; figures of an earlier one stay under theirs."""
+    """Write a command and the table of its numbers; kept numbers of an earlier command stand under theirs."""
     saved = kept(name, folder)
     if saved is None:
         return f"`{command}`\n\nNot run yet.\n"
@@ -244,7 +246,7 @@ def part(name: str, command: str, settings: str, folder: Path, table: Callable[[
 
 
 def page(quick: bool, folder: Path) -> str:
-    """All tables there are figures for, each under the command that made them."""
+    """Write all tables that there are numbers for, each under the command that made them."""
     from lab.by_length import by_length, plot_by_length
     from retain.experiments.tables import markdown
 
@@ -273,7 +275,7 @@ def page(quick: bool, folder: Path) -> str:
 
 
 def write(text: str, path: Path, marks: tuple[str, str] = (BEGIN, END)) -> None:
-    """Put the tables between their marks in a page, and leave the words around them alone."""
+    """Put tables between their marks in a page, and leave the words around them alone."""
     begin, end = marks
     before = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
     if begin not in before:
@@ -284,6 +286,7 @@ def write(text: str, path: Path, marks: tuple[str, str] = (BEGIN, END)) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Make the results that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m lab.results", description=__doc__)
     parser.add_argument("names", nargs="*", help="some of them, e.g. copy retrieval-256 credit; all by default")
     parser.add_argument("--quick", action="store_true", help="one seed and short budgets, into runs/results-quick")

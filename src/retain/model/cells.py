@@ -43,7 +43,12 @@ REACH = 4.0
 
 
 class MLPCell(nn.Module):
-    """MLP(m, x), or if residual m + MLP(m, x), which copies what it need not change."""
+    """MLP(m, x), or if residual m + MLP(m, x), which copies what it need not change.
+
+    Args:
+        memory: K memory tokens of width D.
+        config: Its width, layers and residual are read.
+    """
 
     def __init__(self, memory: MemoryConfig, config: CellConfig):
         super().__init__()
@@ -73,6 +78,10 @@ class GatedCell(nn.Module):
 
     A residual cell must compute −m to forget; a gate forgets for nothing (Hochreiter & Schmidhuber 1997), and the
     linear map moves what it keeps. Unlike a GRU's, c is unbounded, as normalised memory needs.
+
+    Args:
+        memory: K memory tokens of width D.
+        config: Its width and layers are read.
     """
 
     def __init__(self, memory: MemoryConfig, config: CellConfig):
@@ -121,7 +130,12 @@ class GatedCell(nn.Module):
 
 
 class TransformerCell(nn.Module):
-    """The paper's: K memory tokens and the input token through a Transformer; the memory tokens' outputs."""
+    """The paper's cell: a Transformer over K memory tokens and the input token; the memory tokens' outputs.
+
+    Args:
+        memory: K memory tokens of width D.
+        config: Its width, heads, layers and residual are read.
+    """
 
     def __init__(self, memory: MemoryConfig, config: CellConfig):
         super().__init__()
@@ -171,7 +185,12 @@ def in_own_dtype(memory: Tensor, cell: nn.Module) -> AbstractContextManager[Any]
 
 
 class GRUCell(nn.Module):
-    """`nn.GRU` whose state is the flattened memory (Cho et al. 2014)."""
+    """`nn.GRU` whose state is the flattened memory (Cho et al. 2014).
+
+    Args:
+        memory: K memory tokens of width D.
+        config: Nothing of it is read.
+    """
 
     def __init__(self, memory: MemoryConfig, config: CellConfig):
         super().__init__()
@@ -192,7 +211,12 @@ class GRUCell(nn.Module):
 
 
 class ElmanCell(GRUCell):
-    """`nn.RNN`: tanh of a linear map of memory and input (Elman 1990)."""
+    """`nn.RNN`: tanh of a linear map of memory and input (Elman 1990).
+
+    Args:
+        memory: K memory tokens of width D.
+        config: Nothing of it is read.
+    """
 
     def __init__(self, memory: MemoryConfig, config: CellConfig):
         nn.Module.__init__(self)
@@ -200,7 +224,12 @@ class ElmanCell(GRUCell):
 
 
 class LSTMCell(nn.Module):
-    """`nn.LSTMCell`; the first half of the flattened memory is h, the second c (Hochreiter & Schmidhuber 1997)."""
+    """`nn.LSTMCell`; the first half of the flattened memory is h, the second c (Hochreiter & Schmidhuber 1997).
+
+    Args:
+        memory: K memory tokens of width D; K · D must be even.
+        config: Nothing of it is read.
+    """
 
     def __init__(self, memory: MemoryConfig, config: CellConfig):
         super().__init__()
@@ -219,7 +248,7 @@ class LSTMCell(nn.Module):
         """Return the memories (B, T, K, D) after each of the inputs (B, T, D), read from memory (B, K, D).
 
         `nn.LSTM` would return h after each input, but c only after the last, and both are the memory. So this steps,
-        with one product for all inputs beforehand and one per step.
+        with one product for all inputs beforehand and one per step. Its slow twin is `forward`, step by step.
         """
         check_streams(memory, inputs)
         cell, states = self.cell, []

@@ -30,6 +30,10 @@ class DeltaCell(nn.Module):
     S + β a (v - Sᵀa)ᵀ: what stood at that address makes way for what is new (Schlag et al. 2021). The register is then
     updated as in a `GatedCell`, from what was read, too. About n things fit into each store: as many as there are
     addresses at right angles.
+
+    Args:
+        memory: K ≥ 3 memory tokens of width D, the square of an even number.
+        config: Its width is read.
     """
 
     cuts = True

@@ -75,8 +75,9 @@ class RNN(nn.Module):
         """Embed tokens (...) as (..., D), and project them if the cell is PROJECTING."""
         project: Any = self.cell.from_input if self.projects else None
         if project is not None and tokens.numel() >= self.vocab_size:
-            # A product for every token of the vocabulary costs less than one for every token that is read. The
-            # gradients of a token's many places are added up in float32: in bfloat16 a large sum stops growing.
+            # A product for every token of the vocabulary costs less than one for every token that is read, as the slow
+            # twin below has it. The gradients of a token's many places are added up in float32: in bfloat16 a large sum
+            # stops growing.
             table: Tensor = project(self.embed.weight)
             return nn.functional.embedding(tokens, at_least_float32(table)).to(table.dtype)
         embedded: Tensor = self.embed(tokens)

@@ -71,7 +71,7 @@ class Teacher(nn.Module):
         self.decoder = Decoder(vocab_size, memory, config)
 
     def encode(self, tokens: Tensor, steps: Tensor | None = None) -> Tensor:
-        """Return the memories of `encode_with_trunk` alone."""
+        """Return m_t (B, S, K, D) of tokens (B, T) at steps t (S,), all by default, as `encode_with_trunk` does."""
         return self.encode_with_trunk(tokens, steps, logits=False)[0]
 
     def encode_with_trunk(

@@ -68,17 +68,9 @@ def _room(steps: int, store: Tensor, inputs: Tensor, out: Tensor) -> _Kept:
     )
 
 
-def _forward(
-    register: Tensor,
-    store: Tensor,
-    inputs: Tensor,
-    gain: Tensor,
-    from_memory: Tensor,
-    from_store: Tensor,
-    out: Tensor,
-    keep: bool,
-) -> tuple[Tensor, ...]:
+def _forward(keep: bool, register: Tensor, store: Tensor, inputs: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     """Registers and stores; with `keep` also what `_Kept` holds."""
+    gain, from_memory, from_store, out = weights
     (size, width), (stores, side), dtype = out.shape, store.shape[1:3], store.dtype
     places = stores * side
     k = _room(len(inputs) if keep else 1, store, inputs, out)
@@ -108,23 +100,14 @@ def _forward(
 
 
 def _backward(
-    grad: Tensor,
-    grad_store: Tensor,
-    before: Tensor,
-    before_store: Tensor,
-    gain: Tensor,
-    from_memory: Tensor,
-    from_store: Tensor,
-    out: Tensor,
-    streams: int,
-    comes_around: int | None,
-    *kept: Tensor,
+    streams: int, comes_around: int | None, grad: Tensor, grad_store: Tensor, *saved: Tensor
 ) -> tuple[Tensor, ...]:
     """Gradients of register, store, inputs and weights, from those of registers and stores, as `Stretches` lays them.
 
     With G the gradient of S' = S + a_w (β e)ᵀ, e = v - Sᵀa_w: that of β e is Gᵀa_w, that of a_w is G β e + S of_old and
     that of S is G + a_w of_oldᵀ, of_old = -β Gᵀa_w. A length l taken out of a = b / l: of b it is (d - a aᵀd) / l.
     """
+    before, before_store, gain, from_memory, from_store, out, *kept = saved
     (size, width), (stores, side) = out.shape, before_store.shape[2:4]
     places, gated = stores * side, width + size
     k = _Kept(*kept)
@@ -180,4 +163,4 @@ def _backward(
     return of_register, of_store, of_inputs, of_gain, of_from_memory, of_from_store, of_out
 
 
-replayed_forward, replayed_backward = Replayed(_forward, steps=2), Replayed(_backward, steps=0)
+replayed_forward, replayed_backward = Replayed(_forward, steps=3), Replayed(_backward, steps=2)

@@ -38,10 +38,9 @@ def gated_rollout(
     return roll((replayed_forward, replayed_backward), [memory], inputs, [gain, from_memory, out], cut)[0]
 
 
-def _forward(
-    memory: Tensor, inputs: Tensor, gain: Tensor, from_memory: Tensor, out: Tensor, keep: bool
-) -> tuple[Tensor, ...]:
+def _forward(keep: bool, memory: Tensor, inputs: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     """Memories; with `keep` also relus (T, N, H) and both (T, N, 2 S): candidate and gate before its sigmoid."""
+    gain, from_memory, out = weights
     width, size = out.shape[1], memory.shape[-1]
     memories = memory.new_empty(len(inputs), *memory.shape)
     relus, both = (inputs.new_empty(len(inputs) if keep else 1, len(memory), n) for n in (width, 2 * size))
@@ -58,22 +57,13 @@ def _forward(
     return (memories, relus, both) if keep else (memories,)
 
 
-def _backward(
-    grad: Tensor,
-    before: Tensor,
-    gain: Tensor,
-    from_memory: Tensor,
-    out: Tensor,
-    streams: int,
-    comes_around: int | None,
-    relus: Tensor,
-    both: Tensor,
-) -> tuple[Tensor, ...]:
+def _backward(streams: int, comes_around: int | None, grad: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
     """Gradients of memory, inputs, gain, from_memory and out, from that of the memories, as `Stretches` lays them.
 
     With d the gradient of m' = m + z (c - m), that of c is z d, that of the gate z (1 - z) (c - m) d, and that of m
     is (1 - z) d plus what comes back through the norm n = s m, s = 1 / rms(m): s (e - n · mean(n e)) of a gradient e.
     """
+    before, gain, from_memory, out, relus, both = saved
     size, width = grad.shape[2], relus.shape[-1]
     scale = before.square().mean(-1, keepdim=True).add_(EPS).rsqrt_()
     normed = before * scale
@@ -104,4 +94,4 @@ def _backward(
     return of_memory, of_inputs, (of_scaled * normed).sum((0, 1)), of_from_memory, of_out
 
 
-replayed_forward, replayed_backward = Replayed(_forward, steps=1), Replayed(_backward, steps=0)
+replayed_forward, replayed_backward = Replayed(_forward, steps=2), Replayed(_backward, steps=2)

@@ -2,7 +2,7 @@
 
 A GPU's host takes longer to launch a small kernel than the GPU takes to run it. A graph is launched once for all the
 kernels that were captured (Ng et al. 2021, "Accelerating PyTorch with CUDA Graphs"). RETAIN_CUDA_GRAPHS=0 in the
-environment does without.
+environment turns them off.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Replayed:
         self.held = 0  # bytes
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
-        """Return what the function returns."""
+        """Return a copy of what the function returns."""
         tensors = [x for x in args if isinstance(x, Tensor)]
         if not capturable(tensors) or (self.steps is not None and len(args[self.steps]) > LONGEST):
             return self.function(*args)
@@ -93,14 +93,15 @@ class Replayed:
             return []
         if not _CAPTURING.acquire(blocking=False):  # by another thread, or around this very call
             return []
-        graph: _Graph | None = None
         try:
             graph = _Graph(self.function, args, module, graded)
+            held = graph.size + sum(replayed.held for replayed in _ALL)
+            has_room = held <= torch.cuda.get_device_properties(graph.device).total_memory // SHARE
         except torch.OutOfMemoryError:
-            pass
+            has_room = False
         finally:
             _CAPTURING.release()
-        if graph is None or not _has_room(graph):
+        if not has_room:
             self.refused.add(key)
             return []
         self.held += graph.size
@@ -130,11 +131,6 @@ def launched() -> Iterator[None]:
         yield
     finally:
         _on = before
-
-
-def _has_room(graph: _Graph) -> bool:
-    held = graph.size + sum(replayed.held for replayed in _ALL)
-    return bool(held <= torch.cuda.get_device_properties(graph.device).total_memory // SHARE)
 
 
 def capturable(tensors: list[Tensor]) -> bool:

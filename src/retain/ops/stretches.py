@@ -15,9 +15,9 @@ Cut = tuple[int, int]
 """(first, every): the gradient stops before step `first` < `every`, and before each `every`-th after it."""
 
 Passes = tuple[Replayed, Replayed]
-"""The two passes of a rollout. forward(*starts, inputs, *weights, keep) returns the states and, with `keep`, what the
-gradient needs of each step, all (T, N, …). backward(*gradients of the states, *states before each step, *weights,
-streams, comes_around, *kept) returns the gradients of starts, inputs and weights."""
+"""The two passes of a rollout. forward(keep, *starts, inputs, *weights) returns the states and, with `keep`, what the
+gradient needs of each step, all (T, N, …). backward(streams, comes_around, *gradients of the states, *states before
+each step, *weights, *kept), laid out by `Stretches`, returns the gradients of starts, inputs and weights."""
 
 
 def roll(
@@ -39,30 +39,31 @@ def roll(
     if torch.is_grad_enabled() and any(x.requires_grad for x in needed):
         rolled: tuple[Tensor, ...] = _Rollout.apply(passes, cut or (0, len(inputs)), len(starts), *needed)
         return rolled
-    return passes[0](*needed, False)
+    return passes[0](False, *needed)
 
 
 class _Rollout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, passes: Passes, cut: Cut, count: int, *needed: Tensor) -> tuple[Tensor, ...]:
-        found = passes[0](*needed, True)
+        found = passes[0](True, *needed)
         ctx.backward_pass, ctx.cut, ctx.count = passes[1], cut, count
+        # The states before and after each step, then the weights and what was kept of the steps.
         ctx.save_for_backward(*needed[:count], *found[:count], *needed[count + 1 :], *found[count:])
-        ctx.kept = len(found) - count
+        ctx.weights = len(needed) - count - 1
         return found[:count]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         count, saved = ctx.count, ctx.saved_tensors
-        starts, states = saved[:count], saved[count : 2 * count]
-        weights, kept = saved[2 * count : -ctx.kept], saved[-ctx.kept :]
+        starts, states, rest = saved[:count], saved[count : 2 * count], saved[2 * count :]
+        weights, kept = rest[: ctx.weights], rest[ctx.weights :]
         length, streams = grads[0].shape[:2]
         laid = Stretches(length, streams, ctx.cut, grads[0].device)
         laid_grads = [laid.lay_gradient(grad) for grad in grads]
         before = [laid.lay(torch.cat([start[None], after[:-1]])) for start, after in zip(starts, states, strict=True)]
         kept = map(laid.lay, kept)
-        found = ctx.backward_pass(*laid_grads, *before, *weights, streams, laid.comes_around, *kept)
+        found = ctx.backward_pass(streams, laid.comes_around, *laid_grads, *before, *weights, *kept)
         return None, None, None, *found[:count], laid.back(found[count]), *found[count + 1 :]
 
 
