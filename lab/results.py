@@ -124,9 +124,10 @@ def on_papers_cell(line: Callable[..., str]) -> dict[str, str]:
 
     Text is also compiled, and run with the paper's normalisation of memory, under which BPTT does better.
     """
-    text = " --recipe hybrid --cell.kind transformer --cell.layers 2 --cell.width 128 --memory.tokens 2 --memory.width 128"
+    cell = " --recipe hybrid --cell.kind transformer --cell.layers 2"
+    text = cell + " --cell.width 128 --memory.tokens 2 --memory.width 128"
     rms = text + " --memory.norm rms"
-    stack = " --recipe hybrid --cell.kind transformer --cell.layers 2 --cell.width 64"
+    stack = cell + " --cell.width 64"
     return {
         "stdlib-transformer": line("stdlib-transformer", "stdlib", "smt,bptt,tbptt", 240, 3, text),
         "stdlib-transformer-compiled": line(
