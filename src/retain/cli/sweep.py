@@ -8,7 +8,7 @@ from typing import Any
 from retain.cli.arguments import Usage, refuse, take_option, whole
 from retain.cli.train import train_config
 from retain.config.presets import PRESETS
-from retain.experiments.variation import Sweep, field_type, often, value_of
+from retain.experiments.sweep import Sweep, field_type, parse_value, validate_often
 
 HELP = f"""\
 usage: retain sweep PRESET --vary FIELD=A,B,C [--vary FIELD=...] [options]
@@ -56,7 +56,7 @@ def sweep_of(argv: list[str]) -> tuple[Sweep, Path, int]:
         field_type(name)
         if name in vary:
             raise Usage(f"vary: {name} is given twice; name all its values once")
-        vary[name] = tuple(value_of(name, part.strip()) for part in listed.split(",") if part.strip())
+        vary[name] = tuple(parse_value(name, part.strip()) for part in listed.split(",") if part.strip())
     # A value of the base run would only be replaced; to give one is a mistake.
     for word in argv:
         section, dot, field = word[2:].partition("=")[0].replace("-", "_").rpartition(".")
@@ -66,7 +66,7 @@ def sweep_of(argv: list[str]) -> tuple[Sweep, Path, int]:
     config = train_config(argv)[0]
     regular = "validate_every" not in vary and not any(a.replace("_", "-").startswith("--validate-every") for a in argv)
     if regular:
-        config = often(config)
+        config = validate_often(config)
     numbers = (values["levels"] or "").split(",") if values["levels"] else []
     try:
         levels = tuple(map(float, numbers))
