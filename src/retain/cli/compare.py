@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +39,13 @@ methods: smt the preset's SMT and DMT; smt+bptt the same and BPTT for the last t
 very RNN that smt trains, by BPTT, whole and truncated where DMT's gradient is (dmt.unroll; else to a quarter of the
 sequence); gru and lstm by BPTT, as wide as gives the RNN the same number of parameters.
 """
-
-
 PHASE_BUDGETS = ("--smt.budget", "--dmt.budget", "--bptt.budget")
 
 
 def comparison_of(argv: list[str]) -> tuple[Comparison, Path, int]:
-    """The comparison that a `retain compare` line describes, its folder, and how many jobs."""
-
-    values: dict[str, str | None] = {}
-    for name in ("methods", "seeds", "lrs", "sweep-budget", "lengths", "out", "jobs", "threads"):
-        values[name], argv = take_option(argv, f"--{name}")
-    if not argv or (argv[0].startswith("-") and not any(a.startswith("--config") for a in argv)):
-        raise Usage(f"retain compare: name a preset ({', '.join(PRESETS)}) or give --config FILE")
+    """Return the comparison that a `retain compare` line describes, its folder, and how many jobs."""
+    names = ("methods", "seeds", "lrs", "sweep-budget", "lengths", "out", "jobs", "threads")
+    values, argv = take_options(argv, "compare", names)
 
     def listed(name: str) -> tuple[str, ...] | None:
         text = values[name]
@@ -81,7 +76,18 @@ def comparison_of(argv: list[str]) -> tuple[Comparison, Path, int]:
     return comparison, out, whole(values, "jobs", 1)
 
 
+def take_options(argv: list[str], command: str, names: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
+    """Take the command's own options out of argv. Raises Usage where the rest names no run."""
+    values: dict[str, str | None] = {}
+    for name in names:
+        values[name], argv = take_option(argv, f"--{name}")
+    if not argv or (argv[0].startswith("-") and not any(a.startswith("--config") for a in argv)):
+        raise Usage(f"retain {command}: name a preset ({', '.join(PRESETS)}) or give --config FILE")
+    return values, argv
+
+
 def compare_command(argv: list[str]) -> None:
+    """Run `retain compare`."""
     if "-h" in argv or "--help" in argv:
         print(HELP, end="")
         return

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.cli.arguments import Usage, refuse, take_option, whole
+from retain.cli.compare import take_options
 from retain.cli.train import train_config
 from retain.config.presets import PRESETS
 from retain.experiments.sweep import Sweep, field_type, parse_value, validate_often
@@ -34,19 +35,9 @@ every run under DIR/runs. A sweep is for choosing: scores are on all of the vali
 
 
 def sweep_of(argv: list[str]) -> tuple[Sweep, Path, int]:
-    """The sweep that a `retain sweep` line describes, its folder, and how many jobs."""
-
-    given: list[str] = []
-    while True:
-        text, argv = take_first(argv, "--vary")
-        if text is None:
-            break
-        given.append(text)
-    values: dict[str, str | None] = {}
-    for name in ("seeds", "levels", "out", "jobs", "threads"):
-        values[name], argv = take_option(argv, f"--{name}")
-    if not argv or (argv[0].startswith("-") and not any(a.startswith("--config") for a in argv)):
-        raise Usage(f"retain sweep: name a preset ({', '.join(PRESETS)}) or give --config FILE")
+    """Return the sweep that a `retain sweep` line describes, its folder, and how many jobs."""
+    given, argv = take_all(argv, "--vary")
+    values, argv = take_options(argv, "sweep", ("seeds", "levels", "out", "jobs", "threads"))
     vary: dict[str, tuple[Any, ...]] = {}
     for text in given:
         name, equals, listed = text.partition("=")
@@ -84,17 +75,23 @@ def sweep_of(argv: list[str]) -> tuple[Sweep, Path, int]:
     return found, out, whole(values, "jobs", 1)
 
 
-def take_first(argv: list[str], name: str) -> tuple[str | None, list[str]]:
-    """Take the first `name VALUE` or `name=VALUE` out of argv, and leave any further ones."""
-    for i, word in enumerate(argv):
-        if word == name or word.startswith(name + "="):
-            end = i + 2 if word == name else i + 1
-            value, _ = take_option(argv[i:end], name)
-            return value, argv[:i] + argv[end:]
-    return None, argv
+def take_all(argv: list[str], name: str) -> tuple[list[str], list[str]]:
+    """Take every `name VALUE` and `name=VALUE` out of argv."""
+    values, rest, i = [], [], 0
+    while i < len(argv):
+        if argv[i] != name and not argv[i].startswith(name + "="):
+            rest.append(argv[i])
+            i += 1
+            continue
+        end = i + (2 if argv[i] == name else 1)
+        value, _ = take_option(argv[i:end], name)
+        values.append(value or "")  # take_option refuses an empty one
+        i = end
+    return values, rest
 
 
 def sweep_command(argv: list[str]) -> None:
+    """Run `retain sweep`."""
     if "-h" in argv or "--help" in argv:
         print(HELP, end="")
         return
