@@ -11,8 +11,7 @@ from retain.config.presets import PRESETS
 from retain.data import load_data
 from retain.data.rows import codec_of
 from retain.experiments import compare as module
-from retain.experiments.compare import best_rate, compare, method_config, parameters
-from retain.experiments.comparison import METHODS, Comparison, factor
+from retain.experiments.compare import METHODS, Comparison, best_rate, compare, method_config, parameters, parse_factor
 from retain.runs.run import build
 from runs import OWN_CELL, grids_here
 
@@ -50,7 +49,7 @@ def test_what_a_comparison_costs_is_said_first():
     def said(jobs=2, **settings):
         comparison = Comparison(config=tiny(budget=settings.pop("budget", "300s")), **settings)
         trials = len(comparison.methods) * len(comparison.lrs) if len(comparison.lrs) > 1 else 0
-        return module.cost(comparison, trials, comparison.sweep_budget is not None, jobs)
+        return module.describe_cost(comparison, trials, comparison.sweep_budget is not None, jobs)
 
     assert said().startswith("in all 12 trials of 300s and 8 runs of 300s, 2 at a time: 50 minutes of training")
     assert said(sweep_budget="100s", jobs=1).startswith(
@@ -116,7 +115,7 @@ def test_rates_and_the_choice_among_them():
     run = module.with_rate(method_config(tiny(smt__lr=0.3, dmt__lr=0.03), "smt"), "1/3")
     assert (run.smt.lr, run.dmt.lr) == (pytest.approx(0.1), pytest.approx(0.01))
     assert run.bptt.lr == tiny().bptt.lr
-    assert factor("1/3") == pytest.approx(1 / 3) and factor("2.5") == 2.5
+    assert parse_factor("1/3") == pytest.approx(1 / 3) and parse_factor("2.5") == 2.5
     rates = {
         "1/3": {"validation_bits_per_token": 2.0, "test": {"bits_per_token": 0.1}},
         "1": {"validation_bits_per_token": 1.5, "test": {"bits_per_token": 0.9}},

@@ -21,9 +21,8 @@ from retain.config.json import load_config, save_config
 from retain.data import load_data
 from retain.experiments import scheduler as grid
 from retain.experiments.compare import parameters
-from retain.experiments.sweep import check, run_sweep, runs_of
+from retain.experiments.sweep import Sweep, check, parse_value, run_sweep, runs_of
 from retain.experiments.sweep_results import budget_of, choose_levels, compression, markdown, place, plot_quality
-from retain.experiments.variation import Sweep, value_of
 from retain.inference.evaluate import evaluate
 from retain.runs.run import load_run
 from runs import OWN_CELL, Crash, crash_at, grids_here, watched
@@ -66,7 +65,7 @@ def finished(tmp_path_factory):
     ],
 )
 def test_values_have_their_fields_type(name, text, value):
-    found = value_of(name, text)
+    found = parse_value(name, text)
     assert (found, type(found)) == (value, type(value))
 
 

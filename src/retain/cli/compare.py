@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from retain.cli.arguments import Usage, refuse, take_option, whole
 from retain.cli.train import train_config
 from retain.config.budget import parse_budget
 from retain.config.presets import PRESETS
-from retain.experiments.comparison import METHODS, Comparison
+from retain.config.recipes import RECIPES
+from retain.experiments.compare import METHODS, Comparison
 
 HELP = f"""\
 usage: retain compare PRESET [options]
@@ -34,28 +36,30 @@ any option of 'retain train PRESET', for all methods, e.g. --data.seq-len 128
 
 Writes results.md, results.json and results.png into DIR, and a run folder for every run under DIR/runs.
 
-methods: smt the preset's SMT and DMT; smt+bptt the same and BPTT for the last third of the budget; bptt and tbptt the
-very RNN that smt trains, by BPTT, whole and truncated where DMT's gradient is (dmt.unroll; else to a quarter of the
-sequence); gru and lstm by BPTT, as wide as gives the RNN the same number of parameters.
+methods: one-step and hybrid SMT and DMT by these recipes (retain train --recipe); smt as the preset and the options say;
+smt+bptt the same and BPTT for the last third of the budget; bptt and tbptt the very RNN that smt trains, by BPTT, whole
+and truncated where DMT's gradient is (dmt.bptt_window; else to a quarter of the sequence); gru and lstm by BPTT, as
+wide as gives the RNN the same number of parameters.
 """
 
 
 def comparison_of(argv: list[str]) -> tuple[Comparison, Path, int]:
-    """The comparison that a `retain compare` line describes, its folder, and how many jobs."""
-
-    values: dict[str, str | None] = {}
-    for name in ("methods", "seeds", "lrs", "sweep-budget", "lengths", "out", "jobs", "threads"):
-        values[name], argv = take_option(argv, f"--{name}")
-    if not argv or (argv[0].startswith("-") and not any(a.startswith("--config") for a in argv)):
-        raise Usage(f"retain compare: name a preset ({', '.join(PRESETS)}) or give --config FILE")
+    """Return the comparison that a `retain compare` line describes, its folder, and how many jobs."""
+    names = ("methods", "seeds", "lrs", "sweep-budget", "lengths", "out", "jobs", "threads")
+    values, argv = take_options(argv, "compare", names)
 
     def listed(name: str) -> tuple[str, ...] | None:
         text = values[name]
         return None if text is None else tuple(part.strip() for part in text.split(","))
 
     refuse(argv, "compare", ("--seed", "--validate-every", "--tracker", "--quiet"))
-    if "tbptt" not in (listed("methods") or ()) and any(a.partition("=")[0] == "--bptt.bptt_window" for a in argv):
-        raise Usage("--bptt.bptt_window: is read by tbptt alone; add it to --methods, or leave it out")
+    if "tbptt" not in (listed("methods") or ()) and any(a.partition("=")[0] == "--bptt.bptt-window" for a in argv):
+        raise Usage("--bptt.bptt-window: is read by tbptt alone; add it to --methods, or leave it out")
+    decided = [f"--{part}.{name.replace('_', '-')}" for part, own in RECIPES["one-step"].items() for name in own]
+    if recipes := [method for method in listed("methods") or () if method in RECIPES]:
+        for word in argv:
+            if (name := word.partition("=")[0].replace("_", "-")) in (*decided, "--recipe"):
+                raise Usage(f"{name}: the methods {', '.join(recipes)} decide it; leave it out, or compare smt")
     budget, argv = take_option(argv, "--budget")
     config = train_config(argv)[0]
     if budget is not None:
@@ -76,7 +80,18 @@ def comparison_of(argv: list[str]) -> tuple[Comparison, Path, int]:
     return comparison, out, whole(values, "jobs", 1)
 
 
+def take_options(argv: list[str], command: str, names: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
+    """Take the command's own options out of argv. Raises Usage where the rest names no run."""
+    values: dict[str, str | None] = {}
+    for name in names:
+        values[name], argv = take_option(argv, f"--{name}")
+    if not argv or (argv[0].startswith("-") and not any(a.startswith("--config") for a in argv)):
+        raise Usage(f"retain {command}: name a preset ({', '.join(PRESETS)}) or give --config FILE")
+    return values, argv
+
+
 def compare_command(argv: list[str]) -> None:
+    """Run `retain compare`."""
     if "-h" in argv or "--help" in argv:
         print(HELP, end="")
         return

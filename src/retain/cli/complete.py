@@ -17,8 +17,11 @@ from retain.runs.run import Run
 
 
 def complete_images(run: Run, path: Path, args: Any) -> dict[str, Any]:
-    """What `retain generate --complete N` or `--images FILE ...` asks for: a PNG with a row per image, given,
-    completed and truth. Returns them, and the PNG's path, as JSON values."""
+    """Draw a PNG with a row per image: given, completed and truth.
+
+    Returns:
+        The images, and the PNG's path, as JSON values.
+    """
     if args.complete is not None and args.images:
         raise Usage("complete, images: give one of them")
     if args.complete is not None and args.complete < 1:

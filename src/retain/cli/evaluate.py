@@ -41,6 +41,7 @@ class Eval:
 
 
 def eval_command(argv: list[str]) -> None:
+    """Run `retain eval`."""
     path, args = take_run(argv, "eval", Eval)
     for name in ("limit", "batch_size", "seq_len"):
         value = getattr(args, name)
@@ -119,11 +120,12 @@ def eval_command(argv: list[str]) -> None:
 
 
 def short_digest(text: str) -> str:
+    """Return eight hexadecimal digits that tell texts apart."""
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
 
 
 def record_of(run: Run, data: Data, split: Split, batch_size: int, scores: dict[str, Any]) -> dict[str, Any]:
-    """What eval-SPLIT.json says: of which run and which data the scores are, and the scores."""
+    """Return what eval-SPLIT.json says: the run, the data, and the scores."""
     from retain.inference.evaluate import finite
 
     record = {
@@ -150,7 +152,7 @@ def record_of(run: Run, data: Data, split: Split, batch_size: int, scores: dict[
 
 
 def report(result: dict[str, Any]) -> str:
-    """The figures of an evaluation as a few lines for a person."""
+    """Return the figures of an evaluation as a few lines for a person."""
     from retain.inference.evaluate import LEFT, has_left
 
     def line(label: str, value: float | None, teacher: float | None, form: str) -> str:

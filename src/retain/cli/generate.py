@@ -59,6 +59,7 @@ class Generate:
 
 
 def generate_command(argv: list[str]) -> None:
+    """Run `retain generate`."""
     path, args = take_run(argv, "generate", Generate)
     if args.count is not None and args.count < 1:
         raise Usage(f"count: {args.count} must be at least 1")
@@ -162,7 +163,7 @@ def print_texts(prompt: str, stream: Iterator[list[Piece]], count: int) -> list[
 
 
 def read_argument(prompt: str) -> str:
-    """The prompt that --prompt names: @FILE, - for stdin, or itself. Raises UserError for what is no text."""
+    """Return the prompt that --prompt names: @FILE, - for stdin, or itself. Raises UserError if it is no text."""
     if prompt != "-" and not prompt.startswith("@"):
         return prompt
     if prompt.startswith("@@"):
@@ -184,6 +185,7 @@ def read_argument(prompt: str) -> str:
 
 
 def write_samples(path: Path, settings: dict[str, Any], samples: dict[str, Any]) -> None:
+    """Keep what was sampled in the run folder, with its settings."""
     from retain.files import keep_printed
 
     keep_printed(path / "samples.json", json.dumps({"settings": settings, **samples}))

@@ -19,6 +19,7 @@ class Info:
 
 
 def info_command(argv: list[str]) -> None:
+    """Run `retain info`."""
     path, args = take_run(argv, "info", Info)
     from retain.config.json import to_dict
     from retain.runs.folder import finished

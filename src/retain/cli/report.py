@@ -39,6 +39,7 @@ class Plot:
 
 
 def report_command(argv: list[str]) -> None:
+    """Run `retain report`."""
     paths, argv = _leading(argv)
     if "-h" in argv or "--help" in argv:
         parse(Report, ["--help"], "retain report RUN [RUN ...]")
@@ -68,6 +69,7 @@ def report_command(argv: list[str]) -> None:
 
 
 def plot_command(argv: list[str]) -> None:
+    """Run `retain plot`."""
     words, argv = _leading(argv)
     if "-h" in argv or "--help" in argv:
         parse(Plot, ["--help"], "retain plot RUN NAME")
@@ -91,7 +93,7 @@ def _leading(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def command_of(config: RunConfig, path: Path) -> str:
-    """A `retain train` line that gives this config, checked by parsing it; else the one that reads the config file."""
+    """Return a `retain train` line that gives this config, or else the one that reads the config file."""
     import shlex
 
     from retain.cli.train import train_config
@@ -109,7 +111,7 @@ def command_of(config: RunConfig, path: Path) -> str:
         if value == before.get(key) or key in ("data.path", "preset", "version") or (key == "data.name" and source):
             continue
         line += option_of(key, value)
-    try:
+    try:  # the line is shown only if it parses to the very config
         same = train_config(line[1:])[0] == config
     except UserError:  # whatever the parser says of it, it is not a line to show
         same = False

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from retain.cli.arguments import Usage, refuse, take_option, whole
+from retain.cli.compare import take_options
 from retain.cli.train import train_config
 from retain.config.presets import PRESETS
-from retain.experiments.variation import Sweep, field_type, often, value_of
+from retain.experiments.sweep import Sweep, field_type, parse_value, validate_often
 
 HELP = f"""\
 usage: retain sweep PRESET --vary FIELD=A,B,C [--vary FIELD=...] [options]
@@ -34,19 +35,9 @@ every run under DIR/runs. A sweep is for choosing: scores are on all of the vali
 
 
 def sweep_of(argv: list[str]) -> tuple[Sweep, Path, int]:
-    """The sweep that a `retain sweep` line describes, its folder, and how many jobs."""
-
-    given: list[str] = []
-    while True:
-        text, argv = take_first(argv, "--vary")
-        if text is None:
-            break
-        given.append(text)
-    values: dict[str, str | None] = {}
-    for name in ("seeds", "levels", "out", "jobs", "threads"):
-        values[name], argv = take_option(argv, f"--{name}")
-    if not argv or (argv[0].startswith("-") and not any(a.startswith("--config") for a in argv)):
-        raise Usage(f"retain sweep: name a preset ({', '.join(PRESETS)}) or give --config FILE")
+    """Return the sweep that a `retain sweep` line describes, its folder, and how many jobs."""
+    given, argv = take_all(argv, "--vary")
+    values, argv = take_options(argv, "sweep", ("seeds", "levels", "out", "jobs", "threads"))
     vary: dict[str, tuple[Any, ...]] = {}
     for text in given:
         name, equals, listed = text.partition("=")
@@ -56,7 +47,7 @@ def sweep_of(argv: list[str]) -> tuple[Sweep, Path, int]:
         field_type(name)
         if name in vary:
             raise Usage(f"vary: {name} is given twice; name all its values once")
-        vary[name] = tuple(value_of(name, part.strip()) for part in listed.split(",") if part.strip())
+        vary[name] = tuple(parse_value(name, part.strip()) for part in listed.split(",") if part.strip())
     # A value of the base run would only be replaced; to give one is a mistake.
     for word in argv:
         section, dot, field = word[2:].partition("=")[0].replace("-", "_").rpartition(".")
@@ -66,7 +57,7 @@ def sweep_of(argv: list[str]) -> tuple[Sweep, Path, int]:
     config = train_config(argv)[0]
     regular = "validate_every" not in vary and not any(a.replace("_", "-").startswith("--validate-every") for a in argv)
     if regular:
-        config = often(config)
+        config = validate_often(config)
     numbers = (values["levels"] or "").split(",") if values["levels"] else []
     try:
         levels = tuple(map(float, numbers))
@@ -84,17 +75,23 @@ def sweep_of(argv: list[str]) -> tuple[Sweep, Path, int]:
     return found, out, whole(values, "jobs", 1)
 
 
-def take_first(argv: list[str], name: str) -> tuple[str | None, list[str]]:
-    """Take the first `name VALUE` or `name=VALUE` out of argv, and leave any further ones."""
-    for i, word in enumerate(argv):
-        if word == name or word.startswith(name + "="):
-            end = i + 2 if word == name else i + 1
-            value, _ = take_option(argv[i:end], name)
-            return value, argv[:i] + argv[end:]
-    return None, argv
+def take_all(argv: list[str], name: str) -> tuple[list[str], list[str]]:
+    """Take every `name VALUE` and `name=VALUE` out of argv."""
+    values, rest, i = [], [], 0
+    while i < len(argv):
+        if argv[i] != name and not argv[i].startswith(name + "="):
+            rest.append(argv[i])
+            i += 1
+            continue
+        end = i + (2 if argv[i] == name else 1)
+        value, _ = take_option(argv[i:end], name)
+        values.append(value or "")  # take_option refuses an empty one
+        i = end
+    return values, rest
 
 
 def sweep_command(argv: list[str]) -> None:
+    """Run `retain sweep`."""
     if "-h" in argv or "--help" in argv:
         print(HELP, end="")
         return

@@ -19,6 +19,7 @@ class Tasks:
 
 
 def tasks_command(argv: list[str]) -> None:
+    """Run `retain tasks`."""
     args = parse(Tasks, argv, "retain tasks")
     from retain.data.tasks import TASKS
 
@@ -42,7 +43,7 @@ def tasks_command(argv: list[str]) -> None:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """A task at its default size, and a sample at a small one.
+    """Return a task at its default size, and a sample at a small one.
 
     `reads` names the tokens x_0 …, `answers` the answers after each, y_1 …, None where there is none.
     """

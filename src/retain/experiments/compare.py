@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
+import math
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
 from retain.config import CellConfig, MemoryConfig, RunConfig
 from retain.config.budget import parse_budget
 from retain.config.json import to_dict
+from retain.config.recipes import RECIPES, with_recipe
 from retain.errors import UserError
-from retain.experiments.comparison import Comparison, factor
+
+METHODS = ("smt", "one-step", "hybrid", "smt+bptt", "bptt", "tbptt", "gru", "lstm")
 
 FINETUNE = 1 / 3
 """smt+bptt: how much of the budget is BPTT."""
@@ -23,13 +26,71 @@ VALIDATIONS = 10
 """Points of the curve of quality against cost."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared: a base run, the methods, and how the learning rate is chosen."""
+
+    config: RunConfig
+    """The SMT run; its budget is that of every method, its seed is not used."""
+    methods: tuple[str, ...] = ("smt", "bptt", "gru", "lstm")
+    seeds: int = 3
+    lrs: tuple[str, ...] = ("1/3", "1", "3")
+    """Factors on the learning rates, as fractions or numbers."""
+    sweep_budget: str | None = None
+    lengths: tuple[int, ...] = ()
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for method in self.methods:
+            if method not in METHODS:
+                raise UserError(f"methods: {method!r} is none of {', '.join(METHODS)}")
+        if not self.methods or not self.lrs:
+            raise UserError("methods, lrs: name at least one of each")
+        for name in ("methods", "lrs", "lengths"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise UserError(f"{name}: {','.join(map(str, values))} names one twice")
+        if self.config.init_from is not None:
+            raise UserError(
+                f"init_from: every method starts anew; leave out {self.config.init_from} (--init-from None)"
+            )
+        if "bptt" in self.config.phases and {"smt", "smt+bptt", *RECIPES} & set(self.methods):
+            raise UserError(
+                f"phases: {' '.join(self.config.phases)}: SMT trains no BPTT here, which smt+bptt shows; "
+                "give --phases smt dmt"
+            )
+        if self.seeds < 1:
+            raise UserError(f"seeds: {self.seeds} must be at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"threads: {self.threads} must be at least 1")
+        if min(self.lengths, default=1) < 1:
+            raise UserError(f"lengths: {min(self.lengths)} must be at least 1")
+        for text in self.lrs:
+            parse_factor(text)
+        if self.sweep_budget is not None:
+            parse_budget(self.sweep_budget, "sweep-budget")
+
+
+def parse_factor(text: str) -> float:
+    """Read '3', '0.3' or '1/3' as a number. Raises UserError."""
+    above, _, below = text.partition("/")
+    try:
+        value = float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise UserError(f"lrs: {text!r} is not a positive factor; write e.g. --lrs 1/3,1,3")
+    return value
+
+
 def method_config(base: RunConfig, method: str) -> RunConfig:
-    """The run of one method, with the base's data, budget and readout."""
+    """Return the run of one method, with the base's data, budget and readout."""
     phases = tuple(phase for phase in base.phases if phase != "bptt") or ("smt", "dmt")
     base = dataclasses.replace(base, tracker=None, validate_every=str(parse_budget(base.budget).share(1 / VALIDATIONS)))
     bptt = base.bptt
-    if method == "smt":
-        return dataclasses.replace(base, phases=phases)
+    if method in ("smt", *RECIPES):
+        run = dataclasses.replace(base, phases=phases)
+        return with_recipe(run, method) if method in RECIPES else run
     if method == "smt+bptt":
         others = sum(getattr(base, phase).share for phase in phases)
         bptt = dataclasses.replace(bptt, bptt_window=None, share=others * FINETUNE / (1 - FINETUNE))
@@ -45,10 +106,12 @@ def method_config(base: RunConfig, method: str) -> RunConfig:
 
 
 def matched(base: RunConfig, kind: str) -> RunConfig:
-    """`base` with a gru or lstm cell, its memory as wide as gives the RNN as many parameters, within a tenth.
+    """Return `base` with a gru or lstm cell, as wide as gives the RNN as many parameters, within a tenth.
 
     The memory is one token, never normalised: that is `nn.GRU` and `nn.LSTM` as a user would have them.
-    Raises UserError where no width comes near enough.
+
+    Raises:
+        UserError: No width comes near enough.
     """
     from retain.data import load_data
 
@@ -60,13 +123,12 @@ def matched(base: RunConfig, kind: str) -> RunConfig:
             base, memory=MemoryConfig(tokens=1, width=2 * width, norm="batch"), cell=CellConfig(kind=kind)
         )
 
-    low, high = 1, 2
-    while parameters(at(high), vocab_size) < wanted:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if parameters(at(middle), vocab_size) < wanted else (low, middle)
-    best = min((at(low), at(high)), key=lambda config: abs(parameters(config, vocab_size) - wanted))
+    def count(width: int) -> int:
+        return parameters(at(width), vocab_size)
+
+    widths = range(1, math.isqrt(wanted) + 2)  # a GRU has more parameters than its width squared
+    enough = widths[0] + bisect_left(widths, wanted, key=count)
+    best = min((at(max(1, enough - 1)), at(enough)), key=lambda config: abs(parameters(config, vocab_size) - wanted))
     if abs(parameters(best, vocab_size) / wanted - 1) > WITHIN:
         raise UserError(
             f"methods: no width of {kind} has within 10 % of the {wanted:,} parameters of the SMT run's RNN"
@@ -75,7 +137,7 @@ def matched(base: RunConfig, kind: str) -> RunConfig:
 
 
 def parameters(config: RunConfig, vocab_size: int) -> int:
-    """Parameters of the RNN that is left when a run is over."""
+    """Count the parameters of the RNN that is left when a run is over."""
     from retain.model.rnn import RNN
     from retain.runs.run import weightless
 
@@ -85,31 +147,39 @@ def parameters(config: RunConfig, vocab_size: int) -> int:
 
 
 def with_rate(config: RunConfig, text: str) -> RunConfig:
-    """The run with the learning rate of every phase times this factor."""
+    """Return the run with the learning rate of every phase times this factor."""
     phases = {name: getattr(config, name) for name in config.phases}
     return dataclasses.replace(
-        config, **{name: dataclasses.replace(c, lr=c.lr * factor(text)) for name, c in phases.items()}
+        config, **{name: dataclasses.replace(c, lr=c.lr * parse_factor(text)) for name, c in phases.items()}
     )
 
 
 def run_name(method: str, lr: str, seed: int, trial: bool = False) -> str:
+    """Return the name of a run's folder."""
     return f"{method}-lr{lr.replace('/', 'over')}-seed{seed}{'-trial' if trial else ''}"
 
 
 def compare(comparison: Comparison, out: str | Path, *, jobs: int = 1, quiet: bool = True) -> dict[str, Any]:
-    """Run what of the comparison is not done yet; returns its results and writes them into `out`.
+    """Make the runs of the comparison that are not done yet; write its results into `out` and return them.
 
-    First the learning rates: seed 0 at each, the best chosen by bits per token on validation. Then the other seeds at
-    the best, and only those are scored on the test split. Raises UserError for what the user got wrong.
+    The learning rates come first: seed 0 at each, the best chosen by bits per token on validation. Then come the other
+    seeds at the best rate, and only those runs are scored on the test split.
+
+    Raises:
+        UserError: The user got something wrong.
+        Interrupted: On Ctrl-C, SIGTERM or SIGHUP, once every run is saved.
     """
-    from retain.experiments.scheduler import run_all
+    from retain.experiments.scheduler import claim, ignore, print_line, run_all
     from retain.experiments.tables import summarise, write_results
 
     out = Path(out)
     configs = {method: method_config(comparison.config, method) for method in comparison.methods}
     check_lengths(comparison)
-    claim(comparison, out)
-    say = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))
+    spec = {f.name: getattr(comparison, f.name) for f in dataclasses.fields(comparison)}
+    # Methods and seeds may be added later.
+    spec["config"] = to_dict(comparison.config)
+    claim(out, "compare.json", spec, "comparison", free=("methods", "seeds"))
+    say = ignore if quiet else print_line
     options: dict[str, Any] = {"jobs": jobs, "threads": comparison.threads, "say": say}
     whole_budget = parse_budget(comparison.config.budget)
     separate = comparison.sweep_budget is not None and parse_budget(comparison.sweep_budget) != whole_budget
@@ -122,7 +192,7 @@ def compare(comparison: Comparison, out: str | Path, *, jobs: int = 1, quiet: bo
                     trial = with_budget(trial, comparison.sweep_budget or "")
                 trials[run_name(method, lr, 0, separate)] = trial
     if not (out / "results.json").exists():
-        say(cost(comparison, len(trials), separate, jobs))
+        say(describe_cost(comparison, len(trials), separate, jobs))
     tried = run_all(trials, out / "runs", **options)
     sweep = {
         method: {lr: tried[run_name(method, lr, 0, separate)] for lr in comparison.lrs} if trials else {}
@@ -141,8 +211,8 @@ def compare(comparison: Comparison, out: str | Path, *, jobs: int = 1, quiet: bo
     return results
 
 
-def cost(comparison: Comparison, trials: int, separate: bool, jobs: int) -> str:
-    """How many runs of which budget all of the comparison is, and how long they train where that is known."""
+def describe_cost(comparison: Comparison, trials: int, separate: bool, jobs: int) -> str:
+    """Say how many runs of which budget the whole comparison is, and how long they train where that is known."""
     runs = len(comparison.methods) * (comparison.seeds - (trials > 0 and not separate))  # a whole trial is seed 0's run
     budgets = [(trials, parse_budget((separate and comparison.sweep_budget) or comparison.config.budget))]
     budgets.append((runs, parse_budget(comparison.config.budget)))
@@ -158,6 +228,7 @@ def cost(comparison: Comparison, trials: int, separate: bool, jobs: int) -> str:
 
 
 def with_budget(config: RunConfig, budget: str) -> RunConfig:
+    """Return the run with another budget, and as many validations."""
     every = str(parse_budget(budget).share(1 / VALIDATIONS))
     return dataclasses.replace(config, budget=budget, validate_every=every)
 
@@ -181,11 +252,3 @@ def check_lengths(comparison: Comparison) -> None:
             load_data(comparison.config.data.at_length(length))
         except UserError as error:
             raise UserError(f"lengths: {length}: {error}") from None
-
-
-def claim(comparison: Comparison, out: Path) -> None:
-    """Write compare.json, or refuse a folder of another comparison. Methods and seeds may be added later."""
-    from retain.experiments import scheduler as grid
-
-    spec = {f.name: getattr(comparison, f.name) for f in dataclasses.fields(comparison)}
-    grid.claim(out, "compare.json", spec | {"config": to_dict(comparison.config)}, "comparison", ("methods", "seeds"))

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +26,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from retain.config import DataConfig, RunConfig
 from retain.config.json import flatten, from_dict, to_dict
-from retain.errors import UserError, explain
+from retain.errors import Interrupted, TrainingError, UserError, explain
+from retain.files import replace_file
 from retain.runs.lock import alone, is_free
 from retain.runs.progress import STOPS, stop_signals
 
@@ -33,16 +35,40 @@ if TYPE_CHECKING:
     from retain.data.batches import Split
 
 WORK = "import sys; sys.path.append(sys.path.pop(0)); from retain.experiments.scheduler import work; work()"
-"""The folder it is run in comes last, as for the command line: a user's random.py must not replace Python's."""
+"""The current folder comes last, as for the command line: a user's random.py must not replace Python's."""
 CURVE = 40
 """Points of the validation curve that a result keeps."""
 LENGTH_SEQUENCES = 512
 """Sequences that a length other than the training length is scored on."""
+SUMMARY = (
+    "steps", "seconds", "tokens", "sequential_steps", "best_step", "validation_bits_per_token", "parameters",
+    "teacher_parameters", "device", "precision", "threads", "versions", "data",
+)  # fmt: skip
+"""What a result keeps of a run's summary, …"""
+SCORES = (
+    "bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift",
+    "relative_drift_last", "sequences", "tokens",
+)  # fmt: skip
+"""… of its scores …"""
+POINT = (
+    "step", "seconds", "tokens", "sequential_steps", "validation_bits_per_token", "validation_accuracy",
+    "validation_teacher_bits_per_token", "validation_teacher_accuracy", "validation_relative_drift",
+)  # fmt: skip
+"""… and of each validation."""
 Result = dict[str, Any]
 
 
 class RunError(Exception):
     """The process of a run failed by a defect; the message has its traceback."""
+
+
+def ignore(line: str) -> None:
+    """Say nothing."""
+
+
+def print_line(line: str) -> None:
+    """Say a line on stderr at once."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def run_all(
@@ -53,28 +79,29 @@ def run_all(
     threads: int | None = None,
     split: Split | None = None,
     lengths: Sequence[int] = (),
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = ignore,
 ) -> dict[str, Result]:
     """Train every run under `out`/NAME, `jobs` at a time with `threads` threads each (None: PyTorch's choice).
 
-    Each trained RNN is then scored, once, on all of `split`, and at other `lengths` of the sequence. What has a result
-    is not run again; call it with the same runs to go on after a kill. Returns name → result; that of a
-    run whose loss was not finite has "failed", a message. Raises UserError where a folder holds another run or a run
-    is impossible, RunError for a defect, Interrupted on Ctrl-C, SIGTERM or SIGHUP, when every run has saved.
+    Each trained RNN is then scored, once, on all of `split`, and at other `lengths` of the sequence. A run that has a
+    result is not run again; call it with the same runs to go on after a kill.
+
+    Returns:
+        Name → result; that of a run whose loss was not finite has "failed", a message.
+
+    Raises:
+        UserError: A folder holds another run, or a run is impossible.
+        RunError: A run failed by a defect.
+        Interrupted: On Ctrl-C, SIGTERM or SIGHUP, when every run has saved.
     """
     out = Path(out)
-    waiting = []
-    for name, config in runs.items():
-        done = read_result(out / name, config)
-        if done is None or (split and split not in done and "failed" not in done):
-            waiting.append(name)
-    total, stopped = len(waiting), False
-    processes: dict[str, tuple[subprocess.Popen[str], IO[str]]] = {}
+    results = {name: read_result(out / name, config) or {} for name, config in runs.items()}
+    waiting = [name for name, r in results.items() if not r or (split and split not in r and "failed" not in r)]
     if not waiting:
-        return {name: read_result(out / name, config) or {} for name, config in runs.items()}
-    known: dict[DataConfig, dict[str, Any]] = {}
-    for name, config in runs.items():
-        same_data(out / name, config, known)
+        return results
+    _refuse_changed_data(runs, results, out)
+    total = len(waiting)
+    processes: dict[str, tuple[subprocess.Popen[str], IO[str]]] = {}
     with alone(out), stop_signals() as stop:
         try:
             while (waiting or processes) and not stop.is_set():
@@ -92,19 +119,21 @@ def run_all(
             for process, _ in processes.values():
                 process.wait()
     if stopped:
-        from retain.errors import Interrupted
-
         raise Interrupted("stopped and saved; the same command goes on")
     return {name: read_result(out / name, config) or {} for name, config in runs.items()}
 
 
 def read_result(folder: Path, config: RunConfig) -> Result | None:
-    """The result of a finished run, None where it is not. Raises UserError if it is that of another config."""
+    """Return the result of a finished run, None where it is not finished.
+
+    Raises:
+        UserError: The result is that of another config, or damaged.
+    """
     path = folder / "result.json"
     if not path.exists():
         return None
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result: Result = json.loads(path.read_text(encoding="utf-8"))
         same = from_dict(result["config"]) == config
     except (ValueError, KeyError, TypeError):
         raise UserError(f"out: {path} is not a result of this version; delete {folder} to run it anew") from None
@@ -113,21 +142,19 @@ def read_result(folder: Path, config: RunConfig) -> Result | None:
     return result
 
 
-def same_data(folder: Path, config: RunConfig, known: dict[DataConfig, dict[str, Any]]) -> None:
-    """Refuse to go on beside a finished run whose data has changed since. Raises UserError.
-
-    `known` is the data that was read already, and what it is.
-    """
-    result = read_result(folder, config)
-    if not result or not any(key.startswith("sha256") for key in result.get("data", {})):
-        return
+def _refuse_changed_data(runs: dict[str, RunConfig], results: dict[str, Result], out: Path) -> None:
+    """Refuse to go on beside a finished run whose data has changed since."""
     from retain.data import load_data
     from retain.runs.data import data_changed
 
-    if config.data not in known:
-        known[config.data] = load_data(config.data).info
-    if difference := data_changed(result["data"], known[config.data]):
-        raise UserError(f"out: {folder}: {difference}; bring it back, or name another --out")
+    infos: dict[DataConfig, dict[str, Any]] = {}
+    for name, config in runs.items():
+        trained_on = results[name].get("data", {})
+        if any(key.startswith("sha256") for key in trained_on):
+            if config.data not in infos:
+                infos[config.data] = load_data(config.data).info
+            if difference := data_changed(trained_on, infos[config.data]):
+                raise UserError(f"out: {out / name}: {difference}; bring it back, or name another --out")
 
 
 def _start(
@@ -172,7 +199,8 @@ def _finish(name: str, process: subprocess.Popen[str], complaints: IO[str], fold
 def claim(out: Path, file: str, spec: dict[str, Any], what: str, free: Sequence[str] = ()) -> None:
     """Write `spec` (JSON values, with a run's "config") to `out`/`file`, which says whose folder it is.
 
-    Raises UserError where the folder holds another `what`: one that differs in more than its `free` fields.
+    Raises:
+        UserError: The folder holds another `what`, one that differs in more than its `free` fields.
     """
     path = out / file
     now = json.loads(json.dumps(spec))
@@ -191,8 +219,6 @@ def claim(out: Path, file: str, spec: dict[str, Any], what: str, free: Sequence[
                 )
     elif not is_free(out):
         raise UserError(f"out: {out} already exists and holds no {what}; name another folder")
-    from retain.files import replace_file
-
     out.mkdir(parents=True, exist_ok=True)
     replace_file(path, json.dumps(now, indent=2).encode() + b"\n")
 
@@ -236,7 +262,6 @@ def _work(job: dict[str, Any]) -> None:
 
 def train_one(config: RunConfig, folder: Path) -> Result:
     """Train a run, or go on with it, and write its result."""
-    from retain.errors import TrainingError
     from retain.training.loop import train
 
     resume = (folder / "config.json").exists()
@@ -248,13 +273,9 @@ def train_one(config: RunConfig, folder: Path) -> Result:
     except TrainingError as error:
         result["failed"] = str(error)
     else:
-        keep = (
-            "steps", "seconds", "tokens", "sequential_steps", "best_step", "validation_bits_per_token", "parameters",
-            "teacher_parameters", "device", "precision", "threads", "versions", "data",
-        )  # fmt: skip
         # Of a run that goes on, the process that began it had a peak of its own, which nobody knows now.
         peak = None if resume else peak_memory(summary["device"])
-        result |= {key: summary[key] for key in keep} | {"machine": processor(), "peak_memory_bytes": peak}
+        result |= {key: summary[key] for key in SUMMARY} | {"machine": processor(), "peak_memory_bytes": peak}
     result["curve"] = curve(folder / "metrics.jsonl")
     _write(folder, result)
     return result
@@ -263,12 +284,12 @@ def train_one(config: RunConfig, folder: Path) -> Result:
 def rehearse(config: RunConfig, beside: Path) -> float:
     """Train a few steps of each phase, in a folder that is thrown away, and return the seconds of it.
 
-    What a run compiles the compiler keeps on disk, and later runs of the same sizes find it there. Without a rehearsal
-    whichever run came first would pay for all, out of its budget. A second size of batch is compiled for all sizes.
+    The compiler keeps on disk what a run compiles, and later runs of the same sizes find it there. Without a rehearsal
+    the run that comes first would pay for all of them, out of its budget. A second size of batch is compiled for all
+    sizes.
     """
     import torch
 
-    from retain.errors import TrainingError
     from retain.training.loop import train
 
     start = time.perf_counter()
@@ -283,7 +304,7 @@ def rehearse(config: RunConfig, beside: Path) -> float:
 
 
 def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int], device: str = "cpu") -> Result:
-    """The trained RNN on a whole split, next to its teacher; then at other lengths of the sequence."""
+    """Score the trained RNN on a whole split, next to its teacher; then at other lengths of the sequence."""
     from retain.data import load_data
     from retain.inference.evaluate import batch_for, evaluate
     from retain.runs.run import load_run
@@ -292,10 +313,6 @@ def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int],
         raise UserError(f"its weights were deleted before it was scored; delete {folder} to run it anew")
     run = load_run(folder, teacher=True, device=device)
     guide = run.teacher if config.has_teacher else None
-    keep = (
-        "bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift",
-        "relative_drift_last", "sequences", "tokens",
-    )  # fmt: skip
     data = load_data(run.config.data)
     whole = evaluate(run.rnn, guide, data.windows(split, batch_for(data, run.rnn)))
     if not math.isfinite(whole["bits_per_token"]):
@@ -303,7 +320,7 @@ def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int],
     result: Result = {
         "answers": data.answers,
         "chance": data.chance if data.answers else None,
-        split: {key: whole[key] for key in keep},
+        split: {key: whole[key] for key in SCORES},
     }
     if lengths:
         result["lengths"] = {}
@@ -311,28 +328,24 @@ def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int],
         other = load_data(run.config.data.at_length(length))
         batch = min(batch_for(other, run.rnn), max(1, 2**14 // length))
         scores = evaluate(run.rnn, guide, other.windows(split, batch, LENGTH_SEQUENCES))
-        result["lengths"][str(length)] = {key: scores[key] for key in keep}
+        result["lengths"][str(length)] = {key: scores[key] for key in SCORES}
     return result
 
 
 def curve(metrics: Path, points: int = CURVE) -> list[dict[str, float]]:
-    """The validations of a run, thinned to at most about `points`, the last always among them.
+    """Read the validations of a run, thinned to at most about `points`, the last always among them.
 
     One that was not finite, a string in metrics.jsonl, is no point of a curve.
     """
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
     lines = [line for line in lines if isinstance(line.get("validation_bits_per_token"), float)]
     every = -(-len(lines) // points) or 1
-    keep = (
-        "step", "seconds", "tokens", "sequential_steps", "validation_bits_per_token", "validation_accuracy",
-        "validation_teacher_bits_per_token", "validation_teacher_accuracy", "validation_relative_drift",
-    )  # fmt: skip
     thinned = lines[::-1][::every][::-1]
-    return [{key.removeprefix("validation_"): line[key] for key in keep if key in line} for line in thinned]
+    return [{key.removeprefix("validation_"): line[key] for key in POINT if key in line} for line in thinned]
 
 
 def peak_memory(device: str) -> int:
-    """Bytes that this process held at most: of the accelerator where there is one, else of the machine."""
+    """Return how many bytes this process held at most, of the accelerator where there is one, else of the machine."""
     if device.startswith("cuda"):
         import torch
 
@@ -340,17 +353,16 @@ def peak_memory(device: str) -> int:
     status = Path("/proc/self/status")
     if status.exists():
         # Linux: getrusage also counts what the parent held when it started this process.
-        lines = status.read_text(encoding="utf-8", errors="replace").splitlines()
-        line = next((line for line in lines if line.startswith("VmHWM:")), None)
-        if line is not None:
-            return int(line.split()[1]) * 1024
+        found = re.search(r"^VmHWM:\s+(\d+)", status.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def processor() -> str:
-    """The processor's name, and the units of it that decide its precision."""
+    """Return the processor's name, and its units that decide the precision of a run."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -361,7 +373,5 @@ def processor() -> str:
 
 
 def _write(folder: Path, result: Result) -> None:
-    from retain.files import replace_file
-
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / "result.json", json.dumps(result, indent=1).encode() + b"\n")

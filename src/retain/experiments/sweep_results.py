@@ -12,7 +12,7 @@ from retain.experiments.tables import COSTS, mean_and_deviation, table
 from retain.plots import new_figure
 
 if TYPE_CHECKING:
-    from retain.experiments.variation import Sweep
+    from retain.experiments.sweep import Sweep
 
 MEMORY = ("memory.tokens", "memory.width")
 LEVELS = 4
@@ -22,7 +22,7 @@ Results = dict[str, Any]
 
 def summarise(sweep: Sweep, found: dict[str, dict[str, Any]]) -> Results:
     """All figures of a sweep as JSON: `points`, one per combination, each with its `values` and `runs` by seed."""
-    from retain.experiments.variation import run_name
+    from retain.experiments.sweep import run_name
 
     points: list[dict[str, Any]] = []
     source = None
@@ -134,10 +134,12 @@ def write_results(results: Results, out: Path) -> None:
 
 
 def headline(results: Results) -> str:
+    """Return what each run was, in words."""
     return f"{results['preset'] or 'custom'}, {results['budget']} a run, {results['seeds']} seed(s)"
 
 
 def good_runs(point: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the runs that did not diverge."""
     return [run for run in point["runs"] if "validation" in run]
 
 
@@ -152,6 +154,7 @@ def markdown(results: Results) -> str:
 
 
 def main_table(results: Results) -> str:
+    """Return a row of scores and costs for each combination of values."""
     accuracy = results["metric"] == "accuracy"
     head = [*results["vary"], *(["accuracy"] if accuracy else []), "bits/token", "its teacher", "relative drift"]
     head += ["memory", "parameters", "seconds", "tokens", "sequential steps"]
@@ -182,6 +185,7 @@ def main_table(results: Results) -> str:
 
 
 def compression_table(found: Results) -> str:
+    """Return what had been spent when each memory was first enough for each loss."""
     text = (
         "Compression: the smallest memory (numbers, K · D) with which every seed of the RNN alone has reached a loss "
     )

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retain.experiments.comparison import factor
+from retain.experiments.compare import parse_factor
 from retain.plots import new_figure
 
 if TYPE_CHECKING:
-    from retain.experiments.comparison import Comparison
+    from retain.experiments.compare import Comparison
 
 COSTS = {"seconds": "seconds", "tokens": "tokens", "sequential_steps": "sequential steps"}
 DRIFT = "relative_drift_last"
@@ -97,6 +97,7 @@ def unlike(results: Results) -> str:
 
 
 def main_table(results: Results, accuracy: bool) -> str:
+    """Return a row of scores and costs for each method, and why runs failed."""
     head = ["method", "accuracy", "chance", "bits/token", "its teacher", "learning rate", "seconds", "tokens"]
     head += ["sequential steps", "parameters", "peak memory, MiB"]
     if not accuracy:
@@ -157,7 +158,7 @@ def sweep_table(results: Results) -> str:
             row.append(f"**{cell}**" if lr == found["lr_factor"] else cell)
         rows.append(row)
     text += table(["method", *(f"× {lr}" for lr in results["lrs"])], rows)
-    ends = {min(results["lrs"], key=factor), max(results["lrs"], key=factor)}
+    ends = {min(results["lrs"], key=parse_factor), max(results["lrs"], key=parse_factor)}
     edge = [method for method, found in results["methods"].items() if found["lr_factor"] in ends]
     if edge and len(results["lrs"]) > 2:
         text += f"\nBest at the edge of what was tried, so that a rate beyond may be better: {', '.join(edge)}.\n"
@@ -165,6 +166,7 @@ def sweep_table(results: Results) -> str:
 
 
 def length_table(results: Results, accuracy: bool) -> str:
+    """Return the scores at other lengths of the sequence."""
     metric = results["metric"]
     what, trained = "Accuracy" if accuracy else "Bits/token", results["data"]["seq_len"]
     text = f"{what} at other lengths (trained at {trained}); its teacher's in brackets.\n\n"
@@ -188,7 +190,8 @@ def ranked(results: Results) -> list[tuple[str, dict[str, Any]]]:
         values = [r["test"][metric] for r in item[1]["runs"] if "test" in r]
         if not values:
             return float("inf")
-        return statistics.mean(values) * (-1 if metric == "accuracy" else 1)
+        mean: float = statistics.mean(values)
+        return -mean if metric == "accuracy" else mean
 
     return sorted(results["methods"].items(), key=key)
 

@@ -28,7 +28,7 @@ SEQUENCES = 512
 LONGER = 4
 """Quality and drift are also measured on sequences this many times the training length."""
 GRADIENT_TOKENS = 200_000
-"""About so many positions go through the decoder for the gradient of SMT, fewer where the vocabulary is large."""
+"""About so many positions go through the decoder for the gradient of SMT, of a vocabulary of at most 256."""
 
 
 def scores(run: Run, data: Data, sequences: int = SEQUENCES) -> dict[str, Any]:
@@ -81,6 +81,7 @@ def settles(scored: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def gradient_tokens(vocab_size: int) -> int:
+    """How many positions go through the decoder for a gradient, fewer where the vocabulary is large."""
     return GRADIENT_TOKENS * 256 // max(256, vocab_size)
 
 
@@ -160,7 +161,8 @@ def smt_gradient(
 
 def _norms(gradient: Tensor) -> list[float]:
     """(B, T + 1, K, D) of a loss that is a mean over sequences → by t, the mean norm of each sequence's own."""
-    return (gradient.flatten(2).norm(dim=-1) * len(gradient)).mean(0).tolist()
+    norms: list[float] = (gradient.flatten(2).norm(dim=-1) * len(gradient)).mean(0).tolist()
+    return norms
 
 
 def geometry(run: Run, data: Data, plotted: int = 1200) -> dict[str, Any]:
@@ -245,9 +247,9 @@ def geometry_of(memories: Tensor) -> dict[str, Any]:
 
 def hidden_state(data: Data, tokens: Tensor, index: Ints) -> tuple[str, list[list[str]]] | None:
     """What the task's memory ought to hold after each of t = 1 … T: its name, and a word per sequence and step.
-    `index` are the numbers of the sequences in their split.
 
-    A task says it itself, by a method `hidden(tokens (B, T)) -> (name, (B, T) words)`; images of digits by their class.
+    A task says it itself, by a method `hidden(tokens (B, T)) -> (name, (B, T) words)`; images of digits have their
+    class. `index` are the numbers of the sequences in their split.
     """
     task = getattr(data, "task", None)
     if hasattr(task, "hidden"):

@@ -1,16 +1,21 @@
-"""What a plot shows, told once: `figures` draws it with Plotly for the page, `plot` with Matplotlib."""
+"""What each plot shows, described once: `figures` draws it with Plotly for the page, `plot` with Matplotlib."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from retain.plots import PALETTE
 from retain.report.history import AXES
 
-OTHER = "#9aa3ad"
 Numbers = list[Any]
 """Floats, None where there is none."""
+Run = dict[str, Any]
+"""What `gather` found of a run."""
+OTHER = "#9aa3ad"
+WORD_COLOURS = (*PALETTE[:7], "#17becf", "#8c564b", "#84cc16")
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A plot: its axes' words by axis, and vertical marks by axis as (place, word)."""
+    """A plot of lines: the words of each axis, and vertical marks by axis as (place, word)."""
 
     key: str
     title: str
@@ -36,6 +41,15 @@ class Chart:
     lines: list[Line]
     log: bool = False
     marks: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Colouring:
+    """The colours of points: a number for each point and, where the numbers stand for words, each word's colour."""
+
+    values: list[int]
+    words: Sequence[tuple[str, str]] = ()
+    """(word, colour) of the numbers 0, 1, …; none where the numbers are a scale."""
 
 
 LABELS = {
@@ -55,205 +69,181 @@ LABELS = {
     "validation_relative_drift": "validation relative drift",
 }
 LOG = ("loss_dyn", "gradient_norm", "gradient_norm_rnn", "gradient_norm_teacher")
+BITS = (("RNN", "bits_by_position", "solid"), ("teacher", "teacher_bits_by_position", "dot"))
+DRIFT = (("RNN", "relative_drift_by_position", "solid"),)
+ACCURACY = (("RNN", "accuracy", "solid"), ("teacher", "teacher_accuracy", "dot"))
+GRADIENTS = (("SMT", "smt", "solid"), ("BPTT", "bptt", "dash"), ("BPTT, last target only", "bptt_last", "dot"))
 
 
-def history_charts(runs: list[dict[str, Any]]) -> list[Chart]:
-    """Validation quality first, then every loss, against each axis that all runs have logged."""
+def grouped_charts(runs: list[Run]) -> dict[str, list[Chart]]:
+    """Return every line plot of the page, by the section where it stands."""
+    groups = {
+        "history": history_charts(runs),
+        "drift": [drift_chart(runs), drift_chart(runs, relative=False), beyond_chart(runs, drift=True)],
+        "quality": [quality_chart(runs), beyond_chart(runs, drift=False), length_chart(runs)],
+        "gradient": [gradient_chart(runs, when) for when in ("initial", "trained")],
+    }
+    return {name: [chart for chart in charts if chart.lines] for name, charts in groups.items()}
+
+
+def named_charts(runs: list[Run]) -> dict[str, Chart]:
+    """Return the same plots by their own names."""
+    return {chart.key: chart for charts in grouped_charts(runs).values() for chart in charts}
+
+
+def history_charts(runs: list[Run]) -> list[Chart]:
+    """Describe validation quality first, then every loss, against each axis that all runs have logged."""
     present = {name for run in runs for name in run["history"]["curves"]}
-    wanted = [n for n in LABELS if n.startswith("validation_") and n in present]
-    wanted += [n for n in LABELS if not n.startswith("validation_") and n in present]
-    wanted += sorted(n for n in present if n not in LABELS and not n.startswith("validation_teacher_"))
-    curves = [c for run in runs for c in run["history"]["curves"].values()]
+    known = sorted(LABELS, key=lambda name: not name.startswith("validation_"))
+    names = [name for name in known if name in present]
+    names += sorted(n for n in present if n not in LABELS and not n.startswith("validation_teacher_"))
+    curves = [curve for run in runs for curve in run["history"]["curves"].values()]
     axes = {axis: words for axis, words in AXES.items() if curves and all(axis in c for c in curves)}
     several = len(runs) > 1
-    marks: dict[str, list[tuple[float, str]]] = {axis: [] for axis in axes}
-    for run in runs:
-        # Beside others, where the first phase begins says nothing.
-        for phase in run["history"]["phases"][1 if several else 0 :]:
-            for axis in axes:
-                if phase.get(axis) is not None:
-                    marks[axis].append((phase[axis], f"{run['name']}: {phase['phase']}" if several else phase["phase"]))
-    marks = {axis: _joined(places) for axis, places in marks.items()}
+    marks = {axis: _phase_marks(runs, axis) for axis in axes}
     charts = []
-    for name in wanted:
+    for name in names:
+        label, validation = LABELS.get(name, name), name.startswith("validation_")
+        kinds = [(name, "RNN" if validation else label, "solid")]
+        if validation:
+            kinds.append((name.replace("validation_", "validation_teacher_"), "teacher", "dot"))
         lines = []
         for i, run in enumerate(runs):
-            for key, who, dash in (
-                (name, "RNN" if name.startswith("validation_") else LABELS.get(name, name), "solid"),
-                (name.replace("validation_", "validation_teacher_"), "teacher", "dot"),
-            ):
-                curve = run["history"]["curves"].get(key)
-                if curve is None or (dash == "dot" and key == name):
+            for key, who, dash in kinds:
+                if (curve := run["history"]["curves"].get(key)) is None:
                     continue
-                words = f"{run['name']}, {who}" if several and name.startswith("validation_") else who
-                words = run["name"] if several and not name.startswith("validation_") else words
+                words = (f"{run['name']}, {who}" if validation else run["name"]) if several else who
                 lines.append(Line(words, {a: curve[a] for a in axes}, curve["value"], i, dash))
-        label = LABELS.get(name, name)
         charts.append(Chart(name, label, axes, label, lines, name in LOG, marks))
     return charts
 
 
-def _joined(marks: list[tuple[float, str]]) -> list[tuple[float, str]]:
-    """Marks at one place as one, its words below each other."""
+def _phase_marks(runs: list[Run], axis: str) -> list[tuple[float, str]]:
+    """Where each phase begins; the words of phases that begin at one place stand below each other."""
+    several = len(runs) > 1
     words: dict[float, list[str]] = {}
-    for place, word in marks:
-        words.setdefault(place, []).append(word)
+    for run in runs:
+        # Where runs are compared, the start of the first phase says nothing.
+        for phase in run["history"]["phases"][1 if several else 0 :]:
+            if phase.get(axis) is not None:
+                word = f"{run['name']}: {phase['phase']}" if several else phase["phase"]
+                words.setdefault(phase[axis], []).append(word)
     return [(place, "<br>".join(some)) for place, some in words.items()]
 
 
-def drift_chart(runs: list[dict[str, Any]], relative: bool = True) -> Chart | None:
-    """Drift by position as each phase left the RNN."""
+def drift_chart(runs: list[Run], relative: bool = True) -> Chart:
+    """Describe drift by position, as each phase left the RNN."""
     key = "relative_drift_by_position" if relative else "drift_by_position"
-    lines = []
-    for i, run in enumerate(runs):
-        for j, phase in enumerate((run["positions"] or {}).get("phases", [])):
-            if phase[key] is not None:
-                words = f"after {phase['phase']}" if len(runs) == 1 else f"{run['name']}, after {phase['phase']}"
-                last = j == len(run["positions"]["phases"]) - 1
-                colour = j if len(runs) == 1 else i
-                lines.append(_by_position(words, _from_one(phase[key]), colour, "solid" if last else "dash"))
-        positions = run["positions"]
-        if positions and not positions["phases"] and positions["final"][key] is not None:
-            lines.append(_by_position(f"{run['name']}, best so far", _from_one(positions["final"][key]), i))
-    y = "relative drift (1: as far off as an empty memory)" if relative else "drift"
-    name = "drift" if relative else "absolute-drift"
-    title = "Relative drift by position" if relative else "Drift by position (mean squared)"
-    return Chart(name, title, {"position": "position t"}, y, lines, not relative) if lines else None
-
-
-def beyond_chart(runs: list[dict[str, Any]], drift: bool) -> Chart | None:
-    """Quality or relative drift by position on sequences longer than those of training."""
-    lines, marks = [], set()
-    for i, run in enumerate(runs):
-        longer = (run["positions"] or {}).get("longer")
-        if longer is None:
-            continue
-        prefix = f"{run['name']}, " if len(runs) > 1 else ""
-        if drift:
-            pairs = [("RNN", "relative_drift_by_position", "solid")]
-        else:
-            pairs = [("RNN", "bits_by_position", "solid"), ("teacher", "teacher_bits_by_position", "dot")]
-        for who, key, dash in pairs:
-            if longer[key] is not None and sum(v is not None for v in longer[key]) > 1:
-                lines.append(_by_position(prefix + who, longer[key], i, dash))
-                marks.add((run["config"]["data"]["seq_len"], "T"))
-    name, title = ("drift-beyond", "Relative drift beyond the training length") if drift else (
-        "quality-beyond", "Quality beyond the training length"
-    )  # fmt: skip
-    y = "relative drift" if drift else "bits per token"
-    axes = {"position": "position t"}
-    return Chart(name, title, axes, y, lines, False, {"position": sorted(marks)}) if lines else None
-
-
-def quality_chart(runs: list[dict[str, Any]]) -> Chart | None:
-    """Bits by position from a cold start."""
-    lines = []
-    for i, run in enumerate(runs):
-        final = (run["positions"] or {}).get("final")
-        prefix = f"{run['name']}, " if len(runs) > 1 else ""
-        for who, key, dash in (("RNN", "bits_by_position", "solid"), ("teacher", "teacher_bits_by_position", "dot")):
-            if final and final[key] is not None and sum(v is not None for v in final[key]) > 1:
-                lines.append(_by_position(prefix + who, final[key], i, dash))
-    title = "Quality by position, from a cold start"
-    return Chart("quality", title, {"position": "position t"}, "bits per token", lines) if lines else None
-
-
-def length_chart(runs: list[dict[str, Any]]) -> Chart | None:
-    """Accuracy by length of the sequence, for tasks whose answer comes at the end."""
-    lines, marks = [], set()
-    for i, run in enumerate(runs):
-        rows = (run["positions"] or {}).get("lengths")
-        prefix = f"{run['name']}, " if len(runs) > 1 else ""
-        for who, key, dash in (("RNN", "accuracy", "solid"), ("teacher", "teacher_accuracy", "dot")):
-            if rows and rows[0][key] is not None:
-                lengths = [row["length"] for row in rows]
-                lines.append(Line(prefix + who, {"length": lengths}, [row[key] for row in rows], i, dash))
-                marks.add((run["config"]["data"]["seq_len"], "T"))
-    title = "Accuracy by length of the sequence"
-    axes = {"length": "tokens read before the answer"}
-    return Chart("length", title, axes, "accuracy", lines, False, {"length": sorted(marks)}) if lines else None
-
-
-def gradient_chart(runs: list[dict[str, Any]], when: str) -> Chart | None:
-    """Norm of the loss's gradient at m_t, on a log scale; `when` is "initial" or "trained"."""
     several = len(runs) > 1
     lines = []
     for i, run in enumerate(runs):
-        flow = (run["gradient"] or {}).get(when)
-        for j, (key, who, dash) in enumerate(
-            (("smt", "SMT", "solid"), ("bptt", "BPTT", "dash"), ("bptt_last", "BPTT, last target only", "dot"))
-        ):
-            if flow and flow[key] is not None:
-                # A norm of exactly 0 has no place on a log scale.
-                values = [v if v else None for v in flow[key]]
-                colour = i if several else j
-                lines.append(_by_position(f"{run['name']}, {who}" if several else who, values, colour, dash))
-    title = {"initial": "Gradient flow at initialisation", "trained": "Gradient flow after training"}[when]
-    return (
-        Chart(f"gradient-{when}", title, {"position": "position t"}, "‖∂loss / ∂m_t‖", lines, True) if lines else None
+        if (positions := run["positions"]) is None:
+            continue
+        prefix = f"{run['name']}, "
+        models = [(f"{prefix if several else ''}after {phase['phase']}", phase[key]) for phase in positions["phases"]]
+        models = models or [(f"{prefix}best so far", positions["final"][key])]
+        for j, (words, values) in enumerate(models):
+            if values is not None:
+                # RNN and teacher share m_0; its rounding error would stretch a log scale by ten decades.
+                y = [None, *values[1:]]
+                dash = "solid" if j == len(models) - 1 else "dash"
+                lines.append(Line(words, {"position": list(range(len(y)))}, y, i if several else j, dash))
+    axes = {"position": "position t"}
+    if relative:
+        y_words = "relative drift (1: as far off as an empty memory)"
+        return Chart("drift", "Relative drift by position", axes, y_words, lines)
+    return Chart("absolute-drift", "Drift by position (mean squared)", axes, "drift", lines, log=True)
+
+
+def beyond_chart(runs: list[Run], drift: bool) -> Chart:
+    """Describe quality, or relative drift, by position on sequences longer than those of training."""
+    title = f"{'Relative drift' if drift else 'Quality'} beyond the training length"
+    lines, marks = _compare(runs, lambda run: _by_position(run, "longer"), DRIFT if drift else BITS)
+    y = "relative drift" if drift else "bits per token"
+    key = "drift-beyond" if drift else "quality-beyond"
+    return Chart(key, title, {"position": "position t"}, y, lines, marks={"position": marks})
+
+
+def quality_chart(runs: list[Run]) -> Chart:
+    """Describe bits per token by position, from a cold start."""
+    lines, _ = _compare(runs, lambda run: _by_position(run, "final"), BITS)
+    return Chart(
+        "quality", "Quality by position, from a cold start", {"position": "position t"}, "bits per token", lines
     )
 
 
-def _by_position(name: str, values: Numbers, colour: int, dash: str = "solid") -> Line:
-    return Line(name, {"position": list(range(len(values)))}, values, colour, dash)
+def length_chart(runs: list[Run]) -> Chart:
+    """Describe accuracy by length of the sequence, for tasks whose answer comes at the end."""
+
+    def columns(run: Run) -> dict[str, Numbers]:
+        rows = (run["positions"] or {}).get("lengths") or []
+        keys = ("length", "accuracy", "teacher_accuracy")
+        return {key: [row[key] for row in rows] for key in keys if rows and rows[0][key] is not None}
+
+    lines, marks = _compare(runs, columns, ACCURACY, axis="length")
+    axes = {"length": "tokens read before the answer"}
+    return Chart("length", "Accuracy by length of the sequence", axes, "accuracy", lines, marks={"length": marks})
 
 
-def _from_one(values: Numbers) -> Numbers:
-    """Without t = 0: RNN and teacher share m_0, and its rounding error would stretch a log scale by ten decades."""
-    return [None, *values[1:]]
+def gradient_chart(runs: list[Run], when: str) -> Chart:
+    """Describe the norm of the loss's gradient at m_t on a log scale; `when` is "initial" or "trained"."""
+
+    def positive(run: Run) -> dict[str, Numbers]:
+        flow = (run["gradient"] or {}).get(when) or {}
+        # A norm of exactly 0 has no place on a log scale.
+        return {key: [v or None for v in values] for key, values in flow.items() if values is not None}
+
+    title = {"initial": "Gradient flow at initialisation", "trained": "Gradient flow after training"}[when]
+    lines, _ = _compare(runs, positive, GRADIENTS, colour_kinds=len(runs) == 1)
+    return Chart(f"gradient-{when}", title, {"position": "position t"}, "‖∂loss / ∂m_t‖", lines, log=True)
 
 
-def grouped_charts(runs: list[dict[str, Any]]) -> dict[str, list[Chart]]:
-    """Every line plot of the page, by the part of it where it stands."""
-    groups: dict[str, list[Chart | None]] = {
-        "history": [*history_charts(runs)],
-        "drift": [drift_chart(runs), drift_chart(runs, False), beyond_chart(runs, True)],
-        "quality": [quality_chart(runs), beyond_chart(runs, False), length_chart(runs)],
-        "gradient": [gradient_chart(runs, when) for when in ("initial", "trained")],
-    }
-    return {name: [chart for chart in some if chart is not None and chart.lines] for name, some in groups.items()}
+def _by_position(run: Run, part: str) -> dict[str, Numbers]:
+    """The curves by position among the scores of a part; one point is no curve."""
+    scores = (run["positions"] or {}).get(part) or {}
+    curves = {key: values for key, values in scores.items() if isinstance(values, list)}
+    return {key: values for key, values in curves.items() if sum(v is not None for v in values) > 1}
 
 
-def named_charts(runs: list[dict[str, Any]]) -> dict[str, Chart]:
-    """The same by their own names."""
-    return {chart.key: chart for some in grouped_charts(runs).values() for chart in some}
+def _compare(
+    runs: list[Run],
+    curves_of: Callable[[Run], dict[str, Numbers]],
+    kinds: Sequence[tuple[str, str, str]],
+    axis: str = "position",
+    colour_kinds: bool = False,
+) -> tuple[list[Line], list[tuple[float, str]]]:
+    """The lines of each run's curves, and a mark at the training length of each run that has some.
+
+    `kinds` are the curves: (word, name, dash). Without a curve `axis` the numbers 0, 1, … are their x.
+    """
+    lines: list[Line] = []
+    marks = set()
+    for i, run in enumerate(runs):
+        curves = curves_of(run)
+        for j, (who, name, dash) in enumerate(kinds):
+            if name in curves:
+                y = curves[name]
+                x = {axis: curves.get(axis) or list(range(len(y)))}
+                words = f"{run['name']}, {who}" if len(runs) > 1 else who
+                lines.append(Line(words, x, y, j if colour_kinds else i, dash))
+                marks.add((run["config"]["data"]["seq_len"], "T"))
+    return lines, sorted(marks)
 
 
-def colourings(geometry: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Ways to colour the memories: by position, last token, and the task's hidden state where it is known."""
+def colourings(geometry: dict[str, Any]) -> dict[str, Colouring]:
+    """Return the ways to colour the memories: by the task's hidden state where it is known, position, last token."""
     points = geometry["points"]
-    bar = {"thickness": 10, "len": 0.9, "outlinewidth": 0}
-    positions = points["position"]
-    found = {
-        "position": {
-            "color": positions, "colorscale": "Viridis", "cmin": min(positions), "cmax": max(positions),
-            "colorbar": bar | {"title": {"text": "t"}, "tickmode": "auto"},
-        },
-        "last token": _categories(points["last_token"], bar),
-    }  # fmt: skip
-    if points["hidden"] is not None:
-        found = {points["hidden_name"]: _categories(points["hidden"], bar)} | found
-    return found
+    found = {"position": Colouring(points["position"]), "last token": _colour_words(points["last_token"])}
+    return found if points["hidden"] is None else {points["hidden_name"]: _colour_words(points["hidden"])} | found
 
 
-def _categories(words: list[str], bar: dict[str, Any]) -> dict[str, Any]:
+def _colour_words(words: list[str]) -> Colouring:
     """One colour for each of the most frequent words, grey for the others."""
-    colours = (*PALETTE[:7], "#17becf", "#8c564b", "#84cc16")
-    counted = sorted(set(words), key=lambda w: (-words.count(w), w))
-    kept = counted[: len(colours)] if len(counted) <= len(colours) else counted[: len(colours) - 1]
-    kept = sorted(kept, key=lambda w: (0, int(w), w) if w.isdecimal() else (1, 0, w))
-    names = kept if len(kept) == len(counted) else [*kept, "other"]
-    used = [*colours[: len(kept)], OTHER][: len(names)]
-    place = {word: i for i, word in enumerate(kept)}
-    count = len(names)
-    scale = [[(i + step) / count, used[i]] for i in range(count) for step in (0, 1)]
-    ticks = {"tickmode": "array", "tickvals": list(range(count)), "ticktext": [escape(n) for n in names]}
-    return {
-        "color": [place.get(word, count - 1) for word in words], "colorscale": scale, "cmin": -0.5,
-        "cmax": count - 0.5, "colorbar": bar | ticks | {"title": {"text": ""}},
-    }  # fmt: skip
-
-
-def escape(text: str) -> str:
-    """Plotly reads a few HTML tags in its texts."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    counts = Counter(words)
+    frequent = sorted(counts, key=lambda word: (-counts[word], word))
+    has_other = len(frequent) > len(WORD_COLOURS)
+    kept = frequent[: len(WORD_COLOURS) - has_other]
+    kept.sort(key=lambda word: (0, int(word), word) if word.isdecimal() else (1, 0, word))
+    numbers = {word: i for i, word in enumerate(kept)}
+    colours = [*zip(kept, WORD_COLOURS, strict=False), *([("other", OTHER)] if has_other else [])]
+    return Colouring([numbers.get(word, len(kept)) for word in words], colours)

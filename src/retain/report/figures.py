@@ -1,4 +1,4 @@
-"""Charts and memories as Plotly figures.
+"""Charts and memories as Plotly figures: the JSON values that Plotly's script reads.
 
 Colours of text, grid and ground belong to the reader's theme and are set by page.js. A figure's `layout.meta.switch`
 tells what a switch of the page changes in it: switch → option → [trace changes, layout changes].
@@ -6,52 +6,52 @@ tells what a switch of the page changes in it: switch → option → [trace chan
 
 from __future__ import annotations
 
-import json
+import html
 from typing import Any
 
-import plotly.graph_objects as go
-
 from retain.plots import PALETTE
-from retain.report.charts import OTHER, Chart, colourings, escape
+from retain.report.charts import OTHER, Chart, Colouring, colourings
+
+MARGIN = {"l": 58, "r": 12, "t": 14, "b": 44}
 
 
 def chart_figure(chart: Chart) -> dict[str, Any]:
-    """A line plot as Plotly's JSON."""
+    """Return a line plot, drawn against its first axis."""
     first = next(iter(chart.axes))
-    figure = go.Figure()
-    for line in chart.lines:
-        few = len(line.y) <= 40
-        figure.add_scatter(
-            x=line.x[first], y=line.y, name=line.name, mode="lines+markers" if few else "lines",
-            line={"color": PALETTE[line.colour % len(PALETTE)], "dash": line.dash, "width": 2}, marker={"size": 5},
-            hovertemplate="%{y:.4g} at %{x:,}<extra>%{fullData.name}</extra>",
-        )  # fmt: skip
-    figure.update_layout(
-        height=300,
-        margin={"l": 58, "r": 12, "t": 14, "b": 44},
-        showlegend=len(chart.lines) > 1,
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 11}},
-        xaxis={"title": {"text": chart.axes[first], "standoff": 6}, "zeroline": False},
-        # The words above the plot say it already where they are the same.
-        yaxis={
-            "title": {"text": "" if chart.y == chart.title else _subscripts(chart.y), "standoff": 6},
-            "zeroline": False,
-        },
-        hovermode="closest",
+    # The words above the plot say it already where they are the same.
+    y_words = "" if chart.y == chart.title else chart.y.replace("m_t", "m<sub>t</sub>")
+    layout: dict[str, Any] = {
+        "height": 300,
+        "margin": MARGIN,
+        "showlegend": len(chart.lines) > 1,
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 11}},
+        "xaxis": _axis(chart.axes[first]),
+        "yaxis": _axis(y_words),
+        "hovermode": "closest",
         **_marks(chart, first),
-    )
+    }
     if chart.log:
-        figure.update_yaxes(type="log", exponentformat="power", automargin=True)
+        layout["yaxis"] |= {"type": "log", "exponentformat": "power", "automargin": True}
     if len(chart.axes) > 1:
         options = {
-            axis: [
-                {"x": [line.x[axis] for line in chart.lines]},
-                {"xaxis.title.text": words, **_marks(chart, axis)},
-            ]
+            axis: [{"x": [line.x[axis] for line in chart.lines]}, {"xaxis.title.text": words, **_marks(chart, axis)}]
             for axis, words in chart.axes.items()
         }
-        figure.update_layout(meta={"switch": {"axis": options}})
-    return json.loads(figure.to_json())
+        layout["meta"] = {"switch": {"axis": options}}
+    data = [
+        {
+            "type": "scatter", "x": line.x[first], "y": line.y, "name": line.name,
+            "mode": "lines+markers" if len(line.y) <= 40 else "lines",
+            "line": {"color": PALETTE[line.colour % len(PALETTE)], "dash": line.dash, "width": 2},
+            "marker": {"size": 5}, "hovertemplate": "%{y:.4g} at %{x:,}<extra>%{fullData.name}</extra>",
+        }
+        for line in chart.lines
+    ]  # fmt: skip
+    return {"data": data, "layout": layout}
+
+
+def _axis(words: str) -> dict[str, Any]:
+    return {"title": {"text": words, "standoff": 6}, "zeroline": False}
 
 
 def _marks(chart: Chart, axis: str) -> dict[str, Any]:
@@ -75,39 +75,46 @@ def _marks(chart: Chart, axis: str) -> dict[str, Any]:
 
 
 def memory_figure(geometry: dict[str, Any], who: str, components: int) -> dict[str, Any]:
-    """Memories of `who` ("rnn", "teacher") in two or three of the RNN's principal components, with a colour switch."""
+    """Return memories of `who` ("rnn", "teacher") in two or three of the RNN's principal components."""
     points, share = geometry["points"], geometry["explained"]
-    x, y, z = points[who]
-    hidden = points["hidden"] or [""] * len(x)
-    name = points["hidden_name"]
-    text = [
-        f"t = {p}<br>last token {escape(t)}" + (f"<br>{name} {escape(h)}" if name else "")
-        for p, t, h in zip(points["position"], points["last_token"], hidden, strict=True)
-    ]
-    options = {key: {"marker.color": [m["color"]], "marker.colorscale": [m["colorscale"]], "marker.cmin": [m["cmin"]],
-                     "marker.cmax": [m["cmax"]], "marker.colorbar": [m["colorbar"]]}
-               for key, m in colourings(geometry).items()}  # fmt: skip
-    first = next(iter(colourings(geometry).values()))
-    titles = [f"component {i + 1} ({s:.0%})" if who == "rnn" else f"component {i + 1}" for i, s in enumerate(share)]
-    figure = go.Figure()
-    common = {"mode": "markers", "text": text, "hovertemplate": "%{text}<extra></extra>", "showlegend": False}
+    places = dict(zip("xyz"[:components], points[who], strict=False))
+    text = [f"t = {t}<br>last token {_escape(token)}" for t, token in zip(points["position"], points["last_token"],
+                                                                         strict=True)]  # fmt: skip
+    if points["hidden"] is not None:
+        text = [f"{a}<br>{points['hidden_name']} {_escape(b)}" for a, b in zip(text, points["hidden"], strict=True)]
+    markers = {name: _marker(colouring) for name, colouring in colourings(geometry).items()}
+    first = next(iter(markers.values()))
+    changes = {name: [{f"marker.{k}": [v] for k, v in marker.items()}, {}] for name, marker in markers.items()}
+    layout: dict[str, Any] = {"height": 360, "meta": {"switch": {"colour": changes}}}
     if components == 3:
-        figure.add_scatter3d(x=x, y=y, z=z, marker={"size": 2.5, "opacity": 0.85, **first}, **common)
-        figure.update_layout(
-            scene={a: {"title": {"text": f"PC {i + 1}"}} for i, a in enumerate(("xaxis", "yaxis", "zaxis"))}
-            | {"camera": {"eye": {"x": 1.6, "y": 1.6, "z": 1.1}}}
-        )
+        look = {"type": "scatter3d", "marker": {"size": 2.5, "opacity": 0.85, **first}}
+        layout["margin"] = {"l": 0, "r": 0, "t": 0, "b": 0}
+        layout["scene"] = {f"{axis}axis": {"title": {"text": f"PC {i + 1}"}} for i, axis in enumerate("xyz")}
+        layout["scene"]["camera"] = {"eye": {"x": 1.6, "y": 1.6, "z": 1.1}}
     else:
-        figure.add_scatter(x=x, y=y, marker={"size": 5, "opacity": 0.75, **first}, **common)
-        figure.update_xaxes(title={"text": titles[0], "standoff": 6}, zeroline=False)
-        figure.update_yaxes(title={"text": titles[1], "standoff": 6}, zeroline=False)
-    figure.update_layout(
-        height=360,
-        margin={"l": 58, "r": 12, "t": 14, "b": 44} if components == 2 else {"l": 0, "r": 0, "t": 0, "b": 0},
-        meta={"switch": {"colour": {key: [change, {}] for key, change in options.items()}}},
-    )
-    return json.loads(figure.to_json())
+        look = {"type": "scatter", "marker": {"size": 5, "opacity": 0.75, **first}}
+        layout["margin"] = MARGIN
+        for i, axis in enumerate("xy"):
+            layout[f"{axis}axis"] = _axis(f"component {i + 1}" + (f" ({share[i]:.0%})" if who == "rnn" else ""))
+    trace = {"mode": "markers", "text": text, "hovertemplate": "%{text}<extra></extra>", "showlegend": False}
+    return {"data": [places | look | trace], "layout": layout}
 
 
-def _subscripts(text: str) -> str:
-    return text.replace("m_t", "m<sub>t</sub>")
+def _marker(colouring: Colouring) -> dict[str, Any]:
+    bar: dict[str, Any] = {"thickness": 10, "len": 0.9, "outlinewidth": 0}
+    count = len(colouring.words)
+    if not count:
+        ends: tuple[float, float] = min(colouring.values), max(colouring.values)
+        scale: Any = "Viridis"
+        bar |= {"title": {"text": "t"}, "tickmode": "auto"}
+    else:
+        ends = -0.5, count - 0.5
+        scale = [[(i + step) / count, colour] for i, (_, colour) in enumerate(colouring.words) for step in (0, 1)]
+        names = [_escape(word) for word, _ in colouring.words]
+        bar |= {"title": {"text": ""}, "tickmode": "array", "tickvals": list(range(count)), "ticktext": names}
+    return {"color": colouring.values, "colorscale": scale, "cmin": ends[0], "cmax": ends[1], "colorbar": bar}
+
+
+def _escape(text: str) -> str:
+    """Plotly reads a few HTML tags in its texts."""
+    return html.escape(text, quote=False)

@@ -111,7 +111,8 @@ def gather(path: Path, parts: tuple[str, ...] = PARTS, command: Command = by_fil
         "samples": lambda: samples(run, data),  # type: ignore[arg-type]
     }.items():
         found[part] = attempt(part, work) if ready and part in parts else None
-    return _plain(found)
+    plain: dict[str, Any] = _plain(found)
+    return plain
 
 
 def _json(path: Path) -> Any:
@@ -132,7 +133,7 @@ def _plain(value: Any) -> Any:
 
 
 def status(path: Path, config: RunConfig, history: dict[str, Any], over: bool, notes: list[str]) -> str:
-    """ "finished", "running" or "stopped"; what is missing or damaged goes to the notes."""
+    """Return "finished", "running" or "stopped"; what is missing or damaged goes to the notes."""
     if history["bad"] > (1 if history["cut"] else 0):
         where = f"the first is line {history['first_bad']}"
         notes.append(f"metrics.jsonl: {history['bad']} of {history['lines']} lines cannot be read; {where}")

@@ -1,11 +1,11 @@
-"""metrics.jsonl as curves: read as a stream, thinned so that no extreme is lost, whatever state the file is in."""
+"""metrics.jsonl as curves: read line by line, thinned so that no extreme is lost, whatever state the file is in."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from itertools import islice, pairwise
+from array import array
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,81 +19,60 @@ AXES = {
     "sequential_steps": "sequential steps",
 }
 """What a curve can be drawn against: field of metrics.jsonl → words."""
-BLOCK = 20_000
 POINTS = 1200
 Floats = npt.NDArray[np.float64]
 
 
 def read_history(path: Path, points: int = POINTS) -> dict[str, Any]:
-    """Everything logged, as JSON values.
+    """Read everything that was logged, as JSON values.
 
-    `curves`: name → each axis of AXES that the file has, and `value`, all of one length; at most about `points` of
-    them, extremes kept. `phases`: where each phase begins, in the file's order. `last`: the last good line.
-    `lines`, `bad` and `first_bad` count lines (from 1) that are no JSON object; `cut` says that the last line has no
-    end: it is being written, or its writer was killed.
+    Returns:
+        `curves`: name → each axis of AXES that the file has, and `value`, all of one length; at most about `points` of
+        them, extremes kept. `phases`: where each phase begins, in the file's order. `last`: the last good line.
+        `lines`, `bad` and `first_bad` count lines (from 1) that are no JSON object; `cut` says that the last line has
+        no end: it is being written, or its writer was killed.
     """
-    columns: dict[str, list[Floats]] = {}
+    columns: dict[str, array[float]] = {}  # of machine floats: a long run has millions of numbers
     phases: list[dict[str, Any]] = []
-    read = 0
     found: dict[str, Any] = {"lines": 0, "bad": 0, "first_bad": None, "cut": False, "last": None}
-    if not path.exists():
-        return found | {"curves": {}, "phases": []}
-    with path.open("rb") as file:
-        while block := list(islice(file, BLOCK)):
-            found["cut"] = not block[-1].endswith(b"\n")
-            records = list(_records(block, found))
-            if not records:
-                continue
-            keys = {key for record in records for key in record if key != "phase"}
-            for key in keys | columns.keys():
-                # A key that earlier blocks lacked is NaN there.
-                columns.setdefault(key, [np.full(read, math.nan)]).append(_numbers([r.get(key) for r in records]))
-            read += len(records)
-            for record in records:
+    read = 0
+    if path.exists():
+        with path.open("rb") as file:
+            for line in file:
+                found["lines"] += 1
+                found["cut"] = not line.endswith(b"\n")
+                if (record := _record(line)) is None:
+                    if line.strip():
+                        found["bad"] += 1
+                        found["first_bad"] = found["first_bad"] or found["lines"]
+                    continue
+                for key in record.keys() - columns.keys():
+                    columns[key] = array("d", [math.nan]) * read
+                for key, column in columns.items():
+                    column.append(_number(record.get(key)))
+                read += 1
                 phase = record.get("phase")
                 if isinstance(phase, str) and (not phases or phases[-1]["phase"] != phase):
                     phases.append({"phase": phase} | {a: record[a] for a in AXES if _is_number(record.get(a))})
-            found["last"] = records[-1]
-    whole = {key: np.concatenate(parts) for key, parts in columns.items()}
+                found["last"] = record
+    whole = {key: np.array(column) for key, column in columns.items()}
     return found | {"curves": curves(whole, points), "phases": phases}
 
 
-def _records(block: list[bytes], found: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a block of lines; one parse for all of them, or line by line where one is damaged."""
-    first = found["lines"] + 1
-    found["lines"] += len(block)
+def _record(line: bytes) -> dict[str, Any] | None:
     try:
-        parsed = json.loads(b"[" + b",".join(block) + b"]")
-        if len(parsed) == len(block) and all(isinstance(r, dict) and _is_number(r.get("step")) for r in parsed):
-            yield from parsed
-            return
+        record = json.loads(line)
     except (ValueError, RecursionError):
-        pass
-    for number, line in enumerate(block, first):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if isinstance(record, dict) and _is_number(record.get("step")):
-            yield record
-        elif line.strip():
-            found["bad"] += 1
-            found["first_bad"] = found["first_bad"] or number
+        return None
+    return record if isinstance(record, dict) and _is_number(record.get("step")) else None
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _numbers(values: list[Any]) -> Floats:
-    """As floats; what is no number is NaN. The strings "nan" and "inf" are numbers: see `append_line`."""
-    try:
-        return np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        return np.array([_number(value) for value in values])
-
-
 def _number(value: Any) -> float:
+    """A float; what is no number is NaN. The strings "nan" and "inf" are numbers: see `append_line`."""
     try:
         return float(value)
     except (TypeError, ValueError):

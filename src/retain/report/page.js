@@ -57,7 +57,6 @@ function draw(div) {
     return Promise.resolve();
   }
   const figure = figures[div.dataset.plot];
-  delete figure.layout.template;
   set(figure.layout, theme(three, false));
   return Plotly.newPlot(div, figure.data, figure.layout, config).then(() => {
     for (const field of document.querySelectorAll("fieldset[data-switch]")) change(div, field);

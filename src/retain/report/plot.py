@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
-from html import unescape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retain.errors import UserError
 from retain.plots import PALETTE
 from retain.report.charts import Chart, colourings, named_charts
 from retain.report.gather import PARTS, gather
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 MEMORY = ("memory", "memory-3d", "memory-teacher")
 FORMATS = (".png", ".svg", ".pdf")
-NEEDS = {"drift": "positions", "absolute-drift": "positions", "drift-beyond": "positions", "quality": "positions",
-         "quality-beyond": "positions", "length": "positions", "gradient-initial": "gradient",
-         "gradient-trained": "gradient"} | dict.fromkeys(MEMORY, "geometry")  # fmt: skip
+NEEDS = {
+    **dict.fromkeys(("drift", "absolute-drift", "drift-beyond", "quality", "quality-beyond", "length"), "positions"),
+    **dict.fromkeys(("gradient-initial", "gradient-trained"), "gradient"),
+    **dict.fromkeys(MEMORY, "geometry"),
+}
+"""Plot → the part that is gathered for it; other plots need the history alone."""
 STYLE = {"solid": "-", "dash": "--", "dot": ":"}
 
 
 def save_plot(run: Path, name: str, out: Path, axis: str = "step", colour: str | None = None) -> None:
     """Draw the plot `name` of the run into `out` (.png, .svg, .pdf), against `axis` where it has several.
 
-    Raises UserError for a plot that this run does not have, naming those it has, and where `out` cannot be written.
+    Raises:
+        UserError: For a plot that this run does not have, naming those it has, and where `out` cannot be written.
     """
-    _figure()  # says what to install before anything is computed
-    part = NEEDS.get(name)
-    found = gather(run, (part,) if part else ())
+    _new_figure()  # says what to install before anything is computed
+    found = gather(run, (NEEDS[name],) if name in NEEDS else ())
     if name in MEMORY:
-        figure = _memory(found, name, colour)
+        figure = _draw_memory(found, name, colour)
+    elif (chart := named_charts([found]).get(name)) is not None:
+        figure = _draw_lines(chart, axis)
     else:
-        charts = named_charts([found])
-        if name not in charts:
-            found = gather(run, PARTS[:3])
-            names = sorted(named_charts([found]))
-            names += [
-                m for m in MEMORY if found["geometry"] and (m != "memory-teacher" or found["geometry"]["teacher"])
-            ]
-            missing = f"; missing: {'; '.join(found['notes'])}" if found["notes"] else ""
-            raise UserError(f"name: {name!r} is not a plot of {run}; it has {', '.join(names) or 'none'}{missing}")
-        figure = _lines(charts[name], axis)
+        found = gather(run, PARTS[:3])
+        geometry = found["geometry"]
+        names = sorted(named_charts([found]))
+        names += [m for m in MEMORY if geometry and (m != "memory-teacher" or geometry["teacher"])]
+        missing = f"; missing: {'; '.join(found['notes'])}" if found["notes"] else ""
+        raise UserError(f"name: {name!r} is not a plot of {run}; it has {', '.join(names) or 'none'}{missing}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, dpi=200, bbox_inches="tight", metadata={"Date": None} if out.suffix == ".svg" else None)
@@ -47,7 +50,7 @@ def save_plot(run: Path, name: str, out: Path, axis: str = "step", colour: str |
         raise UserError(f"out: {out} cannot be written, {error.strerror or error}; name another --out") from error
 
 
-def _figure(**options: Any) -> tuple[Any, Any]:
+def _new_figure(**options: Any) -> tuple[Figure, Any]:
     try:
         from matplotlib.figure import Figure  # without pyplot: no display is looked for
     except ImportError:
@@ -56,11 +59,12 @@ def _figure(**options: Any) -> tuple[Any, Any]:
     return figure, figure.add_subplot(**options)
 
 
-def _lines(chart: Chart, axis: str) -> Any:
-    if len(chart.axes) > 1 and axis not in chart.axes:
-        raise UserError(f"x: {axis!r} was not logged by this run; use {', '.join(chart.axes)}")
-    axis = axis if axis in chart.axes else next(iter(chart.axes))
-    figure, axes = _figure()
+def _draw_lines(chart: Chart, axis: str) -> Figure:
+    if axis not in chart.axes:
+        if len(chart.axes) > 1:
+            raise UserError(f"x: {axis!r} was not logged by this run; use {', '.join(chart.axes)}")
+        (axis,) = chart.axes
+    figure, axes = _new_figure()
     for line in chart.lines:
         # A lone NaN, where there is no value, breaks the line as it should.
         y = [float("nan") if v is None else v for v in line.y]
@@ -79,7 +83,7 @@ def _lines(chart: Chart, axis: str) -> Any:
     return figure
 
 
-def _memory(found: dict[str, Any], name: str, colour: str | None) -> Any:
+def _draw_memory(found: dict[str, Any], name: str, colour: str | None) -> Figure:
     geometry = found["geometry"]
     who = "teacher" if name == "memory-teacher" else "rnn"
     if geometry is None or geometry["points"][who] is None:
@@ -88,19 +92,20 @@ def _memory(found: dict[str, Any], name: str, colour: str | None) -> Any:
     ways = colourings(geometry)
     if colour is not None and colour not in ways:
         raise UserError(f"colour: {colour!r} is none of {', '.join(ways)}")
-    colours = ways[colour or next(iter(ways))]
-    x, y, z = geometry["points"][who]
+    colouring = ways[colour or next(iter(ways))]
     three = name == "memory-3d"
-    figure, axes = _figure(projection="3d" if three else None)
-    from matplotlib.colors import LinearSegmentedColormap
+    figure, axes = _new_figure(projection="3d" if three else None)
+    from matplotlib.colors import ListedColormap
 
-    scale = colours["colorscale"]
-    colormap = "viridis" if isinstance(scale, str) else LinearSegmentedColormap.from_list("words", scale)
-    places = (x, y, z) if three else (x, y)
-    dots = axes.scatter(*places, c=colours["color"], cmap=colormap, vmin=colours["cmin"], vmax=colours["cmax"], s=5)
+    words, colours = zip(*colouring.words, strict=True) if colouring.words else ((), ())
+    if words:
+        options = {"cmap": ListedColormap(colours), "vmin": -0.5, "vmax": len(words) - 0.5}
+    else:
+        options = {"cmap": "viridis"}
+    dots = axes.scatter(*geometry["points"][who][: 3 if three else 2], c=colouring.values, s=5, **options)
     bar = figure.colorbar(dots, ax=axes, shrink=0.8, pad=0.15 if three else 0.05)
-    if "ticktext" in colours["colorbar"]:
-        bar.set_ticks(colours["colorbar"]["tickvals"], labels=[unescape(t) for t in colours["colorbar"]["ticktext"]])
+    if words:
+        bar.set_ticks(range(len(words)), labels=words)
     else:
         bar.set_label("t")
     axes.set(xlabel="component 1", ylabel="component 2")

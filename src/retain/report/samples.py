@@ -151,4 +151,5 @@ def answers(run: Run, data: Data, count: int = 6) -> dict[str, Any]:
 
 
 def named(token: int, names: Sequence[str]) -> str:
+    """Return a token's name, or its number where it has none."""
     return names[token] if token < len(names) else str(token)
