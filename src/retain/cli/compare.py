@@ -36,7 +36,7 @@ any option of 'retain train PRESET', for all methods, e.g. --data.seq-len 128
 
 Writes results.md, results.json and results.png into DIR, and a run folder for every run under DIR/runs.
 
-methods: one-step and hybrid SMT and DMT by these recipes (retain train --recipe); smt as the preset and the options say;
+methods: one-step and hybrid SMT and DMT by these recipes (retain train --recipe); smt as preset and options say;
 smt+bptt the same and BPTT for the last third of the budget; bptt and tbptt the very RNN that smt trains, by BPTT, whole
 and truncated where DMT's gradient is (dmt.bptt_window; else to a quarter of the sequence); gru and lstm by BPTT, as
 wide as gives the RNN the same number of parameters.
