@@ -11,7 +11,7 @@ PALETTE = ("#2f7ed8", "#e2711d", "#2a9d5c", "#b5489e", "#c9a227", "#d1495b", "#5
 
 
 def new_figure(path: Path, width: float, height: float) -> Any:
-    """An empty Matplotlib figure, in inches; None, and a line on stderr, where matplotlib is not installed."""
+    """Return an empty Matplotlib figure, in inches; None, with a line on stderr, if matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure  # without pyplot: no display is looked for
@@ -21,3 +21,14 @@ def new_figure(path: Path, width: float, height: float) -> Any:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def tidy_axes(axes: Any) -> None:
+    """Give Matplotlib axes a faint grid and no frame above and to the right."""
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def add_legend(axes: Any) -> None:
+    """Give Matplotlib axes a small legend without a frame."""
+    axes.legend(frameon=False, fontsize=8)

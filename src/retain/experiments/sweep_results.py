@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retain.experiments.tables import COSTS, mean_and_deviation, table
-from retain.plots import new_figure
+from retain.experiments.tables import COSTS, Results, headline, mean_and_deviation, quality_axis, table, write_tables
+from retain.plots import PALETTE, add_legend, new_figure, tidy_axes
 
 if TYPE_CHECKING:
     from retain.experiments.sweep import Sweep
@@ -17,11 +16,10 @@ if TYPE_CHECKING:
 MEMORY = ("memory.tokens", "memory.width")
 LEVELS = 4
 """Losses of the compression curve, where none are given."""
-Results = dict[str, Any]
 
 
 def summarise(sweep: Sweep, found: dict[str, dict[str, Any]]) -> Results:
-    """All figures of a sweep as JSON: `points`, one per combination, each with its `values` and `runs` by seed."""
+    """Return all figures of a sweep as JSON: `points`, one per combination, with its `values` and `runs` by seed."""
     from retain.experiments.sweep import run_name
 
     points: list[dict[str, Any]] = []
@@ -58,7 +56,7 @@ def summarise(sweep: Sweep, found: dict[str, dict[str, Any]]) -> Results:
 
 
 def budget_of(sweep: Sweep) -> str:
-    """What each phase of a run has, in words."""
+    """Return the budget of each phase of a run, in words."""
     if any(name.rpartition(".")[2] in ("budget", "share", "phases") for name in sweep.vary):
         return "budgets as varied"
     phases = zip(sweep.config.phases, sweep.config.budgets(), strict=True)
@@ -69,22 +67,22 @@ def budget_of(sweep: Sweep) -> str:
 
 
 def reached(run: dict[str, Any], level: float, cost: str) -> float:
-    """What it cost until the RNN alone had at most `level` bits per token on validation; inf if it never did."""
+    """Return what it cost until the RNN alone had at most `level` bits per token on validation; inf if it never did."""
     return next((p[cost] for p in run["curve"] if p["bits_per_token"] <= level), math.inf)
 
 
 def reached_by_all(point: dict[str, Any], level: float, cost: str) -> float:
-    """What it cost until every seed was there."""
+    """Return what it cost until every seed was there."""
     return max(reached(run, level, cost) for run in point["runs"])
 
 
 def best_loss(point: dict[str, Any]) -> float:
-    """The loss that every seed reaches in the end."""
+    """Return the loss that every seed reaches in the end."""
     return max(min((p["bits_per_token"] for p in run["curve"]), default=math.inf) for run in point["runs"])
 
 
 def choose_levels(points: list[dict[str, Any]]) -> list[float]:
-    """Losses from what the worst memory size reaches to nearly what the best does, in even steps, rounded up."""
+    """Choose losses from what the worst memory size reaches to nearly what the best does, in even steps, rounded up."""
     sizes = {p["memory"] for p in points}
     ends = [min(best_loss(p) for p in points if p["memory"] == size) for size in sizes]
     ends = [end for end in ends if math.isfinite(end)]
@@ -98,7 +96,7 @@ def choose_levels(points: list[dict[str, Any]]) -> list[float]:
 
 
 def compression(points: list[dict[str, Any]], levels: tuple[float, ...] = ()) -> Results:
-    """Per level and cost: the smallest memory that has reached the level, as steps (cost, numbers in the memory).
+    """Return, per level and cost, the smallest memory that has reached the level, as (cost, numbers in the memory).
 
     A memory's size is K · D numbers; it counts from when every seed has reached the level, with whatever values of
     the other varied fields do so first.
@@ -123,19 +121,11 @@ def compression(points: list[dict[str, Any]], levels: tuple[float, ...] = ()) ->
 
 
 def write_results(results: Results, out: Path) -> None:
-    """results.json, results.md and, where matplotlib is installed, results.png and compression.png."""
-    from retain.files import replace_file
-
-    replace_file(out / "results.json", json.dumps(results, indent=1).encode() + b"\n")
-    replace_file(out / "results.md", markdown(results).encode("utf-8", "surrogateescape"))
+    """Write results.json, results.md and, where matplotlib is installed, results.png and compression.png."""
+    write_tables(results, markdown(results), out)
     plot_quality(results, out / "results.png")
     if results["compression"]:
         plot_compression(results, out / "compression.png")
-
-
-def headline(results: Results) -> str:
-    """Return what each run was, in words."""
-    return f"{results['preset'] or 'custom'}, {results['budget']} a run, {results['seeds']} seed(s)"
 
 
 def good_runs(point: dict[str, Any]) -> list[dict[str, Any]]:
@@ -144,7 +134,7 @@ def good_runs(point: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def markdown(results: Results) -> str:
-    """The table of a sweep, a row for each combination; and that of compression where memory was varied."""
+    """Return the table of a sweep, and that of compression if memory was varied."""
     text = headline(results) + (f", {results['threads']} thread(s) a run" if results["threads"] else "")
     text += "; **validation** split (a sweep is for choosing; the test split is untouched), each RNN alone from m_0; "
     text += "mean ± standard deviation over seeds, the best in bold.\n\n" + main_table(results)
@@ -155,33 +145,31 @@ def markdown(results: Results) -> str:
 
 def main_table(results: Results) -> str:
     """Return a row of scores and costs for each combination of values."""
-    accuracy = results["metric"] == "accuracy"
-    head = [*results["vary"], *(["accuracy"] if accuracy else []), "bits/token", "its teacher", "relative drift"]
-    head += ["memory", "parameters", "seconds", "tokens", "sequential steps"]
-    metric = results["metric"]
+    accuracy, metric = results["metric"] == "accuracy", results["metric"]
     means = [statistics.mean(r["validation"][metric] for r in good_runs(p)) for p in results["points"] if good_runs(p)]
     lead = (max if accuracy else min)(means) if len(means) > 1 else None
     rows = []
     for point in results["points"]:
         good, count = good_runs(point), len(point["runs"])
-
-        def score(key: str, good: list[dict[str, Any]] = good) -> str:
-            return mean_and_deviation([run["validation"][key] for run in good])
-
-        def mean(key: str, good: list[dict[str, Any]] = good) -> str:
-            return mean_and_deviation([run[key] for run in good], ",.0f", deviation=False)
-
-        shown = score(metric)
-        if good and statistics.mean(run["validation"][metric] for run in good) == lead:
+        scores = [run["validation"] for run in good]
+        shown = mean_and_deviation(s[metric] for s in scores)
+        if good and statistics.mean(s[metric] for s in scores) == lead:
             shown = f"**{shown}**"
         if len(good) < count:
             shown += f" ({count - len(good)} of {count} diverged)"
-        row = [str(value) for value in point["values"].values()]
-        row += [shown, score("bits_per_token")] if accuracy else [shown]
-        row += [score(f"teacher_{metric}"), score("relative_drift"), str(point["memory"])]
-        rows.append([*row, *(mean(key) for key in ("parameters", "seconds", "tokens", "sequential_steps"))])
+        row = {name: str(value) for name, value in point["values"].items()}
+        row["accuracy" if accuracy else "bits/token"] = shown
+        if accuracy:
+            row["bits/token"] = mean_and_deviation(s["bits_per_token"] for s in scores)
+        row["its teacher"] = mean_and_deviation(s[f"teacher_{metric}"] for s in scores)
+        row["relative drift"] = mean_and_deviation(s["relative_drift"] for s in scores)
+        row["memory"] = str(point["memory"])
+        for key in ("parameters", "seconds", "tokens", "sequential_steps"):
+            row[key.replace("_", " ")] = mean_and_deviation([run[key] for run in good], ",.0f", deviation=False)
+        rows.append(row)
     chance = f"Chance is {results['chance']:.3f}. " if results["chance"] is not None else ""
-    return table(head, rows) + f"\n{chance}Memory: numbers in it, K · D. Its teacher: the same score.\n"
+    text = table(list(rows[0]), [list(row.values()) for row in rows])
+    return text + f"\n{chance}Memory: numbers in it, K · D. Its teacher: the same score.\n"
 
 
 def compression_table(found: Results) -> str:
@@ -208,13 +196,11 @@ def compression_table(found: Results) -> str:
 
 
 def plot_quality(results: Results, path: Path) -> bool:
-    """Quality of the RNN alone and of its teacher against each varied field, a line per combination of the others."""
+    """Draw quality of RNN and teacher against each varied field, a line per combination of the others."""
     fields = list(results["vary"])
     figure = new_figure(path, max(5.4, 5 * len(fields)), 3.9)
     if figure is None:
         return False
-    from retain.plots import PALETTE
-
     metric = results["metric"]
     panels = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0]
     for axes, field in zip(panels, fields, strict=True):
@@ -248,24 +234,23 @@ def plot_quality(results: Results, path: Path) -> bool:
         if results["chance"] is not None:
             axes.axhline(results["chance"], color="0.6", linestyle="--", linewidth=1)
         axes.set_xlabel(field)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy_axes(axes)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8)
-    panels[0].set_ylabel("accuracy, validation" if metric == "accuracy" else "bits per token, validation")
+            add_legend(axes)
+    panels[0].set_ylabel(quality_axis(results))
     figure.suptitle(headline(results), fontsize=10)
     figure.savefig(path, dpi=100)
     return True
 
 
 def short(name: str, fields: list[str]) -> str:
-    """The field without its group, where that is clear."""
+    """Return the field without its group, where that is clear."""
     last = name.rpartition(".")[2]
     return last if sum(other.rpartition(".")[2] == last for other in fields) == 1 else name
 
 
 def place(axes: Any, values: list[Any]) -> dict[Any, float]:
-    """Where each value stands on the axis: positive numbers on a log scale, all else evenly spaced in its order."""
+    """Place each value on the axis: positive numbers on a log scale, all else evenly spaced in its order."""
     numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0 for v in values)
     places = {v: float(v) if numbers else float(i) for i, v in enumerate(values)}
     if numbers and len(values) > 1:
@@ -276,12 +261,10 @@ def place(axes: Any, values: list[Any]) -> dict[Any, float]:
 
 
 def plot_compression(results: Results, path: Path) -> bool:
-    """The smallest memory that reaches each level against seconds, tokens and sequential steps: a staircase down."""
+    """Draw the smallest memory that reaches each level against each cost: a staircase down."""
     figure = new_figure(path, 13, 4)
     if figure is None:
         return False
-    from retain.plots import PALETTE
-
     sizes = sorted({point["memory"] for point in results["points"]})
     runs = [run for point in results["points"] for run in point["runs"] if run["curve"]]
     panels = figure.subplots(1, len(COSTS), sharey=True)
@@ -306,11 +289,10 @@ def plot_compression(results: Results, path: Path) -> bool:
         axes.set_yticks([], minor=True)
         axes.set_ylim(sizes[0] / 1.3, sizes[-1] * 1.3)
         axes.set_xlabel(label)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy_axes(axes)
     panels[0].set_ylabel("smallest memory, numbers (K · D)")
     if any(entry["tokens"] for entry in results["compression"]["by_level"]):
-        panels[-1].legend(frameon=False, fontsize=8)
+        add_legend(panels[-1])
     figure.suptitle(f"Compression: {headline(results)}", fontsize=10)
     figure.savefig(path, dpi=100)
     return True

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retain.experiments.compare import parse_factor
+from retain.files import replace_file
 from retain.plots import new_figure
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def summarise(
     sweep: dict[str, dict[str, dict[str, Any]]],
     best: dict[str, str],
 ) -> Results:
-    """All figures of a comparison as JSON: `runs` by method, `sweep` by method and factor, the `best` factors."""
+    """Return all figures of a comparison as JSON, by method: `runs`, `sweep` by factor, `best` factors."""
     config = comparison.config
     methods = {}
     for method, results in runs.items():
@@ -65,18 +66,31 @@ def summarise(
 
 
 def write_results(results: Results, out: Path) -> None:
-    """results.json, results.md and, where matplotlib is installed, results.png."""
-    from retain.files import replace_file
-
-    replace_file(out / "results.json", json.dumps(results, indent=1).encode() + b"\n")
-    replace_file(out / "results.md", markdown(results).encode("utf-8", "surrogateescape"))
+    """Write results.json, results.md and, where matplotlib is installed, results.png."""
+    write_tables(results, markdown(results), out)
     plot(results, out / "results.png")
+
+
+def write_tables(results: Results, text: str, out: Path) -> None:
+    """Write results.json and results.md."""
+    replace_file(out / "results.json", json.dumps(results, indent=1).encode() + b"\n")
+    replace_file(out / "results.md", text.encode("utf-8", "surrogateescape"))
+
+
+def headline(results: Results) -> str:
+    """Return what each run was, in words."""
+    return f"{results['preset'] or 'custom'}, {results['budget']} a run, {results['seeds']} seed(s)"
+
+
+def quality_axis(results: Results) -> str:
+    """Return the words of an axis of quality on validation."""
+    return f"{'accuracy' if results['metric'] == 'accuracy' else 'bits per token'}, validation"
 
 
 def markdown(results: Results) -> str:
     """The tables of a comparison: methods, the sweep of learning rates, and lengths."""
     accuracy = results["metric"] == "accuracy"
-    said = f"{results['preset'] or 'custom'}, {results['budget']} a run, {results['seeds']} seed(s)"
+    said = headline(results)
     if results["threads"]:
         said += f", {results['threads']} thread(s) a run"
     over = "mean ± standard deviation over seeds" if results["seeds"] > 1 else "one seed is no claim"
@@ -90,7 +104,7 @@ def markdown(results: Results) -> str:
 
 
 def unlike(results: Results) -> str:
-    """A line where runs were not all made on one kind of machine: their seconds are not one budget then."""
+    """Return a line if runs were made on unlike machines, whose seconds are not one budget."""
     runs = [r for found in results["methods"].values() for r in found["runs"] if "machine" in r]
     kinds = {" ".join(str(r[key]) for key in ("machine", "device", "precision")) for r in runs}
     return f"\nRuns of unlike machines: {'; '.join(sorted(kinds))}.\n" if len(kinds) > 1 else ""
@@ -98,55 +112,51 @@ def unlike(results: Results) -> str:
 
 def main_table(results: Results, accuracy: bool) -> str:
     """Return a row of scores and costs for each method, and why runs failed."""
-    head = ["method", "accuracy", "chance", "bits/token", "its teacher", "learning rate", "seconds", "tokens"]
-    head += ["sequential steps", "parameters", "peak memory, MiB"]
-    if not accuracy:
-        head.remove("chance")
     drifts = any(r.get("test", {}).get(DRIFT) is not None for m in results["methods"].values() for r in m["runs"])
-    if drifts:
-        head.insert(head.index("its teacher") + 1, "relative drift, last position")
+    column = "accuracy" if accuracy else "bits/token"
     rows, best = [], None
     for method, found in ranked(results):
-        good = [r for r in found["runs"] if "test" in r]
-        failed = len(found["runs"]) - len(good)
-        name = method if not failed else f"{method} ({failed} of {len(found['runs'])} runs diverged)"
+        good, count = [r for r in found["runs"] if "test" in r], len(found["runs"])
+        scores = [r["test"] for r in good]
 
-        def test(key: str, form: str = ".3f", good: list[dict[str, Any]] = good) -> str:
-            return mean_and_deviation([r["test"].get(key) for r in good], form)
+        def cost(key: str, scale: float = 1, good: list[dict[str, Any]] = good) -> str:
+            return mean_and_deviation([r[key] / scale for r in good if r[key] is not None], ",.0f", deviation=False)
 
-        def mean(key: str, form: str, scale: float = 1, good: list[dict[str, Any]] = good) -> str:
-            return mean_and_deviation([r[key] / scale for r in good if r[key] is not None], form, deviation=False)
-
+        name = method if len(good) == count else f"{method} ({count - len(good)} of {count} runs diverged)"
+        row = {"method": name, "accuracy": mean_and_deviation(s["accuracy"] for s in scores)}
+        if accuracy:
+            row["chance"] = f"{results['chance']:.3f}"
+        row["bits/token"] = mean_and_deviation(s["bits_per_token"] for s in scores)
+        row["its teacher"] = mean_and_deviation(s[f"teacher_{results['metric']}"] for s in scores)
+        if drifts:
+            row["relative drift, last position"] = mean_and_deviation([s.get(DRIFT) for s in scores], ".2f")
         # Methods that the digits shown cannot tell apart share the first place.
-        shown = mean_and_deviation([r["test"][results["metric"]] for r in good], ".3f", deviation=False)
+        shown = mean_and_deviation([s[results["metric"]] for s in scores], deviation=False)
         best = best or shown
-        lead = good and shown == best and len(results["methods"]) > 1
-        bold = f"**{test(results['metric'])}**" if lead else test(results["metric"])
-        row = [name, bold if accuracy else test("accuracy")]
-        row += [f"{results['chance']:.3f}"] if accuracy else []
-        row += [
-            test("bits_per_token") if accuracy else bold,
-            test(f"teacher_{results['metric']}"),
-            *([test(DRIFT, ".2f")] if drifts else []),
-            ", ".join(f"{phase} {lr:.2g}" for phase, lr in found["lr"].items()),
-            mean("seconds", ",.0f"),
-            mean("tokens", ",.0f"),
-            mean("sequential_steps", ",.0f"),
-            f"{found['parameters']:,}" if found["parameters"] else "–",
-            mean("peak_memory_bytes", ",.0f", 2**20),
-        ]
-        rows.append(row)
+        if good and shown == best and len(results["methods"]) > 1:
+            row[column] = f"**{row[column]}**"
+        rows.append(
+            row
+            | {
+                "learning rate": ", ".join(f"{phase} {lr:.2g}" for phase, lr in found["lr"].items()),
+                "seconds": cost("seconds"),
+                "tokens": cost("tokens"),
+                "sequential steps": cost("sequential_steps"),
+                "parameters": f"{found['parameters']:,}" if found["parameters"] else "–",
+                "peak memory, MiB": cost("peak_memory_bytes", 2**20),
+            }
+        )
     why = [
         f"{method}, seed {r['seed']}: {r['failed']}\n"
         for method, m in ranked(results)
         for r in m["runs"]
         if "failed" in r
     ]
-    return table(head, rows) + ("\n" + "".join(why) if why else "")
+    return table(list(rows[0]), [list(row.values()) for row in rows]) + ("\n" + "".join(why) if why else "")
 
 
 def sweep_table(results: Results) -> str:
-    """Validation bits per token of each learning rate, seed 0; the one chosen in bold."""
+    """Return validation bits per token of each learning rate, seed 0; the one chosen in bold."""
     after = results["sweep_budget"]
     text = f"Learning rates, as factors on the preset's: validation bits/token of seed 0 after {after}.\n\n"
     rows = []
@@ -183,7 +193,7 @@ def length_table(results: Results, accuracy: bool) -> str:
 
 
 def ranked(results: Results) -> list[tuple[str, dict[str, Any]]]:
-    """The methods, best mean on the test split first; those without a score last."""
+    """Order the methods: best mean on the test split first, those without a score last."""
     metric = results["metric"]
 
     def key(item: tuple[str, dict[str, Any]]) -> float:
@@ -197,7 +207,7 @@ def ranked(results: Results) -> list[tuple[str, dict[str, Any]]]:
 
 
 def mean_and_deviation(values: Iterable[float | None], form: str = ".3f", deviation: bool = True) -> str:
-    """Mean ± standard deviation (of a sample) of what is there; – for nothing."""
+    """Return mean ± standard deviation (of a sample) of the values that are there; – if there are none."""
     known = [v for v in values if v is not None]
     if not known:
         return "–"
@@ -206,20 +216,21 @@ def mean_and_deviation(values: Iterable[float | None], form: str = ".3f", deviat
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """Markdown, the first column to the left and figures to the right."""
+    """Return a Markdown table, the first column to the left and figures to the right."""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def flattens(chance: float, values: Sequence[float]) -> bool:
-    """Whether chance lies so far below all curves that its line would press them flat (the table has it anyway)."""
+    """Say whether chance lies so far below all curves that its line would press them flat (the table has it anyway)."""
     return bool(values) and min(values) - chance > max(values) - min(values)
 
 
 def plot(results: Results, path: Path) -> bool:
-    """Quality on validation against seconds, tokens and sequential steps, one line per method.
+    """Draw quality on validation against seconds, tokens and sequential steps, one line per method.
 
-    False, and a line on stderr, where matplotlib is not installed.
+    Returns:
+        False, with a line on stderr, if matplotlib is not installed.
     """
     figure = new_figure(path, 13, 4)
     if figure is None:
@@ -254,8 +265,8 @@ def plot(results: Results, path: Path) -> bool:
             axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(EngFormatter(sep="") if axis.get_xlim()[1] > 1e3 else ScalarFormatter())
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("accuracy, validation" if metric == "accuracy" else "bits per token, validation")
+    axes[0].set_ylabel(quality_axis(results))
     axes[-1].legend(fontsize="small")
-    figure.suptitle(f"{results['preset'] or 'custom'}, {results['budget']} a run, {results['seeds']} seed(s)")
+    figure.suptitle(headline(results))
     figure.savefig(path, dpi=100)
     return True

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retain.errors import UserError
-from retain.plots import PALETTE
+from retain.plots import PALETTE, add_legend, tidy_axes
 from retain.report.charts import Chart, colourings, named_charts
 from retain.report.gather import PARTS, gather
 
@@ -76,10 +76,9 @@ def _draw_lines(chart: Chart, axis: str) -> Figure:
     if chart.log:
         axes.set_yscale("log")
     axes.set(xlabel=chart.axes[axis], ylabel=chart.y.replace("m_t", "$m_t$"))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy_axes(axes)
     if len(chart.lines) > 1:
-        axes.legend(frameon=False, fontsize=8)
+        add_legend(axes)
     return figure
 
 
