@@ -2,6 +2,7 @@
 
 
 def main() -> None:
+    """Run the command line."""
     try:
         from retain.cli import main
 

@@ -116,8 +116,10 @@ def settle() -> None:
 
 @contextlib.contextmanager
 def ctrl_c() -> Iterator[None]:
-    """Inside, Ctrl-C during an import ends the process at once. As an exception it would be lost in a library that
-    goes on half imported."""
+    """Inside, Ctrl-C during an import ends the process at once.
+
+    As an exception it would be lost in a library that goes on half imported.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         while frame is not None:
@@ -140,5 +142,6 @@ def ctrl_c() -> Iterator[None]:
 
 
 def fail(message: str, code: int) -> None:
+    """Say in one line what was wrong, and exit."""
     print(f"retain: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code)

@@ -72,6 +72,7 @@ def from_dict(values: Any, *, drop: bool = False) -> RunConfig:
 
 
 def save_config(config: RunConfig, path: Path) -> None:
+    """Write a config.json, at once or not at all."""
     from retain.files import replace_file
 
     replace_file(path, json.dumps(to_dict(config), indent=2).encode() + b"\n")

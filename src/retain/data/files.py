@@ -140,7 +140,7 @@ def unpack(path: Path) -> Path:
         raise make_read_error(path, error) from None
 
 
-def read_text(path: Path) -> str:
+def read_text_file(path: Path) -> str:
     """Read a whole text file, which `scan` has found to be UTF-8."""
     try:
         with open_binary(path) as file:

@@ -9,7 +9,7 @@ import numpy as np
 
 from retain.config import DatasetDataConfig
 from retain.data.batches import SPLITS, Split
-from retain.data.files import read_text
+from retain.data.files import read_text_file
 from retain.data.scan import Found, scan
 from retain.data.source import SHUFFLED, Piece, Rows, Source
 from retain.data.tables import ROWS, count_rows, read_column
@@ -58,7 +58,7 @@ def _local_piece(
                     kept, size = [], 0
                 yield from read_column(file.path, config.column, images)
                 continue
-            kept.append({"path": str(file.path)} if images else read_text(file.path))
+            kept.append({"path": str(file.path)} if images else read_text_file(file.path))
             size += file.weight
             if len(kept) == ROWS or size > 2**22:
                 yield kept

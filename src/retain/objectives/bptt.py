@@ -27,7 +27,7 @@ class BPTT(nn.Module):
         self.requires_grad_(True)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """ "loss" and "loss_readout", which are the same, of batch["tokens"] (B, T) and batch["targets"] (B, T + 1)."""
+        """The losses of batch["tokens"] (B, T) and batch["targets"] (B, T + 1): "loss" and "loss_readout", the same."""
         tokens, targets = batch["tokens"], batch["targets"]
         memory = self.rnn.init_memory(len(tokens))
         memories = unroll_alone(self.rnn, memory, tokens, window_len(self.bptt_window, tokens.shape[1]))

@@ -62,7 +62,7 @@ class DMT(nn.Module):
             return end
         doublings = math.ceil(math.log2(end))
         done = min(1.0, progress / self.config.horizon_growth)
-        return min(end, 2 ** math.floor(done * doublings + 1e-9))
+        return min(end, 1 << math.floor(done * doublings + 1e-9))
 
     def is_alone(self, horizon: int, length: int) -> bool:
         """Whether the rollout can be what is trained: it never starts anew, and its gradient costs no more that way.

@@ -55,8 +55,8 @@ def unroll(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int, own: Tensor | N
         memories = torch.cat([before, after], 1)
     else:
         memories = rnn.rollout(segments, start.flatten(0, 1))
-    memories = memories.unflatten(0, (len(tokens), len(where))).flatten(1, 2)  # (B, ring, K, D)
-    return memories.roll(offset, 1)[:, :length]
+    ring_of: Tensor = memories.unflatten(0, (len(tokens), len(where))).flatten(1, 2)  # (B, ring, K, D)
+    return ring_of.roll(offset, 1)[:, :length]
 
 
 def unroll_alone(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int) -> Tensor:
@@ -79,8 +79,8 @@ def own_memories(rnn: RNN, memory: Tensor, tokens: Tensor, steps: Tensor, horizo
     where = begin[:, None] + torch.arange(distance, device=tokens.device)  # (n, distance)
     start = memory[:, begin].flatten(0, 1)
     own = torch.cat([start[:, None], rnn.rollout(tokens[:, where].flatten(0, 1), start)], 1)
-    own = own.unflatten(0, (len(tokens), len(steps)))  # (B, n, distance + 1, K, D)
-    return own[:, torch.arange(len(steps), device=tokens.device), steps - begin]
+    found: Tensor = own.unflatten(0, (len(tokens), len(steps)))  # (B, n, distance + 1, K, D)
+    return found[:, torch.arange(len(steps), device=tokens.device), steps - begin]
 
 
 @without_graph()
