@@ -11,7 +11,7 @@ from retain.cli.arguments import Usage, refuse, take_option, whole
 from retain.cli.train import train_config
 from retain.config.budget import parse_budget
 from retain.config.presets import PRESETS
-from retain.experiments.compare import METHODS, Comparison
+from retain.experiments.comparison import METHODS, Comparison
 
 HELP = f"""\
 usage: retain compare PRESET [options]
