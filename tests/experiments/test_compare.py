@@ -14,7 +14,8 @@ from conftest import tiny
 from retain.config import RunConfig
 from retain.config.json import save_config
 from retain.data import load_data
-from retain.experiments.compare import Comparison, compare
+from retain.experiments.compare import compare
+from retain.experiments.comparison import Comparison
 from retain.experiments.scheduler import curve, run_all
 from retain.experiments.tables import flattens, markdown, mean_and_deviation, plot, ranked
 from retain.inference.evaluate import evaluate

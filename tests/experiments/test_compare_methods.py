@@ -11,7 +11,8 @@ from retain.config.presets import PRESETS
 from retain.data import load_data
 from retain.data.rows import codec_of
 from retain.experiments import compare as module
-from retain.experiments.compare import METHODS, Comparison, best_rate, compare, method_config, parameters, parse_factor
+from retain.experiments.compare import best_rate, compare, method_config, parameters
+from retain.experiments.comparison import METHODS, Comparison, parse_factor
 from retain.runs.run import build
 from runs import OWN_CELL, grids_here
 

@@ -21,8 +21,9 @@ from retain.config.json import load_config, save_config
 from retain.data import load_data
 from retain.experiments import scheduler as grid
 from retain.experiments.compare import parameters
-from retain.experiments.sweep import Sweep, check, parse_value, run_sweep, runs_of
+from retain.experiments.sweep import check, run_sweep, runs_of
 from retain.experiments.sweep_results import budget_of, choose_levels, compression, markdown, place, plot_quality
+from retain.experiments.variation import Sweep, parse_value
 from retain.inference.evaluate import evaluate
 from retain.runs.run import load_run
 from runs import OWN_CELL, Crash, crash_at, grids_here, watched

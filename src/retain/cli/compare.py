@@ -12,7 +12,7 @@ from retain.cli.train import train_config
 from retain.config.budget import parse_budget
 from retain.config.presets import PRESETS
 from retain.config.recipes import RECIPES
-from retain.experiments.compare import METHODS, Comparison
+from retain.experiments.comparison import METHODS, Comparison
 
 HELP = f"""\
 usage: retain compare PRESET [options]

@@ -9,7 +9,7 @@ from retain.cli.arguments import Usage, refuse, take_option, whole
 from retain.cli.compare import take_options
 from retain.cli.train import train_config
 from retain.config.presets import PRESETS
-from retain.experiments.sweep import Sweep, field_type, parse_value, validate_often
+from retain.experiments.variation import Sweep, field_type, parse_value, validate_often
 
 HELP = f"""\
 usage: retain sweep PRESET --vary FIELD=A,B,C [--vary FIELD=...] [options]

@@ -11,7 +11,7 @@ from retain.experiments.tables import COSTS, Results, headline, mean_and_deviati
 from retain.plots import PALETTE, add_legend, new_figure, tidy_axes
 
 if TYPE_CHECKING:
-    from retain.experiments.sweep import Sweep
+    from retain.experiments.variation import Sweep
 
 MEMORY = ("memory.tokens", "memory.width")
 LEVELS = 4
@@ -20,7 +20,7 @@ LEVELS = 4
 
 def summarise(sweep: Sweep, found: dict[str, dict[str, Any]]) -> Results:
     """Return all figures of a sweep as JSON: `points`, one per combination, with its `values` and `runs` by seed."""
-    from retain.experiments.sweep import run_name
+    from retain.experiments.variation import run_name
 
     points: list[dict[str, Any]] = []
     source = None

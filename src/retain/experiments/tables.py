@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retain.experiments.compare import parse_factor
+from retain.experiments.comparison import parse_factor
 from retain.files import replace_file
 from retain.plots import new_figure
 
 if TYPE_CHECKING:
-    from retain.experiments.compare import Comparison
+    from retain.experiments.comparison import Comparison
 
 COSTS = {"seconds": "seconds", "tokens": "tokens", "sequential_steps": "sequential steps"}
 DRIFT = "relative_drift_last"

@@ -53,7 +53,7 @@ class DMT(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """`.to()` and its like reach the teacher, too."""
         self._teacher[0]._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def horizon(self, progress: float, length: int) -> int:
         """Steps the RNN runs on its own, doubling over the phase from 1 to the full horizon."""
