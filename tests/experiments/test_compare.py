@@ -288,7 +288,7 @@ WRONG = [
         for option in ("--seed", "--validate-every", "--tracker")
     ),
     ("{new} --methods smt --phases smt bptt", ["phases", "smt+bptt", "--phases smt dmt"]),
-    ("{new} --bptt.bptt-window 4", ["--bptt.bptt_window", "tbptt"]),
+    ("{new} --bptt.bptt-window 4", ["--bptt.bptt-window", "tbptt"]),
     ("{new} --methods smt --methods gru", ["--methods", "given twice", "smt", "gru"]),
     ("{new} --quiet", ["--quiet", "retain compare does not take it"]),
     ("{new} --lrs 1,1", ["lrs", "1,1", "twice"]),
