@@ -50,7 +50,7 @@ def test_on_policy_equals_naive(on_policy, horizon, monkeypatch):
     objective = SMT(*models(), smt_config(on_policy=on_policy), 3)
     torch.manual_seed(5)
     offset = int(torch.randint(horizon, ()))
-    monkeypatch.setattr("retain.objectives.smt.bptt_window", seeded)
+    monkeypatch.setattr("retain.objectives.smt.unroll", seeded)
     fast, slow = both(objective, "state", batch(), offset=offset)
     assert_close(fast, slow)
     assert_close(gradients(fast["loss"], objective), gradients(slow["loss"], objective))
@@ -64,7 +64,7 @@ def test_unroll_equals_naive(steps, on_policy, horizon, monkeypatch):
     torch.manual_seed(5)
     offset = int(torch.randint(steps, ())) if steps < 6 else 0
     distance = int(torch.randint(1, min(horizon, 6) + 1, ()))
-    monkeypatch.setattr("retain.objectives.smt.bptt_window", seeded)
+    monkeypatch.setattr("retain.objectives.smt.unroll", seeded)
     fast, slow = both(objective, "state", batch(), offset=offset, distance=distance)
     assert_close(fast, slow)
     assert_close(gradients(fast["loss"], objective), gradients(slow["loss"], objective))
@@ -253,7 +253,7 @@ def test_in_chunks_stretches_end_where_a_chunk_does(monkeypatch):
         seen.append((memory.shape[1], tokens.shape[1], settings[0], settings[1].tolist(), settings[2]))
         return unroll(rnn, memory, tokens, *settings)
 
-    monkeypatch.setattr("retain.objectives.smt.bptt_window", watched)
+    monkeypatch.setattr("retain.objectives.smt.unroll", watched)
     objective = SMT(*models(), smt_config(bptt_window=2, on_policy=0.5, num_chunks=3), 3)
     assert objective(batch(length=8))["loss"].isfinite()
     assert seen == [(3, 3, 2, [1], 8), (2, 2, 2, [1], 8), (3, 3, 2, [1], 4)]

@@ -62,7 +62,7 @@ def test_a_preset_trains_resumes_reads_and_writes_on_cuda(preset, tmp_path):
         parts["cell"] = dataclasses.replace(config.cell, **small)
     if preset == "retrieval":  # most pieces are asked nothing
         parts["smt"] = dataclasses.replace(parts["smt"], num_chunks=8)
-        parts["teacher"] = dataclasses.replace(config.teacher, recompute=True)
+        parts["teacher"] = dataclasses.replace(config.teacher, activation_checkpointing=True)
     config = dataclasses.replace(
         config, data=data, budget="4steps", device="cuda", precision="auto", log_every=1, tracker=None,
         validation_sequences=8, validate_every="1000steps", checkpoint_every="1steps", **parts,
