@@ -45,6 +45,7 @@ def info_command(argv: list[str]) -> None:
         "finished": finished(path),
         "parameters": sum(p.numel() for p in run.rnn.parameters()),
         "memory": [run.config.memory.tokens, run.config.memory.width],
+        "longest_gradient_path": run.config.longest_gradient_path,
         **state,
         "results": results,
         "config": to_dict(run.config),
@@ -60,6 +61,7 @@ def info_command(argv: list[str]) -> None:
         f"  data      {state['data'].get('name')}, vocabulary {state['vocab_size']}, T = {c.data.seq_len}",
         f"  RNN       {c.cell.kind} cell, {info['parameters']:,} parameters",
         f"  memory    {c.memory.tokens} x {c.memory.width}, {c.memory.norm} normalised",
+        f"  gradient  through at most {c.longest_gradient_path} step{'s' * (c.longest_gradient_path > 1)} of time",
         f"  teacher   {c.teacher.encoder} encoder, width {c.teacher.width}, {c.teacher.layers} layers",
         f"  model     step {p['step']}, after {p['seconds']:.0f} s and {p['tokens']:,} tokens; "
         + (f"validation {p['best_value']:.3f} bits/token" if validated else "not validated yet"),

@@ -144,6 +144,7 @@ def train_command(argv: list[str]) -> None:
             else f"best RNN at step {summary['best_step']}, {bits:.3f} bits/token on validation"
         )
         print(
-            f"{out}: {summary['steps']} steps, {summary['tokens']:,} tokens, {summary['seconds']:.0f} s; {best}\n"
+            f"{out}: {summary['steps']} steps, {summary['tokens']:,} tokens, {summary['seconds']:.0f} s, "
+            f"gradients through at most {summary['longest_gradient_path']} steps of time; {best}\n"
             f"next: retain eval {quote(str(out))}, retain generate {quote(str(out))}"
         )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retain.config.json import from_dict
 from retain.experiments.comparison import parse_factor
 from retain.files import replace_file
 from retain.plots import new_figure
@@ -39,6 +40,7 @@ def summarise(
             "cell": run["cell"]["kind"],
             "memory": [run["memory"]["tokens"], run["memory"]["width"]],
             "parameters": good[0]["parameters"] if good else None,
+            "longest_gradient_path": from_dict(run, drop=True).longest_gradient_path,
             "sweep": {
                 lr: {key: r.get(key) for key in ("validation_bits_per_token", "seconds", "failed") if key in r}
                 for lr, r in sweep[method].items()
@@ -135,6 +137,8 @@ def main_table(results: Results, accuracy: bool) -> str:
         best = best or shown
         if good and shown == best and len(results["methods"]) > 1:
             row[column] = f"**{row[column]}**"
+        if any("longest_gradient_path" in m for m in results["methods"].values()):
+            row["gradient path, steps"] = f"{found['longest_gradient_path']:,}"
         rows.append(
             row
             | {

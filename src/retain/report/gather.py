@@ -67,6 +67,7 @@ def gather(path: Path, parts: tuple[str, ...] = PARTS, command: Command = by_fil
         "path": str(path),
         "notes": notes,
         "config": to_dict(config),
+        "longest_gradient_path": config.longest_gradient_path,
         "command": attempt("the command", lambda: command(config, path)),
         "data": attempt("data.json", lambda: _json(path / "data.json")),
         "test": attempt("eval-test.json", lambda: _json(path / "eval-test.json")),

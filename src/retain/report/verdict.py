@@ -91,6 +91,7 @@ def result_row(run: dict[str, Any]) -> dict[str, Any]:
         "name": run["name"],
         "status": run["status"],
         "phases": " → ".join(run["config"]["phases"]),
+        "longest_gradient_path": run["longest_gradient_path"],
         **{key: final.get(key) for key in keys},
         "test_bits_per_token": test.get("bits_per_token"),
         "test_accuracy": test.get("accuracy"),
