@@ -1,4 +1,4 @@
-"""`make demo`: SMT → DMT, the same cell with BPTT, and a GRU with BPTT, at the same wall-clock, on real text."""
+"""`make demo`, in two acts: memory over a distance by one-step supervision and by BPTT; then text."""
 
 from __future__ import annotations
 
@@ -8,29 +8,77 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retain.cli import one_line_errors
 from retain.cli.arguments import Usage
+from retain.cli.train import train_config
 from retain.config import RunConfig
 from retain.config.presets import PRESETS
 from retain.experiments.compare import matched, with_rate
 from retain.runs.lock import alone, is_litter
 
-SECONDS = 95
-"""Training time of each method: three of them stay within five minutes."""
+if TYPE_CHECKING:  # it would load PyTorch before the first word
+    from retain.data.batches import Data
+
+SECONDS = 62
+"""Training time of each run: five of them stay within six minutes."""
 OUT = Path("runs/demo")
+WIDTH = 40
+"""Characters of a bar."""
 
 
-def methods(config: RunConfig) -> dict[str, RunConfig]:
-    """Return the run and its two baselines: the very same RNN trained with BPTT, and a GRU of as many parameters.
+def recall_runs(seconds: float) -> dict[str, RunConfig]:
+    """Act one: a symbol remembered over up to 32 tokens, on the paper's cell, a Transformer; one-step and BPTT."""
+    words = "--data.seq-len 32 --data.min-seq-len 8 --teacher.future-len 32 --cell.kind transformer --cell.layers 2"
+    words += f" --cell.width 64 --smt.share 1 --dmt.share 1 --validate-every {seconds / 10:g}s --budget {seconds:g}s"
+    line = ["retrieval", *words.split()]
+    bptt = [*line, "--phases", "bptt", "--bptt.lr", "1e-3", "--memory.norm", "rms"]
+    return {"one-step": train_config(line)[0], "BPTT, same cell": train_config(bptt)[0]}
 
-    Each has the learning rate that the sweep of docs/results.md found best for it on this text.
+
+def text_runs(seconds: float) -> dict[str, RunConfig]:
+    """Act two: text. The presets' hybrid, the very same RNN trained by BPTT, and a GRU of as many parameters.
+
+    Each at the learning rate that the sweep of docs/results.md found best for it on this text.
     """
+    config = dataclasses.replace(PRESETS["stdlib"](), budget=f"{seconds:g}s")
     bptt = dataclasses.replace(config, phases=("bptt",))
-    return {"SMT → DMT": config, "BPTT, same cell": with_rate(bptt, "1/3"), "BPTT, GRU": matched(bptt, "gru")}
+    return {"hybrid": config, "BPTT, same cell": with_rate(bptt, "1/3"), "BPTT, GRU": matched(bptt, "gru")}
+
+
+@contextmanager
+def draw(folder: Path) -> Iterator[None]:
+    """While a run trains into the folder, draw the RNN's accuracy at each validation as a bar."""
+    done, seen = threading.Event(), 0
+
+    def watch() -> None:
+        nonlocal seen
+        while True:
+            last = done.wait(0.5)
+            path = folder / "metrics.jsonl"
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            for line in lines[seen:]:
+                found = json.loads(line)
+                if (accuracy := found.get("validation_accuracy")) is not None:
+                    bar = "█" * round(WIDTH * accuracy)
+                    print(f"  {found['seconds']:4.0f} s  {bar:<{WIDTH}}  {accuracy:.2f}", flush=True)
+            seen = len(lines)
+            if last:
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
 
 
 def main() -> None:
@@ -39,25 +87,19 @@ def main() -> None:
     from retain.data import load_data
     from retain.files import keep_printed
     from retain.inference.evaluate import batch_for, evaluate
-    from retain.inference.generate import generate
+    from retain.inference.text import generate_text
     from retain.runs.run import load_run
     from retain.training.loop import train
 
     parser = argparse.ArgumentParser(prog="python -m lab.demo", description=__doc__)
-    parser.add_argument("seconds", nargs="?", type=float, default=SECONDS, help="of training, each method")
+    parser.add_argument("seconds", nargs="?", type=float, default=SECONDS, help="of training, each run")
     seconds = parser.parse_args().seconds
-    config = dataclasses.replace(PRESETS["stdlib"](), budget=f"{seconds:g}s")
-    data = load_data(config.data)
-    files = data.info["files"]
-    print(
-        f"Pretraining a character-level RNN on the source of Python's standard library "
-        f"({sum(files.values())} files, {sum(data.info['bytes'].values()) / 1e6:.1f} MB), "
-        f"{seconds:.0f} s for each of three methods, about {3 * seconds / 60 + 0.5:.0f} minutes in all."
-    )
-    runs = methods(config)
-    folders = {name: OUT / name.replace(" → ", "-").replace(", ", "-").replace(" ", "-").lower() for name in runs}
+    acts = {"recall": recall_runs(seconds), "text": text_runs(seconds)}
+    runs = {(act, name): config for act, found in acts.items() for name, config in found.items()}
+    folders = {key: OUT / "-".join(key).replace(", ", "-").replace(" ", "-").lower() for key in runs}
     if OUT.exists():
-        ours = {"demo.json", *(folder.name for folder in folders.values())}
+        before = {"smt-dmt", "bptt-same-cell", "bptt-gru"}  # of demos of text alone
+        ours = {"demo.json", *before, *(folder.name for folder in folders.values())}
         if other := sorted(f.name for f in OUT.iterdir() if f.name not in ours and not is_litter(f.name)):
             raise Usage(f"{OUT}: holds {other[0]}, which is not of an earlier demo; move it elsewhere first")
         for folder in folders.values():
@@ -69,62 +111,82 @@ def main() -> None:
         (OUT / "demo.json").unlink(missing_ok=True)
     rows: list[dict[str, Any]] = []
     start = time.perf_counter()
-    for number, (name, run) in enumerate(runs.items(), 1):
-        print(f"\n{name} ({number} of {len(runs)})", file=sys.stderr)
-        folder = folders[name]
-        summary = train(run, folder)
+    for number, ((act, name), run) in enumerate(runs.items(), 1):
+        if name == next(iter(acts[act])):
+            print(f"\n{introduce(act, seconds, load_data(run.data))}")
+        print(f"\n{name} ({number} of {len(runs)})", flush=True)
+        folder, data = folders[act, name], load_data(run.data)
+        with draw(folder) if act == "recall" else nullcontext():
+            summary = train(run, folder, progress_bar=act == "text")
         trained = load_run(folder, teacher=run.has_teacher)
         size = batch_for(data, trained.rnn)
         scores = evaluate(trained.rnn, trained.teacher, data.windows("test", size))
         result = record_of(trained, data, "test", size, scores)
         keep_printed(folder / "eval-test.json", json.dumps(result, indent=2))
+        kept = ("bits_per_token", "teacher_bits_per_token", "accuracy", "drift", "relative_drift")
         rows.append(
             {
+                "act": act,
                 "method": name,
                 "seconds": round(summary["seconds"], 1),
                 "tokens": summary["tokens"],
                 "parameters": summary["parameters"],
-                **{k: result[k] for k in ("bits_per_token", "teacher_bits_per_token", "drift", "relative_drift")},
+                "longest_gradient_path": summary["longest_gradient_path"],
+                **{key: result[key] for key in kept},
                 "run": str(folder),
                 "data": data.info,
             }
         )
+        if act == "recall" and name == list(acts[act])[-1]:
+            print(f"\n{table(rows)}")
     (OUT / "demo.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    rnn = load_run(rows[0]["run"]).rnn
-    import torch
-
-    prompt = torch.tensor([data.encode("def ")])
-    sampled = [int(t[0]) for t in generate(rnn, prompt, 400, temperature=0.7, seed=1)]
-    print(f"\nThe RNN of SMT → DMT, alone, continues 'def ':\n\ndef {data.decode(sampled)}\n")
-    print(table(rows))
+    texts = [row for row in rows if row["act"] == "text"]
+    sample = generate_text(load_run(texts[0]["run"]), "def ", 400, temperature=0.7, seed=1)[0]
+    print(f"\nThe RNN of the first row, alone, continues 'def ':\n\ndef {sample}\n")
+    print(table(texts))
     beside = Path(sys.executable).with_name("retain")  # not on the PATH where its environment is not active
     command = "retain" if shutil.which("retain") or not beside.exists() else os.path.relpath(beside)
     print(
-        f"\nHeld-out text, every byte of it, each RNN from empty memory. {time.perf_counter() - start:.0f} s in all. "
-        f"Run folders: {OUT}/\nTry: {command} generate {rows[0]['run']} --prompt 'import ' --temperature 0.7"
+        f"\nHeld-out data, all of it, each RNN from empty memory. {time.perf_counter() - start:.0f} s in all. "
+        f"Run folders: {OUT}/\nTry: {command} generate {texts[0]['run']} --prompt 'import ' --temperature 0.7"
+    )
+
+
+def introduce(act: str, seconds: float, data: Data) -> str:
+    """Say what an act shows."""
+    if act == "recall":
+        return (
+            "One: memory over a distance. An RNN reads 32 symbols, one of them marked, and is asked for it at the end. "
+            f"Its cell is a\nTransformer, the paper's. {seconds:.0f} s each; a bar is the accuracy of the RNN alone "
+            f"on validation (chance {data.chance:.2f})."
+        )
+    size = sum(data.info["bytes"].values()) / 1e6
+    return (
+        f"Two: text. A byte-level RNN with a gated cell reads the source of Python's standard library "
+        f"({sum(data.info['files'].values())} files, {size:.1f} MB). {seconds:.0f} s each."
     )
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Write the rows as Markdown."""
-    head = ("method", "seconds", "tokens", "RNN parameters", "bits/char", "its teacher", "drift", "relative drift")
+    recall = rows[0]["act"] == "recall"
+    columns = {
+        "seconds": ("seconds", ".0f"),
+        "tokens": ("tokens", ","),
+        "RNN parameters": ("parameters", ","),
+        "gradient path, steps": ("longest_gradient_path", ","),
+        "accuracy" if recall else "bits/char": ("accuracy" if recall else "bits_per_token", ".3f"),
+        "its teacher": ("teacher_bits_per_token", ".3f"),
+        "relative drift": ("relative_drift", ".3f"),
+    }
+    if recall:
+        del columns["its teacher"]
+    head = ("method", *columns)
 
     def number(value: float | None, form: str) -> str:
         return "–" if value is None else format(value, form)
 
-    body = [
-        (
-            row["method"],
-            number(row["seconds"], ".0f"),
-            number(row["tokens"], ","),
-            number(row["parameters"], ","),
-            number(row["bits_per_token"], ".3f"),
-            number(row["teacher_bits_per_token"], ".3f"),
-            number(row["drift"], ".3f"),
-            number(row["relative_drift"], ".3f"),
-        )
-        for row in rows
-    ]
+    body = [(row["method"], *(number(row[key], form) for key, form in columns.values())) for row in rows]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
 
     def line(cells: tuple[str, ...]) -> str:

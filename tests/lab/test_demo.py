@@ -19,15 +19,24 @@ def test_the_demo_gives_all_one_budget_and_shows_what_was_scored(monkeypatch, tm
     monkeypatch.setattr("retain.data.text.stdlib_files", few_modules)
     demo.main()
     said, rows = capsys.readouterr().out, json.loads((tmp_path / "demo/demo.json").read_text())
-    assert [row["method"] for row in rows] == ["SMT → DMT", "BPTT, same cell", "BPTT, GRU"]
-    assert rows[0]["parameters"] == rows[1]["parameters"] == pytest.approx(rows[2]["parameters"], rel=0.1)
+    methods = [(row["act"], row["method"], row["longest_gradient_path"]) for row in rows]
+    assert methods == [
+        ("recall", "one-step", 1),
+        ("recall", "BPTT, same cell", 32),
+        ("text", "hybrid", 32),
+        ("text", "BPTT, same cell", 64),
+        ("text", "BPTT, GRU", 64),
+    ]
+    assert rows[0]["parameters"] == rows[1]["parameters"]
+    assert rows[2]["parameters"] == rows[3]["parameters"] == pytest.approx(rows[4]["parameters"], rel=0.1)
+    assert said.count("█") + said.count(" s  ") >= 2, "every validation of the first act is drawn"
     for row in rows:
         folder = Path(row["run"])
         assert load_config(folder / "config.json").budget == "0.3s"
         scored = json.loads((folder / "eval-test.json").read_text())
         assert scored["bits_per_token"] == row["bits_per_token"] and scored["split"] == "test"
-        assert {"files", "bytes", "sha256"} <= {key.partition(".")[0] for key in scored["data"]}
-        assert f"{row['bits_per_token']:.3f}" in said
+        assert "sha256" in {key.partition(".")[0] for key in scored["data"]}
+        assert f"{row['accuracy' if row['act'] == 'recall' else 'bits_per_token']:.3f}" in said
         assert (row["teacher_bits_per_token"] is None) == ("BPTT" in row["method"])
 
 

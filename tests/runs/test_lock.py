@@ -65,7 +65,7 @@ def test_a_demo_takes_away_its_own_alone(place, monkeypatch):
     class Reached(Exception):
         pass
 
-    def train(config, folder):
+    def train(config, folder, **options):
         raise Reached
 
     (place / "smt-dmt").mkdir()
