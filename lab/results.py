@@ -125,10 +125,15 @@ def on_papers_cell(line: Callable[..., str]) -> dict[str, str]:
     Text is also compiled, and run with the paper's normalisation of memory, under which BPTT does better.
     """
     cell = " --recipe hybrid --cell.kind transformer --cell.layers 2"
-    text = cell + " --cell.width 128 --memory.tokens 2 --memory.width 128"
+    sizes = " --cell.width 128 --memory.tokens 2 --memory.width 128"
+    text, one = cell + sizes, cell.replace(" --recipe hybrid", "")
     rms = text + " --memory.norm rms"
     stack = cell + " --cell.width 64"
     return {
+        "stdlib-transformer-one-step": line("stdlib-transformer-one-step", "stdlib", "one-step", 240, 3, one + sizes),
+        "retrieval-transformer": line(
+            "retrieval-transformer", "retrieval", "one-step,bptt", 240, 3, one + " --cell.width 64 --lrs 1"
+        ),
         "stdlib-transformer": line("stdlib-transformer", "stdlib", "smt,bptt,tbptt", 240, 3, text),
         "stdlib-transformer-compiled": line(
             "stdlib-transformer-compiled", "stdlib", "smt,bptt,tbptt", 240, 3, text + " --compile"
