@@ -12,7 +12,9 @@ import torch
 
 from conftest import tiny, train_tiny
 from retain.cli.train import train_config, unread
+from retain.cli.train_help import list_options
 from retain.config.json import load_config, save_config
+from retain.config.presets import PRESETS
 from runs import OWN_CELL, losses
 
 SNAPSHOTS = Path(__file__).parents[1] / "snapshots"
@@ -184,6 +186,53 @@ def test_options_override_the_config_and_are_saved(retain, tiny_file, tmp_path):
 def test_options_that_a_run_does_not_read_are_told_of(line, words):
     argv = ["retrieval", *line.split()]
     assert "".join(unread(argv, train_config(argv)[0])) == words
+
+
+@pytest.mark.parametrize(
+    ("line", "windows", "weight"),
+    [
+        ("stdlib", (16, 32), 0.02),
+        ("stdlib --recipe one-step", (1, 1), 1.0),
+        ("stdlib --cell.kind transformer", (1, 1), 1.0),
+        ("stdlib --cell.kind=transformer --dmt.lambda-dyn 0.3", (1, 1), 0.3),
+        ("stdlib --cell.kind transformer --recipe hybrid", (16, 32), 0.02),
+        ("stdlib --recipe one-step --smt.bptt-window 4", (4, 1), 1.0),
+        ("tinystories-paper", (1, 1), 10.0),
+    ],
+)
+def test_a_recipe_is_the_cells_own_unless_one_is_named_and_options_go_before_it(line, windows, weight):
+    config = train_config(line.split())[0]
+    assert (config.smt.bptt_window, config.dmt.bptt_window) == windows and config.dmt.lambda_dyn == weight
+
+
+def test_a_run_that_goes_on_keeps_its_recipe(retain, tmp_path):
+    out = tmp_path / "run"
+    assert retain("train", "retrieval", "--recipe", "one-step", "--budget", "2steps", "--out", out, "--quiet")[0] == 0
+    assert json.loads((out / "summary.json").read_text())["longest_gradient_path"] == 1
+    assert "through at most 1 step of time" in retain("info", out)[1]
+    code, _, complaint = retain("train", "--out", out, "--resume", "--recipe", "hybrid")
+    assert code == 2 and "recipe: a run goes on with its own" in complaint
+    code, _, complaint = retain("train", "retrieval", "--recipe", "two-step")
+    assert code == 2 and "recipe: 'two-step' is none of one-step, hybrid" in complaint
+
+
+def test_help_shows_what_the_run_reads(retain):
+    def options(*words):
+        said = retain("train", *words)[1]
+        return {word.rstrip(",") for word in said.split() if word.startswith("--") and "." in word}
+
+    short, every = options("stdlib", "--help"), options("stdlib", "--help-all")
+    assert short < every and 15 < len(short) < 35
+    assert "--smt.on-policy" in every and "--bptt.lr" not in every and "--cell.heads" not in every
+    bptt = options("stdlib", "--phases", "bptt", "--cell.kind", "transformer", "--help-all")
+    assert {"--bptt.lr", "--cell.heads"} <= bptt and not any(word.startswith(("--smt", "--dmt")) for word in bptt)
+    assert "--data.depth" in options("stack", "--help-all") and "--data.depth" not in options("parity", "--help-all")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_has_few_options(name):
+    assert len(list_options(PRESETS[name]())) <= (72 if name in ("mnist", "mnist-paper", "sketchy") else 68)
+    assert len(list_options(PRESETS["stdlib"]())) <= 60
 
 
 def test_the_progress_bar_goes_to_stderr_and_quiet_silences_it(retain, tiny_file, tmp_path):

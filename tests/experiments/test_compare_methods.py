@@ -5,11 +5,14 @@ import json
 import pytest
 
 from conftest import tiny
+from retain.cli.compare import comparison_of
 from retain.config import data_config
 from retain.config.json import to_dict
 from retain.config.presets import PRESETS
+from retain.config.recipes import with_recipe
 from retain.data import load_data
 from retain.data.rows import codec_of
+from retain.errors import UserError
 from retain.experiments import compare as module
 from retain.experiments.compare import best_rate, compare, method_config, parameters
 from retain.experiments.comparison import METHODS, Comparison, parse_factor
@@ -150,3 +153,27 @@ def test_trials_have_their_own_budget_and_are_judged_by_validation(tmp_path, mon
     assert results["methods"]["bptt"]["lr_factor"] == "1"
     assert list(runs) == ["bptt-lr1-seed0", "bptt-lr1-seed1"] and {c.budget for c in runs.values()} == {"60steps"}
     assert ("bptt-lr1-seed0" in trials) != own, "a trial of the whole budget is the run of seed 0"
+
+
+def test_recipes_are_methods_whatever_the_base_has():
+    for base in (PRESETS["retrieval"](), with_recipe(PRESETS["retrieval"](), "one-step")):
+        one, hybrid = (method_config(base, method) for method in ("one-step", "hybrid"))
+        assert (one.smt.bptt_window, one.dmt.bptt_window, one.dmt.lambda_dyn, one.dmt.horizon_growth) == (
+            1,
+            1,
+            1.0,
+            0.7,
+        )
+        assert (hybrid.smt.bptt_window, hybrid.dmt.bptt_window, hybrid.dmt.lambda_dyn) == (16, 32, 0.02)
+        assert (one.longest_gradient_path, hybrid.longest_gradient_path) == (1, 32)
+        assert method_config(base, "smt").smt == base.smt and method_config(base, "bptt").longest_gradient_path == 64
+
+
+@pytest.mark.parametrize(
+    "option", ["--smt.bptt-window 4", "--dmt.bptt_window=4", "--dmt.lambda-dyn 1", "--dmt.horizon 9", "--recipe hybrid"]
+)
+def test_what_a_recipe_decides_is_not_taken_beside_it(option):
+    line = f"retrieval --methods one-step,bptt {option}"
+    with pytest.raises(UserError, match="the methods one-step decide it; leave it out, or compare smt"):
+        comparison_of(line.split())
+    assert comparison_of(line.replace("one-step", "smt").split())
