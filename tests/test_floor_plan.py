@@ -1,6 +1,7 @@
 """Imports run one way, from a room to those below it, and never in a circle."""
 
 import ast
+import inspect
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,14 @@ def test_no_circle():
 
     for module in sorted(MODULES.keys() - {"retain"}):
         visit(module)
+
+
+def test_every_file_is_read_in_one_sitting():
+    lengths = {str(path): len(path.read_text(encoding="utf-8").splitlines()) for path in ROOT.rglob("*.py")}
+    assert {path: length for path, length in lengths.items() if length > 400} == {}
+
+
+def test_the_training_loop_is_one_screen():
+    from retain.training.loop import train_phases
+
+    assert len(inspect.getsource(train_phases).splitlines()) <= 65
