@@ -22,7 +22,7 @@ def test_the_demo_gives_all_one_budget_and_shows_what_was_scored(monkeypatch, tm
     methods = [(row["act"], row["method"], row["longest_gradient_path"]) for row in rows]
     assert methods == [
         ("recall", "one-step", 1),
-        ("recall", "BPTT, same cell", 32),
+        ("recall", "BPTT, same cell", 64),
         ("text", "hybrid", 32),
         ("text", "BPTT, same cell", 64),
         ("text", "BPTT, GRU", 64),
