@@ -96,15 +96,16 @@ def main() -> None:
     runs = {(act, name): config for act, found in acts.items() for name, config in found.items()}
     folders = {key: OUT / "-".join(key).replace(", ", "-").replace(" ", "-").lower() for key in runs}
     if OUT.exists():
-        before = {"smt-dmt", "bptt-same-cell", "bptt-gru"}  # of demos of text alone
-        ours = {"demo.json", *before, *(folder.name for folder in folders.values())}
+        before = ("smt-dmt", "bptt-same-cell", "bptt-gru")  # of demos of text alone
+        made = [*folders.values(), *(OUT / name for name in before)]
+        ours = {"demo.json", *(folder.name for folder in made)}
         if other := sorted(f.name for f in OUT.iterdir() if f.name not in ours and not is_litter(f.name)):
             raise Usage(f"{OUT}: holds {other[0]}, which is not of an earlier demo; move it elsewhere first")
-        for folder in folders.values():
+        for folder in made:
             if folder.exists():
                 with alone(folder):  # refused where another demo is at work in it
                     pass
-        for folder in folders.values():
+        for folder in made:
             shutil.rmtree(folder, ignore_errors=True)
         (OUT / "demo.json").unlink(missing_ok=True)
     rows: list[dict[str, Any]] = []
