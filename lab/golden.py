@@ -92,7 +92,7 @@ def all_runs(folder: Path) -> dict[str, list[dict[str, Any]]]:
         print(name, file=sys.stderr, flush=True)
         paper = SMALL if name.endswith("-paper") else []
         found[name] = train([name, *data.get(name, []), *COMMON, *paper], folder / "runs" / name)
-    cell = ["--cell.kind", "transformer", "--cell.layers", "2", "--cell.width", "64"]
+    cell = ["--recipe", "hybrid", "--cell.kind", "transformer", "--cell.layers", "2", "--cell.width", "64"]
     more = {
         "compiled": ["stdlib", *cell, "--compile", *COMMON],
         "bptt": ["stdlib", "--phases", "bptt", *COMMON],
