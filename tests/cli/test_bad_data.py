@@ -39,7 +39,7 @@ BAD = [
     ("--data stories --text-column text --image-column image", ["--text-column", "--image-column", "one of them"]),
     ("--data small.txt --text-column text", ["--text-column", "small.txt", "no dataset"]),
     ("--text-column text", ["--text-column", "--data"]),
-    ("--data.stream", ["--data.stream", "--help"]),
+    ("--data.stream", ["data.stream", "retrieval", "documents, images"]),
     ("--json", ["--json", "--dry-run"]),
 ]
 

@@ -7,7 +7,7 @@ import naive
 from naive import assert_close, gradients, models, padded, smt_config
 from retain.config import IGNORE, DMTConfig
 from retain.inference.evaluate import evaluate
-from retain.model.layers import MemoryNorm, counted_memories
+from retain.model.memory_norm import MemoryNorm, counted_memories
 from retain.objectives import BPTT, DMT, SMT, dynamics_loss, uniformity_loss
 from retain.training.phases import part_of
 

@@ -18,7 +18,7 @@ from conftest import tiny
 from forks import Forked
 from retain.config import data_config
 from retain.config.json import load_config, save_config
-from retain.model.layers import MemoryNorm
+from retain.model.memory_norm import MemoryNorm
 from retain.runs.checkpoint import latest_checkpoint, load_files
 from retain.runs.progress import STOPS
 from retain.training import accelerator as devices
@@ -196,7 +196,7 @@ NORM = """
 import sys
 import torch
 import torch.distributed as dist
-from retain.model.layers import MemoryNorm
+from retain.model.memory_norm import MemoryNorm
 dist.init_process_group("gloo")
 rank, (memory, weights) = dist.get_rank(), torch.load(sys.argv[1])
 memory, norm = memory[rank].requires_grad_(), MemoryNorm("batch", 2, 4)

@@ -13,6 +13,7 @@ from typing import Any
 from retain.cli.arguments import Usage, parse, take_option
 from retain.cli.train_help import print_help, reason_unread
 from retain.config import DataConfig, RunConfig
+from retain.config.data import find_readers
 from retain.config.json import load_config
 from retain.config.presets import NEED_DATA, PRESETS
 from retain.config.recipes import default_recipe, with_recipe
@@ -73,6 +74,7 @@ def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
         recipe = default_recipe(_value_of(argv, "--cell.kind") or base.cell.kind)
     if recipe is not None:
         base = with_recipe(base, recipe)
+    _refuse_other_data(argv, base.data)
     config = parse(RunConfig, argv, prog, base)
     if asked:
         print_help(config, prog, everything="--help-all" in asked)
@@ -93,6 +95,14 @@ def _with_whole_paths(data: DataConfig) -> DataConfig:
     named = {name: getattr(data, name, None) for name in ("path", "tokenizer")}
     whole: dict[str, Any] = {name: absolute(path) for name, path in named.items() if path is not None}
     return dataclasses.replace(data, **whole)
+
+
+def _refuse_other_data(argv: list[str], data: DataConfig) -> None:
+    """Name the data that reads an option which this data has not. Raises Usage."""
+    for option in (word.partition("=")[0] for word in argv if word.startswith("--data.")):
+        field = option.removeprefix("--data.").replace("-", "_").removeprefix("no_")
+        if not hasattr(data, field) and (readers := find_readers(field)):
+            raise Usage(f"data.{field}: {option} is for {readers}, not {data.name}; leave it out")
 
 
 def _sets(argv: list[str], option: str) -> bool:

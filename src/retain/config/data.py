@@ -211,10 +211,14 @@ def data_config(name: str = "stdlib", **fields: Any) -> DataConfig:
     cls = CLASS_OF[name]
     known = {f.name for f in dataclasses.fields(cls)}
     for field, value in fields.items():
-        readers = [other for other, its in CLASS_OF.items() if field in its.__dataclass_fields__]
-        if field not in known and readers:
-            whose = "memory tasks" if readers[0] in TASK_DATA else ", ".join(readers)
-            raise UserError(f"data.{field}: {value!r} is for {whose}, not {name}; leave it out")
+        if field not in known and (readers := find_readers(field)):
+            raise UserError(f"data.{field}: {value!r} is for {readers}, not {name}; leave it out")
         if field not in known:
             raise UserError(f"data.{field}: unknown field; data.{name} has {', '.join(sorted(known))}")
     return cls(name=name, **fields)
+
+
+def find_readers(field: str) -> str:
+    """The data that reads this setting, in words; empty if none does."""
+    names = [name for name, cls in CLASS_OF.items() if field in {f.name for f in dataclasses.fields(cls)}]
+    return "memory tasks" if names and names[0] in TASK_DATA else ", ".join(names)

@@ -23,7 +23,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 ONE_STEP_CELLS = ("transformer",)
-"""Cells for which one-step supervision scored best (docs/claims.md): it is their default."""
+"""Cells whose default is one-step supervision, as it is ahead of BPTT there (docs/claims.md)."""
 
 
 def with_recipe(config: RunConfig, recipe: str) -> RunConfig:
@@ -44,5 +44,5 @@ def with_recipe(config: RunConfig, recipe: str) -> RunConfig:
 
 
 def default_recipe(kind: str) -> str:
-    """The recipe that scored best for this kind of cell."""
+    """The recipe of a run with this kind of cell, unless one is named."""
     return "one-step" if kind in ONE_STEP_CELLS else "hybrid"

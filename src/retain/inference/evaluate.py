@@ -14,7 +14,7 @@ from torch import Tensor
 from retain.data import Data
 from retain.errors import UserError
 from retain.model.fast import fast
-from retain.model.layers import counted_memories
+from retain.model.memory_norm import counted_memories
 from retain.model.modes import evaluating
 from retain.model.rnn import RNN
 from retain.model.teacher import Readout, Teacher

@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from retain.model.memory_norm import MemoryNorm as MemoryNorm  # for those who look for it here
-from retain.model.memory_norm import counted_memories as counted_memories
 from retain.ops.attention import attention
 from retain.ops.elementwise import (
     TABLED_POSITIONS,

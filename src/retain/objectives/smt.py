@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from retain.config import IGNORE, SMTLoss
 from retain.model.encoders import RegisterEncoder
 from retain.model.fast import fast
-from retain.model.layers import counted_memories
+from retain.model.memory_norm import counted_memories
 from retain.model.rnn import RNN, check_alike
 from retain.model.teacher import Teacher
 from retain.objectives.chunks import sum_over_chunks
