@@ -15,7 +15,7 @@ import torch
 from benchmarks.measure import REPEATS, by_turns, device, large, precision, product
 from benchmarks.rows import Row
 from lab.results import write
-from retain.experiments.scheduler import processor
+from retain.experiments.scheduler import name_processor
 from retain.experiments.tables import table
 
 PAGE = Path("docs/benchmarks.md")
@@ -35,7 +35,7 @@ MARKS = {
 @functools.cache
 def machine() -> dict[str, Any]:
     """Describe where and with what the figures were taken."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else name_processor()
     seconds = by_turns(product(large()))[0]
     return {
         "processor": name,

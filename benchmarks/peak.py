@@ -11,7 +11,7 @@ import sys
 import torch
 
 from benchmarks.sides import SMALL, Size, at, batch_of, models, smt_step, training_step
-from retain.experiments.scheduler import peak_memory
+from retain.experiments.scheduler import measure_peak_memory
 from retain.objectives import BPTT
 
 
@@ -20,13 +20,13 @@ def main() -> None:
     device, side = "cuda" if torch.cuda.is_available() else "cpu", sys.argv[1]
     if device == "cpu":
         twice(side, at(SMALL, length=8, batch=2))  # what a first step loads is code, some 100 MiB of it
-    before = peak_memory(device)
+    before = measure_peak_memory(device)
     twice(side, at(SMALL, length=256, batch=SMALL.batch))
     held = 0
     if device == "cpu":  # weights, gradients and two moments were there before, of the small step
         parts = models(SMALL)[: 1 if side == "bptt" else 2]
         held = 4 * sum(p.nbytes for part in parts for p in part.parameters())
-    print(peak_memory(device) - before + held)
+    print(measure_peak_memory(device) - before + held)
 
 
 def twice(side: str, size: Size) -> None:

@@ -12,17 +12,17 @@ from retain.plots import new_figure
 COSTS = {"seconds": "seconds", "sequential_steps": "sequential steps"}
 
 
-def length_of(results: Results) -> int:
+def get_length(results: Results) -> int:
     """Return the length that a comparison trained on."""
     return int(results["data"]["seq_len"])
 
 
-def methods_of(comparisons: list[Results]) -> list[str]:
+def list_methods(comparisons: list[Results]) -> list[str]:
     """Return the methods that all comparisons have."""
     return [m for m in comparisons[0]["methods"] if all(m in c["methods"] for c in comparisons)]
 
 
-def solved(results: Results, method: str) -> dict[str, float] | None:
+def find_solved(results: Results, method: str) -> dict[str, float] | None:
     """Return what it cost, mean over seeds, until a validation saw the task solved; None if one never did."""
     curves = [r.get("curve", []) for r in results["methods"][method]["runs"]]
     first = [next((p for p in curve if p["accuracy"] >= SOLVED), None) for curve in curves]
@@ -32,17 +32,17 @@ def solved(results: Results, method: str) -> dict[str, float] | None:
     return {cost: statistics.mean(p[cost] for p in points) for cost in COSTS}
 
 
-def by_length(comparisons: list[Results]) -> str:
+def tabulate_by_length(comparisons: list[Results]) -> str:
     """Make the table."""
     text = (
         "Accuracy on test; and the seconds and sequential steps, mean over seeds, after which one of the ten\n"
         f"validations of a run saw {SOLVED}.\n\n"
     )
-    methods, rows = methods_of(comparisons), []
-    for results in sorted(comparisons, key=length_of):
-        row = [f"{length_of(results)} ({results['seeds']} seed{'s' if results['seeds'] > 1 else ''})"]
+    methods, rows = list_methods(comparisons), []
+    for results in sorted(comparisons, key=get_length):
+        row = [f"{get_length(results)} ({results['seeds']} seed{'s' if results['seeds'] > 1 else ''})"]
         for method in methods:
-            runs, cost = results["methods"][method]["runs"], solved(results, method)
+            runs, cost = results["methods"][method]["runs"], find_solved(results, method)
             own = mean_and_deviation([r["test"]["accuracy"] for r in runs if "test" in r])
             took = "–" if cost is None else f"{cost['seconds']:,.0f} s, {cost['sequential_steps']:,.0f}"
             row.append(f"{own}; {took}")
@@ -57,11 +57,11 @@ def plot_by_length(comparisons: list[Results], path: Path) -> bool:
         return False
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-    comparisons = sorted(comparisons, key=length_of)
-    lengths = [length_of(results) for results in comparisons]
+    comparisons = sorted(comparisons, key=get_length)
+    lengths = [get_length(results) for results in comparisons]
     for axis, (cost, label) in zip(figure.subplots(1, len(COSTS)), COSTS.items(), strict=True):
-        for method in methods_of(comparisons):
-            found = [solved(results, method) for results in comparisons]
+        for method in list_methods(comparisons):
+            found = [find_solved(results, method) for results in comparisons]
             # A length that was never solved is missing from the line.
             axis.plot(lengths, [float("nan") if f is None else f[cost] for f in found], marker="o", label=method)
         axis.set_xscale("log", base=2)

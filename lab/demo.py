@@ -10,7 +10,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from retain.cli.arguments import Usage
 from retain.cli.train import train_config
 from retain.config import RunConfig
 from retain.config.presets import PRESETS
-from retain.experiments.compare import matched, with_rate
+from retain.experiments.compare import match_parameters, with_rate
 from retain.runs.lock import alone, is_litter
 
 if TYPE_CHECKING:  # it would load PyTorch before the first word
@@ -47,7 +47,7 @@ def text_runs(seconds: float) -> dict[str, RunConfig]:
     """
     config = dataclasses.replace(PRESETS["stdlib"](), budget=f"{seconds:g}s")
     bptt = dataclasses.replace(config, phases=("bptt",))
-    return {"hybrid": config, "BPTT, same cell": with_rate(bptt, "1/3"), "BPTT, GRU": matched(bptt, "gru")}
+    return {"hybrid": config, "BPTT, same cell": with_rate(bptt, "1/3"), "BPTT, GRU": match_parameters(bptt, "gru")}
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def draw(folder: Path) -> Iterator[None]:
 
 def main() -> None:
     """Train the three methods, score them, and let the first write."""
-    from retain.cli.evaluate import record_of
+    from retain.cli.evaluate import make_record
     from retain.data import load_data
     from retain.files import keep_printed
     from retain.inference.evaluate import batch_for, evaluate
@@ -120,7 +120,7 @@ def main() -> None:
         trained = load_run(folder, teacher=run.has_teacher)
         size = batch_for(data, trained.rnn)
         scores = evaluate(trained.rnn, trained.teacher, data.windows("test", size))
-        result = record_of(trained, data, "test", size, scores)
+        result = make_record(trained, data, "test", size, scores)
         keep_printed(folder / "eval-test.json", json.dumps(result, indent=2))
         kept = ("bits_per_token", "teacher_bits_per_token", "accuracy", "drift", "relative_drift")
         rows.append(
@@ -182,20 +182,15 @@ def table(rows: list[dict[str, Any]]) -> str:
         del columns["its teacher"]
     head = ("method", *columns)
 
-    def number(value: float | None, form: str) -> str:
-        return "–" if value is None else format(value, form)
-
-    body = [(row["method"], *(number(row[key], form) for key, form in columns.values())) for row in rows]
+    body = [
+        [row["method"], *("–" if row[key] is None else format(row[key], form) for key, form in columns.values())]
+        for row in rows
+    ]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
 
-    def line(cells: tuple[str, ...]) -> str:
-        return (
-            "| "
-            + " | ".join(
-                c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-            )
-            + " |"
-        )
+    def line(cells: Sequence[str]) -> str:
+        padded = [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return f"| {' | '.join(padded)} |"
 
     rule = "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|"
     return "\n".join([line(head), rule, *map(line, body)])

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 
-from lab.results import STALE, copy_picture, current, fingerprint, keep, kept, write
+from lab.results import Kept, fingerprint, write
 from retain.cli import one_line_errors
-from retain.cli.sweep import sweep_of
-from retain.experiments.sweep import run_sweep, runs_of
+from retain.cli.sweep import parse_sweep
+from retain.experiments.sweep import list_runs, run_sweep
+from retain.experiments.sweep_results import markdown
 
 PAGE = Path("docs/figures.md")
 KEPT = Path("docs/figures")
@@ -62,38 +62,26 @@ def line(name: str) -> str:
     return f"{FIGURES[name][1]} {SHARED} --out {RUNS / name}"
 
 
+def find_sweep(name: str, folder: Path) -> Kept:
+    """Return what is kept of a figure's sweep."""
+    sweep = parse_sweep(shlex.split(line(name)))[0]
+    return Kept(name, f"retain sweep {line(name)}", fingerprint([*list_runs(sweep).values()]), folder)
+
+
 def run(name: str, folder: Path) -> None:
     """Run a sweep if it has not, and keep its numbers and pictures."""
-    command = f"retain sweep {line(name)}"
-    swept, out, jobs = sweep_of(shlex.split(line(name)))
-    settings = fingerprint([*runs_of(swept).values()])
-    if current(kept(name, folder), command, settings):
-        return
-    print(command, file=sys.stderr, flush=True)
-    results = run_sweep(swept, out, jobs=jobs, quiet=False)
-    for ending, picture in PICTURES.items():
-        copy_picture(out / picture, folder / f"{name}{ending}.png")
-    keep(name, command, settings, results, folder)
+    sweep, out, jobs = parse_sweep(shlex.split(line(name)))
+    pictures = {ending: out / picture for ending, picture in PICTURES.items()}
+    find_sweep(name, folder).make(lambda: run_sweep(sweep, out, jobs=jobs, quiet=False), pictures)
 
 
 def page(folder: Path) -> str:
     """Write all figures that there are, each under the command that made it."""
-    from retain.experiments.sweep_results import markdown
-
     text = ""
     for name, (title, _) in FIGURES.items():
-        command = f"retain sweep {line(name)}"
-        settings = fingerprint([*runs_of(sweep_of(shlex.split(line(name)))[0]).values()])
-        saved = kept(name, folder)
-        if saved is None:
-            text += f"\n## {title}\n\n`{command}`\n\nNot run yet.\n"
-            continue
-        text += f"\n## {title}\n\n`{saved['command']}`\n\n"
-        text += "" if current(saved, command, settings) else STALE
-        for ending in PICTURES:
-            if (folder / f"{name}{ending}.png").exists():
-                text += f"![{title}]({folder.name}/{name}{ending}.png)\n\n"
-        text += markdown(saved["results"])
+        kept = find_sweep(name, folder)
+        shown = "".join(f"{picture}\n" for ending in PICTURES if (picture := kept.show(title, ending)))
+        text += f"\n## {title}\n\n" + kept.write(markdown, before=shown)
     return text
 
 

@@ -9,7 +9,7 @@ runs/results-quick, within half an hour. What is in BY_NAME takes three hours mo
 from __future__ import annotations
 
 import argparse
-import functools
+import dataclasses
 import hashlib
 import json
 import shlex
@@ -21,12 +21,13 @@ from typing import Any
 from lab.studies import STUDIES, Study
 from retain.cli import one_line_errors
 from retain.cli.arguments import Usage
-from retain.cli.compare import comparison_of
+from retain.cli.compare import parse_comparison
 from retain.config import RunConfig
 from retain.config.json import to_dict
 from retain.config.presets import PRESETS
 from retain.errors import UserError
 from retain.experiments.compare import compare
+from retain.files import replace_file
 
 PAGE = Path("docs/results.md")
 KEPT = Path("docs/results")
@@ -64,219 +65,192 @@ def comparisons(quick: bool) -> dict[str, dict[str, str]]:
             more += f" --lengths {','.join(str(length * times) for times in (1, 2, 4, 8))}"
         return f"{preset} --methods {methods} {size} {SIDE_BY_SIDE}{more} --out {runs / name}"
 
-    return {
+    usual = "smt,bptt,gru,lstm"
+    sections: dict[str, dict[str, tuple[Any, ...]]] = {
         "Five memory tasks": {
-            name: line(name, name, CONTROLLED if name in ("stack", "modular") else "smt,bptt,gru,lstm", 300, 3)
-            for name in TASKS
+            name: (name, CONTROLLED if name in ("stack", "modular") else usual, 300, 3) for name in TASKS
         },
         LONGER: {
-            f"retrieval-{length}": line(
-                f"retrieval-{length}",
-                "retrieval",
-                "smt,bptt,gru",
-                300,
-                1,
-                f" --data.seq-len {length} --teacher.future-len {length}",
-            )
-            for length in (128, 256, 512)
+            f"retrieval-{n}": ("retrieval", "smt,bptt,gru", 300, 1, f" --data.seq-len {n} --teacher.future-len {n}")
+            for n in (128, 256, 512)
         },
-        "Length generalisation": {"s3": line("s3", "s3", "smt,bptt,gru", 300, 1)},
+        "Length generalisation": {"s3": ("s3", "smt,bptt,gru", 300, 1)},
         "Text and pixels": {
-            "stdlib": line("stdlib", "stdlib", "smt,bptt,gru,lstm", 240, 3),
+            "stdlib": ("stdlib", usual, 240, 3),
             # So few images are soon learnt by heart: a lower rate may be the best.
-            "digits": line("digits", "digits", CONTROLLED, 240, 3, "" if quick else " --lrs 1/9,1/3,1,3"),
+            "digits": ("digits", CONTROLLED, 240, 3, "" if quick else " --lrs 1/9,1/3,1,3"),
         },
-    } | ({} if quick else by_name(line))
+    }
+    if not quick:
+        sections |= list_by_name()
+    return {section: {name: line(name, *spec) for name, spec in specs.items()} for section, specs in sections.items()}
 
 
-def by_name(line: Callable[..., str]) -> dict[str, dict[str, str]]:
-    """Return the sections of BY_NAME."""
+def list_by_name() -> dict[str, dict[str, tuple[Any, ...]]]:
+    """Return section → name → preset, methods, seconds, seeds and more, of the sections BY_NAME."""
     gru, mlp = " --lrs 1 --cell.kind gru", " --lrs 1 --cell.kind mlp --cell.width 512"
+    # On the paper's cell nothing of the presets changes but the cell, to a size that minutes of a core allow. Text is
+    # also compiled, and run with the paper's normalisation of memory, under which BPTT does better.
+    one = " --cell.kind transformer --cell.layers 2"
+    cell, sizes = " --recipe hybrid" + one, " --cell.width 128 --memory.tokens 2 --memory.width 128"
+    text = cell + sizes
+    longer = " --lrs 1 --data.seq-len 256 --teacher.future-len 256"
     return {
-        PAPERS_CELL: on_papers_cell(line),
+        PAPERS_CELL: {
+            "stdlib-transformer-one-step": ("stdlib", "one-step", 240, 3, one + sizes),
+            "retrieval-transformer": ("retrieval", "one-step,bptt", 240, 3, one + " --cell.width 64 --lrs 1"),
+            "stdlib-transformer": ("stdlib", "smt,bptt,tbptt", 240, 3, text),
+            "stdlib-transformer-compiled": ("stdlib", "smt,bptt,tbptt", 240, 3, text + " --compile"),
+            "stdlib-transformer-rms": ("stdlib", "smt,bptt", 240, 3, text + " --memory.norm rms"),
+            "stack-transformer": ("stack", "smt,bptt", 300, 3, cell + " --cell.width 64"),
+        },
         # At the preset's rates: one recipe for every cell.
         OTHER_CELLS: {
-            "stdlib-gru-cell": line("stdlib-gru-cell", "stdlib", "smt", 240, 3, gru),
-            "stdlib-mlp-cell": line("stdlib-mlp-cell", "stdlib", "smt", 240, 3, mlp),
-            "retrieval-gru-cell": line("retrieval-gru-cell", "retrieval", "smt", 120, 3, gru),
-            "retrieval-mlp-cell": line("retrieval-mlp-cell", "retrieval", "smt", 120, 3, mlp),
+            "stdlib-gru-cell": ("stdlib", "smt", 240, 3, gru),
+            "stdlib-mlp-cell": ("stdlib", "smt", 240, 3, mlp),
+            "retrieval-gru-cell": ("retrieval", "smt", 120, 3, gru),
+            "retrieval-mlp-cell": ("retrieval", "smt", 120, 3, mlp),
         },
-        LONGER_TEXT: {"stdlib-900": line("stdlib-900", "stdlib", "smt,gru", 900, 3, sweep=80)},
+        LONGER_TEXT: {"stdlib-900": ("stdlib", "smt,gru", 900, 3, "", 80)},
         # What a user of the presets gets, who sweeps nothing.
         OWN_RATES: {
-            "retrieval-own-rate": line("retrieval-own-rate", "retrieval", "smt", 120, 3, " --lrs 1"),
-            "retrieval-256-own-rate": line(
-                "retrieval-256-own-rate",
-                "retrieval",
-                "smt",
-                300,
-                3,
-                " --lrs 1 --data.seq-len 256 --teacher.future-len 256",
-            ),
-            "copy-own-rate": line("copy-own-rate", "copy", "smt", 300, 3, " --lrs 1"),
-            "stack-own-rate": line("stack-own-rate", "stack", "smt", 300, 3, " --lrs 1"),
+            "retrieval-own-rate": ("retrieval", "smt", 120, 3, " --lrs 1"),
+            "retrieval-256-own-rate": ("retrieval", "smt", 300, 3, longer),
+            "copy-own-rate": ("copy", "smt", 300, 3, " --lrs 1"),
+            "stack-own-rate": ("stack", "smt", 300, 3, " --lrs 1"),
         },
     }
 
 
-def on_papers_cell(line: Callable[..., str]) -> dict[str, str]:
-    """Change nothing of the presets but the cell, to a Transformer of a size that minutes of a core allow.
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """The numbers of a command, kept as FOLDER/NAME.json, and its pictures beside them."""
 
-    Text is also compiled, and run with the paper's normalisation of memory, under which BPTT does better.
-    """
-    cell = " --recipe hybrid --cell.kind transformer --cell.layers 2"
-    sizes = " --cell.width 128 --memory.tokens 2 --memory.width 128"
-    text, one = cell + sizes, cell.replace(" --recipe hybrid", "")
-    rms = text + " --memory.norm rms"
-    stack = cell + " --cell.width 64"
-    return {
-        "stdlib-transformer-one-step": line("stdlib-transformer-one-step", "stdlib", "one-step", 240, 3, one + sizes),
-        "retrieval-transformer": line(
-            "retrieval-transformer", "retrieval", "one-step,bptt", 240, 3, one + " --cell.width 64 --lrs 1"
-        ),
-        "stdlib-transformer": line("stdlib-transformer", "stdlib", "smt,bptt,tbptt", 240, 3, text),
-        "stdlib-transformer-compiled": line(
-            "stdlib-transformer-compiled", "stdlib", "smt,bptt,tbptt", 240, 3, text + " --compile"
-        ),
-        "stdlib-transformer-rms": line("stdlib-transformer-rms", "stdlib", "smt,bptt", 240, 3, rms),
-        "stack-transformer": line("stack-transformer", "stack", "smt,bptt", 300, 3, stack),
-    }
+    name: str
+    command: str
+    settings: str
+    """A fingerprint of what the command sets: a preset may change under a command that stays."""
+    folder: Path
+
+    def read(self) -> dict[str, Any] | None:
+        """Read the "command" that was run, its "settings" and its "results"; None if nothing is kept."""
+        path = self.folder / f"{self.name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def is_current(self) -> bool:
+        """Whether what is kept is of this very command and these very settings."""
+        saved = self.read()
+        return saved is not None and (saved["command"], saved.get("settings")) == (self.command, self.settings)
+
+    def make(self, work: Callable[[], Any], pictures: dict[str, Path] | None = None) -> None:
+        """Do the work if what is kept is not current, and keep what it returns and the pictures (by ending)."""
+        if self.is_current():
+            return
+        print(self.command, file=sys.stderr, flush=True)
+        results = work()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for ending, made in (pictures or {}).items():
+            picture = self.folder / f"{self.name}{ending}.png"
+            picture.unlink(missing_ok=True)  # no older one stays beside newer numbers, even if none could be drawn
+            if made.exists():
+                picture.write_bytes(made.read_bytes())
+        text = json.dumps({"command": self.command, "settings": self.settings, "results": results}) + "\n"
+        replace_file(self.folder / f"{self.name}.json", text.encode())
+
+    def write(self, table: Callable[[Any], str], before: str = "", after: str = "") -> str:
+        """Write the command and the table of its numbers; those of an earlier command stand under theirs."""
+        saved = self.read()
+        if saved is None:
+            return f"`{self.command}`\n\nNot run yet.\n"
+        stale = "" if self.is_current() else STALE
+        return f"`{saved['command']}`\n\n{stale}{before}{table(saved['results'])}{after}"
+
+    def show(self, words: str, ending: str = "") -> str:
+        """Show a picture in Markdown, if there is one."""
+        file = f"{self.name}{ending}.png"
+        return f"![{words}]({self.folder.name}/{file})\n" if (self.folder / file).exists() else ""
 
 
 def fingerprint(configs: Sequence[RunConfig]) -> str:
-    """Identify the settings that numbers are of: a preset may change under a command that stays."""
-    return hashed([given(to_dict(config)) for config in configs])
+    """Identify the settings that numbers are of."""
+    return hash_settings([leave_out_none(to_dict(config)) for config in configs])
 
 
-def of_study(study: Study) -> str:
-    """Identify the settings that a study's runs read: nothing of phases that they do not have."""
-    found = []
-    for config in study.runs.values():
-        settings = given(to_dict(config))
-        for name in {"smt", "dmt", "bptt"} - set(config.phases):
-            del settings[name]
-        if len(config.phases) == 1:
-            del settings[config.phases[0]]["share"]
-        found.append(settings)
-    return hashed(found)
-
-
-def hashed(settings: list[dict[str, Any]]) -> str:
-    """Hash settings."""
+def hash_settings(settings: list[dict[str, Any]]) -> str:
+    """Return a few digits that tell settings apart."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def given(settings: dict[str, Any]) -> dict[str, Any]:
-    """Without what is None: an option that is added later makes no kept figures old."""
-    found = {key: given(value) if isinstance(value, dict) else value for key, value in settings.items()}
+def leave_out_none(settings: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what is None: an option that is added later makes no kept figures old."""
+    found = {key: leave_out_none(value) if isinstance(value, dict) else value for key, value in settings.items()}
     return {key: value for key, value in found.items() if value is not None}
 
 
-def kept(name: str, folder: Path) -> dict[str, Any] | None:
-    """Read what is kept: the "command" that was run, a fingerprint of its "settings", its "results"."""
-    path = folder / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def find_comparison(name: str, arguments: str, folder: Path) -> Kept:
+    """Return what is kept of a comparison."""
+    comparison = parse_comparison(shlex.split(arguments))[0]
+    return Kept(name, f"retain compare {arguments}", fingerprint([comparison.config]), folder)
 
 
-def current(saved: dict[str, Any] | None, command: str, settings: str) -> bool:
-    """Whether kept numbers are of this very command and these very settings."""
-    return saved is not None and (saved["command"], saved.get("settings")) == (command, settings)
-
-
-def settings_of(arguments: str) -> str:
-    """Return the fingerprint of a comparison's arguments."""
-    return fingerprint([comparison_of(shlex.split(arguments))[0].config])
-
-
-def is_current(arguments: str, saved: dict[str, Any]) -> bool:
-    """Whether kept numbers are of these arguments, with the presets as they are now."""
-    return current(saved, f"retain compare {arguments}", settings_of(arguments))
-
-
-def keep(name: str, command: str, settings: str, results: Any, folder: Path) -> None:
-    """Keep the numbers of a command."""
-    from retain.files import replace_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"command": command, "settings": settings, "results": results}) + "\n"
-    replace_file(folder / f"{name}.json", text.encode())
+def find_study(name: str, study: Study, folder: Path) -> Kept:
+    """Return what is kept of a study; its settings are those that its runs read, nothing of phases they do not have."""
+    found = []
+    for config in study.runs.values():
+        settings = leave_out_none(to_dict(config))
+        for phase in {"smt", "dmt", "bptt"} - set(config.phases):
+            del settings[phase]
+        if len(config.phases) == 1:
+            del settings[config.phases[0]]["share"]
+        found.append(settings)
+    return Kept(name, study.command, hash_settings(found), folder)
 
 
 def run_comparison(name: str, arguments: str, folder: Path) -> None:
     """Run a comparison if it has not, and keep its numbers and picture."""
-    command = f"retain compare {arguments}"
-    comparison, out, jobs = comparison_of(shlex.split(arguments))
-    settings = fingerprint([comparison.config])
-    if current(kept(name, folder), command, settings):
-        return
-    print(command, file=sys.stderr, flush=True)
-    results = compare(comparison, out, jobs=jobs, quiet=False)
-    copy_picture(out / "results.png", folder / f"{name}.png")
-    keep(name, command, settings, results, folder)
-
-
-def copy_picture(made: Path, kept: Path) -> None:
-    """Copy a picture; no older one stays beside newer numbers, even if none could be drawn."""
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.unlink(missing_ok=True)
-    if made.exists():
-        kept.write_bytes(made.read_bytes())
+    comparison, out, jobs = parse_comparison(shlex.split(arguments))
+    kept = find_comparison(name, arguments, folder)
+    kept.make(lambda: compare(comparison, out, jobs=jobs, quiet=False), {"": out / "results.png"})
 
 
 def run_study(name: str, study: Study, out: Path, folder: Path) -> None:
     """Run a study if it has not, and keep its numbers."""
     from retain.experiments.scheduler import run_all
 
-    settings = of_study(study)
-    if current(kept(name, folder), study.command, settings):
-        return
-    print(study.command, file=sys.stderr, flush=True)
-    say = functools.partial(print, file=sys.stderr, flush=True)
-    found = run_all(study.runs, out, jobs=2, threads=1, split=study.split, say=say)
-    results = {run: {k: v for k, v in result.items() if k != "config"} for run, result in found.items()}
-    keep(name, study.command, settings, results, folder)
+    def work() -> dict[str, Any]:
+        found = run_all(study.runs, out, jobs=2, threads=1, split=study.split, quiet=False)
+        return {run: {k: v for k, v in result.items() if k != "config"} for run, result in found.items()}
 
-
-def part(name: str, command: str, settings: str, folder: Path, table: Callable[[Any], str]) -> str:
-    """Write a command and the table of its numbers; kept numbers of an earlier command stand under theirs."""
-    saved = kept(name, folder)
-    if saved is None:
-        return f"`{command}`\n\nNot run yet.\n"
-    text = f"`{saved['command']}`\n\n"
-    if not current(saved, command, settings):
-        text += STALE
-    text += table(saved["results"])
-    if (folder / f"{name}.png").exists():
-        text += f"\n![{name}: quality against cost]({folder.name}/{name}.png)\n"
-    return text
+    find_study(name, study, folder).make(work)
 
 
 def page(quick: bool, folder: Path) -> str:
     """Write all tables that there are numbers for, each under the command that made them."""
-    from lab.by_length import by_length, plot_by_length
+    from lab.by_length import plot_by_length, tabulate_by_length
     from retain.experiments.tables import markdown
 
+    sections = comparisons(quick)
+    every = {name: line for lines in sections.values() for name, line in lines.items()}
     text = ""
-    for section, lines in comparisons(quick).items():
+    for section, lines in sections.items():
         text += f"\n## {section}\n"
         for name, arguments in lines.items():
-            settings = settings_of(arguments)
-            text += f"\n### {name}\n\n" + part(name, f"retain compare {arguments}", settings, folder, markdown)
+            kept = find_comparison(name, arguments, folder)
+            picture = kept.show(f"{name}: quality against cost")
+            text += f"\n### {name}\n\n" + kept.write(markdown, after=picture and f"\n{picture}")
         if section == LONGER:
-            every = {name: line for lines in comparisons(quick).values() for name, line in lines.items()}
-            saved = {name: known for name in ("retrieval", *lines) if (known := kept(name, folder))}
-            found = [known["results"] for known in saved.values()]
-            if found:
+            found = [find_comparison(name, every[name], folder) for name in ("retrieval", *lines)]
+            read = {kept: saved["results"] for kept in found if (saved := kept.read())}
+            if read:
                 text += "\n### retrieval, by length\n\n"
-                if not all(is_current(every[name], known) for name, known in saved.items()):
+                if not all(kept.is_current() for kept in read):
                     text += STALE.replace("Run", "Some of it run")
-                text += by_length(found)
-                if plot_by_length(found, folder / "retrieval-by-length.png"):
+                text += tabulate_by_length([*read.values()])
+                if plot_by_length([*read.values()], folder / "retrieval-by-length.png"):
                     text += f"\n![retrieval: cost of solving it]({folder.name}/retrieval-by-length.png)\n"
     for name, make in STUDIES.items():
         study = make(quick)
-        settings = of_study(study)
-        text += f"\n## {study.title}\n\n" + part(name, study.command, settings, folder, study.table)
+        text += f"\n## {study.title}\n\n" + find_study(name, study, folder).write(study.table)
     return text
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from retain.config import RunConfig
 from retain.config.presets import PRESETS
+from retain.experiments.sweep import describe, with_values
 from retain.experiments.tables import mean_and_deviation, table
-from retain.experiments.variation import describe, with_values
 
 if TYPE_CHECKING:  # it would load PyTorch, for --help too
     from retain.data.batches import Split

@@ -171,3 +171,12 @@ def assert_same_run(a, b):
             assert tensors.keys() == second[name].keys()
             for key, value in tensors.items():
                 assert torch.equal(value, second[name][key]), f"{name} {key}"
+
+
+def write_report(paths, out):
+    """Write the page and its JSON as `retain report` does; returns what the JSON holds."""
+    from retain.report.page import keep_report, make_report
+
+    report = make_report(paths, out)
+    keep_report(report, out)
+    return report

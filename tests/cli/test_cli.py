@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import tiny, train_tiny
-from retain.cli.train import train_config, unread
+from retain.cli.train import list_unread, train_config
 from retain.cli.train_help import list_options
 from retain.config.json import load_config, save_config
 from retain.config.presets import PRESETS
@@ -185,7 +185,7 @@ def test_options_override_the_config_and_are_saved(retain, tiny_file, tmp_path):
 )
 def test_options_that_a_run_does_not_read_are_told_of(line, words):
     argv = ["retrieval", *line.split()]
-    assert "".join(unread(argv, train_config(argv)[0])) == words
+    assert "".join(list_unread(argv, train_config(argv)[0])) == words
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_a_defect_in_a_sweeps_models_is_no_bad_value(retain, tiny_file, monkeypa
 def test_a_defect_in_one_part_of_a_report_is_seen(retain, retrieval_run, tmp_path, monkeypatch, caplog):
     """The page shows the other parts."""
     pytest.importorskip("plotly")
-    monkeypatch.setattr("retain.report.analyses.geometry", raising(KeyError("points")))
+    monkeypatch.setattr("retain.report.analyses.find_geometry", raising(KeyError("points")))
     code, said, _ = retain("report", retrieval_run, "--out", tmp_path / "page.html")
     assert code == 0 and "note: geometry: failed by a defect of retain, KeyError: 'points'" in said
     (record,) = caplog.records

@@ -14,10 +14,9 @@ from conftest import tiny
 from retain.config import RunConfig
 from retain.config.json import save_config
 from retain.data import load_data
-from retain.experiments.compare import compare
-from retain.experiments.comparison import Comparison
-from retain.experiments.scheduler import curve, run_all
-from retain.experiments.tables import flattens, markdown, mean_and_deviation, plot, ranked
+from retain.experiments.compare import Comparison, compare
+from retain.experiments.scheduler import read_curve, run_all
+from retain.experiments.tables import is_far_below, markdown, mean_and_deviation, plot, rank_methods
 from retain.inference.evaluate import evaluate
 from retain.runs.run import load_run
 from runs import grids_here
@@ -131,7 +130,7 @@ def test_the_table_says_mean_and_deviation(finished):
             )
             assert rows(text, "method | 8")[method][n] == (own if method == "gru" else f"{own} ({theirs})")
     order = list(rows(text, "method | accuracy"))
-    assert order == sorted(means, key=lambda m: -means[m]) == [m for m, _ in ranked(results)]
+    assert order == sorted(means, key=lambda m: -means[m]) == [m for m, _ in rank_methods(results)]
     assert text.count("**") == 2 * (1 + len(order)), "the best result, and the chosen rate of each method"
     assert set(rows(text, "method | × 1")) == {"smt", "gru"}
     lengths = rows(text, "method | 8")
@@ -203,7 +202,7 @@ def test_the_picture(finished, tmp_path, monkeypatch, capsys):
     [([0.13, 0.9], False), ([0.5, 0.99], False), ([0.9, 0.99], True), ([0.95], True), ([0.1, 0.2], False), ([], False)],
 )
 def test_a_chance_far_below_all_curves_has_no_line(values, far):
-    assert flattens(0.125, values) is far
+    assert is_far_below(0.125, values) is far
 
 
 def test_only_what_is_missing_is_run_again(finished, tmp_path, monkeypatch):
@@ -250,7 +249,7 @@ def test_spread():
 def test_a_curve_is_thinned_and_keeps_its_end(tmp_path):
     lines = [{"step": i, "validation_bits_per_token": 1.0, "loss": 2.0} for i in range(100)] + [{"step": 100}]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    kept = curve(tmp_path / "m.jsonl", 10)
+    kept = read_curve(tmp_path / "m.jsonl", 10)
     assert [p["step"] for p in kept] == list(range(9, 100, 10))
     assert kept[0] == {"step": 9, "bits_per_token": 1.0}
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from conftest import tiny
-from retain.cli.compare import comparison_of
+from retain.cli.compare import parse_comparison
 from retain.config import data_config
 from retain.config.json import to_dict
 from retain.config.presets import PRESETS
@@ -14,8 +14,8 @@ from retain.data import load_data
 from retain.data.rows import codec_of
 from retain.errors import UserError
 from retain.experiments import compare as module
-from retain.experiments.compare import best_rate, compare, method_config, parameters
-from retain.experiments.comparison import METHODS, Comparison, parse_factor
+from retain.experiments.compare import METHODS, Comparison, choose_rate, compare, configure_method, count_parameters
+from retain.experiments.tables import parse_factor
 from retain.runs.run import build
 from runs import OWN_CELL, grids_here
 
@@ -30,9 +30,9 @@ def test_every_method_has_the_parameters_of_smt_within_a_tenth(preset, monkeypat
         vocab_size = load_data(base.data).vocab_size
     wanted = sum(p.numel() for p in build(base, vocab_size)[0].parameters())
     for method in METHODS:
-        config = method_config(base, method)
+        config = configure_method(base, method)
         real = sum(p.numel() for p in build(config, vocab_size)[0].parameters())
-        assert parameters(config, vocab_size) == real
+        assert count_parameters(config, vocab_size) == real
         assert abs(real / wanted - 1) <= 0.1, (method, real, wanted)
         if method in ("gru", "lstm"):
             assert (config.cell.kind, config.phases, config.bptt.bptt_window) == (method, ("bptt",), None)
@@ -45,15 +45,14 @@ def test_a_cell_of_ones_own_has_its_parameters_counted(tmp_path, monkeypatch):
     (tmp_path / "thecell.py").write_text(OWN_CELL)
     monkeypatch.syspath_prepend(tmp_path)
     own = tiny(cell__kind="thecell:Cell")
-    assert parameters(own, 9) == sum(p.numel() for p in build(own, 9)[0].parameters())
-    assert parameters(method_config(own, "gru"), 9) == pytest.approx(parameters(own, 9), rel=0.1)
+    assert count_parameters(own, 9) == sum(p.numel() for p in build(own, 9)[0].parameters())
+    assert count_parameters(configure_method(own, "gru"), 9) == pytest.approx(count_parameters(own, 9), rel=0.1)
 
 
 def test_what_a_comparison_costs_is_said_first():
     def said(jobs=2, **settings):
         comparison = Comparison(config=tiny(budget=settings.pop("budget", "300s")), **settings)
-        trials = len(comparison.methods) * len(comparison.lrs) if len(comparison.lrs) > 1 else 0
-        return module.describe_cost(comparison, trials, comparison.sweep_budget is not None, jobs)
+        return module.describe_cost(comparison, jobs)
 
     assert said().startswith("in all 12 trials of 300s and 8 runs of 300s, 2 at a time: 50 minutes of training")
     assert said(sweep_budget="100s", jobs=1).startswith(
@@ -91,32 +90,31 @@ def test_embedded_data_of_another_version_is_another_comparison(tmp_path, monkey
 
 def test_truncated_is_a_quarter_of_what_is_read():
     text = tiny(bptt__bptt_window=None, bptt__seq_len=4, data=data_config(name="stdlib", seq_len=8))
-    assert method_config(text, "tbptt").bptt.bptt_window == 1
+    assert configure_method(text, "tbptt").bptt.bptt_window == 1
 
 
 def test_phases_and_budgets_of_the_methods():
     base = tiny(smt__share=3, dmt__share=1, budget="90steps")
-    assert [b.amount for b in method_config(base, "smt").budgets()] == [68, 22]
-    both = method_config(base, "smt+bptt")
+    assert [b.amount for b in configure_method(base, "smt").budgets()] == [68, 22]
+    both = configure_method(base, "smt+bptt")
     assert both.phases == ("smt", "dmt", "bptt")
     assert [round(b.amount) for b in both.budgets()] == [45, 15, 30]
     assert both.bptt.bptt_window is None
-    assert [b.amount for b in method_config(base, "tbptt").budgets()] == [90]
-    assert method_config(base, "tbptt").bptt.bptt_window == 4, "the preset's"
-    assert method_config(tiny(bptt__bptt_window=None), "tbptt").bptt.bptt_window == 2, "a quarter of 8"
-    assert method_config(tiny(bptt__bptt_window=None, dmt__bptt_window=5), "tbptt").bptt.bptt_window == 5, (
+    assert [b.amount for b in configure_method(base, "tbptt").budgets()] == [90]
+    assert configure_method(base, "tbptt").bptt.bptt_window == 4, "the preset's"
+    assert configure_method(tiny(bptt__bptt_window=None), "tbptt").bptt.bptt_window == 2, "a quarter of 8"
+    assert configure_method(tiny(bptt__bptt_window=None, dmt__bptt_window=5), "tbptt").bptt.bptt_window == 5, (
         "as DMT is cut"
     )
+    uncut = {"bptt__bptt_window": None}
     for unroll in (None, 8):  # DMT is not cut
-        assert method_config(tiny(bptt__bptt_window=None, dmt__bptt_window=unroll), "tbptt").bptt.bptt_window == 2
-    assert (
-        method_config(tiny(bptt__bptt_window=None, dmt__bptt_window=5, phases=("smt",)), "tbptt").bptt.bptt_window == 2
-    )
-    assert method_config(base, "bptt").bptt.bptt_window is None
+        assert configure_method(tiny(**uncut, dmt__bptt_window=unroll), "tbptt").bptt.bptt_window == 2
+    assert configure_method(tiny(**uncut, dmt__bptt_window=5, phases=("smt",)), "tbptt").bptt.bptt_window == 2
+    assert configure_method(base, "bptt").bptt.bptt_window is None
 
 
 def test_rates_and_the_choice_among_them():
-    run = module.with_rate(method_config(tiny(smt__lr=0.3, dmt__lr=0.03), "smt"), "1/3")
+    run = module.with_rate(configure_method(tiny(smt__lr=0.3, dmt__lr=0.03), "smt"), "1/3")
     assert (run.smt.lr, run.dmt.lr) == (pytest.approx(0.1), pytest.approx(0.01))
     assert run.bptt.lr == tiny().bptt.lr
     assert parse_factor("1/3") == pytest.approx(1 / 3) and parse_factor("2.5") == 2.5
@@ -125,7 +123,7 @@ def test_rates_and_the_choice_among_them():
         "1": {"validation_bits_per_token": 1.5, "test": {"bits_per_token": 0.9}},
         "3": {"failed": "loss became nan"},
     }
-    assert best_rate(rates) == "1", "by validation, whatever the test says; a diverged trial is last"
+    assert choose_rate(rates) == "1", "by validation, whatever the test says; a diverged trial is last"
 
 
 @pytest.mark.parametrize("sweep_budget", [None, "60steps", "20steps"])
@@ -157,7 +155,7 @@ def test_trials_have_their_own_budget_and_are_judged_by_validation(tmp_path, mon
 
 def test_recipes_are_methods_whatever_the_base_has():
     for base in (PRESETS["retrieval"](), with_recipe(PRESETS["retrieval"](), "one-step")):
-        one, hybrid = (method_config(base, method) for method in ("one-step", "hybrid"))
+        one, hybrid = (configure_method(base, method) for method in ("one-step", "hybrid"))
         assert (one.smt.bptt_window, one.dmt.bptt_window, one.dmt.lambda_dyn, one.dmt.horizon_growth) == (
             1,
             1,
@@ -166,7 +164,9 @@ def test_recipes_are_methods_whatever_the_base_has():
         )
         assert (hybrid.smt.bptt_window, hybrid.dmt.bptt_window, hybrid.dmt.lambda_dyn) == (16, 32, 0.02)
         assert (one.longest_gradient_path, hybrid.longest_gradient_path) == (1, 32)
-        assert method_config(base, "smt").smt == base.smt and method_config(base, "bptt").longest_gradient_path == 64
+        assert (
+            configure_method(base, "smt").smt == base.smt and configure_method(base, "bptt").longest_gradient_path == 64
+        )
 
 
 @pytest.mark.parametrize(
@@ -175,5 +175,5 @@ def test_recipes_are_methods_whatever_the_base_has():
 def test_what_a_recipe_decides_is_not_taken_beside_it(option):
     line = f"retrieval --methods one-step,bptt {option}"
     with pytest.raises(UserError, match="the methods one-step decide it; leave it out, or compare smt"):
-        comparison_of(line.split())
-    assert comparison_of(line.replace("one-step", "smt").split())
+        parse_comparison(line.split())
+    assert parse_comparison(line.replace("one-step", "smt").split())

@@ -14,7 +14,7 @@ import retain.training.loop
 from conftest import tiny
 from retain.config.json import save_config, to_dict
 from retain.errors import UserError
-from retain.experiments.scheduler import RunError, _finish, curve, read_result, run_all, score, train_one
+from retain.experiments.scheduler import RunError, _finish, read_curve, read_result, run_all, score, train_one
 from runs import OWN_CELL, grids_here, run, wait_for
 
 
@@ -134,7 +134,7 @@ def test_what_is_compiled_is_rehearsed_so_that_no_run_pays_for_the_others(compil
 def test_peak_memory_is_of_the_process_alone():
     """A child is not charged for what its parent holds."""
     held = bytearray(b"x") * 600_000_000
-    code = "from retain.experiments.scheduler import peak_memory; print(peak_memory('cpu'))"
+    code = "from retain.experiments.scheduler import measure_peak_memory; print(measure_peak_memory('cpu'))"
     found = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert 5e6 < found < len(held) / 2
 
@@ -151,7 +151,7 @@ def test_a_validation_that_was_not_finite_is_no_point_of_the_curve(tmp_path):
     good = {"step": 1, "seconds": 1.0, "tokens": 8, "sequential_steps": 3, "validation_bits_per_token": 2.5}
     lines = [good, good | {"step": 2, "validation_bits_per_token": "nan"}, {"step": 3, "loss": 1.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert [point["step"] for point in curve(tmp_path / "metrics.jsonl")] == [1]
+    assert [point["step"] for point in read_curve(tmp_path / "metrics.jsonl")] == [1]
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 9])

@@ -14,16 +14,15 @@ from test_grid import steps_of
 
 from conftest import tiny
 from lab import figures
-from retain.cli.sweep import sweep_of
+from retain.cli.sweep import parse_sweep
 from retain.cli.train import train_config
 from retain.config.budget import parse_budget
 from retain.config.json import load_config, save_config
 from retain.data import load_data
 from retain.experiments import scheduler as grid
-from retain.experiments.compare import parameters
-from retain.experiments.sweep import check, run_sweep, runs_of
-from retain.experiments.sweep_results import budget_of, choose_levels, compression, markdown, place, plot_quality
-from retain.experiments.variation import Sweep, parse_value
+from retain.experiments.compare import count_parameters
+from retain.experiments.sweep import Sweep, check_sweep, describe_budget, list_runs, parse_value, run_sweep
+from retain.experiments.sweep_results import choose_levels, find_compression, markdown, place_values, plot_quality
 from retain.inference.evaluate import evaluate
 from retain.runs.run import load_run
 from runs import OWN_CELL, Crash, crash_at, grids_here, watched
@@ -72,9 +71,9 @@ def test_values_have_their_fields_type(name, text, value):
 
 def test_every_run_is_what_train_would_make_of_it():
     line = "retrieval --vary data.seq-len=32,64 --vary=smt.lambda_dyn=0.1,1 --seeds 2 --budget 200steps --cell.width 64"
-    sweep, out, jobs = sweep_of(shlex.split(f"{line} --jobs 2 --threads 1 --out here"))
+    sweep, out, jobs = parse_sweep(shlex.split(f"{line} --jobs 2 --threads 1 --out here"))
     assert (str(out), jobs, sweep.threads) == ("here", 2, 1)
-    runs = runs_of(sweep)
+    runs = list_runs(sweep)
     assert list(runs)[:2] == [
         "data.seq_len=32,smt.lambda_dyn=0.1-seed0",
         "data.seq_len=32,smt.lambda_dyn=1.0-seed0",
@@ -90,7 +89,7 @@ def test_every_run_is_what_train_would_make_of_it():
 
 def test_runs_are_validated_twenty_times_unless_told_otherwise():
     def every(line):
-        return sweep_of(shlex.split(f"retrieval --vary memory.width=8,16 {line}"))[0].config.validate_every
+        return parse_sweep(shlex.split(f"retrieval --vary memory.width=8,16 {line}"))[0].config.validate_every
 
     assert every("--budget 2000steps") == "100steps"
     assert every("--budget 20s") == "1s"
@@ -99,16 +98,16 @@ def test_runs_are_validated_twenty_times_unless_told_otherwise():
 
 def test_runs_of_varied_budgets_have_as_many_validations_and_say_so(finished):
     line = "retrieval --vary memory.width=8 --vary budget=200steps,2000steps"
-    swept = sweep_of(shlex.split(line))[0]
-    assert [run.validate_every for run in runs_of(swept).values()][:2] == ["10steps", "100steps"]
-    fixed = sweep_of(shlex.split(f"{line} --validate-every 7steps"))[0]
-    assert {run.validate_every for run in runs_of(fixed).values()} == {"7steps"}
-    assert budget_of(swept) == "budgets as varied" and budget_of(SMALL) == "smt 2steps + dmt 2steps"
+    swept = parse_sweep(shlex.split(line))[0]
+    assert [run.validate_every for run in list_runs(swept).values()][:2] == ["10steps", "100steps"]
+    fixed = parse_sweep(shlex.split(f"{line} --validate-every 7steps"))[0]
+    assert {run.validate_every for run in list_runs(fixed).values()} == {"7steps"}
+    assert describe_budget(swept) == "budgets as varied" and describe_budget(SMALL) == "smt 2steps + dmt 2steps"
 
 
 def test_any_value_has_a_folder_of_its_own():
     kinds = ("mlp", "my.module:Cell", "my.module:Cell2")
-    names = list(runs_of(Sweep(config=BASE, vary={"cell.kind": kinds}, seeds=1)))
+    names = list(list_runs(Sweep(config=BASE, vary={"cell.kind": kinds}, seeds=1)))
     assert len(set(names)) == 3 and not any(set(n) & set("/: ") for n in names)
 
 
@@ -195,7 +194,7 @@ def test_places_on_the_axis():
         ([False, True], "linear", [0, 1]),
     ):
         axes = Axes()
-        assert list(place(axes, values).values()) == places
+        assert list(place_values(axes, values).values()) == places
         assert (axes.scale, axes.ticks[0]) == (scale, places)
 
 
@@ -231,7 +230,7 @@ def random_points(seed):
 def test_compression_is_the_smallest_memory_at_every_cost(seed):
     """Against looking at every size anew at every cost."""
     points = random_points(seed)
-    found = compression(points)
+    found = find_compression(points)
     assert found["levels"] == sorted(found["levels"], reverse=True) and len(found["levels"]) == 4
     for entry in found["by_level"]:
         for cost in ("step", "seconds", "tokens", "sequential_steps"):
@@ -251,11 +250,11 @@ def test_compression_is_the_smallest_memory_at_every_cost(seed):
 @pytest.mark.parametrize("seed", range(8))
 def test_levels_are_within_reach_and_some_only_of_larger_memories(seed):
     points = random_points(seed)
-    found = compression(points)
+    found = find_compression(points)
     assert all(entry["step"] for entry in found["by_level"])
     assert {size for _, size in found["by_level"][0]["step"]} != {size for _, size in found["by_level"][-1]["step"]}
-    assert compression(points, (2.0, 0.1))["levels"] == [2.0, 0.1]
-    assert compression(points, (0.1,))["by_level"][0]["step"] == []
+    assert find_compression(points, (2.0, 0.1))["levels"] == [2.0, 0.1]
+    assert find_compression(points, (0.1,))["by_level"][0]["step"] == []
     assert choose_levels([{"memory": 4, "runs": [{"curve": []}]}]) == []
 
 
@@ -366,9 +365,9 @@ def test_a_users_cell_may_look_at_values(tmp_path, monkeypatch):
     (tmp_path / "looks.py").write_text(looks)
     monkeypatch.syspath_prepend(tmp_path)
     config = dataclasses.replace(BASE, cell=dataclasses.replace(BASE.cell, kind="looks:Cell"))
-    check(Sweep(config=config, vary={"memory.width": (4, 8)}, seeds=1))
+    check_sweep(Sweep(config=config, vary={"memory.width": (4, 8)}, seeds=1))
     state = torch.random.get_rng_state()
-    assert parameters(config, 9) > 0
+    assert count_parameters(config, 9) > 0
     assert torch.equal(state, torch.random.get_rng_state())
 
 
@@ -386,13 +385,13 @@ def test_the_command_says_what_it_wrote(retain, placed, here):
 
 def test_every_figure_is_a_sweep_that_can_be_built_and_all_fit_about_an_hour():
     """Two runs side by side, at 0.12 s an optimizer step on one slow core."""
-    found = {name: sweep_of(shlex.split(figures.line(name))) for name in figures.FIGURES}
+    found = {name: parse_sweep(shlex.split(figures.line(name))) for name in figures.FIGURES}
     assert len({out for _, out, _ in found.values()}) == len(found)
     steps, varied = 0.0, set()
     for sweep, _, jobs in found.values():
-        check(sweep)
+        check_sweep(sweep)
         assert (jobs, sweep.threads) == (2, 1) and parse_budget(sweep.config.budget).unit == "steps"
-        steps += len(runs_of(sweep)) * parse_budget(sweep.config.budget).amount
+        steps += len(list_runs(sweep)) * parse_budget(sweep.config.budget).amount
         varied |= set(sweep.vary)
     assert steps * 0.12 / 2 / 3600 < 1.15
     assert varied >= {"data.seq_len", "memory.width", "cell.width", "cell.layers", "teacher.future_len"}

@@ -9,10 +9,10 @@ import shutil
 import pytest
 
 from lab import figures, results
-from lab.by_length import by_length, plot_by_length, solved
-from lab.results import BEGIN, BY_NAME, END, STALE, comparisons, fingerprint, given, main, of_study, write
+from lab.by_length import find_solved, plot_by_length, tabulate_by_length
+from lab.results import BEGIN, BY_NAME, END, STALE, comparisons, find_study, fingerprint, leave_out_none, main, write
 from lab.studies import ABLATED, WITHOUT, ablation, ablation_table, credit, credit_table, slug
-from retain.cli.compare import comparison_of
+from retain.cli.compare import parse_comparison
 from retain.config.json import from_dict, to_dict
 from retain.config.presets import PRESETS
 from runs import grids_here
@@ -36,7 +36,7 @@ def test_every_line_is_a_comparison_of_equal_budgets(quick):
     assert {"retrieval", "copy", "stack", "keys_values", "modular", "retrieval-512", "s3", "stdlib"} <= set(lines)
     outs, only_named = set(), {name for section in BY_NAME for name in comparisons(quick).get(section, {})}
     for name, line in lines.items():
-        comparison, out, jobs = comparison_of(shlex.split(line))
+        comparison, out, jobs = parse_comparison(shlex.split(line))
         assert (jobs, comparison.threads) == (2, 1)
         assert {"smt", "one-step"} & set(comparison.methods)
         assert {"bptt", "gru"} <= set(comparison.methods) or name in only_named
@@ -188,7 +188,9 @@ def test_an_option_that_is_off_makes_no_figures_old():
     config = PRESETS["retrieval"]()
     known = to_dict(config)
     known["data"]["of_tomorrow"] = None
-    assert given(known) == given(to_dict(config)) and "of_tomorrow" not in given(known)["data"]
+    assert (
+        leave_out_none(known) == leave_out_none(to_dict(config)) and "of_tomorrow" not in leave_out_none(known)["data"]
+    )
     changed = dataclasses.replace(config, data=dataclasses.replace(config.data, min_seq_len=4))
     assert len({fingerprint([config]), fingerprint([changed]), fingerprint([config, changed])}) == 3
 
@@ -199,7 +201,8 @@ def test_figures_of_a_study_hang_on_the_phases_it_runs():
             name: dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **fields)})
             for name, config in study.runs.items()
         }
-        return of_study(dataclasses.replace(study, runs=runs)) != of_study(study)
+        now = dataclasses.replace(study, runs=runs)
+        return find_study("", now, results.KEPT).settings != find_study("", study, results.KEPT).settings
 
     assert not changed(credit(), "dmt", lambda_dyn=3.0) and not changed(credit(), "smt", share=9)
     assert changed(credit(), "smt", lambda_dyn=3.0) and changed(credit(), "memory", tokens=9)
@@ -269,9 +272,11 @@ def test_lengths_in_one_table_tell_when_each_was_solved(tmp_path):
         64, smt=[(1.0, [(10, 1.0)]), (0.98, [(10, 0.5), (30, 0.99), (50, 0.9)])], lstm=[], gru=[(1.0, [])] * 2
     )
     short["methods"]["gru"]["runs"].append({"failed": "diverged"})
-    lines = [[c.strip() for c in line.strip("|").split("|")] for line in by_length([long, short]).splitlines()[3:]]
+    lines = [
+        [c.strip() for c in line.strip("|").split("|")] for line in tabulate_by_length([long, short]).splitlines()[3:]
+    ]
     assert lines[0] == ["T", "smt", "gru"]
-    assert solved(long, "gru") == {"seconds": 30, "sequential_steps": 3000} and solved(short, "gru") is None
+    assert find_solved(long, "gru") == {"seconds": 30, "sequential_steps": 3000} and find_solved(short, "gru") is None
     assert plot_by_length([long, short], tmp_path / "lengths.png") and (tmp_path / "lengths.png").stat().st_size > 5000
     assert lines[2] == ["64 (2 seeds)", "0.990 ± 0.014; 20 s, 2,000", "1.000 ± 0.000; –"]
     assert lines[3] == ["128 (1 seed)", "0.500; –", "1.000; 30 s, 3,000"]

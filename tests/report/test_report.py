@@ -14,22 +14,22 @@ import torch
 
 from conftest import tiny, train_tiny
 from naive import VOCAB, assert_close, models
-from retain.cli.report import command_of
+from retain.cli.report import write_command
 from retain.config import IGNORE, data_config
 from retain.config.json import load_config
 from retain.data import load_data
 from retain.inference.evaluate import LEFT, evaluate
 from retain.objectives.losses import predictive_loss
 from retain.report import analyses, history
-from retain.report.analyses import bptt_gradient, geometry_of, settles, smt_gradient
-from retain.report.charts import colourings, history_charts
+from retain.report.analyses import find_settling, measure_bptt_gradient, measure_smt_gradient, measure_spread
+from retain.report.charts import chart_history, find_colourings
 from retain.report.gather import gather
-from retain.report.page import write_report
-from retain.report.samples import continuations, teacher_stream
-from retain.report.verdict import _drift, _quality, ablation, verdict
+from retain.report.samples import sample_continuations, stream_teacher
+from retain.report.verdict import _describe_drift, _describe_quality, describe_run, find_differences
 from retain.runs.checkpoint import load_files
 from retain.runs.run import load_run
 from retain.training.loop import train
+from runs import Changed, write_report
 
 MISSING = [name for name in ("plotly", "matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
 if MISSING and not os.environ.get("RETAIN_REQUIRE_BROWSER"):
@@ -92,13 +92,13 @@ def scored(drift, variance=1.0):
 
 
 def test_settles():
-    flat = settles(scored([0.1, 0.2, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3], variance=2.0))
+    flat = find_settling(scored([0.1, 0.2, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3], variance=2.0))
     assert flat["levels_off"] and math.isclose(flat["last_quarter"], 0.15)
-    rising = settles(scored([0.1 * t for t in range(1, 17)]))
+    rising = find_settling(scored([0.1 * t for t in range(1, 17)]))
     assert not rising["levels_off"]
     assert_close([rising["third_quarter"], rising["last_quarter"]], [1.05, 1.45])
-    assert settles(scored([0.1] * 5)) is None
-    assert settles({"drift_by_position": None, "relative_drift_by_position": None}) is None
+    assert find_settling(scored([0.1] * 5)) is None
+    assert find_settling({"drift_by_position": None, "relative_drift_by_position": None}) is None
 
 
 @pytest.mark.parametrize("cell", ["mlp", "gru"])
@@ -107,9 +107,8 @@ def test_bptt_gradient_is_that_of_what_comes_after(cell):
     _, rnn = models(cell=cell)
     tokens, targets = torch.randint(7, (3, 6)), torch.randint(7, (3, 7))
     targets[:, 2] = IGNORE
-    config = tiny()
-    found = bptt_gradient(rnn, config, {"tokens": tokens, "targets": targets})
-    last = bptt_gradient(rnn, config, {"tokens": tokens, "targets": targets}, last=True)
+    found = measure_bptt_gradient(rnn, {"tokens": tokens, "targets": targets})
+    last = measure_bptt_gradient(rnn, {"tokens": tokens, "targets": targets}, last=True)
     counted = int((targets != IGNORE).sum())
     memories = torch.cat([rnn.init_memory(3)[:, None], rnn.rollout(tokens, rnn.init_memory(3))], 1)
     for t in range(7):
@@ -136,49 +135,73 @@ def test_smt_gradient_is_that_of_each_memory_alone():
     )
     tokens = torch.randint(7, (2, 5))
     before = {k: v.clone() for m in (teacher, rnn) for k, v in m.state_dict().items()}
-    found = smt_gradient(rnn, teacher, config, {"tokens": tokens, "targets": torch.randint(7, (2, 6))}, 1.0)
+    found = measure_smt_gradient(rnn, teacher, config, {"tokens": tokens, "targets": torch.randint(7, (2, 6))}, 1.0)
     assert len(found) == 6 and all(v > 0 for v in found)
     assert_close({k: v for m in (teacher, rnn) for k, v in m.state_dict().items()}, before, 0)
     double = dataclasses.replace(config, smt=dataclasses.replace(config.smt, lambda_dec=2.0))
     targets = torch.full((2, 6), IGNORE)
     targets[:, 3] = 1
-    once, twice = (smt_gradient(rnn, teacher, c, {"tokens": tokens, "targets": targets}, 1.0) for c in (config, double))
+    batch = {"tokens": tokens, "targets": targets}
+    once, twice = (measure_smt_gradient(rnn, teacher, c, batch, 1.0) for c in (config, double))
     # y_3 is asked of m_1, m_2 and m_3, which see at most two tokens ahead.
     assert [v > 0 for v in once] == [False, True, True, True, False, False]
     assert_close([2 * v for v in once], twice, 1e-6)
 
 
+def spread_of(memories):
+    return measure_spread(memories, torch.ones(memories.shape[:2], dtype=torch.bool))
+
+
 def test_spread_sees_a_collapse_and_only_a_collapse():
     torch.manual_seed(0)
     good = torch.randn(64, 20, 2, 8)
-    assert geometry_of(good)["collapsed"] == []
-    assert 14 < geometry_of(good)["effective_rank"] <= 16
-    assert geometry_of(good)["between_sequences"] > 0.9
+    assert spread_of(good)["collapsed"] == []
+    assert 14 < spread_of(good)["effective_rank"] <= 16
+    assert spread_of(good)["between_sequences"] > 0.9
     flat = torch.randn(64, 20, 1, 3) @ torch.randn(3, 16)
-    assert 2.5 < geometry_of(flat)["effective_rank"] < 3.01
+    assert 2.5 < spread_of(flat)["effective_rank"] < 3.01
     line = torch.randn(64, 20, 1, 1) * torch.randn(16)
-    assert "effective rank 1.0" in geometry_of(line)["collapsed"][0]
+    assert "effective rank 1.0" in spread_of(line)["collapsed"][0]
     point = 1 + 1e-3 * good
-    assert any("same way" in reason for reason in geometry_of(point)["collapsed"])
+    assert any("same way" in reason for reason in spread_of(point)["collapsed"])
     clock = torch.randn(1, 20, 2, 8).expand(64, -1, -1, -1)
-    assert any("hardly depends on the input" in reason for reason in geometry_of(clock)["collapsed"])
-    assert len(geometry_of(torch.ones(8, 6, 1, 4))["collapsed"]) == 3
-    alone = geometry_of(good[:1])  # of one sequence nothing can be said
+    assert any("hardly depends on the input" in reason for reason in spread_of(clock)["collapsed"])
+    assert len(spread_of(torch.ones(8, 6, 1, 4))["collapsed"]) == 3
+    alone = spread_of(good[:1])  # of one sequence nothing can be said
     assert alone["collapsed"] == [] and alone["between_sequences"] is None
 
 
 def test_geometry_of_a_run(retrieval_run):
     run = load_run(retrieval_run, teacher=True)
     data = load_data(run.config.data)
-    found = analyses.geometry(run, data, plotted=100)
+    found = analyses.find_geometry(run, data, plotted=100)
     points = found["points"]
     assert {len(points[k]) for k in ("position", "last_token", "hidden")} == {100}
     assert [len(column) for column in points["rnn"]] == [100] * 3
-    assert list(colourings(found)) == ["needle", "position", "last token"]
+    assert list(find_colourings(found)) == ["needle", "position", "last token"]
     assert 0.5 < sum(found["explained"]) <= 1.001
     # Components are in the order of their variance, which their coordinates have.
     variances = [np.var(column) for column in points["rnn"]]
     assert variances == sorted(variances, reverse=True)
+
+
+def test_memories_of_padding_are_left_out(text_run):
+    run = load_run(text_run, teacher=True)
+    data = load_data(run.config.data)
+
+    class Padded(Changed):
+        def sequences(self, split, index):
+            batch = self.inner.sequences(split, index)
+            real = torch.arange(batch["tokens"].shape[1]) < torch.arange(len(index))[:, None] % 4 + 1
+            return batch | {"tokens": batch["tokens"].where(real, self.padding), "real": real}
+
+    found = []
+    for padding in (0, 1):
+        changed = Padded(run.config)
+        changed.padding = torch.tensor(padding)
+        found.append(analyses.find_geometry(run, changed))
+    assert found[0] == found[1] and set(found[0]["points"]["position"]) == {1, 2, 3, 4}
+    assert found[0]["rnn"] != analyses.find_geometry(run, data)["rnn"]
 
 
 def test_the_needle_is_known_from_when_it_comes():
@@ -192,16 +215,16 @@ def test_phases_that_begin_together_share_a_mark(retrieval_run, text_run, bptt_r
     runs = [gather(path, ()) for path in (retrieval_run, text_run, bptt_run)]
     for run, name in zip(runs, "abc", strict=True):
         run["name"] = name
-    chart = history_charts(runs)[0]
+    chart = chart_history(runs)[0]
     at = runs[0]["history"]["phases"][1]["step"]
     assert chart.marks["step"] == [(at, "a: dmt<br>b: dmt")]
-    assert [word for _, word in history_charts(runs[:1])[0].marks["step"]] == ["smt", "dmt"]
+    assert [word for _, word in chart_history(runs[:1])[0].marks["step"]] == ["smt", "dmt"]
 
 
 def test_memories_of_a_stack_are_coloured_by_its_depth():
     data = load_data(data_config(name="stack", seq_len=4, depth=2, symbols=3))
     tokens = torch.tensor([[0, 1, 3, 3], [2, 3, 0, 1]])
-    assert analyses.hidden_state(data, tokens, np.array([0, 1])) == (
+    assert analyses.find_hidden_state(data, tokens, np.array([0, 1])) == (
         "stack depth",
         [["1", "2", "1", "0"], ["1", "0", "1", "2"]],
     )
@@ -213,7 +236,7 @@ def test_the_digit_class_is_that_of_the_image(digits_run):
     data = load_data(data_config(name="digits", seq_len=63))
     index = np.array([3, 40])
     batch = data.sequences("validation", index)
-    _, words = analyses.hidden_state(data, batch["tokens"], index)
+    _, words = analyses.find_hidden_state(data, batch["tokens"], index)
     images, labels = datasets.load_digits(return_X_y=True)
     for row, pixels in zip(words, batch["targets"].numpy(), strict=True):
         assert row == [str(labels[(images == pixels).all(1).argmax()])] * 63
@@ -221,27 +244,27 @@ def test_the_digit_class_is_that_of_the_image(digits_run):
 
 def test_words(retrieval_run, text_run, bptt_run):
     task, text, alone = (gather(path, ("positions",)) for path in (retrieval_run, text_run, bptt_run))
-    assert "right, its teacher" in verdict(task) and "chance is 25.0%" in verdict(task)
+    assert "right, its teacher" in describe_run(task) and "chance is 25.0%" in describe_run(task)
     final = text["positions"]["final"] = dict(text["positions"]["final"])
     final |= {"bits_per_token": 2.0, "teacher_bits_per_token": 1.88}
     text["positions"] |= {"settles": {"levels_off": True, "third_quarter": 0.03, "last_quarter": 0.03}}
     text["positions"].pop("settles_beyond", None)
-    assert verdict(text) == (
+    assert describe_run(text) == (
         "The RNN is 0.12 bits above its teacher (2.00 to 1.88); relative drift levels off at 0.03."
     )
     text["geometry"] = {"rnn": {"collapsed": ["one"]}}
-    assert "HAS COLLAPSED" in verdict(text)
+    assert "HAS COLLAPSED" in describe_run(text)
     curves = text["history"]["curves"]
     curves |= {"loss_dec": {"value": [2.0] * 10 + [0.8, 0.6] * 5}, "loss_trunk": {"value": [0.01] * 20}}
-    assert "does NOT hold the future" in verdict(text) and "loss_dec 0.70" in verdict(text)
+    assert "does NOT hold the future" in describe_run(text) and "loss_dec 0.70" in describe_run(text)
     curves["loss_trunk"] = {"value": [0.36] * 20}
-    assert "hold the future" not in verdict(text)
-    assert "no trained teacher" in verdict(alone)
+    assert "hold the future" not in describe_run(text)
+    assert "no trained teacher" in describe_run(alone)
 
 
 def test_ablation_tells_what_differs_and_what_counts(retrieval_run, bptt_run):
     runs = [gather(path, ()) for path in (retrieval_run, bptt_run)]
-    found = ablation(runs)
+    found = find_differences(runs)
     assert {"phases", "budget"} <= set(found["fields"])
     assert "data.seq_len" not in found["fields"]
     assert found["values"][1][found["fields"].index("phases")] == ["bptt"]
@@ -253,11 +276,11 @@ def test_the_command_gives_the_same_config(text_run, retrieval_run, tmp_path):
     from retain.cli.train import train_config
 
     for run in (text_run, retrieval_run):
-        command = gather(run, (), command_of)["command"]
+        command = gather(run, (), write_command)["command"]
         assert command.startswith(f"retain train {load_config(run / 'config.json').preset} --out NEW")
         assert train_config(shlex.split(command)[2:])[0] == load_config(run / "config.json")
     own = train_tiny(tmp_path / "own", preset="own", budget="1steps")
-    assert f"--config {own}/config.json" in gather(own, (), command_of)["command"]
+    assert f"--config {own}/config.json" in gather(own, (), write_command)["command"]
 
 
 def test_a_healthy_run_has_nothing_to_note(retrieval_run, digits_run, text_run, bptt_run):
@@ -297,7 +320,7 @@ def test_short_documents_are_gone_on_from_their_middle(retrieval_run):
     data = SimpleNamespace(
         seq_len=8, windows=lambda *_: iter([{"targets": tokens}]), decode=lambda t: list(t), kind="tokens"
     )
-    for row in continuations(run, data)["rows"]:
+    for row in sample_continuations(run, data)["rows"]:
         assert row["prompt"] == [1, 1] and set(row["data"]) == {1}
 
 
@@ -334,7 +357,7 @@ def test_a_collapse_is_warned_of(retrieval_run, tmp_path):
 
 def test_each_length_is_scored_at_that_length(retrieval_run):
     run = load_run(retrieval_run, teacher=True)
-    found = analyses.by_length(run, 64)
+    found = analyses.score_lengths(run, 64)
     assert [row["length"] for row in found] == [4, 8, 16, 32]
     for row in found:
         data = load_data(dataclasses.replace(run.config.data, seq_len=row["length"]))
@@ -349,7 +372,7 @@ def test_the_teacher_goes_on_from_its_memory_of_the_last_tokens(kind):
     for _ in range(6):
         likeliest = teacher.decoder(teacher.encode(tokens[:, -4:])[:, -1]).argmax(-1)
         tokens = torch.cat([tokens, likeliest[:, None]], 1)
-    assert torch.equal(torch.stack(list(teacher_stream(teacher, prompt, 6, 4, 0.0, 0)), 1), tokens[:, 3:])
+    assert torch.equal(torch.stack(list(stream_teacher(teacher, prompt, 6, 4, 0.0, 0)), 1), tokens[:, 3:])
 
 
 @pytest.mark.parametrize(
@@ -364,11 +387,11 @@ def test_the_teacher_goes_on_from_its_memory_of_the_last_tokens(kind):
 def test_words_of_drift(here, beyond, words):
     keys = ("levels_off", "third_quarter", "last_quarter")
     said = [None if x is None else dict(zip(keys, x, strict=True)) for x in (here, beyond)]
-    assert _drift(*said, left=False).endswith(words)
-    told = _drift(*said, left=True)
+    assert _describe_drift(*said, left=False).endswith(words)
+    told = _describe_drift(*said, left=True)
     assert "knows nothing" not in told and f"({LEFT}: judge it by its bits)" in told
 
 
 def test_words_of_quality():
     for own, words in ((1.5, "0.38 bits below its teacher (1.50 to 1.88)"), (1.882, "equals its teacher at 1.88")):
-        assert words in _quality({"bits_per_token": own, "teacher_bits_per_token": 1.88}, False, None)
+        assert words in _describe_quality({"bits_per_token": own, "teacher_bits_per_token": 1.88}, False, None)

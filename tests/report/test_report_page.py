@@ -11,7 +11,7 @@ import shutil
 
 import pytest
 
-from retain.report.page import write_report
+from runs import write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -173,7 +173,7 @@ def test_text_from_data_is_never_markup(text_run, retrieval_run, tmp_path, visit
     """A run named, and samples holding, what a browser would run."""
     import json
 
-    from retain.report.page import render, write_report
+    from retain.report.page import render
 
     report = write_report([text_run, retrieval_run], tmp_path / "page.html")  # of two, the plots have the names
     evil = "</script><img src=x onerror=document.title='evil'><script>document.title='evil'</script>"

@@ -18,7 +18,7 @@ import naive
 from conftest import tiny
 from naive import VOCAB, assert_close, models
 from retain import devices
-from retain.inference.fast_step import fast_step, first_step_checked
+from retain.inference.fast_step import check_first_step, fast_step
 from retain.inference.generate import generate
 from retain.model import compiling
 from retain.model.fast import fast
@@ -319,7 +319,7 @@ def test_kernels_that_are_wrong_are_not_taken(caplog):
     for amount, taken in ((1.0005, "fast"), (1.2, "otherwise"), (float("nan"), "otherwise")):
         used.clear()
         caplog.clear()
-        step = first_step_checked(
+        step = check_first_step(
             plus(amount, "fast"), plus(1.0, "exact"), lambda: plus(1.0, "otherwise"), tolerance=1e-3
         )
         for _ in range(3):

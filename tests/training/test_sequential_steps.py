@@ -12,7 +12,7 @@ from naive import batch, models
 from retain.config import DMTConfig
 from retain.config.budget import parse_budget
 from retain.config.presets import PRESETS
-from retain.experiments.compare import method_config
+from retain.experiments.compare import configure_method
 from retain.objectives import BPTT, DMT, SMT
 from retain.runs.run import build
 from retain.training.loop import train
@@ -21,7 +21,7 @@ from retain.training.phases import objective_of
 
 def counted(method, progress=0.0, **changes):
     """Sequential steps of one optimizer step of a method's first phase, or of DMT, T = 8."""
-    config = method_config(tiny(**changes), "smt" if method == "dmt" else method)
+    config = configure_method(tiny(**changes), "smt" if method == "dmt" else method)
     rnn, teacher = build(config, 9)
     kinds = {
         "smt": lambda: SMT(teacher, rnn, config.smt, config.teacher.future_len),

@@ -48,17 +48,8 @@ presets:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; exits 0, 2 for a user's mistake, 1 for a failed run, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    commands: dict[str, str] = {
-        "train": "retain.cli.train:train_command",
-        "eval": "retain.cli.evaluate:eval_command",
-        "generate": "retain.cli.generate:generate_command",
-        "info": "retain.cli.info:info_command",
-        "tasks": "retain.cli.tasks:tasks_command",
-        "compare": "retain.cli.compare:compare_command",
-        "sweep": "retain.cli.sweep:sweep_command",
-        "report": "retain.cli.report:report_command",
-        "plot": "retain.cli.report:plot_command",
-    }
+    commands = ("train", "eval", "generate", "info", "tasks", "compare", "sweep", "report", "plot")
+    files = {"eval": "evaluate", "plot": "report"}
     with one_line_errors():
         if not argv or argv[0] in ("-h", "--help", "help"):
             print(HELP, end="")
@@ -70,8 +61,8 @@ def main(argv: list[str] | None = None) -> None:
             settle()
             # A user's own cell, module:Class, is looked for where the command is run, too.
             sys.path.append(os.getcwd())
-            module, _, function = commands[argv[0]].partition(":")
-            getattr(importlib.import_module(module), function)(argv[1:])
+            module = importlib.import_module(f"retain.cli.{files.get(argv[0], argv[0])}")
+            getattr(module, f"{argv[0]}_command")(argv[1:])
 
 
 @contextlib.contextmanager

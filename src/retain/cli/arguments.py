@@ -5,18 +5,26 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from retain.config.presets import PRESETS
 from retain.errors import UserError
 
 T = TypeVar("T")
 D = TypeVar("D", int, None)
+NO_RUN = "retain {0}: name a run folder first, as in: retain {0} runs/stdlib"
 
 
 class Usage(UserError):
     """A mistake on the command line; the message is one line."""
+
+
+def warn(line: str) -> None:
+    """Say a line on stderr."""
+    print(f"retain: {line}", file=sys.stderr)
 
 
 def parse(cls: Any, argv: list[str], prog: str, default: Any = None, description: str | None = None) -> Any:
@@ -41,46 +49,75 @@ def parse(cls: Any, argv: list[str], prog: str, default: Any = None, description
     raise Usage(f"{message} (see {prog} --help)")
 
 
-def take_run(argv: list[str], command: str, cls: type[T]) -> tuple[Path, T]:
-    """A command of the form RUN [options]."""
+def take_words(argv: list[str], prog: str, cls: type[T], count: int | None, missing: str) -> tuple[list[str], T]:
+    """Take `count` words, or all before the first option, and parse the options. Raises Usage if words are missing."""
+    given = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
     if "-h" in argv or "--help" in argv:
-        parse(cls, ["--help"], f"retain {command} RUN")
-    if not argv or argv[0].startswith("-"):
-        raise Usage(f"retain {command}: name a run folder first, as in: retain {command} runs/stdlib")
-    return Path(argv[0]), parse(cls, argv[1:], f"retain {command} RUN")
+        parse(cls, ["--help"], prog)
+    if given < (count or 1):
+        raise Usage(missing)
+    return argv[: count or given], parse(cls, argv[count or given :], prog)
+
+
+def take_run(argv: list[str], command: str, cls: type[T]) -> tuple[Path, T]:
+    """Parse a command of the form RUN [options]."""
+    words, args = take_words(argv, f"retain {command} RUN", cls, 1, NO_RUN.format(command))
+    return Path(words[0]), args
+
+
+def take_all(argv: list[str], name: str) -> tuple[list[str], list[str]]:
+    """Take every `name VALUE` and `name=VALUE` out of argv: the values, and the other words."""
+    values, rest, words = [], [], iter(argv)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option != name:
+            rest.append(word)
+            continue
+        if not equals and (value := next(words, "--")).startswith("--"):
+            raise Usage(f"{name} needs a value")
+        if not value:  # as of a variable of the shell that is not set
+            raise Usage(f"{name} needs a value, and was given an empty one")
+        values.append(value)
+    return values, rest
 
 
 def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
     """Take `name VALUE` or `name=VALUE` out of argv."""
-    rest, value, i = [], None, 0
-    while i < len(argv):
-        if argv[i] == name:
-            if i + 1 == len(argv) or argv[i + 1].startswith("--"):
-                raise Usage(f"{name} needs a value")
-            found, i = argv[i + 1], i + 1
-        elif argv[i].startswith(name + "="):
-            found = argv[i].partition("=")[2]
-        else:
-            rest.append(argv[i])
-            i += 1
-            continue
-        if not found:  # as of a variable of the shell that is not set
-            raise Usage(f"{name} needs a value, and was given an empty one")
-        if value is not None:
-            raise Usage(f"{name}: given twice, {value} and {found}; give one")
-        value, i = found, i + 1
-    return value, rest
+    values, rest = take_all(argv, name)
+    if len(values) > 1:
+        raise Usage(f"{name}: given twice, {values[0]} and {values[1]}; give one")
+    return (values[0] if values else None), rest
+
+
+def take_options(argv: list[str], command: str, names: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
+    """Take the command's own options out of argv. Raises Usage where the rest names no run."""
+    values: dict[str, str | None] = {}
+    for name in names:
+        values[name], argv = take_option(argv, f"--{name}")
+    if not argv or (argv[0].startswith("-") and not any(a.startswith("--config") for a in argv)):
+        raise Usage(f"retain {command}: name a preset ({', '.join(PRESETS)}) or give --config FILE")
+    return values, argv
+
+
+def split_list(text: str | None) -> tuple[str, ...]:
+    """Split a value at its commas; without a value there is nothing."""
+    return () if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def name_option(word: str) -> str:
+    """Return the option of a word of the command line as its help writes it: without a value, with dashes."""
+    return word.partition("=")[0].replace("_", "-")
 
 
 def refuse(argv: list[str], command: str, options: Sequence[str]) -> None:
     """Say of options of `retain train` that `command` decides them itself; to take and ignore them would mislead."""
     for word in argv:
-        if (name := word.partition("=")[0].replace("_", "-")) in (*options, "--resume", "--dry-run"):
+        if (name := name_option(word)) in (*options, "--resume", "--dry-run"):
             raise Usage(f"{name}: retain {command} does not take it; leave it out (see retain {command} --help)")
 
 
-def whole(values: dict[str, str | None], name: str, default: D) -> int | D:
-    """The option `name` as a whole number, at least 1."""
+def parse_count(values: dict[str, str | None], name: str, default: D) -> int | D:
+    """Read the option `name` as a whole number, at least 1."""
     text = values[name]
     if text is not None and (not text.isascii() or not text.isdigit() or int(text) < 1):
         raise Usage(f"{name}: {text!r} must be a whole number, at least 1")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from retain.cli.arguments import Usage, refuse, take_option, whole
+from retain.cli.arguments import Usage, name_option, parse_count, refuse, split_list, take_option, take_options
 from retain.cli.train import train_config
 from retain.config.budget import parse_budget
 from retain.config.presets import PRESETS
 from retain.config.recipes import RECIPES
-from retain.experiments.comparison import METHODS, Comparison
+from retain.experiments.compare import METHODS, Comparison, compare
 
 HELP = f"""\
 usage: retain compare PRESET [options]
@@ -43,51 +41,38 @@ wide as gives the RNN the same number of parameters.
 """
 
 
-def comparison_of(argv: list[str]) -> tuple[Comparison, Path, int]:
+def parse_comparison(argv: list[str]) -> tuple[Comparison, Path, int]:
     """Return the comparison that a `retain compare` line describes, its folder, and how many jobs."""
     names = ("methods", "seeds", "lrs", "sweep-budget", "lengths", "out", "jobs", "threads")
     values, argv = take_options(argv, "compare", names)
-
-    def listed(name: str) -> tuple[str, ...] | None:
-        text = values[name]
-        return None if text is None else tuple(part.strip() for part in text.split(","))
-
     refuse(argv, "compare", ("--seed", "--validate-every", "--tracker", "--quiet"))
-    if "tbptt" not in (listed("methods") or ()) and any(a.partition("=")[0] == "--bptt.bptt-window" for a in argv):
+    methods, lengths = split_list(values["methods"]), split_list(values["lengths"])
+    given = [name_option(word) for word in argv]
+    if "tbptt" not in methods and "--bptt.bptt-window" in given:
         raise Usage("--bptt.bptt-window: is read by tbptt alone; add it to --methods, or leave it out")
-    decided = [f"--{part}.{name.replace('_', '-')}" for part, own in RECIPES["one-step"].items() for name in own]
-    if recipes := [method for method in listed("methods") or () if method in RECIPES]:
-        for word in argv:
-            if (name := word.partition("=")[0].replace("_", "-")) in (*decided, "--recipe"):
+    decided = {f"--{part}.{name.replace('_', '-')}" for part, own in RECIPES["one-step"].items() for name in own}
+    if recipes := [method for method in methods if method in RECIPES]:
+        for name in given:
+            if name in decided or name == "--recipe":
                 raise Usage(f"{name}: the methods {', '.join(recipes)} decide it; leave it out, or compare smt")
     budget, argv = take_option(argv, "--budget")
     config = train_config(argv)[0]
     if budget is not None:
         config = dataclasses.replace(config, budget=str(parse_budget(budget)))
-    lengths = listed("lengths") or ()
     for text in lengths:
         if not text.isascii() or not text.isdigit():
             raise Usage(f"lengths: {text!r} is not a whole number; write e.g. --lengths 64,128,256")
-    options: dict[str, Any] = {"methods": listed("methods"), "lrs": listed("lrs"), "seeds": whole(values, "seeds", 3)}
+    lists = {"methods": methods, "lrs": split_list(values["lrs"])}
     comparison = Comparison(
         config=config,
+        seeds=parse_count(values, "seeds", 3),
         sweep_budget=values["sweep-budget"],
         lengths=tuple(map(int, lengths)),
-        threads=whole(values, "threads", None),
-        **{key: value for key, value in options.items() if value is not None},
+        threads=parse_count(values, "threads", None),
+        **{name: listed for name, listed in lists.items() if listed},
     )
     out = Path(values["out"] or f"runs/compare-{config.preset or 'custom'}")
-    return comparison, out, whole(values, "jobs", 1)
-
-
-def take_options(argv: list[str], command: str, names: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
-    """Take the command's own options out of argv. Raises Usage where the rest names no run."""
-    values: dict[str, str | None] = {}
-    for name in names:
-        values[name], argv = take_option(argv, f"--{name}")
-    if not argv or (argv[0].startswith("-") and not any(a.startswith("--config") for a in argv)):
-        raise Usage(f"retain {command}: name a preset ({', '.join(PRESETS)}) or give --config FILE")
-    return values, argv
+    return comparison, out, parse_count(values, "jobs", 1)
 
 
 def compare_command(argv: list[str]) -> None:
@@ -95,8 +80,7 @@ def compare_command(argv: list[str]) -> None:
     if "-h" in argv or "--help" in argv:
         print(HELP, end="")
         return
-    comparison, out, jobs = comparison_of(argv)
-    from retain.experiments.compare import compare
+    comparison, out, jobs = parse_comparison(argv)
     from retain.experiments.tables import markdown
 
     results = compare(comparison, out, jobs=jobs, quiet=False)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from retain.cli.arguments import Usage, take_run
+from retain.cli.arguments import Usage, take_run, warn
 from retain.config import ArrayDataConfig
 from retain.errors import UserError
 from retain.streams import is_terminal
@@ -47,84 +47,85 @@ def eval_command(argv: list[str]) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise Usage(f"{name}: {value} must be at least 1")
+    from tqdm import tqdm
+
+    from retain.data.documents import DocumentsData
+    from retain.files import keep_printed
+    from retain.inference.evaluate import batch_for, evaluate, finite
+    from retain.inference.likelihood import document_likelihood
     from retain.runs.run import guided, load_run
 
     run = load_run(path, teacher=guided(path), device=args.device)
     if run.teacher is None and run.config.has_teacher:
-        print(f"retain: {path} has no teacher.safetensors, so nothing is compared with its teacher", file=sys.stderr)
-    from tqdm import tqdm
-
-    from retain.data import load_data
-    from retain.data.paths import with_path
-    from retain.data.scan import told
-    from retain.files import keep_printed
-    from retain.inference.evaluate import batch_for, evaluate, finite
-    from retain.runs.data import data_changed, same_checksum
-
-    data_config = run.config.data
-    if args.data is not None:
-        data_config = with_path(data_config, args.data, None, None)
-        if isinstance(data_config, ArrayDataConfig):
-            data_config = dataclasses.replace(data_config, vocab_size=None)
-    elif run.state.get("own_data"):
-        raise UserError(
-            f"data: {path} was trained on data of your own, which no config names; give --data PATH, or score it in "
-            "Python: retain.evaluate(retain.load(RUN), None, data.windows('test', 256))"
-        )
-    if args.seq_len is not None:
-        data_config = data_config.at_length(args.seq_len)
-    split = args.split or ("all" if args.data and data_config.name in ("text", "npy") else "test")
-    data, known = load_data(data_config, split == "all"), run.state["vocab_size"]
-    source = getattr(data_config, "path", None)
-    same_source = source is not None and source == getattr(run.config.data, "path", None)
-    if split == "all" and (same_source or same_checksum(data.info, run.state["data"])):
-        if args.split is None:
-            split = "test"
-            data = load_data(data_config)
-            print(f"retain: {args.data} is what the run was trained on; its test split is scored", file=sys.stderr)
-        else:
-            print(f"retain: most of {source} is what the run was trained on", file=sys.stderr)
-    if (read := data.info.get("read")) and args.data is not None:
-        print(f"retain: {told(read)}", file=sys.stderr)
-    # An array says no more of its vocabulary than which tokens are in it.
-    if data.vocab_size != known and not (data_config.name == "npy" and data.vocab_size < known):
-        raise UserError(f"data: its vocabulary has {data.vocab_size} tokens, the run's {known}; give data of the run's")
-    if data.kind != run.state["kind"]:
-        raise UserError(
-            f"data: {args.data or data_config.name} is of {data.kind}, the run's of {run.state['kind']}; give data of "
-            "the run's"
-        )
-    # Of a task or a stream the checksum is that of sequences of one length.
-    if args.data is None and args.seq_len is None and (difference := data_changed(run.state["data"], data.info)):
-        print(f"retain: {difference}; what is scored may be what was trained on", file=sys.stderr)
+        warn(f"{path} has no teacher.safetensors, so nothing is compared with its teacher")
+    data, split, source = choose_data(run, args)
     batch_size = args.batch_size or batch_for(data, run.rnn)
     batches = data.windows(split, batch_size, args.limit)
     seen = tqdm(batches, desc=split, unit="batch", leave=False, disable=not is_terminal(sys.stderr))
-    result = record_of(run, data, split, batch_size, evaluate(run.rnn, run.teacher, seen))
-    from retain.data.documents import DocumentsData
-
+    result = make_record(run, data, split, batch_size, evaluate(run.rnn, run.teacher, seen))
     if isinstance(data, DocumentsData):
-        from retain.inference.likelihood import document_likelihood
-
         whole = document_likelihood(run.rnn, data, split, batch_size=batch_size, limit=args.limit)
         result["whole_documents"] = {key: finite(value) for key, value in whole.items()}
     # Of other data, or of a part, it must not pass for the run's own score.
     part = f"-length{args.seq_len}" if args.seq_len else ""
     part += f"-limit{args.limit}" if args.limit else ""
-    # Files of one name in two folders are two results.
-    other = f"-{Path(args.data).stem}-{short_digest(source or '')}" if args.data else ""
+    if args.data:  # files of one name in two folders are two results
+        digest = hashlib.sha256((source or "").encode(errors="surrogateescape")).hexdigest()[:8]
+        part += f"-{Path(args.data).stem}-{digest}"
     try:
         print(json.dumps(result, indent=2) if args.json else report(result), flush=True)
     finally:  # also where a full disk has no place for what is printed
-        keep_printed(path / f"eval-{split}{part}{other}.json", json.dumps(result, indent=2))
+        keep_printed(path / f"eval-{split}{part}.json", json.dumps(result, indent=2))
 
 
-def short_digest(text: str) -> str:
-    """Return eight hexadecimal digits that tell texts apart."""
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
+def choose_data(run: Run, args: Eval) -> tuple[Data, Split, str | None]:
+    """Return the data to score on, its split and where it was read from. Raises UserError if it is not like the run's.
+
+    What may have been trained on is told of on stderr.
+    """
+    from retain.data import load_data
+    from retain.data.paths import with_path
+    from retain.data.scan import told
+    from retain.runs.data import data_changed, same_checksum
+
+    config = run.config.data
+    if args.data is not None:
+        config = with_path(config, args.data, None, None)
+        if isinstance(config, ArrayDataConfig):
+            config = dataclasses.replace(config, vocab_size=None)
+    elif run.state.get("own_data"):
+        raise UserError(
+            f"data: {run.path} was trained on data of your own, which no config names; give --data PATH, or score it "
+            "in Python: retain.evaluate(retain.load(RUN), None, data.windows('test', 256))"
+        )
+    if args.seq_len is not None:
+        config = config.at_length(args.seq_len)
+    split = args.split or ("all" if args.data and config.name in ("text", "npy") else "test")
+    data, known = load_data(config, split == "all"), run.state
+    source = getattr(config, "path", None)
+    same_source = source is not None and source == getattr(run.config.data, "path", None)
+    if split == "all" and (same_source or same_checksum(data.info, known["data"])):
+        if args.split is None:
+            data, split = load_data(config), "test"
+            warn(f"{args.data} is what the run was trained on; its test split is scored")
+        else:
+            warn(f"most of {source} is what the run was trained on")
+    if (read := data.info.get("read")) and args.data is not None:
+        warn(told(read))
+    size, own = data.vocab_size, known["vocab_size"]
+    # An array says no more of its vocabulary than which tokens are in it.
+    if size != own and not (config.name == "npy" and size < own):
+        raise UserError(f"data: its vocabulary has {size} tokens, the run's {own}; give data of the run's")
+    if data.kind != known["kind"]:
+        name = args.data or config.name
+        raise UserError(f"data: {name} is of {data.kind}, the run's of {known['kind']}; give data of the run's")
+    # Of a task or a stream the checksum is that of sequences of one length.
+    if args.data is None and args.seq_len is None and (difference := data_changed(known["data"], data.info)):
+        warn(f"{difference}; what is scored may be what was trained on")
+    return data, split, source
 
 
-def record_of(run: Run, data: Data, split: Split, batch_size: int, scores: dict[str, Any]) -> dict[str, Any]:
+def make_record(run: Run, data: Data, split: Split, batch_size: int, scores: dict[str, Any]) -> dict[str, Any]:
     """Return what eval-SPLIT.json says: the run, the data, and the scores."""
     from retain.inference.evaluate import finite
 
@@ -155,38 +156,36 @@ def report(result: dict[str, Any]) -> str:
     """Return the figures of an evaluation as a few lines for a person."""
     from retain.inference.evaluate import LEFT, has_left
 
-    def line(label: str, value: float | None, teacher: float | None, form: str) -> str:
-        if value is None:
-            return ""
-        beside = "" if teacher is None else f"   teacher {teacher:{form}}"
-        return f"{label:<18}{value:{form}}{beside}\n"
+    lines = [f"{result['run']} on {result['split']}: {result['sequences']:,} sequences, {result['tokens']:,} targets"]
 
-    text = f"{result['run']} on {result['split']}: {result['sequences']:,} sequences, {result['tokens']:,} targets\n"
-    text += line("bits per token", result["bits_per_token"], result["teacher_bits_per_token"], ".3f")
-    if result["bits_per_token"] is None:
-        text += f"{'bits per token':<18}none that is finite: the RNN alone runs away\n"
+    def add(label: str, key: str, form: str, more: str = "") -> None:
+        teacher = result.get(f"teacher_{key}")
+        if result[key] is not None:
+            beside = "" if teacher is None else f"   teacher {teacher:{form}}"
+            lines.append(f"{label:<18}{result[key]:{form}}{beside}{more}")
 
-    def by_position(values: list[float | None] | None) -> str:
+    def add_positions(key: str) -> None:
         """The first, the middle and the last position that has one."""
-        asked = [(t, value) for t, value in enumerate(values or []) if value is not None]
-        if len(asked) < 2:
-            return ""
-        some = dict([asked[0], asked[len(asked) // 2], asked[-1]])
-        said = ", ".join(f"{value:.3f} at t = {t}" for t, value in some.items())
-        return f"{'  by position':<18}{said} (--json has all)\n"
+        asked = [(t, value) for t, value in enumerate(result[key] or []) if value is not None]
+        if len(asked) > 1:
+            some = dict([asked[0], asked[len(asked) // 2], asked[-1]])
+            said = ", ".join(f"{value:.3f} at t = {t}" for t, value in some.items())
+            lines.append(f"{'  by position':<18}{said} (--json has all)")
 
-    text += by_position(result["bits_by_position"])
-    if result["bits_per_byte"] is not None and result["bits_per_byte"] != result["bits_per_token"]:
-        text += line("bits per byte", result["bits_per_byte"], result["teacher_bits_per_byte"], ".3f")
-    chance = f"   chance {result['chance']:.3f}\n" if result["chance"] is not None else "\n"
-    text += line("accuracy", result["accuracy"], result["teacher_accuracy"], ".3f").rstrip("\n") + chance
+    add("bits per token", "bits_per_token", ".3f")
+    if result["bits_per_token"] is None:
+        lines.append(f"{'bits per token':<18}none that is finite: the RNN alone runs away")
+    add_positions("bits_by_position")
+    if result["bits_per_byte"] != result["bits_per_token"]:
+        add("bits per byte", "bits_per_byte", ".3f")
+    add("accuracy", "accuracy", ".3f", "" if result["chance"] is None else f"   chance {result['chance']:.3f}")
     if (whole := result.get("whole_documents")) and whole["bits_per_document"] is not None:
-        text += line("bits per document", whole["bits_per_document"], None, ".1f").rstrip("\n")
-        text += f"   over {whole['documents']:,} whole documents\n"
-    text += line("drift", result["drift"], None, ".4f")
-    text += line("relative drift", result["relative_drift"], None, ".3f").rstrip("\n")
-    text += f"   {LEFT}\n" if has_left(result) else "\n" if result["relative_drift"] is not None else ""
-    text += by_position(result["relative_drift_by_position"])
-    text += f"{'parameters':<18}{result['parameters']:,}\n"
-    how = f"up to {result['side_by_side']} sequences at once, {result['precision']}"
-    return text + f"{'tokens per second':<18}{result['tokens_per_second']:,.0f}, {how}"
+        over = f"over {whole['documents']:,} whole documents"
+        lines.append(f"{'bits per document':<18}{whole['bits_per_document']:.1f}   {over}")
+    add("drift", "drift", ".4f")
+    add("relative drift", "relative_drift", ".3f", f"   {LEFT}" if has_left(result) else "")
+    add_positions("relative_drift_by_position")
+    add("parameters", "parameters", ",")
+    how = f", up to {result['side_by_side']} sequences at once, {result['precision']}"
+    add("tokens per second", "tokens_per_second", ",.0f", how)
+    return "\n".join(lines)

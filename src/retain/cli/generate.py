@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from retain.cli.arguments import Usage, take_run
-from retain.config import SEEDS
+from retain.config import SEEDS, ImageDataConfig
+from retain.errors import UserError
 
 if TYPE_CHECKING:
     from retain.inference.text import Piece
@@ -67,45 +68,67 @@ def generate_command(argv: list[str]) -> None:
         raise Usage(f"seed: {args.seed} must not be negative, and lie below {SEEDS}")
     if args.out is not None and not args.out.lower().endswith(".png"):
         raise Usage(f"out: {args.out} must be a .png")
+    from retain.inference.fast_step import fast_step
+    from retain.inference.text import stream_text
     from retain.runs.run import load_run
 
     run = load_run(path, teacher=False, device=args.device)
+    sampling: dict[str, Any] = {key: getattr(args, key) for key in ("temperature", "top_k", "top_p", "seed")}
     if args.complete is not None or args.images:
-        if args.compile or args.count is not None or args.stop:
-            raise Usage(
-                "compile, count, stop: what is completed is the images that are named, as they are; leave it out"
-            )
-        from retain.cli.complete import complete_images
-
-        write_samples(path, dataclasses.asdict(args), complete_images(run, path, args))
+        write_samples(path, args, complete_images(run, path, args, sampling))
         return
     args = dataclasses.replace(args, prompt=read_argument(args.prompt))
-    from retain.inference.fast_step import fast_step
-    from retain.inference.text import stream_text
-
     kind = run.state["kind"]
     image = kind == "image" and run.state["image_shape"] is not None
     if args.out is not None and not image:
         raise Usage(f"out: {args.out} is for images, and this run is of {kind}; leave it out")
     count = (32 if image else 1) if args.count is None else args.count
-    sampling: dict[str, Any] = {
-        "temperature": args.temperature,
-        "top_k": args.top_k,
-        "top_p": args.top_p,
-        "seed": args.seed,
-        "step": fast_step(run.rnn, count) if args.compile else None,
-    }
+    sampling["step"] = fast_step(run.rnn, count) if args.compile else None
     if image:
-        generate_images(run, path, args, count, sampling)
-        return
-    length = 500 if args.length is None else args.length
-    stream = stream_text(run, args.prompt, length, stop=args.stop, count=count, **sampling)
-    samples = print_texts(args.prompt, stream, count)
-    write_samples(path, dataclasses.asdict(args) | {"length": length}, {"samples": samples})
+        length, samples = generate_images(run, path, args, count, sampling)
+    else:
+        length = 500 if args.length is None else args.length
+        stream = stream_text(run, args.prompt, length, stop=args.stop, count=count, **sampling)
+        samples = {"samples": print_texts(args.prompt, stream, count)}
+    write_samples(path, dataclasses.replace(args, length=length), samples)
 
 
-def generate_images(run: Run, path: Path, args: Generate, count: int, sampling: dict[str, Any]) -> None:
-    """Sample whole images, as a grid in a PNG."""
+def complete_images(run: Run, path: Path, args: Generate, sampling: dict[str, Any]) -> dict[str, Any]:
+    """Draw a PNG with a row per image: given, completed and truth. Returns them and its path as JSON values."""
+    if args.compile or args.count is not None or args.stop:
+        raise Usage("compile, count, stop: what is completed is the images that are named, as they are; leave it out")
+    if args.complete is not None and args.images:
+        raise Usage("complete, images: give one of them")
+    if args.complete is not None and args.complete < 1:
+        raise Usage(f"complete: {args.complete} must be at least 1")
+    if args.prompt or args.length is not None:
+        raise Usage("prompt, length: the upper half of the images is given and the lower sampled; leave them out")
+    import torch
+
+    from retain.data.images import levels_of
+    from retain.inference.complete import complete, save_image_grid, true_images
+    from retain.inference.generate import check_sampling
+
+    data = run.config.data
+    if isinstance(data, ImageDataConfig):
+        shape, levels = (data.image_size, data.image_size), levels_of(data)
+    elif run.state["image_shape"] is not None:
+        shape, levels = tuple(run.state["image_shape"]), run.state["vocab_size"]
+    else:
+        raise UserError(f"complete: this run is of {data.name}, not of images; give a --prompt instead")
+    check_sampling(0, args.temperature, args.top_k, args.top_p)
+    truth = true_images(run.config, args.complete, list(args.images))
+    given, completed = complete(run.rnn, truth, shape, run.config, **sampling)
+    target = Path(args.out) if args.out else path / "completed.png"
+    save_image_grid(torch.stack([given, completed, truth], 1).flatten(0, 1), shape, levels, target, columns=3)
+    print(f"{len(truth)} images in {target}: given, completed, truth")
+    return {"given": given.tolist(), "completed": completed.tolist(), "truth": truth.tolist(), "png": str(target)}
+
+
+def generate_images(
+    run: Run, path: Path, args: Generate, count: int, sampling: dict[str, Any]
+) -> tuple[int, dict[str, Any]]:
+    """Sample whole images into a PNG. Returns how many pixels of each were sampled, and all as JSON values."""
     import torch
 
     from retain.data import encode
@@ -117,19 +140,18 @@ def generate_images(run: Run, path: Path, args: Generate, count: int, sampling: 
     if args.stop:
         raise Usage(f"stop: {args.stop[0]!r} is for text, and this run is of images; leave it out")
     size = shape[0] * shape[1]
-    if args.length is not None and args.length != size - len(prompt):
-        raise Usage(f"length: {args.length} does not fill an image of {size} pixels; leave it out")
-    if len(prompt) > size:
-        raise Usage(f"prompt: {len(prompt)} pixels are more than an image has, {size}")
     length = size - len(prompt)
+    if args.length is not None and args.length != length:
+        raise Usage(f"length: {args.length} does not fill an image of {size} pixels; leave it out")
+    if length < 0:
+        raise Usage(f"prompt: {len(prompt)} pixels are more than an image has, {size}")
     start = torch.tensor([prompt] * count, dtype=torch.long)
-    stream = generate(run.rnn, start, length, **sampling)
-    tokens = torch.cat([start, torch.stack([t.cpu() for t in stream], 1)], 1) if length else start
+    drawn = [token.cpu()[:, None] for token in generate(run.rnn, start, length, **sampling)]
+    tokens = torch.cat([start, *drawn], 1)
     target = Path(args.out) if args.out else path / "samples.png"
     save_image_grid(tokens, (shape[0], shape[1]), vocab_size, target)
-    settings = dataclasses.asdict(args) | {"length": length}
-    write_samples(path, settings, {"images": tokens.tolist(), "png": str(target)})
     print(f"{count} images in {target}")
+    return length, {"images": tokens.tolist(), "png": str(target)}
 
 
 def print_texts(prompt: str, stream: Iterator[list[Piece]], count: int) -> list[dict[str, Any]]:
@@ -152,13 +174,15 @@ def print_texts(prompt: str, stream: Iterator[list[Piece]], count: int) -> list[
                 print(pieces[0].text, end="", flush=True)
                 if getattr(sys.stdout, "unread", False):  # nobody waits for the rest
                     break
-        for i in range(count if not single else 0):
-            print(f"--- {i + 1} of {count} ---\n{prompt}{''.join(texts[i])}")
     finally:
         if single:
             print()  # whatever comes next, such as what Ctrl-C is answered with, begins a line
+    if not single:
+        for i, text in enumerate(texts, 1):
+            print(f"--- {i} of {count} ---\n{prompt}{''.join(text)}")
     return [
-        {"count": numbers[i], "tokens": list(tokens[i]), "text": "".join(list(texts[i])[-KEPT:])} for i in range(count)
+        {"count": number, "tokens": list(of_text), "text": "".join(list(text)[-KEPT:])}
+        for number, of_text, text in zip(numbers, tokens, texts, strict=True)
     ]
 
 
@@ -184,8 +208,8 @@ def read_argument(prompt: str) -> str:
     return text
 
 
-def write_samples(path: Path, settings: dict[str, Any], samples: dict[str, Any]) -> None:
+def write_samples(path: Path, args: Generate, samples: dict[str, Any]) -> None:
     """Keep what was sampled in the run folder, with its settings."""
     from retain.files import keep_printed
 
-    keep_printed(path / "samples.json", json.dumps({"settings": settings, **samples}))
+    keep_printed(path / "samples.json", json.dumps({"settings": dataclasses.asdict(args), **samples}))

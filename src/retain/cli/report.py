@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from retain.cli.arguments import Usage, parse
+from retain.cli.arguments import NO_RUN, Usage, take_words, warn
 from retain.config import RunConfig
 from retain.config.json import flatten, option_of, to_dict
 from retain.errors import READ_ONLY, UserError
@@ -40,25 +40,20 @@ class Plot:
 
 def report_command(argv: list[str]) -> None:
     """Run `retain report`."""
-    paths, argv = _leading(argv)
-    if "-h" in argv or "--help" in argv:
-        parse(Report, ["--help"], "retain report RUN [RUN ...]")
-    if not paths:
-        raise Usage("retain report: name a run folder first, as in: retain report runs/stdlib")
-    args = parse(Report, argv, "retain report RUN [RUN ...]")
+    paths, args = take_words(argv, "retain report RUN [RUN ...]", Report, None, NO_RUN.format("report"))
     out = Path(args.out or ("report.html" if len(paths) > 1 else Path(paths[0]) / "report.html"))
     if out.suffix.lower() not in (".html", ".htm"):
         raise Usage(f"out: {out} must be an .html")
     from retain.report.page import keep_report, make_report
 
-    report = make_report([Path(p) for p in paths], out, command_of)
+    report = make_report([Path(p) for p in paths], out, write_command)
     written = f"{out} and {out.with_suffix('.json')}"
     try:
         keep_report(report, out)
     except OSError as error:
         if args.out is not None or error.errno not in READ_ONLY:
             raise
-        print(f"retain: {out}: cannot be written, {error.strerror}; give --out PAGE to have the page", file=sys.stderr)
+        warn(f"{out}: cannot be written, {error.strerror}; give --out PAGE to have the page")
         written = ""
     for run, verdict in zip(report["runs"], report["verdicts"], strict=True):
         print(f"{run['name']}: {verdict}")
@@ -70,13 +65,9 @@ def report_command(argv: list[str]) -> None:
 
 def plot_command(argv: list[str]) -> None:
     """Run `retain plot`."""
-    words, argv = _leading(argv)
-    if "-h" in argv or "--help" in argv:
-        parse(Plot, ["--help"], "retain plot RUN NAME")
-    if len(words) != 2:
-        raise Usage("retain plot: name a run folder and a plot, as in: retain plot runs/stdlib drift")
+    missing = "retain plot: name a run folder and a plot, as in: retain plot runs/stdlib drift"
+    words, args = take_words(argv, "retain plot RUN NAME", Plot, 2, missing)
     path, name = Path(words[0]), words[1]
-    args = parse(Plot, argv, "retain plot RUN NAME")
     out = Path(args.out) if args.out else path / f"{name}.png"
     from retain.report.plot import FORMATS, save_plot
 
@@ -86,33 +77,25 @@ def plot_command(argv: list[str]) -> None:
     print(out)
 
 
-def _leading(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The words before the first option, and the rest."""
-    first = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
-    return argv[:first], argv[first:]
-
-
-def command_of(config: RunConfig, path: Path) -> str:
+def write_command(config: RunConfig, path: Path) -> str:
     """Return a `retain train` line that gives this config, or else the one that reads the config file."""
-    import shlex
-
     from retain.cli.train import train_config
     from retain.config.presets import PRESETS
-    from retain.report.gather import by_file
+    from retain.report.gather import command_by_file
 
     if config.preset not in PRESETS:
-        return by_file(config, path)
+        return command_by_file(config, path)
     line = ["train", config.preset, "--out", "NEW"]
-    source = getattr(config.data, "path", None)
-    if source is not None:
+    kept = {"data.path", "preset", "version"}
+    if (source := getattr(config.data, "path", None)) is not None:
         line += ["--data", source]
-    before, now = flatten(to_dict(PRESETS[config.preset]())), flatten(to_dict(config))
-    for key, value in now.items():
-        if value == before.get(key) or key in ("data.path", "preset", "version") or (key == "data.name" and source):
-            continue
-        line += option_of(key, value)
+        kept.add("data.name")
+    before = flatten(to_dict(PRESETS[config.preset]()))
+    for key, value in flatten(to_dict(config)).items():
+        if key not in kept and value != before.get(key):
+            line += option_of(key, value)
     try:  # the line is shown only if it parses to the very config
         same = train_config(line[1:])[0] == config
     except UserError:  # whatever the parser says of it, it is not a line to show
         same = False
-    return "retain " + shlex.join(line) if same else by_file(config, path)
+    return "retain " + shlex.join(line) if same else command_by_file(config, path)

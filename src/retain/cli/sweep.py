@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from retain.cli.arguments import Usage, refuse, take_option, whole
-from retain.cli.compare import take_options
+from retain.cli.arguments import Usage, name_option, parse_count, refuse, split_list, take_all, take_options
 from retain.cli.train import train_config
 from retain.config.presets import PRESETS
-from retain.experiments.variation import Sweep, field_type, parse_value, validate_often
+from retain.experiments.sweep import MEMORY, Sweep, parse_value, run_sweep, validate_often
 
 HELP = f"""\
 usage: retain sweep PRESET --vary FIELD=A,B,C [--vary FIELD=...] [options]
@@ -34,7 +33,7 @@ every run under DIR/runs. A sweep is for choosing: scores are on all of the vali
 """
 
 
-def sweep_of(argv: list[str]) -> tuple[Sweep, Path, int]:
+def parse_sweep(argv: list[str]) -> tuple[Sweep, Path, int]:
     """Return the sweep that a `retain sweep` line describes, its folder, and how many jobs."""
     given, argv = take_all(argv, "--vary")
     values, argv = take_options(argv, "sweep", ("seeds", "levels", "out", "jobs", "threads"))
@@ -44,10 +43,9 @@ def sweep_of(argv: list[str]) -> tuple[Sweep, Path, int]:
         name = name.strip().lstrip("-").replace("-", "_")
         if not equals or not name:
             raise Usage(f"vary: {text!r} is not FIELD=A,B,C; write e.g. --vary data.seq-len=32,64,128")
-        field_type(name)
         if name in vary:
             raise Usage(f"vary: {name} is given twice; name all its values once")
-        vary[name] = tuple(parse_value(name, part.strip()) for part in listed.split(",") if part.strip())
+        vary[name] = tuple(parse_value(name, part) for part in split_list(listed) if part)
     # A value of the base run would only be replaced; to give one is a mistake.
     for word in argv:
         section, dot, field = word[2:].partition("=")[0].replace("-", "_").rpartition(".")
@@ -55,39 +53,21 @@ def sweep_of(argv: list[str]) -> tuple[Sweep, Path, int]:
             raise Usage(f"vary: {name} is varied and set by {word.partition('=')[0]}, too; leave one of them out")
     refuse(argv, "sweep", ("--seed", "--tracker", "--quiet"))
     config = train_config(argv)[0]
-    regular = "validate_every" not in vary and not any(a.replace("_", "-").startswith("--validate-every") for a in argv)
+    regular = "validate_every" not in vary and "--validate-every" not in map(name_option, argv)
     if regular:
         config = validate_often(config)
-    numbers = (values["levels"] or "").split(",") if values["levels"] else []
     try:
-        levels = tuple(map(float, numbers))
+        levels = tuple(map(float, split_list(values["levels"])))
     except ValueError:
         raise Usage(f"levels: {values['levels']!r} are not numbers; write e.g. --levels 2.5,2.0,1.5") from None
-    from retain.experiments.sweep_results import MEMORY
-
     if levels and not any(name in MEMORY for name in vary):
         raise Usage(f"levels: they are reached by memory sizes, and none is varied; vary {' or '.join(MEMORY)}, too")
     found = Sweep(
-        config=config, vary=vary, seeds=whole(values, "seeds", 3), levels=levels,
-        threads=whole(values, "threads", None), often=regular,
+        config=config, vary=vary, seeds=parse_count(values, "seeds", 3), levels=levels,
+        threads=parse_count(values, "threads", None), often=regular,
     )  # fmt: skip
     out = Path(values["out"] or f"runs/sweep-{config.preset or 'custom'}")
-    return found, out, whole(values, "jobs", 1)
-
-
-def take_all(argv: list[str], name: str) -> tuple[list[str], list[str]]:
-    """Take every `name VALUE` and `name=VALUE` out of argv."""
-    values, rest, i = [], [], 0
-    while i < len(argv):
-        if argv[i] != name and not argv[i].startswith(name + "="):
-            rest.append(argv[i])
-            i += 1
-            continue
-        end = i + (2 if argv[i] == name else 1)
-        value, _ = take_option(argv[i:end], name)
-        values.append(value or "")  # take_option refuses an empty one
-        i = end
-    return values, rest
+    return found, out, parse_count(values, "jobs", 1)
 
 
 def sweep_command(argv: list[str]) -> None:
@@ -95,10 +75,9 @@ def sweep_command(argv: list[str]) -> None:
     if "-h" in argv or "--help" in argv:
         print(HELP, end="")
         return
-    described, out, jobs = sweep_of(argv)
-    from retain.experiments.sweep import run_sweep
+    sweep, out, jobs = parse_sweep(argv)
     from retain.experiments.sweep_results import markdown
 
-    results = run_sweep(described, out, jobs=jobs, quiet=False)
+    results = run_sweep(sweep, out, jobs=jobs, quiet=False)
     files = "results.md, results.json, results.png" + (", compression.png" if results["compression"] else "")
     print(f"{markdown(results)}\n{out}: {files}")

@@ -8,9 +8,9 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, TypeVar
 
-from retain.cli.arguments import Usage, parse, take_option
+from retain.cli.arguments import Usage, name_option, parse, take_option, warn
 from retain.cli.train_help import print_help, reason_unread
 from retain.config import DataConfig, RunConfig
 from retain.config.data import find_readers
@@ -18,27 +18,29 @@ from retain.config.json import load_config
 from retain.config.presets import NEED_DATA, PRESETS
 from retain.config.recipes import default_recipe, with_recipe
 
+T = TypeVar("T", RunConfig, DataConfig)
+
 
 def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
     """The run that a `retain train` line describes: config, folder, resume, quiet."""
-    out, argv = take_option(argv, "--out")
-    file, argv = take_option(argv, "--config")
-    data, argv = take_option(argv, "--data")
-    text_column, argv = take_option(argv, "--text-column")
-    image_column, argv = take_option(argv, "--image-column")
-    recipe, argv = take_option(argv, "--recipe")
+    taken = []
+    for name in ("out", "config", "data", "text-column", "image-column", "recipe"):
+        value, argv = take_option(argv, f"--{name}")
+        taken.append(value)
+    out, file, data, text_column, image_column, recipe = taken
     asked = {"-h", "--help", "--help-all"} & set(argv)
     resume, quiet = "--resume" in argv, "--quiet" in argv
     argv = [a for a in argv if a not in ("--resume", "--quiet", *asked)]
     preset = argv.pop(0) if argv and not argv[0].startswith("-") else None
     prog = f"retain train {preset or 'PRESET'}"
+    given = [name_option(word) for word in argv]
     if asked and preset is None and file is None:
         preset = "stdlib"
     if preset is not None and preset not in PRESETS:
         raise Usage(f"preset: {preset!r} is none of {', '.join(PRESETS)}")
     if preset is not None and file is not None:
         raise Usage(f"config: give a preset or --config, not both ({preset} and {file})")
-    if _sets(argv, "--preset"):
+    if "--preset" in given:
         raise Usage(f"preset: name it first and without a dash, one of {', '.join(PRESETS)}")
     folder = Path(out or f"runs/{preset}") if out or preset else None
     if resume and file is not None:
@@ -66,7 +68,7 @@ def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
         base = dataclasses.replace(base, data=with_path(base.data, data, text_column, image_column))
     elif text_column or image_column:
         raise Usage("--text-column, --image-column: these are columns of a dataset; name it with --data")
-    elif preset in NEED_DATA and not resume and not asked and not _sets(argv, "--data.path"):
+    elif preset in NEED_DATA and not resume and not asked and "--data.path" not in given:
         raise Usage(f"data: the {preset} preset needs {NEED_DATA[preset]}; give --data PATH")
     if recipe is not None and resume:
         raise Usage(f"recipe: a run goes on with its own; leave out --recipe {recipe} or --resume")
@@ -79,22 +81,20 @@ def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
     if asked:
         print_help(config, prog, everything="--help-all" in asked)
         sys.exit(0)
-    if not resume or _sets(argv, "--data.path") or data is not None:
-        config = dataclasses.replace(config, data=_with_whole_paths(config.data))
-    if not resume and config.init_from is not None:
-        from retain.data.paths import absolute
-
-        config = dataclasses.replace(config, init_from=absolute(config.init_from))
+    # A run is scored and resumed from other folders, too.
+    if not resume or "--data.path" in given or data is not None:
+        config = dataclasses.replace(config, data=_make_absolute(config.data, "path", "tokenizer"))
+    if not resume:
+        config = _make_absolute(config, "init_from")
     return config, folder, resume, quiet
 
 
-def _with_whole_paths(data: DataConfig) -> DataConfig:
-    """A run is scored and resumed from other folders, too."""
+def _make_absolute(settings: T, *names: str) -> T:
     from retain.data.paths import absolute
 
-    named = {name: getattr(data, name, None) for name in ("path", "tokenizer")}
-    whole: dict[str, Any] = {name: absolute(path) for name, path in named.items() if path is not None}
-    return dataclasses.replace(data, **whole)
+    paths = {name: getattr(settings, name, None) for name in names}
+    whole: dict[str, Any] = {name: absolute(path) for name, path in paths.items() if path is not None}
+    return dataclasses.replace(settings, **whole)
 
 
 def _refuse_other_data(argv: list[str], data: DataConfig) -> None:
@@ -105,22 +105,17 @@ def _refuse_other_data(argv: list[str], data: DataConfig) -> None:
             raise Usage(f"data.{field}: {option} is for {readers}, not {data.name}; leave it out")
 
 
-def _sets(argv: list[str], option: str) -> bool:
-    return any(word.partition("=")[0] == option for word in argv)
-
-
 def _value_of(argv: list[str], option: str) -> str | None:
     """What the option is set to, wherever tyro may find it."""
     value = None
     for word, following in pairwise([*argv, ""]):
-        name, equals, after = word.partition("=")
-        if name.replace("_", "-") == option:
-            value = after if equals else following
+        if name_option(word) == option:
+            value = word.partition("=")[2] if "=" in word else following
     return value
 
 
-def unread(argv: list[str], config: RunConfig) -> list[str]:
-    """A line for each option that was given and this run does not read."""
+def list_unread(argv: list[str], config: RunConfig) -> list[str]:
+    """Say in a line for each option that was given and this run does not read why not."""
     found = []
     for option in (word.partition("=")[0] for word in argv if word.startswith("--")):
         section, _, field = option[2:].replace("-", "_").partition(".")
@@ -135,8 +130,8 @@ def train_command(argv: list[str]) -> None:
     if as_json and not dry:
         raise Usage("--json: goes with --dry-run")
     config, out, resume, quiet = train_config([a for a in argv if a not in ("--dry-run", "--json")])
-    for line in unread(argv, config):
-        print(f"retain: {line}", file=sys.stderr)
+    for line in list_unread(argv, config):
+        warn(line)
     if dry:
         from retain.training.dry_run import dry_run, report_lines
 

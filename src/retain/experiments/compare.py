@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
 from retain.config import CellConfig, MemoryConfig, RunConfig
 from retain.config.budget import parse_budget
-from retain.config.json import to_dict
+from retain.config.checks import Count, Length, settings
+from retain.config.json import from_dict, to_dict
 from retain.config.recipes import RECIPES, with_recipe
 from retain.errors import UserError
-from retain.experiments.comparison import Comparison, parse_factor
+from retain.experiments.tables import parse_factor
 
+METHODS = ("smt", "one-step", "hybrid", "smt+bptt", "bptt", "tbptt", "gru", "lstm")
 FINETUNE = 1 / 3
 """smt+bptt: how much of the budget is BPTT."""
 TRUNCATE = 4
@@ -25,10 +28,54 @@ VALIDATIONS = 10
 """Points of the curve of quality against cost."""
 
 
-def method_config(base: RunConfig, method: str) -> RunConfig:
+@settings
+class Comparison:
+    """What is compared: a base run, the methods, and how the learning rate is chosen."""
+
+    config: RunConfig
+    """The SMT run; its budget is that of every method, its seed is not used."""
+    methods: tuple[str, ...] = ("smt", "bptt", "gru", "lstm")
+    seeds: Count = 3
+    lrs: tuple[str, ...] = ("1/3", "1", "3")
+    """Factors on the learning rates, as fractions or numbers."""
+    sweep_budget: str | None = None
+    lengths: tuple[Length, ...] = ()
+    threads: Count | None = None
+
+    def __post_init__(self) -> None:
+        for method in self.methods:
+            if method not in METHODS:
+                raise UserError(f"methods: {method!r} is none of {', '.join(METHODS)}")
+        if not self.methods or not self.lrs:
+            raise UserError("methods, lrs: name at least one of each")
+        for name in ("methods", "lrs", "lengths"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise UserError(f"{name}: {','.join(map(str, values))} names one twice")
+        if self.config.init_from is not None:
+            raise UserError(
+                f"init_from: every method starts anew; leave out {self.config.init_from} (--init-from None)"
+            )
+        if "bptt" in self.config.phases and {"smt", "smt+bptt", *RECIPES} & set(self.methods):
+            raise UserError(
+                f"phases: {' '.join(self.config.phases)}: SMT trains no BPTT here, which smt+bptt shows; "
+                "give --phases smt dmt"
+            )
+        for text in self.lrs:
+            parse_factor(text)
+        parse_budget(self.sweep_budget or self.config.budget, "sweep-budget")
+
+    @property
+    def trial_budget(self) -> str:
+        """The budget of each trial of a learning rate. If it is that of a run, the best trial is the run of seed 0."""
+        own, whole = self.sweep_budget or self.config.budget, self.config.budget
+        return whole if parse_budget(own) == parse_budget(whole) else own
+
+
+def configure_method(base: RunConfig, method: str) -> RunConfig:
     """Return the run of one method, with the base's data, budget and readout."""
     phases = tuple(phase for phase in base.phases if phase != "bptt") or ("smt", "dmt")
-    base = dataclasses.replace(base, tracker=None, validate_every=str(parse_budget(base.budget).share(1 / VALIDATIONS)))
+    base = with_budget(dataclasses.replace(base, tracker=None), base.budget)
     bptt = base.bptt
     if method in ("smt", *RECIPES):
         run = dataclasses.replace(base, phases=phases)
@@ -37,48 +84,43 @@ def method_config(base: RunConfig, method: str) -> RunConfig:
         others = sum(getattr(base, phase).share for phase in phases)
         bptt = dataclasses.replace(bptt, bptt_window=None, share=others * FINETUNE / (1 - FINETUNE))
         return dataclasses.replace(base, phases=(*phases, "bptt"), bptt=bptt)
+    window = None
     if method == "tbptt":
         # Cut where DMT's gradient is, it is the control for what the teacher adds.
         length = bptt.seq_len or base.data.seq_len
         stretch = base.dmt.bptt_window if "dmt" in phases and 1 < (base.dmt.bptt_window or 1) < length else None
-        bptt = dataclasses.replace(bptt, bptt_window=bptt.bptt_window or stretch or max(1, length // TRUNCATE))
-        return dataclasses.replace(base, phases=("bptt",), bptt=bptt)
-    run = dataclasses.replace(base, phases=("bptt",), bptt=dataclasses.replace(bptt, bptt_window=None))
-    return run if method == "bptt" else matched(run, method)
+        window = bptt.bptt_window or stretch or max(1, length // TRUNCATE)
+    run = dataclasses.replace(base, phases=("bptt",), bptt=dataclasses.replace(bptt, bptt_window=window))
+    return match_parameters(run, method) if method in ("gru", "lstm") else run
 
 
-def matched(base: RunConfig, kind: str) -> RunConfig:
+def match_parameters(base: RunConfig, kind: str) -> RunConfig:
     """Return `base` with a gru or lstm cell, as wide as gives the RNN as many parameters, within a tenth.
 
-    The memory is one token, never normalised: that is `nn.GRU` and `nn.LSTM` as a user would have them.
-
-    Raises:
-        UserError: No width comes near enough.
+    The memory is one token, never normalised: that is `nn.GRU` and `nn.LSTM` as a user would have them. Raises
+    UserError if no width comes near enough.
     """
     from retain.data import load_data
 
     vocab_size = load_data(base.data).vocab_size
-    wanted = parameters(base, vocab_size)
+    wanted = count_parameters(base, vocab_size)
 
-    def at(width: int) -> RunConfig:
-        return dataclasses.replace(
-            base, memory=MemoryConfig(tokens=1, width=2 * width, norm="batch"), cell=CellConfig(kind=kind)
-        )
-
-    def count(width: int) -> int:
-        return parameters(at(width), vocab_size)
+    def widened(width: int) -> tuple[int, RunConfig]:
+        memory, cell = MemoryConfig(tokens=1, width=2 * width, norm="batch"), CellConfig(kind=kind)
+        config = dataclasses.replace(base, memory=memory, cell=cell)
+        return count_parameters(config, vocab_size), config
 
     widths = range(1, math.isqrt(wanted) + 2)  # a GRU has more parameters than its width squared
-    enough = widths[0] + bisect_left(widths, wanted, key=count)
-    best = min((at(max(1, enough - 1)), at(enough)), key=lambda config: abs(parameters(config, vocab_size) - wanted))
-    if abs(parameters(best, vocab_size) / wanted - 1) > WITHIN:
+    enough = 1 + bisect_left(widths, wanted, key=lambda width: widened(width)[0])
+    count, best = min((widened(max(1, enough - 1)), widened(enough)), key=lambda found: abs(found[0] - wanted))
+    if abs(count / wanted - 1) > WITHIN:
         raise UserError(
             f"methods: no width of {kind} has within 10 % of the {wanted:,} parameters of the SMT run's RNN"
         )
     return best
 
 
-def parameters(config: RunConfig, vocab_size: int) -> int:
+def count_parameters(config: RunConfig, vocab_size: int) -> int:
     """Count the parameters of the RNN that is left when a run is over."""
     from retain.model.rnn import RNN
     from retain.runs.run import weightless
@@ -90,97 +132,131 @@ def parameters(config: RunConfig, vocab_size: int) -> int:
 
 def with_rate(config: RunConfig, text: str) -> RunConfig:
     """Return the run with the learning rate of every phase times this factor."""
-    phases = {name: getattr(config, name) for name in config.phases}
+    phases: dict[str, Any] = {name: getattr(config, name) for name in config.phases}
+    factor = parse_factor(text)
     return dataclasses.replace(
-        config, **{name: dataclasses.replace(c, lr=c.lr * parse_factor(text)) for name, c in phases.items()}
+        config, **{name: dataclasses.replace(phase, lr=phase.lr * factor) for name, phase in phases.items()}
     )
 
 
-def run_name(method: str, lr: str, seed: int, trial: bool = False) -> str:
-    """Return the name of a run's folder."""
-    return f"{method}-lr{lr.replace('/', 'over')}-seed{seed}{'-trial' if trial else ''}"
+def with_budget(config: RunConfig, budget: str) -> RunConfig:
+    """Return the run with this budget and VALIDATIONS validations."""
+    every = str(parse_budget(budget).share(1 / VALIDATIONS))
+    return dataclasses.replace(config, budget=budget, validate_every=every)
 
 
 def compare(comparison: Comparison, out: str | Path, *, jobs: int = 1, quiet: bool = True) -> dict[str, Any]:
     """Make the runs of the comparison that are not done yet; write its results into `out` and return them.
 
     The learning rates come first: seed 0 at each, the best chosen by bits per token on validation. Then come the other
-    seeds at the best rate, and only those runs are scored on the test split.
-
-    Raises:
-        UserError: The user got something wrong.
-        Interrupted: On Ctrl-C, SIGTERM or SIGHUP, once every run is saved.
+    seeds at the best rate, and only those runs are scored on the test split. Raises UserError, and Interrupted on
+    Ctrl-C, SIGTERM or SIGHUP, once every run is saved.
     """
-    from retain.experiments.scheduler import claim, ignore, print_line, run_all
-    from retain.experiments.tables import summarise, write_results
+    from retain.experiments.scheduler import claim, run_all
+    from retain.experiments.tables import write_results
 
-    out = Path(out)
-    configs = {method: method_config(comparison.config, method) for method in comparison.methods}
+    out, lrs = Path(out), comparison.lrs
+    configs = {method: configure_method(comparison.config, method) for method in comparison.methods}
     check_lengths(comparison)
     spec = {f.name: getattr(comparison, f.name) for f in dataclasses.fields(comparison)}
     # Methods and seeds may be added later.
-    spec["config"] = to_dict(comparison.config)
-    claim(out, "compare.json", spec, "comparison", free=("methods", "seeds"))
-    say = ignore if quiet else print_line
-    options: dict[str, Any] = {"jobs": jobs, "threads": comparison.threads, "say": say}
-    whole_budget = parse_budget(comparison.config.budget)
-    separate = comparison.sweep_budget is not None and parse_budget(comparison.sweep_budget) != whole_budget
-    trials: dict[str, RunConfig] = {}
-    if len(comparison.lrs) > 1:
+    claim(out, "compare.json", spec | {"config": to_dict(comparison.config)}, "comparison", free=("methods", "seeds"))
+    if not quiet and not (out / "results.json").exists():
+        print(describe_cost(comparison, jobs), file=sys.stderr, flush=True)
+
+    short = comparison.trial_budget != comparison.config.budget
+
+    def name_run(method: str, lr: str, seed: int, trial: bool = False) -> str:
+        return f"{method}-lr{lr.replace('/', 'over')}-seed{seed}{'-trial' if trial and short else ''}"
+
+    def run_named(runs: dict[str, RunConfig], **scoring: Any) -> dict[str, dict[str, Any]]:
+        return run_all(runs, out / "runs", jobs=jobs, threads=comparison.threads, quiet=quiet, **scoring)
+
+    best = dict.fromkeys(configs, lrs[0])
+    sweep: dict[str, dict[str, dict[str, Any]]] = {method: {} for method in configs}
+    if len(lrs) > 1:
+        trials: dict[str, RunConfig] = {}
         for method, config in configs.items():
-            for lr in comparison.lrs:
-                trial = dataclasses.replace(with_rate(config, lr), seed=0)
-                if separate:
-                    trial = with_budget(trial, comparison.sweep_budget or "")
-                trials[run_name(method, lr, 0, separate)] = trial
-    if not (out / "results.json").exists():
-        say(describe_cost(comparison, len(trials), separate, jobs))
-    tried = run_all(trials, out / "runs", **options)
-    sweep = {
-        method: {lr: tried[run_name(method, lr, 0, separate)] for lr in comparison.lrs} if trials else {}
-        for method in configs
-    }
-    best = {method: best_rate(rates) if rates else comparison.lrs[0] for method, rates in sweep.items()}
+            tried = dataclasses.replace(with_budget(config, comparison.trial_budget), seed=0)
+            trials |= {name_run(method, lr, 0, trial=True): with_rate(tried, lr) for lr in lrs}
+        found = run_named(trials)
+        sweep = {method: {lr: found[name_run(method, lr, 0, trial=True)] for lr in lrs} for method in configs}
+        best = {method: choose_rate(rates) for method, rates in sweep.items()}
     runs = {
-        run_name(method, best[method], seed): dataclasses.replace(with_rate(config, best[method]), seed=seed)
+        name_run(method, best[method], seed): dataclasses.replace(with_rate(config, best[method]), seed=seed)
         for method, config in configs.items()
         for seed in range(comparison.seeds)
     }
-    scored = run_all(runs, out / "runs", split="test", lengths=comparison.lengths, **options)
-    by_method = {m: [scored[run_name(m, best[m], s)] for s in range(comparison.seeds)] for m in configs}
+    scored = run_named(runs, split="test", lengths=comparison.lengths)
+    by_method = {m: [scored[name_run(m, best[m], seed)] for seed in range(comparison.seeds)] for m in configs}
     results = summarise(comparison, by_method, sweep, best)
     write_results(results, out)
     return results
 
 
-def describe_cost(comparison: Comparison, trials: int, separate: bool, jobs: int) -> str:
+def summarise(
+    comparison: Comparison,
+    runs: dict[str, list[dict[str, Any]]],
+    sweep: dict[str, dict[str, dict[str, Any]]],
+    best: dict[str, str],
+) -> dict[str, Any]:
+    """Return all figures of a comparison as JSON, by method: `runs`, `sweep` by factor, `best` factors."""
+    methods = {}
+    for method, results in runs.items():
+        run = results[0]["config"]
+        methods[method] = {
+            "lr_factor": best[method],
+            "lr": {phase: run[phase]["lr"] for phase in run["phases"]},
+            "cell": run["cell"]["kind"],
+            "memory": [run["memory"]["tokens"], run["memory"]["width"]],
+            "parameters": next((r["parameters"] for r in results if "failed" not in r), None),
+            "longest_gradient_path": from_dict(run, drop=True).longest_gradient_path,
+            "sweep": {
+                lr: {key: r[key] for key in ("validation_bits_per_token", "seconds", "failed") if key in r}
+                for lr, r in sweep[method].items()
+            },
+            "runs": [
+                {k: v for k, v in r.items() if k not in ("config", "data")} | {"seed": s} for s, r in enumerate(results)
+            ],
+        }
+    every = [r for results in runs.values() for r in results]
+    known = next((r for r in every if "test" in r), {})
+    return {
+        "preset": comparison.config.preset,
+        "budget": comparison.config.budget,
+        "sweep_budget": comparison.sweep_budget or comparison.config.budget,
+        "seeds": comparison.seeds,
+        "lrs": list(comparison.lrs),
+        "lengths": list(comparison.lengths),
+        "threads": comparison.threads,
+        "data": dataclasses.asdict(comparison.config.data),
+        "source": next((r["data"] for r in every if "data" in r), None),
+        "metric": "accuracy" if known.get("answers") else "bits_per_token",
+        "chance": known.get("chance"),
+        "methods": methods,
+    }
+
+
+def describe_cost(comparison: Comparison, jobs: int) -> str:
     """Say how many runs of which budget the whole comparison is, and how long they train where that is known."""
-    runs = len(comparison.methods) * (comparison.seeds - (trials > 0 and not separate))  # a whole trial is seed 0's run
-    budgets = [(trials, parse_budget((separate and comparison.sweep_budget) or comparison.config.budget))]
-    budgets.append((runs, parse_budget(comparison.config.budget)))
-    said = " and ".join(
-        f"{count} {name} of {budget}"
-        for (count, budget), name in zip(budgets, ("trials", "runs"), strict=True)
-        if count
-    )
-    if any(budget.unit != "s" for count, budget in budgets if count):
-        return f"in all {said}"
-    minutes = sum(count * budget.amount for count, budget in budgets) / jobs / 60
-    return f"in all {said}, {jobs} at a time: {minutes:.0f} minutes of training where nothing is done yet"
+    methods, trial, whole = len(comparison.methods), comparison.trial_budget, comparison.config.budget
+    trials = methods * len(comparison.lrs) if len(comparison.lrs) > 1 else 0
+    runs = methods * (comparison.seeds - (trials > 0 and trial == whole))  # a whole trial is seed 0's run
+    parts = [(trials, "trials", parse_budget(trial)), (runs, "runs", parse_budget(whole))]
+    parts = [part for part in parts if part[0]]
+    said = "in all " + " and ".join(f"{count} {name} of {budget}" for count, name, budget in parts)
+    if any(budget.unit != "s" for _, _, budget in parts):
+        return said
+    minutes = sum(count * budget.amount for count, _, budget in parts) / jobs / 60
+    return f"{said}, {jobs} at a time: {minutes:.0f} minutes of training where nothing is done yet"
 
 
-def with_budget(config: RunConfig, budget: str) -> RunConfig:
-    """Return the run with another budget, and as many validations."""
-    every = str(parse_budget(budget).share(1 / VALIDATIONS))
-    return dataclasses.replace(config, budget=budget, validate_every=every)
-
-
-def best_rate(rates: dict[str, dict[str, Any]]) -> str:
-    """The factor whose trial has the fewest bits per token on validation; one that diverged is last."""
+def choose_rate(rates: dict[str, dict[str, Any]]) -> str:
+    """Return the factor whose trial has the fewest bits per token on validation; one that diverged is last."""
 
     def bits(lr: str) -> float:
-        found = rates[lr].get("validation_bits_per_token")
-        return float("inf") if found is None else found
+        found: float | None = rates[lr].get("validation_bits_per_token")
+        return math.inf if found is None else found
 
     return min(rates, key=bits)
 

@@ -1,12 +1,13 @@
 """Many runs, each in a process of its own: none is done twice, and what was cut short goes on where it was.
 
-`run_all` takes name → RunConfig and gives name → result. A finished run leaves a small `result.json` with all its
-figures, so that its weights may be deleted; a diverged one leaves why it failed.
+A finished run leaves a small `result.json` with all its figures, so that its weights may be deleted; a diverged one
+leaves why it failed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import json
 import math
@@ -19,12 +20,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from retain.config import DataConfig, RunConfig
+from retain.config import RunConfig
 from retain.config.json import flatten, from_dict, to_dict
 from retain.errors import Interrupted, TrainingError, UserError, explain
 from retain.files import replace_file
@@ -62,15 +63,6 @@ class RunError(Exception):
     """The process of a run failed by a defect; the message has its traceback."""
 
 
-def ignore(line: str) -> None:
-    """Say nothing."""
-
-
-def print_line(line: str) -> None:
-    """Say a line on stderr at once."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def run_all(
     runs: dict[str, RunConfig],
     out: str | Path,
@@ -79,9 +71,9 @@ def run_all(
     threads: int | None = None,
     split: Split | None = None,
     lengths: Sequence[int] = (),
-    say: Callable[[str], None] = ignore,
+    quiet: bool = True,
 ) -> dict[str, Result]:
-    """Train every run under `out`/NAME, `jobs` at a time with `threads` threads each (None: PyTorch's choice).
+    """Train each run under `out`/NAME, `jobs` at a time with `threads` threads each (None: PyTorch's choice).
 
     Each trained RNN is then scored, once, on all of `split`, and at other `lengths` of the sequence. A run that has a
     result is not run again; call it with the same runs to go on after a kill.
@@ -95,7 +87,11 @@ def run_all(
         Interrupted: On Ctrl-C, SIGTERM or SIGHUP, when every run has saved.
     """
     out = Path(out)
-    results = {name: read_result(out / name, config) or {} for name, config in runs.items()}
+
+    def read_results() -> dict[str, Result]:
+        return {name: read_result(out / name, config) or {} for name, config in runs.items()}
+
+    results = read_results()
     waiting = [name for name, r in results.items() if not r or (split and split not in r and "failed" not in r)]
     if not waiting:
         return results
@@ -107,28 +103,24 @@ def run_all(
             while (waiting or processes) and not stop.is_set():
                 while waiting and len(processes) < jobs:
                     name = waiting.pop(0)
-                    say(f"{name} ({total - len(waiting)} of {total})")
+                    if not quiet:
+                        print(f"{name} ({total - len(waiting)} of {total})", file=sys.stderr, flush=True)
                     processes[name] = _start(runs[name], out / name, threads, split, lengths)
                 time.sleep(0.05)
                 for name in [n for n, (p, _) in processes.items() if p.poll() is not None]:
                     _finish(name, *processes.pop(name), out / name)
-            stopped = stop.is_set()
         finally:
             for process, _ in processes.values():
                 process.terminate()  # each saves a checkpoint first
             for process, _ in processes.values():
                 process.wait()
-    if stopped:
-        raise Interrupted("stopped and saved; the same command goes on")
-    return {name: read_result(out / name, config) or {} for name, config in runs.items()}
+        if stop.is_set():
+            raise Interrupted("stopped and saved; the same command goes on")
+    return read_results()
 
 
 def read_result(folder: Path, config: RunConfig) -> Result | None:
-    """Return the result of a finished run, None where it is not finished.
-
-    Raises:
-        UserError: The result is that of another config, or damaged.
-    """
+    """Return the result of a finished run, None where it is not finished. Raises UserError if it is another run's."""
     path = folder / "result.json"
     if not path.exists():
         return None
@@ -143,25 +135,24 @@ def read_result(folder: Path, config: RunConfig) -> Result | None:
 
 
 def _refuse_changed_data(runs: dict[str, RunConfig], results: dict[str, Result], out: Path) -> None:
-    """Refuse to go on beside a finished run whose data has changed since."""
+    """What is run now must not stand beside a finished run of other data."""
     from retain.data import load_data
     from retain.runs.data import data_changed
 
-    infos: dict[DataConfig, dict[str, Any]] = {}
+    read_info = functools.cache(lambda data: load_data(data).info)
     for name, config in runs.items():
         trained_on = results[name].get("data", {})
-        if any(key.startswith("sha256") for key in trained_on):
-            if config.data not in infos:
-                infos[config.data] = load_data(config.data).info
-            if difference := data_changed(trained_on, infos[config.data]):
-                raise UserError(f"out: {out / name}: {difference}; bring it back, or name another --out")
+        has_checksum = any(key.startswith("sha256") for key in trained_on)
+        if has_checksum and (difference := data_changed(trained_on, read_info(config.data))):
+            raise UserError(f"out: {out / name}: {difference}; bring it back, or name another --out")
 
 
 def _start(
     config: RunConfig, folder: Path, threads: int | None, split: Split | None, lengths: Sequence[int]
 ) -> tuple[subprocess.Popen[str], IO[str]]:
-    job: dict[str, Any] = {"config": to_dict(config), "folder": str(folder), "threads": threads}
-    job |= {"split": split, "lengths": list(lengths)}
+    job = {
+        "config": to_dict(config), "folder": str(folder), "threads": threads, "split": split, "lengths": list(lengths),
+    }  # fmt: skip
     env = os.environ | {"PYTHONIOENCODING": "utf-8"}  # for what it complains of, whatever the locale
     if threads is not None:
         env |= {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
@@ -199,8 +190,7 @@ def _finish(name: str, process: subprocess.Popen[str], complaints: IO[str], fold
 def claim(out: Path, file: str, spec: dict[str, Any], what: str, free: Sequence[str] = ()) -> None:
     """Write `spec` (JSON values, with a run's "config") to `out`/`file`, which says whose folder it is.
 
-    Raises:
-        UserError: The folder holds another `what`, one that differs in more than its `free` fields.
+    Raises UserError if the folder holds another `what`, one that differs in more than its `free` fields.
     """
     path = out / file
     now = json.loads(json.dumps(spec))
@@ -221,9 +211,6 @@ def claim(out: Path, file: str, spec: dict[str, Any], what: str, free: Sequence[
         raise UserError(f"out: {out} already exists and holds no {what}; name another folder")
     out.mkdir(parents=True, exist_ok=True)
     replace_file(path, json.dumps(now, indent=2).encode() + b"\n")
-
-
-# In the process of one run
 
 
 def work() -> None:
@@ -251,13 +238,11 @@ def _work(job: dict[str, Any]) -> None:
 
     if job["threads"] is not None:
         torch.set_num_threads(job["threads"])
-    config, folder = from_dict(job["config"]), Path(job["folder"])
+    config, folder, split = from_dict(job["config"]), Path(job["folder"]), job["split"]
     result = read_result(folder, config) or train_one(config, folder)
-    split = job["split"]
     if split and "failed" not in result and split not in result:
         device = "cuda" if result["device"].startswith("cuda") else "cpu"
-        result |= score(config, folder, split, job["lengths"], device)
-        _write(folder, result)
+        _write(folder, result | score(config, folder, split, job["lengths"], device))
 
 
 def train_one(config: RunConfig, folder: Path) -> Result:
@@ -274,9 +259,9 @@ def train_one(config: RunConfig, folder: Path) -> Result:
         result["failed"] = str(error)
     else:
         # Of a run that goes on, the process that began it had a peak of its own, which nobody knows now.
-        peak = None if resume else peak_memory(summary["device"])
-        result |= {key: summary[key] for key in SUMMARY} | {"machine": processor(), "peak_memory_bytes": peak}
-    result["curve"] = curve(folder / "metrics.jsonl")
+        peak = None if resume else measure_peak_memory(summary["device"])
+        result |= {key: summary[key] for key in SUMMARY} | {"machine": name_processor(), "peak_memory_bytes": peak}
+    result["curve"] = read_curve(folder / "metrics.jsonl")
     _write(folder, result)
     return result
 
@@ -284,9 +269,7 @@ def train_one(config: RunConfig, folder: Path) -> Result:
 def rehearse(config: RunConfig, beside: Path) -> float:
     """Train a few steps of each phase, in a folder that is thrown away, and return the seconds of it.
 
-    The compiler keeps on disk what a run compiles, and later runs of the same sizes find it there. Without a rehearsal
-    the run that comes first would pay for all of them, out of its budget. A second size of batch is compiled for all
-    sizes.
+    The compiler keeps on disk what later runs of the same sizes find: the first would pay for all, out of its budget.
     """
     import torch
 
@@ -317,22 +300,17 @@ def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int],
     whole = evaluate(run.rnn, guide, data.windows(split, batch_for(data, run.rnn)))
     if not math.isfinite(whole["bits_per_token"]):
         return {"failed": f"the RNN alone has {whole['bits_per_token']} bits per token on {split}"}
-    result: Result = {
-        "answers": data.answers,
-        "chance": data.chance if data.answers else None,
-        split: {key: whole[key] for key in SCORES},
-    }
-    if lengths:
-        result["lengths"] = {}
+    result: Result = {"answers": data.answers, "chance": data.chance if data.answers else None}
+    result[split] = {key: whole[key] for key in SCORES}
     for length in lengths:
         other = load_data(run.config.data.at_length(length))
         batch = min(batch_for(other, run.rnn), max(1, 2**14 // length))
         scores = evaluate(run.rnn, guide, other.windows(split, batch, LENGTH_SEQUENCES))
-        result["lengths"][str(length)] = {key: scores[key] for key in SCORES}
+        result.setdefault("lengths", {})[str(length)] = {key: scores[key] for key in SCORES}
     return result
 
 
-def curve(metrics: Path, points: int = CURVE) -> list[dict[str, float]]:
+def read_curve(metrics: Path, points: int = CURVE) -> list[dict[str, float]]:
     """Read the validations of a run, thinned to at most about `points`, the last always among them.
 
     One that was not finite, a string in metrics.jsonl, is no point of a curve.
@@ -344,30 +322,28 @@ def curve(metrics: Path, points: int = CURVE) -> list[dict[str, float]]:
     return [{key.removeprefix("validation_"): line[key] for key in POINT if key in line} for line in thinned]
 
 
-def peak_memory(device: str) -> int:
+def measure_peak_memory(device: str) -> int:
     """Return how many bytes this process held at most, of the accelerator where there is one, else of the machine."""
     if device.startswith("cuda"):
         import torch
 
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Linux: getrusage also counts what the parent held when it started this process.
-        found = re.search(r"^VmHWM:\s+(\d+)", status.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-        if found:
+    with suppress(OSError):  # Linux: getrusage also counts what the parent held when it started this process
+        text = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"^VmHWM:\s+(\d+)", text, re.MULTILINE):
             return int(found[1]) * 1024
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def processor() -> str:
+def name_processor() -> str:
     """Return the processor's name, and its units that decide the precision of a run."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return platform.processor() or platform.machine()
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    fields = dict(re.findall(r"^(\S.*?)\s*:[ \t]*(.*)$", text, re.MULTILINE))
     units = [unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if unit in fields.get("flags", "").split()]
     return f"{fields.get('model name', platform.machine())} ({', '.join(units)})"
 

@@ -1,101 +1,49 @@
-"""What a sweep found: as one JSON object, as Markdown tables, and as pictures of quality and of compression."""
+"""What a sweep found, as Markdown tables and as pictures of quality and of compression."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from retain.experiments.tables import COSTS, Results, headline, mean_and_deviation, quality_axis, table, write_tables
+from retain.experiments.tables import (
+    COSTS,
+    Results,
+    describe_quality,
+    describe_runs,
+    mean_and_deviation,
+    table,
+    write_tables,
+)
 from retain.plots import PALETTE, add_legend, new_figure, tidy_axes
 
-if TYPE_CHECKING:
-    from retain.experiments.variation import Sweep
-
-MEMORY = ("memory.tokens", "memory.width")
 LEVELS = 4
 """Losses of the compression curve, where none are given."""
 
 
-def summarise(sweep: Sweep, found: dict[str, dict[str, Any]]) -> Results:
-    """Return all figures of a sweep as JSON: `points`, one per combination, with its `values` and `runs` by seed."""
-    from retain.experiments.variation import run_name
-
-    points: list[dict[str, Any]] = []
-    source = None
-    for values in sweep.combinations():
-        runs = [found[run_name(values, seed)] | {"seed": seed} for seed in range(sweep.seeds)]
-        memory = runs[0]["config"]["memory"]
-        points.append(
-            {
-                "values": values,
-                "memory": memory["tokens"] * memory["width"],
-                "runs": [{k: v for k, v in run.items() if k not in ("config", "versions")} for run in runs],
-            }
-        )
-        for run in points[-1]["runs"]:
-            source = run.pop("data", None) or source
-    scored = [run for point in points for run in point["runs"] if "validation" in run]
-    results: Results = {
-        "preset": sweep.config.preset,
-        "budget": budget_of(sweep),
-        "phases": list(sweep.config.phases),
-        "seeds": sweep.seeds,
-        "threads": sweep.threads,
-        "vary": {name: list(values) for name, values in sweep.vary.items()},
-        "split": "validation",
-        "source": source,
-        "metric": "accuracy" if scored and scored[0]["answers"] else "bits_per_token",
-        "chance": scored[0]["chance"] if scored else None,
-        "versions": next((run["versions"] for run in found.values() if "versions" in run), None),
-        "points": points,
-    }
-    swept = any(name in sweep.vary for name in MEMORY)
-    return results | {"compression": compression(points, sweep.levels) if swept else None}
-
-
-def budget_of(sweep: Sweep) -> str:
-    """Return the budget of each phase of a run, in words."""
-    if any(name.rpartition(".")[2] in ("budget", "share", "phases") for name in sweep.vary):
-        return "budgets as varied"
-    phases = zip(sweep.config.phases, sweep.config.budgets(), strict=True)
-    return " + ".join(f"{phase} {budget}" for phase, budget in phases)
-
-
-# Compression
-
-
-def reached(run: dict[str, Any], level: float, cost: str) -> float:
-    """Return what it cost until the RNN alone had at most `level` bits per token on validation; inf if it never did."""
-    return next((p[cost] for p in run["curve"] if p["bits_per_token"] <= level), math.inf)
-
-
 def reached_by_all(point: dict[str, Any], level: float, cost: str) -> float:
-    """Return what it cost until every seed was there."""
-    return max(reached(run, level, cost) for run in point["runs"])
-
-
-def best_loss(point: dict[str, Any]) -> float:
-    """Return the loss that every seed reaches in the end."""
-    return max(min((p["bits_per_token"] for p in run["curve"]), default=math.inf) for run in point["runs"])
+    """Return what it cost until every seed of the RNN alone had `level` bits per token; inf if one never did."""
+    return max(next((p[cost] for p in run["curve"] if p["bits_per_token"] <= level), math.inf) for run in point["runs"])
 
 
 def choose_levels(points: list[dict[str, Any]]) -> list[float]:
     """Choose losses from what the worst memory size reaches to nearly what the best does, in even steps, rounded up."""
-    sizes = {p["memory"] for p in points}
-    ends = [min(best_loss(p) for p in points if p["memory"] == size) for size in sizes]
-    ends = [end for end in ends if math.isfinite(end)]
-    if not ends:
+    ends: dict[int, float] = {}
+    for point in points:  # the loss that every seed reaches in the end
+        loss = max(min((p["bits_per_token"] for p in run["curve"]), default=math.inf) for run in point["runs"])
+        ends[point["memory"]] = min(loss, ends.get(point["memory"], math.inf))
+    finite = [end for end in ends.values() if math.isfinite(end)]
+    if not finite:
         return []
-    worst, best = max(ends), min(ends)
+    worst, best = max(finite), min(finite)
     digits = max(0, math.ceil(-math.log10(max(worst - best, 1e-3) / 40)))
     step = 10.0**-digits
     levels = [math.ceil((worst - (worst - best) * i / LEVELS) / step - 1e-9) * step for i in range(LEVELS)]
     return list(dict.fromkeys(round(level, digits) for level in levels))
 
 
-def compression(points: list[dict[str, Any]], levels: tuple[float, ...] = ()) -> Results:
+def find_compression(points: list[dict[str, Any]], levels: tuple[float, ...] = ()) -> Results:
     """Return, per level and cost, the smallest memory that has reached the level, as (cost, numbers in the memory).
 
     A memory's size is K · D numbers; it counts from when every seed has reached the level, with whatever values of
@@ -117,9 +65,6 @@ def compression(points: list[dict[str, Any]], levels: tuple[float, ...] = ()) ->
     return found
 
 
-# Tables
-
-
 def write_results(results: Results, out: Path) -> None:
     """Write results.json, results.md and, where matplotlib is installed, results.png and compression.png."""
     write_tables(results, markdown(results), out)
@@ -128,29 +73,28 @@ def write_results(results: Results, out: Path) -> None:
         plot_compression(results, out / "compression.png")
 
 
-def good_runs(point: dict[str, Any]) -> list[dict[str, Any]]:
+def list_good_runs(point: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the runs that did not diverge."""
     return [run for run in point["runs"] if "validation" in run]
 
 
 def markdown(results: Results) -> str:
     """Return the table of a sweep, and that of compression if memory was varied."""
-    text = headline(results) + (f", {results['threads']} thread(s) a run" if results["threads"] else "")
+    text = describe_runs(results) + (f", {results['threads']} thread(s) a run" if results["threads"] else "")
     text += "; **validation** split (a sweep is for choosing; the test split is untouched), each RNN alone from m_0; "
-    text += "mean ± standard deviation over seeds, the best in bold.\n\n" + main_table(results)
-    if results["compression"]:
-        text += "\n" + compression_table(results["compression"])
-    return text
+    text += "mean ± standard deviation over seeds, the best in bold.\n\n" + _main_table(results)
+    return text + ("\n" + _compression_table(results["compression"]) if results["compression"] else "")
 
 
-def main_table(results: Results) -> str:
-    """Return a row of scores and costs for each combination of values."""
+def _main_table(results: Results) -> str:
+    """A row of scores and costs for each combination of values."""
     accuracy, metric = results["metric"] == "accuracy", results["metric"]
-    means = [statistics.mean(r["validation"][metric] for r in good_runs(p)) for p in results["points"] if good_runs(p)]
+    scored = [[run["validation"][metric] for run in list_good_runs(point)] for point in results["points"]]
+    means = [statistics.mean(values) for values in scored if values]
     lead = (max if accuracy else min)(means) if len(means) > 1 else None
     rows = []
     for point in results["points"]:
-        good, count = good_runs(point), len(point["runs"])
+        good, count = list_good_runs(point), len(point["runs"])
         scores = [run["validation"] for run in good]
         shown = mean_and_deviation(s[metric] for s in scores)
         if good and statistics.mean(s[metric] for s in scores) == lead:
@@ -172,8 +116,8 @@ def main_table(results: Results) -> str:
     return text + f"\n{chance}Memory: numbers in it, K · D. Its teacher: the same score.\n"
 
 
-def compression_table(found: Results) -> str:
-    """Return what had been spent when each memory was first enough for each loss."""
+def _compression_table(found: Results) -> str:
+    """What had been spent when each memory was first enough for each loss."""
     text = (
         "Compression: the smallest memory (numbers, K · D) with which every seed of the RNN alone has reached a loss "
     )
@@ -192,43 +136,38 @@ def compression_table(found: Results) -> str:
     return text + table(["bits/token", "memory", "optimizer steps", *COSTS.values()], rows)
 
 
-# Pictures
-
-
 def plot_quality(results: Results, path: Path) -> bool:
     """Draw quality of RNN and teacher against each varied field, a line per combination of the others."""
-    fields = list(results["vary"])
+    fields, metric = list(results["vary"]), results["metric"]
+    last = [name.rpartition(".")[2] for name in fields]
+    short = {name: word if last.count(word) == 1 else name for name, word in zip(fields, last, strict=True)}
     figure = new_figure(path, max(5.4, 5 * len(fields)), 3.9)
     if figure is None:
         return False
-    metric = results["metric"]
     panels = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0]
     for axes, field in zip(panels, fields, strict=True):
-        others = [name for name in fields if name != field]
-        groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        groups: dict[str, list[dict[str, Any]]] = {}
         for point in results["points"]:
-            groups.setdefault(tuple(point["values"][name] for name in others), []).append(point)
-        places = place(axes, results["vary"][field])
-        for number, (key, points) in enumerate(groups.items()):
-            colour = PALETTE[number % len(PALETTE)]
-            words = ", ".join(f"{short(n, fields)} {v}" for n, v in zip(others, key, strict=True)) or "RNN alone"
-            for who, style in (("", "-"), ("teacher_", ":")):
+            others = ", ".join(f"{short[name]} {value}" for name, value in point["values"].items() if name != field)
+            groups.setdefault(others or "RNN alone", []).append(point)
+        places = place_values(axes, results["vary"][field])
+        for number, (words, points) in enumerate(groups.items()):
+            for who in ("", "teacher_"):
                 drawn = []
                 for point in points:
-                    values = [run["validation"][who + metric] for run in good_runs(point)]
-                    values = [v for v in values if v is not None]
-                    if values:
+                    values = [run["validation"][who + metric] for run in list_good_runs(point)]
+                    if values := [v for v in values if v is not None]:
                         deviation = statistics.stdev(values) if len(values) > 1 else 0.0
                         drawn.append((places[point["values"][field]], statistics.mean(values), deviation))
                 if not drawn:
                     continue
-                x, y, deviation = zip(*sorted(drawn), strict=True)
-                label = words if not who else ("its teacher" if len(groups) == 1 else None)
-                axes.errorbar(
-                    x, y, deviation if not who and results["seeds"] > 1 else None, linestyle=style, color=colour,
-                    label=label, marker="o" if not who else None, markersize=4, capsize=3, linewidth=1.6,
-                    alpha=1 if not who else 0.75,
-                )  # fmt: skip
+                x, y, deviations = zip(*sorted(drawn), strict=True)
+                if who:
+                    look = {"linestyle": ":", "alpha": 0.75, "label": "its teacher" if len(groups) == 1 else None}
+                else:
+                    look = {"marker": "o", "label": words, "yerr": deviations if results["seeds"] > 1 else None}
+                colour = PALETTE[number % len(PALETTE)]
+                axes.errorbar(x, y, color=colour, markersize=4, capsize=3, linewidth=1.6, **look)
         if len(groups) > 1:
             axes.plot([], [], ":", color="0.4", label="teachers")
         if results["chance"] is not None:
@@ -237,19 +176,13 @@ def plot_quality(results: Results, path: Path) -> bool:
         tidy_axes(axes)
         if axes.get_legend_handles_labels()[0]:
             add_legend(axes)
-    panels[0].set_ylabel(quality_axis(results))
-    figure.suptitle(headline(results), fontsize=10)
+    panels[0].set_ylabel(describe_quality(results))
+    figure.suptitle(describe_runs(results), fontsize=10)
     figure.savefig(path, dpi=100)
     return True
 
 
-def short(name: str, fields: list[str]) -> str:
-    """Return the field without its group, where that is clear."""
-    last = name.rpartition(".")[2]
-    return last if sum(other.rpartition(".")[2] == last for other in fields) == 1 else name
-
-
-def place(axes: Any, values: list[Any]) -> dict[Any, float]:
+def place_values(axes: Any, values: list[Any]) -> dict[Any, float]:
     """Place each value on the axis: positive numbers on a log scale, all else evenly spaced in its order."""
     numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0 for v in values)
     places = {v: float(v) if numbers else float(i) for i, v in enumerate(values)}
@@ -293,6 +226,6 @@ def plot_compression(results: Results, path: Path) -> bool:
     panels[0].set_ylabel("smallest memory, numbers (K · D)")
     if any(entry["tokens"] for entry in results["compression"]["by_level"]):
         add_legend(panels[-1])
-    figure.suptitle(f"Compression: {headline(results)}", fontsize=10)
+    figure.suptitle(f"Compression: {describe_runs(results)}", fontsize=10)
     figure.savefig(path, dpi=100)
     return True

@@ -81,13 +81,11 @@ def save_image_grid(tokens: Tensor, shape: tuple[int, int], levels: int, path: s
     images = tokens.cpu().numpy().reshape(-1, height, width)
     images = np.where(images < 0, 64, images * 255 // max(levels - 1, 1)).astype(np.uint8)
     images = images.repeat(zoom, 1).repeat(zoom, 2)
-    rows = -(-len(images) // columns)
     columns = min(columns, len(images))
-    cell_height, cell_width = height * zoom + gap, width * zoom + gap
-    grid = np.full((rows * cell_height + gap, columns * cell_width + gap), 64, np.uint8)
-    for i, image in enumerate(images):
-        top, left = gap + i // columns * cell_height, gap + i % columns * cell_width
-        grid[top : top + height * zoom, left : left + width * zoom] = image
+    rows = -(-len(images) // columns)
+    cells = np.pad(images, ((0, rows * columns - len(images)), (0, gap), (0, gap)), constant_values=64)
+    grid = np.concatenate([np.concatenate(cells[i : i + columns], 1) for i in range(0, len(cells), columns)])
+    grid = np.pad(grid, ((gap, 0), (gap, 0)), constant_values=64)
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(grid).save(path)

@@ -27,6 +27,11 @@ MEMORIES = 2**15
 """The most memories that a readout reads at once: if a memory has many tokens, all of a validation would fill a GPU,
 and its kernels take no more than twice as many. Fewer if the logits would be more than LOGITS."""
 
+DRIFTS = (
+    *("drift", "relative_drift", "drift_last", "relative_drift_last"),
+    *("drift_by_position", "relative_drift_by_position"),
+)
+
 
 def batch_for(data: Data, rnn: RNN) -> int:
     """Choose how many sequences are read at once: fewer if the vocabulary or the memories are large."""
@@ -48,21 +53,19 @@ class _Score:
             hits = (logits.argmax(-1) == asked).cpu().double()
             self.sums.index_add_(1, where.cpu(), torch.stack([nats, hits, torch.ones_like(hits)]))
 
-    def bits(self) -> float:
-        return float(self.nats.sum() / self.count.sum().clamp_min(1)) / math.log(2)
-
-    def accuracy(self) -> float:
-        return float(self.hits.sum() / self.count.sum().clamp_min(1))
-
-    def bits_by_position(self) -> list[float | None]:
-        return _or_none(self.nats / self.count / math.log(2))
+    def results(self) -> dict[str, Any]:
+        count = self.count.sum().clamp_min(1)
+        return {
+            "bits_per_token": float(self.nats.sum() / count) / math.log(2),
+            "accuracy": float(self.hits.sum() / count),
+            "bits_by_position": _or_none(self.nats / self.count / math.log(2)),
+        }
 
 
 class _Spread:
-    """Variance of memories (B, T + 1, K, D) over the sequences that count, batch by batch (Chan et al. 1979).
+    """Variance of memories (B, T + 1, K, D) over the sequences that count, batch by batch (Chan et al. 1979)."""
 
-    A mean of squares minus the square of a mean would cancel if the mean is far from 0.
-    """
+    # A mean of squares minus the square of a mean would cancel if the mean is far from 0.
 
     def __init__(self) -> None:
         self.count = self.mean = self.squares = torch.zeros((), dtype=torch.float64)
@@ -99,8 +102,9 @@ class _Drift:
         self.spread.add(labels, which)
 
     def results(self) -> dict[str, Any]:
-        """Give the drift as JSON values; see `evaluate`."""
         counts = self.counts
+        if not counts.dim():  # there is no teacher
+            return dict.fromkeys(DRIFTS)
         drift, variance = self.squared / counts.clamp_min(1), self.spread.variance().mean((1, 2))  # (T + 1,)
         weight = counts[1:] / counts[1:].mean()  # 1 where nothing is padded
         mean_drift, mean_variance = (weight * drift[1:]).mean(), (weight * variance[1:]).mean()
@@ -108,14 +112,10 @@ class _Drift:
         # All sequences share m_0, so its variance is rounding error and a ratio to it means nothing.
         relative = torch.where(variance > 1e-8, drift / variance, torch.nan)
         relative[0] = torch.nan
-        return {
-            "drift": finite(float(mean_drift)),
-            "relative_drift": finite(float(mean_drift / mean_variance)) if mean_variance > 1e-8 else None,
-            "drift_last": finite(float(drift[-1])),
-            "relative_drift_last": finite(float(relative[-1])),
-            "drift_by_position": _or_none(drift),
-            "relative_drift_by_position": _or_none(relative),
-        }
+        ratio = finite(float(mean_drift / mean_variance)) if mean_variance > 1e-8 else None
+        last = finite(float(drift[-1])), finite(float(relative[-1]))
+        found = (finite(float(mean_drift)), ratio, *last, _or_none(drift), _or_none(relative))
+        return dict(zip(DRIFTS, found, strict=True))
 
 
 def _or_none(values: Tensor) -> list[float | None]:
@@ -169,31 +169,18 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
                 drift.add(memory, labels, which)
     if own is None:
         raise UserError("evaluate: the split holds no sequence")
-    result: dict[str, Any] = {
-        "bits_per_token": own.bits(),
-        "accuracy": own.accuracy(),
-        "teacher_bits_per_token": None,
-        "teacher_accuracy": None,
-        "drift": None,
-        "relative_drift": None,
-        "drift_last": None,
-        "relative_drift_last": None,
+    scores = own.results()
+    taught = dict.fromkeys(scores) if teacher is None else theirs.results()
+    found = {
+        **scores,
+        **{f"teacher_{key}": value for key, value in taught.items()},
+        **drift.results(),
         "tokens": int(own.count.sum()),
         "sequences": sequences,
         "seconds": seconds,
         "tokens_per_second": read / max(seconds, 1e-9),
-        "bits_by_position": own.bits_by_position(),
-        "teacher_bits_by_position": None,
-        "drift_by_position": None,
-        "relative_drift_by_position": None,
     }
-    if teacher is not None:
-        result |= drift.results() | {
-            "teacher_bits_per_token": theirs.bits(),
-            "teacher_accuracy": theirs.accuracy(),
-            "teacher_bits_by_position": theirs.bits_by_position(),
-        }
-    return result
+    return dict(sorted(found.items(), key=lambda item: item[0].endswith("by_position")))  # long lists come last
 
 
 def finite(value: float | None) -> float | None:

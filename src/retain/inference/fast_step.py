@@ -49,7 +49,7 @@ def fast_step(rnn: RNN, batch: int = 1) -> Step:
     if can_compile(device):
         if device.type == "cpu":
             fast = compiled(exact, "step", STEP_ON_CPU)
-            step = first_step_checked(fast, exact, lambda: compiled(exact, "step"), tolerance=0.1 if bf16 else 1e-3)
+            step = check_first_step(fast, exact, lambda: compiled(exact, "step"), tolerance=0.1 if bf16 else 1e-3)
         else:
             step = compiled(exact, "step")
     if device.type == "cuda" and type(rnn.cell) in CELLS.values():  # one of the user's may look at values
@@ -68,7 +68,7 @@ def fast_step(rnn: RNN, batch: int = 1) -> Step:
     return run
 
 
-def first_step_checked(fast: Step, exact: Step, otherwise: Callable[[], Step], tolerance: float) -> Step:
+def check_first_step(fast: Step, exact: Step, otherwise: Callable[[], Step], tolerance: float) -> Step:
     """Use `fast` if its first step is that of `exact`, up to `tolerance` of the largest value; else `otherwise()`."""
     chosen: Step | None = None
 

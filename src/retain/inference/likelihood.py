@@ -31,40 +31,33 @@ def document_likelihood(
     Returns JSON values: `documents`, `bits_per_document` (the mean of -log2 p(document), its end symbol included)
     and `bits_per_token` over all their tokens.
     """
-    with evaluating(rnn):
-        return _read(rnn, data, split, batch_size, limit)
-
-
-def _read(rnn: RNN, data: DocumentsData, split: Split, batch_size: int, limit: int | None) -> dict[str, Any]:
     device = rnn.m_0.device
     chosen = evenly_spaced(data.documents(split), limit)
-    lengths = np.diff(data.ends[split], prepend=0)[chosen]
-    chosen = chosen[np.argsort(lengths, kind="stable")]  # those of one length side by side
-    nats, tokens_read = 0.0, 0
-    lengths = np.sort(lengths, kind="stable")
-    first = 0
-    while first < len(chosen):
-        rows = min(batch_size, len(chosen) - first)
-        while rows > 1 and rows * lengths[first + rows - 1] > HELD:
-            rows //= 2
-        documents = [torch.from_numpy(data.document(split, int(i))).long() for i in chosen[first : first + rows]]
-        first += rows
-        tokens = pad_sequence(documents, batch_first=True).to(device)
-        longest = tokens.shape[1]
-        real = (torch.arange(longest) < torch.tensor([[len(document)] for document in documents])).to(device)
-        chunk = max(1, min(CHUNK, LOGITS // (len(documents) * rnn.vocab_size)))
-        memory = rnn.init_memory(len(documents))
-        before = rnn.readout(memory).float()[:, None]  # (B, 1, V): what m_0 says of the first token
-        for start in range(0, longest, chunk):
-            part = tokens[:, start : start + chunk]
-            logits, memory = rnn(part, memory)
-            said = torch.cat([before, logits[:, :-1]], 1).float()
-            loss = F.cross_entropy(said.transpose(1, 2), part, reduction="none")
-            nats += float(loss[real[:, start : start + chunk]].sum())
-            before = logits[:, -1:]
-        tokens_read += sum(map(len, documents))
+    lengths = np.diff(data.ends[split], prepend=0)[chosen].astype(np.int64)
+    order = np.argsort(lengths, kind="stable")  # those of one length side by side
+    chosen, lengths = chosen[order], lengths[order]
+    nats, first = 0.0, 0
+    with evaluating(rnn):
+        while first < len(chosen):
+            rows = min(batch_size, len(chosen) - first)
+            while rows > 1 and rows * lengths[first + rows - 1] > HELD:
+                rows //= 2
+            documents = [torch.from_numpy(data.document(split, int(i))).long() for i in chosen[first : first + rows]]
+            tokens = pad_sequence(documents, batch_first=True).to(device)  # (B, T)
+            ends = torch.from_numpy(lengths[first : first + rows, None]).to(device)
+            real = torch.arange(tokens.shape[1], device=device) < ends
+            first += rows
+            chunk = max(1, min(CHUNK, LOGITS // (rows * rnn.vocab_size)))
+            memory = rnn.init_memory(rows)
+            before = rnn.readout(memory).float()[:, None]  # (B, 1, V): what m_0 says of the first token
+            for part, counts in zip(tokens.split(chunk, 1), real.split(chunk, 1), strict=True):
+                logits, memory = rnn(part, memory)
+                said = torch.cat([before, logits[:, :-1]], 1).float()
+                loss = F.cross_entropy(said.transpose(1, 2), part, reduction="none")
+                nats += float(loss[counts].sum())
+                before = logits[:, -1:]
     return {
         "documents": len(chosen),
         "bits_per_document": nats / max(len(chosen), 1) / math.log(2),
-        "bits_per_token": nats / max(tokens_read, 1) / math.log(2),
+        "bits_per_token": nats / max(int(lengths.sum()), 1) / math.log(2),
     }

@@ -31,13 +31,13 @@ GRADIENT_TOKENS = 200_000
 """About so many positions go through the decoder for the gradient of SMT, of a vocabulary of at most 256."""
 
 
-def scores(run: Run, data: Data, sequences: int = SEQUENCES) -> dict[str, Any]:
-    """`evaluate` of the RNN alone, and of its teacher where that was trained, on validation sequences of length T."""
+def score(run: Run, data: Data, sequences: int = SEQUENCES) -> dict[str, Any]:
+    """`evaluate` the RNN alone, and its teacher where that was trained, on validation sequences of length T."""
     return evaluate(run.rnn, run.teacher, data.windows(SPLIT, min(128, batch_for(data, run.rnn)), sequences))
 
 
-def longer_data(config: RunConfig) -> tuple[Data | None, str | None]:
-    """The same data in sequences LONGER times as long, or None and why there are none."""
+def load_longer(config: RunConfig) -> tuple[Data | None, str | None]:
+    """Load the same data in sequences LONGER times as long, or say why there are none."""
     if config.data.name == "digits":
         return None, "an image has a fixed number of pixels, so there is nothing beyond the training length"
     try:
@@ -46,23 +46,22 @@ def longer_data(config: RunConfig) -> tuple[Data | None, str | None]:
         return None, f"nothing beyond the training length: {error}"
 
 
-def by_length(run: Run, sequences: int = SEQUENCES) -> list[dict[str, Any]]:
-    """For data whose answer comes at the end: bits and accuracy at T/2, T, 2T and 4T."""
+def score_lengths(run: Run, sequences: int = SEQUENCES) -> list[dict[str, Any]]:
+    """Score data whose answer comes at the end: bits and accuracy at T/2, T, 2T and 4T."""
     found, trained = [], run.config.data.seq_len
     for length in (trained // 2, trained, 2 * trained, LONGER * trained):
         try:
             data = load_data(run.config.data.at_length(length))
         except UserError:  # too short for the task
             continue
-        batches = data.windows(SPLIT, min(128, batch_for(data, run.rnn)), min(sequences, 256))
-        result = evaluate(run.rnn, run.teacher, batches)
+        scores = score(run, data, min(sequences, 256))
         keep = ("bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy")
-        found.append({"length": length} | {key: result[key] for key in keep})
+        found.append({"length": length} | {key: scores[key] for key in keep})
     return found
 
 
-def settles(scored: dict[str, Any]) -> dict[str, Any] | None:
-    """Whether relative drift by position levels off, and where: over the third and the last quarter of t = 1 … T.
+def find_settling(scored: dict[str, Any]) -> dict[str, Any] | None:
+    """Tell whether relative drift by position levels off: compare the third and the last quarter of t = 1 … T.
 
     Drift is summed over a quarter and divided by the variance there, so that a position at which all sequences look
     alike does not decide. It levels off where the last quarter is at most a tenth above the third. None where there
@@ -73,20 +72,18 @@ def settles(scored: dict[str, Any]) -> dict[str, Any] | None:
     if len(parts) < 8:
         return None
     quarter = len(parts) // 4
-    before, end = (
-        sum(drift for drift, _ in some) / sum(variance for _, variance in some)
-        for some in (parts[-2 * quarter : -quarter], parts[-quarter:])
-    )
+    quarters = parts[-2 * quarter : -quarter], parts[-quarter:]
+    before, end = (sum(drift for drift, _ in some) / sum(spread for _, spread in some) for some in quarters)
     return {"levels_off": end <= 1.1 * before + 1e-9, "third_quarter": before, "last_quarter": end}
 
 
-def gradient_tokens(vocab_size: int) -> int:
+def _count_decoded(vocab_size: int) -> int:
     """How many positions go through the decoder for a gradient, fewer where the vocabulary is large."""
     return GRADIENT_TOKENS * 256 // max(256, vocab_size)
 
 
-def gradient_flow(run: Run, data: Data) -> dict[str, Any]:
-    """Norm of the gradient of each sequence's loss at m_t, t = 0 … T, mean over sequences; at the start and now.
+def measure_gradient_flow(run: Run, data: Data) -> dict[str, Any]:
+    """Measure the gradient of each sequence's loss at m_t, t = 0 … T: its mean norm, at the start and now.
 
     `bptt`: cross-entropy of the readout along the unrolled RNN, gradient through all of time. `bptt_last`: the same
     with the last target alone, so that how far back it reaches is seen. `smt` (where the run has that phase): Eq. 5
@@ -100,50 +97,43 @@ def gradient_flow(run: Run, data: Data) -> dict[str, Any]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             models = {"initial": build(config, data.vocab_size)} | models
-    length = data.seq_len
-    decoded = (length + 1) * (config.teacher.future_len + config.memory.tokens)
-    size = max(2, min(16, gradient_tokens(data.vocab_size) // decoded))
+    decoded = (data.seq_len + 1) * (config.teacher.future_len + config.memory.tokens)
+    size = max(2, min(16, _count_decoded(data.vocab_size) // decoded))
     batch = next(iter(data.windows(SPLIT, size, size)))
     found: dict[str, Any] = {"sequences": len(batch["tokens"])}
     for when, (rnn, teacher) in models.items():
+        taught, progress = teacher if config.has_teacher else None, float(when == "trained")
         found[when] = {
-            "bptt": bptt_gradient(rnn, config, batch),
-            "bptt_last": bptt_gradient(rnn, config, batch, last=True),
-            "smt": None
-            if teacher is None or not config.has_teacher
-            else smt_gradient(rnn, teacher, config, batch, progress=float(when == "trained")),
+            "bptt": measure_bptt_gradient(rnn, batch),
+            "bptt_last": measure_bptt_gradient(rnn, batch, last=True),
+            "smt": None if taught is None else measure_smt_gradient(rnn, taught, config, batch, progress),
         }
     return found
 
 
-def bptt_gradient(rnn: RNN, config: RunConfig, batch: dict[str, Tensor], *, last: bool = False) -> list[float]:
-    """‖∂ loss / ∂ m_t‖ along the unrolled RNN, t = 0 … T; `last` counts each sequence's last target alone."""
+def measure_bptt_gradient(rnn: RNN, batch: dict[str, Tensor], *, last: bool = False) -> list[float]:
+    """Return ‖∂ loss / ∂ m_t‖ along the unrolled RNN, t = 0 … T; `last` counts each sequence's last target alone."""
     rnn = BPTT(copy.deepcopy(rnn)).rnn
     tokens, targets = batch["tokens"], batch["targets"]
-    memory = rnn.init_memory(len(tokens)).clone()
-    memories = [memory]
+    memories = [rnn.init_memory(len(tokens)).clone()]
     for token in tokens.unbind(1):
-        memory = rnn.update(memory, token)
-        memories.append(memory)
+        memories.append(rnn.update(memories[-1], token))
     if last:
-        counted = targets != IGNORE
-        place = counted.int().cumsum(1).argmax(1)  # where the count first reaches its end
-        only = torch.full_like(targets, IGNORE)
-        only[torch.arange(len(targets)), place] = targets[torch.arange(len(targets)), place]
-        targets = only
+        count = (targets != IGNORE).cumsum(1)
+        targets = targets.masked_fill(count < count[:, -1:], IGNORE)
     loss = predictive_loss(rnn.readout(torch.stack(memories, 1)), targets)
     return _norms(torch.stack(torch.autograd.grad(loss, memories, allow_unused=True, materialize_grads=True), 1))
 
 
-def smt_gradient(
+def measure_smt_gradient(
     rnn: RNN, teacher: Teacher, config: RunConfig, batch: dict[str, Tensor], progress: float
 ) -> list[float]:
-    """‖∂ loss_smt / ∂ m_t‖ at the teacher's memories, t = 0 … T, with one step of f from each."""
+    """Return ‖∂ loss_smt / ∂ m_t‖ at the teacher's memories, t = 0 … T, with one step of f from each."""
     rnn, teacher = copy.deepcopy(rnn), copy.deepcopy(teacher)
     readout = copy.deepcopy(rnn.readout.state_dict())
-    length = batch["tokens"].shape[1]
+    count, length = batch["tokens"].shape
     per_step = config.teacher.future_len + config.memory.tokens
-    decodes = max(4, min(length + 1, gradient_tokens(rnn.vocab_size) // (per_step * len(batch["tokens"]))))
+    decodes = max(4, min(length + 1, _count_decoded(rnn.vocab_size) // (per_step * count)))
     everything = dataclasses.replace(
         config.smt, steps_per_sequence=None, decodes_per_sequence=decodes, on_policy=0.0, bptt_window=1
     )
@@ -165,23 +155,24 @@ def _norms(gradient: Tensor) -> list[float]:
     return norms
 
 
-def geometry(run: Run, data: Data, plotted: int = 1200) -> dict[str, Any]:
-    """Where memories lie: principal components, effective rank, uniformity, and whether they have collapsed.
+def find_geometry(run: Run, data: Data, plotted: int = 1200) -> dict[str, Any]:
+    """Find where memories lie: principal components, effective rank, uniformity, and whether they have collapsed.
 
-    `rnn` and `teacher` (null where it was not trained) each have the figures of `geometry_of`; `points` are some of the
-    RNN's memories and of the teacher's in the RNN's first three principal components, with position, last token and
-    the task's hidden state where it is known.
+    `rnn` and `teacher` (null where it was not trained) each have the figures of `measure_spread`; `points` are some of
+    the RNN's memories and of the teacher's in the RNN's first three principal components, with position, last token
+    and the task's hidden state where it is known. Memories of padding are left out, and m_0, one point for all.
     """
     index = evenly_spaced(data.count(SPLIT), 64)
     batch = data.sequences(SPLIT, index)
     tokens = batch["tokens"]
+    real = batch.get("real", torch.ones_like(tokens).bool())  # (B, T)
     with torch.no_grad():
-        m_0 = run.rnn.init_memory(len(tokens))
-        own = torch.cat([m_0[:, None], run.rnn.rollout(tokens, m_0)], 1).float()  # (B, T + 1, K, D)
-        labels = None if run.teacher is None else run.teacher.encode(tokens).float()
-    flat = own[:, 1:].flatten(2)  # m_0 is one point for all: (B, T, K·D)
-    every = torch.linspace(0, flat.shape[0] * flat.shape[1] - 1, min(plotted, flat.shape[0] * flat.shape[1])).long()
-    chosen = flat.flatten(0, 1)[every]
+        own = run.rnn.rollout(tokens, run.rnn.init_memory(len(tokens))).float()  # (B, T, K, D)
+        labels = None if run.teacher is None else run.teacher.encode(tokens)[:, 1:].float()
+    places = real.nonzero()
+    places = places[torch.linspace(0, len(places) - 1, min(plotted, len(places))).long()]
+    rows, steps = places.unbind(1)
+    chosen = own[rows, steps].flatten(1)  # (N, K·D)
     centre = chosen.mean(0)
     _, singular, axes = torch.linalg.svd(chosen - centre, full_matrices=False)
     share = singular.square() / singular.square().sum().clamp_min(1e-12)
@@ -190,45 +181,42 @@ def geometry(run: Run, data: Data, plotted: int = 1200) -> dict[str, Any]:
     def project(memories: Tensor) -> list[list[float]]:
         return [[round(v, 4) for v in column] for column in ((memories - centre) @ axes.T).T.tolist()]
 
-    position = torch.arange(1, flat.shape[1] + 1).expand(len(tokens), -1).flatten()[every]
-    last = tokens.flatten()[every].tolist()
-    hidden = hidden_state(data, tokens, index)
+    name, words = find_hidden_state(data, tokens, index) or (None, None)
     return {
-        "rnn": geometry_of(own),
-        "teacher": None if labels is None else geometry_of(labels),
+        "rnn": measure_spread(own, real),
+        "teacher": None if labels is None else measure_spread(labels, real),
         "explained": F.pad(share[:3], (0, 3 - len(share[:3]))).tolist(),
         "points": {
             "rnn": project(chosen),
-            "teacher": None if labels is None else project(labels[:, 1:].flatten(2).flatten(0, 1)[every]),
-            "position": position.tolist(),
-            "last_token": [token_name(t, data) for t in last],
-            "hidden": None
-            if hidden is None
-            else [hidden[1][i // flat.shape[1]][i % flat.shape[1]] for i in every.tolist()],
-            "hidden_name": None if hidden is None else hidden[0],
+            "teacher": None if labels is None else project(labels[rows, steps].flatten(1)),
+            "position": (steps + 1).tolist(),
+            "last_token": [name_token(token, data) for token in tokens[rows, steps].tolist()],
+            "hidden": None if words is None else [words[row][step] for row, step in places.tolist()],
+            "hidden_name": name,
         },
     }
 
 
-def geometry_of(memories: Tensor) -> dict[str, Any]:
-    """Figures of memories (B, T + 1, K, D), m_0 left out, and what is wrong with them.
+def measure_spread(memories: Tensor, real: Tensor) -> dict[str, Any]:
+    """Measure how memories (B, T, K, D) are spread, and say what is wrong with them; `real` (B, T) bool tells which.
 
     `effective_rank`: exp of the entropy of the singular values' shares (Roy & Vetterli 2007), of K·D at most.
     `uniformity`: Eq. 4, 0 where all memories point one way. `between_sequences`: share of the variance that is
     between sequences at one position; near 0 the memory counts steps and knows nothing of what was read. Of one
     sequence alone there is none (null).
     """
-    flat = memories[:, 1:].flatten(2)
-    total = flat.flatten(0, 1).var(0, correction=0).mean()
-    between = float(flat.var(0, correction=0).mean() / total.clamp_min(1e-12)) if len(flat) > 1 else None
-    some = flat.flatten(0, 1)
+    flat, count = memories.flatten(2), real.sum(0)[:, None].clamp_min(1)
+    some = flat[real]  # (N, K·D)
+    total = some.var(0, correction=0).mean()
+    apart = (flat - flat.masked_fill(~real[..., None], 0).sum(0) / count)[real]
+    between = float(apart.square().mean() / total.clamp_min(1e-12)) if len(flat) > 1 else None
     some = some[torch.linspace(0, len(some) - 1, min(2000, len(some))).long()]
     singular = torch.linalg.svdvals(some - some.mean(0))
     share = singular / singular.sum().clamp_min(1e-12)
     rank = float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum())) if total > 1e-10 else 0.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        uniformity = float(uniformity_loss(memories[:, 1:], 2000))
+        uniformity = float(uniformity_loss(memories[real], 2000))
     reasons = []
     if rank < 2:
         reasons.append(f"effective rank {rank:.1f}: memories lie on less than a plane")
@@ -236,17 +224,12 @@ def geometry_of(memories: Tensor) -> dict[str, Any]:
         reasons.append(f"uniformity {uniformity:.2f}: all memories point nearly the same way")
     if between is not None and (not math.isfinite(between) or between < 0.01):
         reasons.append(f"{between:.1%} of the variance is between sequences: memory hardly depends on the input")
-    return {
-        "effective_rank": rank,
-        "dimensions": flat.shape[-1],
-        "uniformity": uniformity,
-        "between_sequences": between,
-        "collapsed": reasons,
-    }
+    figures = {"effective_rank": rank, "dimensions": flat.shape[-1], "uniformity": uniformity}
+    return figures | {"between_sequences": between, "collapsed": reasons}
 
 
-def hidden_state(data: Data, tokens: Tensor, index: Ints) -> tuple[str, list[list[str]]] | None:
-    """What the task's memory ought to hold after each of t = 1 … T: its name, and a word per sequence and step.
+def find_hidden_state(data: Data, tokens: Tensor, index: Ints) -> tuple[str, list[list[str]]] | None:
+    """Find what the task's memory ought to hold after each of t = 1 … T: its name, and a word per sequence and step.
 
     A task says it itself, by a method `hidden(tokens (B, T)) -> (name, (B, T) words)`; images of digits have their
     class. `index` are the numbers of the sequences in their split.
@@ -263,8 +246,8 @@ def hidden_state(data: Data, tokens: Tensor, index: Ints) -> tuple[str, list[lis
     return None
 
 
-def token_name(token: int, data: Data) -> str:
-    """A token as a reader would write it."""
+def name_token(token: int, data: Data) -> str:
+    """Return a token as a reader would write it."""
     if data.kind != "text":
         return str(token)
     return repr(chr(token))[1:-1] if 32 < token < 127 else {32: "space", 10: "newline"}.get(token, f"0x{token:02x}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from retain.plots import PALETTE
@@ -72,26 +73,44 @@ LOG = ("loss_dyn", "gradient_norm", "gradient_norm_rnn", "gradient_norm_teacher"
 BITS = (("RNN", "bits_by_position", "solid"), ("teacher", "teacher_bits_by_position", "dot"))
 DRIFT = (("RNN", "relative_drift_by_position", "solid"),)
 ACCURACY = (("RNN", "accuracy", "solid"), ("teacher", "teacher_accuracy", "dot"))
+POSITION = {"position": "position t"}
 GRADIENTS = (("SMT", "smt", "solid"), ("BPTT", "bptt", "dash"), ("BPTT, last target only", "bptt_last", "dot"))
 
 
-def grouped_charts(runs: list[Run]) -> dict[str, list[Chart]]:
+def group_charts(runs: list[Run]) -> dict[str, list[Chart]]:
     """Return every line plot of the page, by the section where it stands."""
+    compare = partial(_compare, runs)
+    final, longer = (partial(_read_positions, part=part) for part in ("final", "longer"))
+    bits, beyond = "bits per token", "beyond the training length"
+    moments = {"initial": "Gradient flow at initialisation", "trained": "Gradient flow after training"}
     groups = {
-        "history": history_charts(runs),
-        "drift": [drift_chart(runs), drift_chart(runs, relative=False), beyond_chart(runs, drift=True)],
-        "quality": [quality_chart(runs), beyond_chart(runs, drift=False), length_chart(runs)],
-        "gradient": [gradient_chart(runs, when) for when in ("initial", "trained")],
-    }
+        "history": chart_history(runs),
+        "drift": [
+            chart_drift(runs, relative=True),
+            chart_drift(runs, relative=False),
+            compare("drift-beyond", f"Relative drift {beyond}", "relative drift", longer, DRIFT, marked=True),
+        ],
+        "quality": [
+            compare("quality", "Quality by position, from a cold start", bits, final, BITS),
+            compare("quality-beyond", f"Quality {beyond}", bits, longer, BITS, marked=True),
+            compare("length", "Accuracy by length of the sequence", "accuracy", _read_lengths, ACCURACY,
+                    axes={"length": "tokens read before the answer"}, marked=True),
+        ],
+        "gradient": [
+            compare(f"gradient-{when}", title, "‖∂loss / ∂m_t‖", partial(_read_gradients, when=when), GRADIENTS,
+                    log=True, colour_kinds=len(runs) == 1)
+            for when, title in moments.items()
+        ],
+    }  # fmt: skip
     return {name: [chart for chart in charts if chart.lines] for name, charts in groups.items()}
 
 
-def named_charts(runs: list[Run]) -> dict[str, Chart]:
+def chart_by_name(runs: list[Run]) -> dict[str, Chart]:
     """Return the same plots by their own names."""
-    return {chart.key: chart for charts in grouped_charts(runs).values() for chart in charts}
+    return {chart.key: chart for charts in group_charts(runs).values() for chart in charts}
 
 
-def history_charts(runs: list[Run]) -> list[Chart]:
+def chart_history(runs: list[Run]) -> list[Chart]:
     """Describe validation quality first, then every loss, against each axis that all runs have logged."""
     present = {name for run in runs for name in run["history"]["curves"]}
     known = sorted(LABELS, key=lambda name: not name.startswith("validation_"))
@@ -131,7 +150,7 @@ def _phase_marks(runs: list[Run], axis: str) -> list[tuple[float, str]]:
     return [(place, "<br>".join(some)) for place, some in words.items()]
 
 
-def drift_chart(runs: list[Run], relative: bool = True) -> Chart:
+def chart_drift(runs: list[Run], relative: bool) -> Chart:
     """Describe drift by position, as each phase left the RNN."""
     key = "relative_drift_by_position" if relative else "drift_by_position"
     several = len(runs) > 1
@@ -148,78 +167,53 @@ def drift_chart(runs: list[Run], relative: bool = True) -> Chart:
                 y = [None, *values[1:]]
                 dash = "solid" if j == len(models) - 1 else "dash"
                 lines.append(Line(words, {"position": list(range(len(y)))}, y, i if several else j, dash))
-    axes = {"position": "position t"}
     if relative:
         y_words = "relative drift (1: as far off as an empty memory)"
-        return Chart("drift", "Relative drift by position", axes, y_words, lines)
-    return Chart("absolute-drift", "Drift by position (mean squared)", axes, "drift", lines, log=True)
+        return Chart("drift", "Relative drift by position", POSITION, y_words, lines)
+    return Chart("absolute-drift", "Drift by position (mean squared)", POSITION, "drift", lines, log=True)
 
 
-def beyond_chart(runs: list[Run], drift: bool) -> Chart:
-    """Describe quality, or relative drift, by position on sequences longer than those of training."""
-    title = f"{'Relative drift' if drift else 'Quality'} beyond the training length"
-    lines, marks = _compare(runs, lambda run: _by_position(run, "longer"), DRIFT if drift else BITS)
-    y = "relative drift" if drift else "bits per token"
-    key = "drift-beyond" if drift else "quality-beyond"
-    return Chart(key, title, {"position": "position t"}, y, lines, marks={"position": marks})
-
-
-def quality_chart(runs: list[Run]) -> Chart:
-    """Describe bits per token by position, from a cold start."""
-    lines, _ = _compare(runs, lambda run: _by_position(run, "final"), BITS)
-    return Chart(
-        "quality", "Quality by position, from a cold start", {"position": "position t"}, "bits per token", lines
-    )
-
-
-def length_chart(runs: list[Run]) -> Chart:
-    """Describe accuracy by length of the sequence, for tasks whose answer comes at the end."""
-
-    def columns(run: Run) -> dict[str, Numbers]:
-        rows = (run["positions"] or {}).get("lengths") or []
-        keys = ("length", "accuracy", "teacher_accuracy")
-        return {key: [row[key] for row in rows] for key in keys if rows and rows[0][key] is not None}
-
-    lines, marks = _compare(runs, columns, ACCURACY, axis="length")
-    axes = {"length": "tokens read before the answer"}
-    return Chart("length", "Accuracy by length of the sequence", axes, "accuracy", lines, marks={"length": marks})
-
-
-def gradient_chart(runs: list[Run], when: str) -> Chart:
-    """Describe the norm of the loss's gradient at m_t on a log scale; `when` is "initial" or "trained"."""
-
-    def positive(run: Run) -> dict[str, Numbers]:
-        flow = (run["gradient"] or {}).get(when) or {}
-        # A norm of exactly 0 has no place on a log scale.
-        return {key: [v or None for v in values] for key, values in flow.items() if values is not None}
-
-    title = {"initial": "Gradient flow at initialisation", "trained": "Gradient flow after training"}[when]
-    lines, _ = _compare(runs, positive, GRADIENTS, colour_kinds=len(runs) == 1)
-    return Chart(f"gradient-{when}", title, {"position": "position t"}, "‖∂loss / ∂m_t‖", lines, log=True)
-
-
-def _by_position(run: Run, part: str) -> dict[str, Numbers]:
+def _read_positions(run: Run, part: str) -> dict[str, Numbers]:
     """The curves by position among the scores of a part; one point is no curve."""
     scores = (run["positions"] or {}).get(part) or {}
     curves = {key: values for key, values in scores.items() if isinstance(values, list)}
     return {key: values for key, values in curves.items() if sum(v is not None for v in values) > 1}
 
 
+def _read_lengths(run: Run) -> dict[str, Numbers]:
+    rows = (run["positions"] or {}).get("lengths") or []
+    keys = ("length", "accuracy", "teacher_accuracy")
+    return {key: [row[key] for row in rows] for key in keys if rows and rows[0][key] is not None}
+
+
+def _read_gradients(run: Run, when: str) -> dict[str, Numbers]:
+    flow = (run["gradient"] or {}).get(when) or {}
+    # A norm of exactly 0 has no place on a log scale.
+    return {key: [v or None for v in values] for key, values in flow.items() if values is not None}
+
+
 def _compare(
     runs: list[Run],
-    curves_of: Callable[[Run], dict[str, Numbers]],
+    key: str,
+    title: str,
+    y_words: str,
+    read: Callable[[Run], dict[str, Numbers]],
     kinds: Sequence[tuple[str, str, str]],
-    axis: str = "position",
+    *,
+    axes: dict[str, str] = POSITION,
+    marked: bool = False,
+    log: bool = False,
     colour_kinds: bool = False,
-) -> tuple[list[Line], list[tuple[float, str]]]:
-    """The lines of each run's curves, and a mark at the training length of each run that has some.
+) -> Chart:
+    """Describe the curves that `read` finds in each run, and mark the training length of each run that has some.
 
-    `kinds` are the curves: (word, name, dash). Without a curve `axis` the numbers 0, 1, … are their x.
+    `kinds` are the curves: (word, name, dash). Without a curve of the axis' name the numbers 0, 1, … are their x.
     """
     lines: list[Line] = []
     marks = set()
+    (axis,) = axes
     for i, run in enumerate(runs):
-        curves = curves_of(run)
+        curves = read(run)
         for j, (who, name, dash) in enumerate(kinds):
             if name in curves:
                 y = curves[name]
@@ -227,10 +221,10 @@ def _compare(
                 words = f"{run['name']}, {who}" if len(runs) > 1 else who
                 lines.append(Line(words, x, y, j if colour_kinds else i, dash))
                 marks.add((run["config"]["data"]["seq_len"], "T"))
-    return lines, sorted(marks)
+    return Chart(key, title, axes, y_words, lines, log, {axis: sorted(marks)} if marked else {})
 
 
-def colourings(geometry: dict[str, Any]) -> dict[str, Colouring]:
+def find_colourings(geometry: dict[str, Any]) -> dict[str, Colouring]:
     """Return the ways to colour the memories: by the task's hidden state where it is known, position, last token."""
     points = geometry["points"]
     found = {"position": Colouring(points["position"]), "last token": _colour_words(points["last_token"])}

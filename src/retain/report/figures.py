@@ -7,15 +7,17 @@ tells what a switch of the page changes in it: switch → option → [trace chan
 from __future__ import annotations
 
 import html
+from functools import partial
 from typing import Any
 
 from retain.plots import PALETTE
-from retain.report.charts import OTHER, Chart, Colouring, colourings
+from retain.report.charts import OTHER, Chart, Colouring, find_colourings
 
+escape = partial(html.escape, quote=False)  # Plotly reads a few HTML tags in its texts
 MARGIN = {"l": 58, "r": 12, "t": 14, "b": 44}
 
 
-def chart_figure(chart: Chart) -> dict[str, Any]:
+def draw_chart(chart: Chart) -> dict[str, Any]:
     """Return a line plot, drawn against its first axis."""
     first = next(iter(chart.axes))
     # The words above the plot say it already where they are the same.
@@ -74,15 +76,15 @@ def _marks(chart: Chart, axis: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def memory_figure(geometry: dict[str, Any], who: str, components: int) -> dict[str, Any]:
+def draw_memory(geometry: dict[str, Any], who: str, components: int) -> dict[str, Any]:
     """Return memories of `who` ("rnn", "teacher") in two or three of the RNN's principal components."""
     points, share = geometry["points"], geometry["explained"]
     places = dict(zip("xyz"[:components], points[who], strict=False))
-    text = [f"t = {t}<br>last token {_escape(token)}" for t, token in zip(points["position"], points["last_token"],
-                                                                         strict=True)]  # fmt: skip
+    tokens = zip(points["position"], points["last_token"], strict=True)
+    text = [f"t = {t}<br>last token {escape(token)}" for t, token in tokens]
     if points["hidden"] is not None:
-        text = [f"{a}<br>{points['hidden_name']} {_escape(b)}" for a, b in zip(text, points["hidden"], strict=True)]
-    markers = {name: _marker(colouring) for name, colouring in colourings(geometry).items()}
+        text = [f"{a}<br>{points['hidden_name']} {escape(b)}" for a, b in zip(text, points["hidden"], strict=True)]
+    markers = {name: _marker(colouring) for name, colouring in find_colourings(geometry).items()}
     first = next(iter(markers.values()))
     changes = {name: [{f"marker.{k}": [v] for k, v in marker.items()}, {}] for name, marker in markers.items()}
     layout: dict[str, Any] = {"height": 360, "meta": {"switch": {"colour": changes}}}
@@ -110,11 +112,6 @@ def _marker(colouring: Colouring) -> dict[str, Any]:
     else:
         ends = -0.5, count - 0.5
         scale = [[(i + step) / count, colour] for i, (_, colour) in enumerate(colouring.words) for step in (0, 1)]
-        names = [_escape(word) for word, _ in colouring.words]
+        names = [escape(word) for word, _ in colouring.words]
         bar |= {"title": {"text": ""}, "tickmode": "array", "tickvals": list(range(count)), "ticktext": names}
     return {"color": colouring.values, "colorscale": scale, "cmin": ends[0], "cmax": ends[1], "colorbar": bar}
-
-
-def _escape(text: str) -> str:
-    """Plotly reads a few HTML tags in its texts."""
-    return html.escape(text, quote=False)

@@ -9,6 +9,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from retain.data import Data, load_data
 from retain.errors import CheckpointError, UserError, explain
 from retain.report import analyses
 from retain.report.history import read_history
-from retain.report.samples import samples
+from retain.report.samples import sample_beside_data
 from retain.runs.data import own_tokenizer, same_checksum
 from retain.runs.folder import finished, phase_folder
 from retain.runs.run import Run, guided, load_run
@@ -36,13 +37,13 @@ Command = Callable[[RunConfig, Path], str]
 """The line that trains a run anew."""
 
 
-def by_file(config: RunConfig, path: Path) -> str:
-    """The line that reads the run's own config file."""
+def command_by_file(config: RunConfig, path: Path) -> str:
+    """Return the line that reads the run's own config file."""
     return f"retain train --config {shlex.quote(str(path / 'config.json'))} --out NEW"
 
 
-def gather(path: Path, parts: tuple[str, ...] = PARTS, command: Command = by_file) -> dict[str, Any]:
-    """Everything about the run at `path`. Raises UserError where there is no run."""
+def gather(path: Path, parts: tuple[str, ...] = PARTS, command: Command = command_by_file) -> dict[str, Any]:
+    """Gather everything about the run at `path`. Raises UserError where there is no run."""
     if not path.is_dir() or not (path / "config.json").exists():
         what = "holds no config.json" if path.is_dir() else "is not a folder"
         raise UserError(f"run: {path} {what}; give the folder that `retain train` wrote")
@@ -69,15 +70,13 @@ def gather(path: Path, parts: tuple[str, ...] = PARTS, command: Command = by_fil
         "config": to_dict(config),
         "longest_gradient_path": config.longest_gradient_path,
         "command": attempt("the command", lambda: command(config, path)),
-        "data": attempt("data.json", lambda: _json(path / "data.json")),
-        "test": attempt("eval-test.json", lambda: _json(path / "eval-test.json")),
-        "summary": attempt("summary.json", lambda: _json(path / "summary.json")),
+        "data": attempt("data.json", lambda: _read_json(path / "data.json")),
+        "test": attempt("eval-test.json", lambda: _read_json(path / "eval-test.json")),
+        "summary": attempt("summary.json", lambda: _read_json(path / "summary.json")),
     }
-    history = attempt("metrics.jsonl", lambda: read_history(path / "metrics.jsonl")) or {
-        "lines": 0, "bad": 0, "first_bad": None, "cut": False, "last": None, "curves": {}, "phases": []
-    }  # fmt: skip
+    history = attempt("metrics.jsonl", lambda: read_history(path / "metrics.jsonl")) or read_history(Path(os.devnull))
     found["history"] = history
-    found["status"] = status(path, config, history, finished(path), notes)
+    found["status"] = find_status(path, config, history, notes)
     teacher = guided(path)  # a run of BPTT alone never trained its teacher
     # Curves need neither, and data may have to be downloaded.
     run = attempt("the model", lambda: load_run(path, teacher=teacher)) if parts else None
@@ -98,44 +97,35 @@ def gather(path: Path, parts: tuple[str, ...] = PARTS, command: Command = by_fil
         if any(key.startswith("sha256") for key in trained_on) and not same_checksum(trained_on, data.info):
             notes.append("the data here has another checksum than the data the run was trained on; figures may differ")
         if data.vocab_size != run.state["vocab_size"]:
-            notes.append(
-                f"the data: vocabulary {data.vocab_size}, the run's is {run.state['vocab_size']}; not analysed"
-            )
+            own = run.state["vocab_size"]
+            notes.append(f"the data: vocabulary {data.vocab_size}, the run's is {own}; not analysed")
             data = None
-    ready = run is not None and data is not None
     found["answers"] = data.answers if data is not None else None
     found["chance"] = data.chance if data is not None and data.answers else None
-    for part, work in {
-        "positions": lambda: positions(path, run, data, history, notes),  # type: ignore[arg-type]
-        "gradient": lambda: analyses.gradient_flow(run, data),  # type: ignore[arg-type]
-        "geometry": lambda: analyses.geometry(run, data),  # type: ignore[arg-type]
-        "samples": lambda: samples(run, data),  # type: ignore[arg-type]
-    }.items():
-        found[part] = attempt(part, work) if ready and part in parts else None
-    plain: dict[str, Any] = _plain(found)
+    found |= dict.fromkeys(PARTS)
+    if run is not None and data is not None:
+        work: dict[str, Callable[[Run, Data], Any]] = {
+            "positions": partial(score_positions, history=history, notes=notes),
+            "gradient": analyses.measure_gradient_flow,
+            "geometry": analyses.find_geometry,
+            "samples": sample_beside_data,
+        }
+        found |= {part: attempt(part, partial(work[part], run, data)) for part in parts}
+    # Strict JSON: a number that is not finite is null.
+    plain: dict[str, Any] = json.loads(json.dumps(found), parse_constant=lambda name: None)
     return plain
 
 
-def _json(path: Path) -> Any:
-    """What a file holds, None where there is none. Raises UserError where it is damaged."""
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error})") from None
 
 
-def _plain(value: Any) -> Any:
-    """Strict JSON: a number that is not finite is null."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def status(path: Path, config: RunConfig, history: dict[str, Any], over: bool, notes: list[str]) -> str:
+def find_status(path: Path, config: RunConfig, history: dict[str, Any], notes: list[str]) -> str:
     """Return "finished", "running" or "stopped"; what is missing or damaged goes to the notes."""
-    if history["bad"] > (1 if history["cut"] else 0):
+    if history["bad"] > history["cut"]:
         where = f"the first is line {history['first_bad']}"
         notes.append(f"metrics.jsonl: {history['bad']} of {history['lines']} lines cannot be read; {where}")
     elif history["bad"]:
@@ -147,38 +137,37 @@ def status(path: Path, config: RunConfig, history: dict[str, Any], over: bool, n
     missing = [phase for phase in config.trained if phase not in begun]
     if missing and history["lines"]:
         notes.append(f"phase {' and '.join(missing)} of {' then '.join(config.trained)} has not begun")
-    if over:
+    if finished(path):
         return "finished"
     file = path / "metrics.jsonl"
     age = time.time() - file.stat().st_mtime if file.exists() else math.inf
     if age < STILL_WRITING:
-        notes.append(
-            f"the run is still being written (last line {age:.0f} s ago): figures are those of its best so far"
-        )
+        ago = f"last line {age:.0f} s ago"
+        notes.append(f"the run is still being written ({ago}): figures are those of its best so far")
         return "running"
     notes.append(f"the run stopped before its end; go on with: retain train --out {path} --resume")
     return "stopped"
 
 
-def positions(path: Path, run: Run, data: Data, history: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """Scores of the model on validation, by position as each phase left it, and beyond the training length."""
-    config = run.config
-    found: dict[str, Any] = {"final": analyses.scores(run, data), "phases": [], "longer": None, "lengths": None}
+def score_positions(run: Run, data: Data, history: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Score the model on validation, by position as each phase left it, and beyond the training length."""
+    config, path = run.config, run.path
+    found: dict[str, Any] = {"final": analyses.score(run, data), "phases": [], "longer": None, "lengths": None}
     for index, name in enumerate(config.phases):
         if phase_folder(path, config, index).is_dir():
             try:
                 there = load_run(path, teacher=run.teacher is not None, phase=index)
-                found["phases"].append({"phase": name} | analyses.scores(there, data))
+                found["phases"].append({"phase": name} | analyses.score(there, data))
             except (UserError, CheckpointError) as error:
                 notes.append(f"the model after {name}: {' '.join(str(error).split())}")
         elif any(p["phase"] == name for p in history["phases"]):
             notes.append(f"the model as {name} left it is not in {path / 'phases'}, so it is not compared")
-    found["settles"] = analyses.settles(found["final"])
+    found["settles"] = analyses.find_settling(found["final"])
     if data.answers:
-        found["lengths"] = analyses.by_length(run)
-    longer, why = analyses.longer_data(config)
+        found["lengths"] = analyses.score_lengths(run)
+    longer, why = analyses.load_longer(config)
     if longer is not None:
-        found["longer"] = analyses.scores(run, longer, analyses.SEQUENCES // analyses.LONGER)
-        found["settles_beyond"] = analyses.settles(found["longer"])
+        found["longer"] = analyses.score(run, longer, analyses.SEQUENCES // analyses.LONGER)
+        found["settles_beyond"] = analyses.find_settling(found["longer"])
     found["why_not_longer"] = why
     return found

@@ -56,7 +56,7 @@ def read_history(path: Path, points: int = POINTS) -> dict[str, Any]:
                     phases.append({"phase": phase} | {a: record[a] for a in AXES if _is_number(record.get(a))})
                 found["last"] = record
     whole = {key: np.array(column) for key, column in columns.items()}
-    return found | {"curves": curves(whole, points), "phases": phases}
+    return found | {"curves": thin_curves(whole, points), "phases": phases}
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
@@ -79,24 +79,21 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def curves(columns: dict[str, Floats], points: int) -> dict[str, dict[str, list[float | None]]]:
-    """The measured columns, thinned, each with the axes it can be drawn against."""
-    axes = [axis for axis in AXES if axis in columns]
+def thin_curves(columns: dict[str, Floats], points: int) -> dict[str, dict[str, list[float | None]]]:
+    """Return the measured columns, thinned, each with the axes it can be drawn against."""
     found = {}
     for name, values in sorted(columns.items()):
         measured = name.startswith(("loss", "validation_", "gradient_norm")) or name == "relative_drift"
-        if not measured or name == "validation_seconds":
-            continue
         where = np.flatnonzero(np.isfinite(values))
-        if not len(where):
-            continue
-        kept = where[thin(values[where], points)]
-        found[name] = {axis: _rounded(columns[axis][kept]) for axis in axes} | {"value": _rounded(values[kept])}
+        if measured and name != "validation_seconds" and len(where):
+            kept = where[thin(values[where], points)]
+            drawn = {axis: columns[axis] for axis in AXES if axis in columns} | {"value": values}
+            found[name] = {axis: _round(column[kept]) for axis, column in drawn.items()}
     return found
 
 
 def thin(values: Floats, points: int) -> npt.NDArray[np.int64]:
-    """Indices of at most about `points` values: of every bucket its least and its greatest, and both ends."""
+    """Return indices of at most about `points` values: of every bucket its least and its greatest, and both ends."""
     count = len(values)
     if count <= points:
         return np.arange(count)
@@ -108,6 +105,6 @@ def thin(values: Floats, points: int) -> npt.NDArray[np.int64]:
     return np.array(sorted(kept))
 
 
-def _rounded(values: Floats) -> list[float | None]:
+def _round(values: Floats) -> list[float | None]:
     """Nine significant digits: more only makes the page larger. What is missing is null."""
     return [float(f"{v:.9g}") if math.isfinite(v) else None for v in values.tolist()]

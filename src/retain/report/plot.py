@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from retain.errors import UserError
 from retain.plots import PALETTE, add_legend, tidy_axes
-from retain.report.charts import Chart, colourings, named_charts
+from retain.report.charts import Chart, chart_by_name, find_colourings
 from retain.report.gather import PARTS, gather
 
 if TYPE_CHECKING:
@@ -27,19 +27,18 @@ STYLE = {"solid": "-", "dash": "--", "dot": ":"}
 def save_plot(run: Path, name: str, out: Path, axis: str = "step", colour: str | None = None) -> None:
     """Draw the plot `name` of the run into `out` (.png, .svg, .pdf), against `axis` where it has several.
 
-    Raises:
-        UserError: For a plot that this run does not have, naming those it has, and where `out` cannot be written.
+    Raises UserError for a plot that this run does not have, naming those it has, and where `out` cannot be written.
     """
     _new_figure()  # says what to install before anything is computed
     found = gather(run, (NEEDS[name],) if name in NEEDS else ())
     if name in MEMORY:
         figure = _draw_memory(found, name, colour)
-    elif (chart := named_charts([found]).get(name)) is not None:
+    elif (chart := chart_by_name([found]).get(name)) is not None:
         figure = _draw_lines(chart, axis)
     else:
         found = gather(run, PARTS[:3])
         geometry = found["geometry"]
-        names = sorted(named_charts([found]))
+        names = sorted(chart_by_name([found]))
         names += [m for m in MEMORY if geometry and (m != "memory-teacher" or geometry["teacher"])]
         missing = f"; missing: {'; '.join(found['notes'])}" if found["notes"] else ""
         raise UserError(f"name: {name!r} is not a plot of {run}; it has {', '.join(names) or 'none'}{missing}")
@@ -88,7 +87,7 @@ def _draw_memory(found: dict[str, Any], name: str, colour: str | None) -> Figure
     if geometry is None or geometry["points"][who] is None:
         why = "; ".join(found["notes"]) or "it never trained a teacher"
         raise UserError(f"name: {name!r} cannot be drawn for {found['path']}: {why}")
-    ways = colourings(geometry)
+    ways = find_colourings(geometry)
     if colour is not None and colour not in ways:
         raise UserError(f"colour: {colour!r} is none of {', '.join(ways)}")
     colouring = ways[colour or next(iter(ways))]
@@ -96,11 +95,11 @@ def _draw_memory(found: dict[str, Any], name: str, colour: str | None) -> Figure
     figure, axes = _new_figure(projection="3d" if three else None)
     from matplotlib.colors import ListedColormap
 
-    words, colours = zip(*colouring.words, strict=True) if colouring.words else ((), ())
+    words = [word for word, _ in colouring.words]
+    options: dict[str, Any] = {"cmap": "viridis"}
     if words:
-        options = {"cmap": ListedColormap(colours), "vmin": -0.5, "vmax": len(words) - 0.5}
-    else:
-        options = {"cmap": "viridis"}
+        colours = ListedColormap([colour for _, colour in colouring.words])
+        options = {"cmap": colours, "vmin": -0.5, "vmax": len(words) - 0.5}
     dots = axes.scatter(*geometry["points"][who][: 3 if three else 2], c=colouring.values, s=5, **options)
     bar = figure.colorbar(dots, ax=axes, shrink=0.8, pad=0.15 if three else 0.05)
     if words:

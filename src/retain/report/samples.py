@@ -27,16 +27,16 @@ SECONDS = 30.0
 """The teacher reads everything again for each token: it is given up after so long."""
 
 
-def samples(run: Run, data: Data) -> dict[str, Any]:
-    """`kind` is "answers", "images" or "text"; `rows` or pictures of RNN, teacher (null where untrained) and data."""
+def sample_beside_data(run: Run, data: Data) -> dict[str, Any]:
+    """Sample "answers", "images" or "text", the `kind`: `rows` or pictures of RNN, teacher (null if none) and data."""
     if data.answers:
-        return answers(run, data)
+        return sample_answers(run, data)
     if data.kind == "image" and data.image_shape is not None:
-        return images(run, data)
-    return continuations(run, data)
+        return sample_images(run, data)
+    return sample_continuations(run, data)
 
 
-def teacher_stream(
+def stream_teacher(
     teacher: Teacher, prompt: Tensor, length: int, window: int, temperature: float, seed: int
 ) -> Iterator[Tensor]:
     """Sample from the teacher's decoder: prompt (B, P), the memory made anew of the last `window` tokens each time."""
@@ -51,18 +51,20 @@ def teacher_stream(
         yield token
 
 
-def _within(stream: Iterator[Tensor]) -> Tensor | None:
-    """All tokens of a stream, (B, N), or None where it takes more than SECONDS."""
+def _sample_teacher(run: Run, prompt: Tensor, length: int, window: int, temperature: float) -> Tensor | None:
+    """Sample (B, N) from the run's teacher; None without one, or if it takes more than SECONDS."""
+    if run.teacher is None:
+        return None
     start, found = time.perf_counter(), []
-    for token in stream:
+    for token in stream_teacher(run.teacher, prompt, length, window, temperature, 0):
         found.append(token)
         if time.perf_counter() - start > SECONDS:
             return None
     return torch.stack(found, 1)
 
 
-def continuations(run: Run, data: Data, count: int = 2, temperature: float = 0.7) -> dict[str, Any]:
-    """How RNN, teacher and data go on after the beginnings of some validation sequences."""
+def sample_continuations(run: Run, data: Data, count: int = 2, temperature: float = 0.7) -> dict[str, Any]:
+    """Sample how RNN, teacher and data go on after the beginnings of some validation sequences."""
     length = min(LENGTH, 4 * data.seq_len)
     prompt_len = min(PROMPT, data.seq_len // 2)
     whole = torch.cat([b["targets"] for b in islice(data.windows(SPLIT, 64), 8)])
@@ -76,9 +78,7 @@ def continuations(run: Run, data: Data, count: int = 2, temperature: float = 0.7
     prompt = real[:, :prompt_len].clamp_min(0)
     with torch.inference_mode():
         own = torch.stack(list(generate(run.rnn, prompt, length, temperature=temperature, seed=0)), 1)
-    theirs = None
-    if run.teacher is not None:
-        theirs = _within(teacher_stream(run.teacher, prompt, length, data.seq_len, temperature, 0))
+    theirs = _sample_teacher(run, prompt, length, data.seq_len, temperature)
     rows = [
         {
             "prompt": data.decode(prompt[i].tolist()),
@@ -91,28 +91,26 @@ def continuations(run: Run, data: Data, count: int = 2, temperature: float = 0.7
     return {"kind": "text", "temperature": temperature, "rows": rows}
 
 
-def images(run: Run, data: Data, count: int = 24) -> dict[str, Any]:
-    """Whole images sampled from nothing, as PNG data URIs."""
-    assert data.image_shape is not None
-    pixels = data.image_shape[0] * data.image_shape[1]
+def sample_images(run: Run, data: Data, count: int = 24) -> dict[str, Any]:
+    """Sample whole images from nothing, as PNG data URIs."""
+    shape = data.image_shape
+    assert shape is not None
+    pixels = shape[0] * shape[1]
     count = count if pixels <= 256 else 8
     empty = torch.zeros(count, 0, dtype=torch.long)
     drawn: dict[str, Tensor | None] = {
         "rnn": torch.stack(list(generate(run.rnn, empty, pixels, seed=0)), 1),
-        "teacher": None
-        if run.teacher is None
-        else _within(teacher_stream(run.teacher, empty, pixels, data.seq_len, 1.0, 0)),
+        "teacher": _sample_teacher(run, empty, pixels, data.seq_len, 1.0),
         "data": next(iter(data.windows(SPLIT, count, count)))["targets"],
     }
-    return {
-        "kind": "images",
-        "temperature": 1.0,
-        **{name: None if t is None else picture(t, data.image_shape, data.vocab_size) for name, t in drawn.items()},
+    pictures = {
+        name: None if tokens is None else draw_grid(tokens, shape, data.vocab_size) for name, tokens in drawn.items()
     }
+    return {"kind": "images", "temperature": 1.0, **pictures}
 
 
-def picture(tokens: Tensor, shape: tuple[int, int], levels: int) -> str:
-    """Images as one PNG grid in a data URI."""
+def draw_grid(tokens: Tensor, shape: tuple[int, int], levels: int) -> str:
+    """Draw images as one PNG grid in a data URI."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "grid.png"
         save_image_grid(tokens, shape, levels, path, columns=6)
@@ -120,8 +118,8 @@ def picture(tokens: Tensor, shape: tuple[int, int], levels: int) -> str:
 
 
 @torch.no_grad()
-def answers(run: Run, data: Data, count: int = 6) -> dict[str, Any]:
-    """Sequences of a task with the last right answer, and what RNN and teacher say there."""
+def sample_answers(run: Run, data: Data, count: int = 6) -> dict[str, Any]:
+    """Return sequences of a task with the last right answer, and what RNN and teacher say there."""
     batch = next(iter(data.windows(SPLIT, count, count)))
     tokens, targets = batch["tokens"], batch["targets"]
     m_0 = run.rnn.init_memory(len(tokens))
@@ -132,11 +130,11 @@ def answers(run: Run, data: Data, count: int = 6) -> dict[str, Any]:
     task = getattr(data, "task", None)  # a user's own data has no names
     words, replies = (task.words, task.answers) if task else ((), ())
 
-    def said(probabilities: Tensor | None, i: int, t: int) -> str | None:
+    def answer(probabilities: Tensor | None, i: int, t: int) -> str | None:
         if probabilities is None:
             return None
         likeliest = int(probabilities[i, t].argmax())
-        return f"{named(likeliest, replies)} ({float(probabilities[i, t, likeliest]):.0%})"
+        return f"{name_token(likeliest, replies)} ({float(probabilities[i, t, likeliest]):.0%})"
 
     rows = []
     for i in range(len(tokens)):
@@ -144,12 +142,12 @@ def answers(run: Run, data: Data, count: int = 6) -> dict[str, Any]:
         if not len(asked):  # a short stack may never be popped
             continue
         t = int(asked[-1])
-        right = named(int(targets[i, t]), replies)
-        read = " ".join(named(token, words) for token in tokens[i, :t].tolist())
-        rows.append({"prompt": read, "rnn": said(own, i, t), "teacher": said(theirs, i, t), "data": right})
+        right = name_token(int(targets[i, t]), replies)
+        read = " ".join(name_token(token, words) for token in tokens[i, :t].tolist())
+        rows.append({"prompt": read, "rnn": answer(own, i, t), "teacher": answer(theirs, i, t), "data": right})
     return {"kind": "answers", "rows": rows}
 
 
-def named(token: int, names: Sequence[str]) -> str:
+def name_token(token: int, names: Sequence[str]) -> str:
     """Return a token's name, or its number where it has none."""
     return names[token] if token < len(names) else str(token)

@@ -8,36 +8,34 @@ from retain.config.json import flatten
 from retain.inference.evaluate import LEFT, has_left
 
 
-def verdict(run: dict[str, Any]) -> str:
-    """How far the RNN is from its teacher, whether drift levels off, whether memory has collapsed."""
+def describe_run(run: dict[str, Any]) -> str:
+    """Say how far the RNN is from its teacher, whether drift levels off, whether memory has collapsed."""
     positions = run["positions"]
     if positions is None:
         return "No figures: the model or its data could not be loaded (see the notes below)."
     final = positions["final"]
-    parts = [_quality(final, bool(run["answers"]), run["chance"])]
+    parts = [_describe_quality(final, bool(run["answers"]), run["chance"])]
     if (settles := positions["settles"]) is not None:
-        parts.append(_drift(settles, positions.get("settles_beyond"), has_left(final)))
+        parts.append(_describe_drift(settles, positions.get("settles_beyond"), has_left(final)))
     elif final["relative_drift"] is None:
         parts.append("it has no trained teacher, so there is no drift to measure")
     geometry = run["geometry"]
     if geometry is not None:
         bad = geometry["rnn"]["collapsed"]
         parts.append("its memory HAS COLLAPSED" if bad else "its memory shows no sign of collapse")
-    if lacks := _lacks(run["history"]["curves"]):
-        parts.append(lacks)
+    parts += _describe_lack(run["history"]["curves"])
     text = "; ".join(parts) + "."
     return text[0].upper() + text[1:]
 
 
-def _quality(final: dict[str, Any], answers: bool, chance: float | None) -> str:
+def _describe_quality(final: dict[str, Any], answers: bool, chance: float | None) -> str:
     if final["bits_per_token"] is None:
         return "the RNN's bits per token are not finite"
     if answers:
-        own, theirs = final["accuracy"], final["teacher_accuracy"]
-        text = f"the RNN answers {own:.1%} right"
-        if theirs is not None:
-            text += f", its teacher {theirs:.1%}"
-        return text + (f", chance is {chance:.1%}" if chance else "")
+        theirs = "" if final["teacher_accuracy"] is None else f", its teacher {final['teacher_accuracy']:.1%}"
+        return f"the RNN answers {final['accuracy']:.1%} right{theirs}" + (
+            f", chance is {chance:.1%}" if chance else ""
+        )
     own, theirs = final["bits_per_token"], final["teacher_bits_per_token"]
     if theirs is None:
         return f"the RNN needs {own:.3f} bits per token"
@@ -47,21 +45,21 @@ def _quality(final: dict[str, Any], answers: bool, chance: float | None) -> str:
     return f"the RNN is {abs(gap):.2f} bits {'above' if gap > 0 else 'below'} its teacher ({own:.2f} to {theirs:.2f})"
 
 
-def _lacks(curves: dict[str, Any]) -> str | None:
-    """Whether the teacher's trunk knows what its memory does not hold; no RNN can follow it then."""
+def _describe_lack(curves: dict[str, Any]) -> list[str]:
+    """Say if the teacher's trunk knows what its memory does not hold; no RNN can follow it then."""
     if not {"loss_dec", "loss_trunk"} <= curves.keys():
-        return None
+        return []
     last = [[v for v in curves[name]["value"][-10:] if v is not None] for name in ("loss_dec", "loss_trunk")]
     decoder, trunk = (sum(values) / max(len(values), 1) for values in last)
     if decoder < trunk + 0.3 or decoder < 2 * trunk:
-        return None
-    return (
+        return []
+    return [
         f"its teacher's memory does NOT hold the future that its trunk can tell (loss_dec {decoder:.2f}, loss_trunk "
         f"{trunk:.2f}), and no RNN can follow that: docs/following.md says what to turn"
-    )
+    ]
 
 
-def _drift(settles: dict[str, Any], beyond: dict[str, Any] | None, left: bool) -> str:
+def _describe_drift(settles: dict[str, Any], beyond: dict[str, Any] | None, left: bool) -> str:
     end, before = settles["last_quarter"], settles["third_quarter"]
     blind = ", as far off as a memory that knows nothing of its sequence" if end > 0.9 else ""
     if left:
@@ -72,21 +70,17 @@ def _drift(settles: dict[str, Any], beyond: dict[str, Any] | None, left: bool) -
     if beyond is None:
         return text
     far = format(beyond["last_quarter"], ".2f" if beyond["last_quarter"] < 100 else ",.0f")
-    return text + (
-        f" ({far} far beyond the training length)"
-        if beyond["levels_off"]
-        else f", but grows to {far} beyond the training length"
-    )
+    if beyond["levels_off"]:
+        return f"{text} ({far} far beyond the training length)"
+    return f"{text}, but grows to {far} beyond the training length"
 
 
-def result_row(run: dict[str, Any]) -> dict[str, Any]:
-    """The headline figures of a run, null where there are none."""
-    positions, state = run["positions"], run["state"] or {}
+def make_row(run: dict[str, Any]) -> dict[str, Any]:
+    """Return the headline figures of a run, null where there are none."""
+    positions, geometry, test = run["positions"], run["geometry"], run["test"] or {}
     final = positions["final"] if positions else {}
-    progress, test = state.get("progress", {}), run["test"] or {}
-    geometry = run["geometry"]
+    progress, last = (run["state"] or {}).get("progress", {}), run["history"]["last"] or {}
     keys = ("bits_per_token", "teacher_bits_per_token", "accuracy", "teacher_accuracy", "drift", "relative_drift")
-    last = run["history"]["last"] or {}
     return {
         "name": run["name"],
         "status": run["status"],
@@ -97,14 +91,13 @@ def result_row(run: dict[str, Any]) -> dict[str, Any]:
         "test_accuracy": test.get("accuracy"),
         "effective_rank": geometry["rnn"]["effective_rank"] if geometry else None,
         "steps": last.get("step") or progress.get("step"),
-        "seconds": last.get("seconds") or progress.get("seconds"),
-        "tokens": last.get("tokens") or progress.get("tokens"),
+        **{key: last.get(key) or progress.get(key) for key in ("seconds", "tokens")},
         "parameters": run.get("parameters"),
     }
 
 
-def ablation(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """What differs in the configs of several runs: `fields`, and per run their `values`."""
+def find_differences(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Find what differs in the configs of several runs: `fields`, and per run their `values`."""
     flat = [flatten(run["config"]) for run in runs]
     fields = [key for key in flat[0] if any(f.get(key) != flat[0][key] for f in flat)]
     fields += sorted({key for f in flat for key in f} - set(flat[0]))
