@@ -59,7 +59,7 @@ def test_light_on_dark_is_averaged():
 
 @pytest.mark.parametrize("events", [False, True])
 def test_what_is_completed_follows_from_the_upper_half_alone(events):
-    data = data_config(name="images", path="x", image_size=4, seq_len=15, threshold=128, events=events, reset=events)
+    data = data_config(name="images", path="x", image_size=4, thresholds=(128,), events=events, reset=events)
     rnn = randomise(build(tiny(data=data), events_vocabulary(data) if events else 2)[0])
     truth = torch.randint(2, (3, 16), generator=torch.Generator().manual_seed(0))
     other = torch.cat([truth[:, :8], 1 - truth[:, 8:]], 1)
@@ -73,7 +73,7 @@ def test_what_is_completed_follows_from_the_upper_half_alone(events):
 
 def exact(size=2, **settings):
     """A config that keeps every gray as it is."""
-    return data_config(name="images", path="x", image_size=size, seq_len=size**2 - 1, levels=256, **settings)
+    return data_config(name="images", path="x", image_size=size, **settings)
 
 
 def of_bytes(content):

@@ -32,7 +32,7 @@ RETAIN = "from retain.cli import main; main()"
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_still_finishes_and_loses_little(tmp_path):
-    config = tiny(phases=PHASES, budget="60steps", checkpoint_every="10steps", validate_every="20steps")
+    config = tiny(phases=PHASES, budget="60steps", validate_every="10steps")
     save_config(config, tmp_path / "tiny.json")
     whole, out = tmp_path / "whole", tmp_path / "run"
     run(config, whole)
@@ -177,7 +177,7 @@ def test_two_processes_equal_one_with_both_their_batches(tmp_path, norm, on_poli
         )  # fmt: skip
 
     # Chunks and what is computed again change nothing either.
-    save_config(config(4, smt__num_chunks=chunks, teacher__activation_checkpointing=True), tmp_path / "two.json")
+    save_config(config(4, smt__num_chunks=chunks), tmp_path / "two.json")
     workers = two_workers(tmp_path / "two.json", tmp_path / "two", padded=padded)
     train(config(8), tmp_path / "one", data=Ranks(config(8), padded), progress_bar=False)
     for worker in workers:

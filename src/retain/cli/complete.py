@@ -9,7 +9,6 @@ import torch
 
 from retain.cli.arguments import Usage
 from retain.config import ImageDataConfig
-from retain.data.images import levels_of
 from retain.errors import UserError
 from retain.inference.complete import complete, save_image_grid, true_images
 from retain.inference.generate import check_sampling
@@ -30,7 +29,7 @@ def complete_images(run: Run, path: Path, args: Any) -> dict[str, Any]:
         raise Usage("prompt, length: the upper half of the images is given and the lower sampled; leave them out")
     data = run.config.data
     if isinstance(data, ImageDataConfig):
-        shape, levels = (data.image_size, data.image_size), levels_of(data)
+        shape, levels = (data.image_size, data.image_size), data.levels
     elif run.state["image_shape"] is not None:
         shape, levels = tuple(run.state["image_shape"]), run.state["vocab_size"]
     else:

@@ -11,7 +11,8 @@ from typing import Any
 from retain.config.data import data_config
 from retain.config.migrate import VERSION, migrate
 from retain.config.model import CellConfig, MemoryConfig, TeacherConfig
-from retain.config.phases import BPTTConfig, DMTConfig, OptimizerConfig, SMTConfig
+from retain.config.optimizer import OptimizerConfig
+from retain.config.phases import BPTTConfig, DMTConfig, SMTConfig
 from retain.config.run import RunConfig
 from retain.errors import UserError
 

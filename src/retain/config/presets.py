@@ -187,13 +187,13 @@ def _pixels(preset: str, data: DataConfig) -> RunConfig:
 
 def mnist() -> RunConfig:
     """Handwritten digits (ylecun/mnist), 14x14 and thresholded, pixel by pixel."""
-    data = ImageDataConfig(path="hf:ylecun/mnist", image_size=14, seq_len=195, threshold=128)
+    data = ImageDataConfig(path="hf:ylecun/mnist", image_size=14, thresholds=(128,))
     return _pixels("mnist", data)
 
 
 def sketchy() -> RunConfig:
     """A folder of sketches, dark on white, any size: 16x16, inverted and thresholded, pixel by pixel (--data PATH)."""
-    data = ImageDataConfig(path="SKETCHES", image_size=16, seq_len=255, invert=True, threshold=96)
+    data = ImageDataConfig(path="SKETCHES", image_size=16, invert=True, thresholds=(96,))
     return _pixels("sketchy", data)
 
 
@@ -208,7 +208,7 @@ def _paper(preset: str, data: DataConfig) -> RunConfig:
             encoder="window", width=256, heads=8, layers=8, decoder_layers=4, future_len=64, context_len=256
         ),
         cell=CellConfig(kind="transformer", width=256, heads=8, layers=8),
-        optimizer=OptimizerConfig(warmup=0.01, weight_decay=0.01, betas=(0.9, 0.95), max_grad_norm=1.0),
+        optimizer=OptimizerConfig(warmup=0.01, weight_decay=0.01),
         smt=SMTConfig(
             share=100,
             batch_size=128,
@@ -238,7 +238,6 @@ def _paper(preset: str, data: DataConfig) -> RunConfig:
         ),
         bptt=BPTTConfig(batch_size=128, seq_len=320, lr=3e-4, lr_schedule="constant"),
         precision="bf16",
-        checkpoint_every="1000steps",
         validate_every="5000steps",
     )
 
@@ -250,7 +249,7 @@ def tinystories_paper() -> RunConfig:
 
 def mnist_paper() -> RunConfig:
     """The paper's MNIST run: 28x28 pixels of 256 levels (its exact sparse form is unpublished)."""
-    return _paper("mnist-paper", ImageDataConfig(path="hf:ylecun/mnist", image_size=28, seq_len=783))
+    return _paper("mnist-paper", ImageDataConfig(path="hf:ylecun/mnist", image_size=28))
 
 
 MEMORY_TASKS = (retrieval, copy, stack, keys_values, modular, parity, s3, s5, dyck, mqar, selective_copy)

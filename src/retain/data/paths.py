@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from retain.config import CLASS_OF, DataConfig, ImageDataConfig
+from retain.config import CLASS_OF, DataConfig
 from retain.data.files import kind_by_name
 from retain.data.scan import guess_folder_name
 from retain.errors import UserError
@@ -54,8 +54,4 @@ def with_path(data: DataConfig, path: str, text_column: str | None, image_column
     if "column" in known:
         own = kept.get("column") if name == data.name else None
         kept["column"] = text_column or image_column or own
-    if not path.startswith("hf:"):
-        kept.pop("revision", None)
-    if issubclass(cls, ImageDataConfig) and name != data.name:
-        kept["seq_len"] = cls.image_size**2 - 1
     return cls(**kept)

@@ -66,9 +66,9 @@ def open_source(config: DatasetDataConfig) -> Source:
 
 def collect_settings(config: DatasetDataConfig, whole: bool) -> dict[str, Any]:
     """Collect all settings that decide what is written, and no others."""
-    names = ["name", "column", "revision", *(() if whole else ("split",))]
+    names = ["name", "column", *(() if whole else ("split",))]
     if config.name == "images":
-        names += ["image_size", "levels", "threshold", "invert", "events"]
+        names += ["image_size", "thresholds", "invert", "events"]
     settings = {name: getattr(config, name) for name in names}
     if isinstance(config, DocumentDataConfig) and config.tokenizer is not None:
         settings["tokenizer"] = file_digest(expanded(config.tokenizer))
@@ -79,7 +79,7 @@ def prepare(config: DatasetDataConfig, whole: bool = False) -> tuple[Path, dict[
     """Prepare a source unless that was done before.
 
     With `whole` all rows are in the split train, whichever split they are of. A dataset of the hub that was prepared
-    before is not asked for again: give data.revision to have another.
+    before is not asked for again: give hf:NAME@REVISION to have another.
 
     Returns:
         The folder of the arrays, its manifest, and the codec of the tokens.

@@ -10,7 +10,7 @@ import numpy as np
 
 from retain.config import DatasetDataConfig, DocumentDataConfig, ImageDataConfig
 from retain.data.batches import Kind
-from retain.data.images import Pixels, events_vocabulary, levels_of, stored_image, to_events, to_pixels
+from retain.data.images import Pixels, events_vocabulary, stored_image, to_events, to_pixels
 from retain.data.paths import expanded
 from retain.errors import UserError
 
@@ -89,7 +89,7 @@ def _images(config: ImageDataConfig) -> Codec:
         return [None if image is None else image.tobytes() for image in levels(rows)]
 
     if not config.events:
-        return Codec(pixels, levels_of(config), np.dtype(np.uint8), "image", length=config.image_size**2)
+        return Codec(pixels, config.levels, np.dtype(np.uint8), "image", length=config.image_size**2)
     vocab_size = events_vocabulary(config)
     dtype = np.min_scalar_type(vocab_size - 1)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from retain.config import IGNORE, DatasetDataConfig
-from retain.data.batches import SPLITS, Batch, Data, Ints, Split, check_seq_len, to_batch
+from retain.data.batches import SPLITS, Batch, Data, Ints, Split, to_batch
 from retain.data.prepare import open_source, split_of_row
 from retain.data.rows import codec_of
 from retain.data.source import Piece, Rows, Source
@@ -42,7 +42,6 @@ class StreamedData(Data):
         if self.codec.length is not None:
             side = math.isqrt(self.codec.length)
             self.image_shape = (side, side)
-            check_seq_len(config.seq_len, self.codec.length, "images of {} pixels")
         source = open_source(config)
         self.held_out: dict[Split, Batch] = {split: self._hold(source, split) for split in SPLITS}
         held_out = [self.held_out[split] for split in SPLITS]

@@ -27,7 +27,7 @@ from retain.runs.folder import phase_folder
 def build(config: RunConfig, vocab_size: int, cell: nn.Module | None = None) -> tuple[RNN, Teacher]:
     """Build the RNN and the teacher of a run, freshly initialised; `cell` replaces the one the config names."""
     rnn = RNN(vocab_size, config.memory, config.teacher, config.cell, cell)
-    return rnn, Teacher(vocab_size, config.memory, config.teacher)
+    return rnn, Teacher(vocab_size, config.memory, config.teacher, recompute=config.smt.num_chunks > 1)
 
 
 @contextmanager

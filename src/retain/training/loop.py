@@ -151,6 +151,7 @@ def train_phases(job: Job, saved: Loaded | None, stop: threading.Event, progress
                         budgets.show(bar, record["loss"])
                         if validation.is_due():
                             validation.run()
+                            checkpoints.save()
                             clock.tick()
                         if checkpoints.is_due():
                             checkpoints.save()

@@ -22,6 +22,9 @@ from retain.runs.optimizer_state import load_optimizer
 from retain.runs.run import load_weights
 from retain.training.job import Job
 
+BETAS = (0.9, 0.95)
+"""Those of AdamW; the paper's."""
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -51,7 +54,7 @@ def start_phase(job: Job, saved: Loaded | None) -> Iterator[Phase]:
     optimizer = torch.optim.AdamW(
         [q for _, q in named],
         lr=config.lr,
-        betas=job.config.optimizer.betas,
+        betas=BETAS,
         weight_decay=job.config.optimizer.weight_decay,
         fused=job.accelerator.device.type in ("cpu", "cuda"),
     )
