@@ -7,7 +7,6 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from retain.config import IGNORE
 from retain.data.batches import Ints
 from retain.data.tasks.task import Task, check_length, check_symbols, name_symbols, without_answers
 from retain.errors import UserError
@@ -44,13 +43,11 @@ class Retrieval(Task):
         targets[:, -1] = answer
         return tokens, targets
 
-    def _answer(self, row: list[int], answers: Ints) -> None:
-        answers[-1] = next(token - self.symbols for token in row if token >= self.symbols)
-
     def hidden(self, tokens: Ints) -> tuple[str, npt.NDArray[np.str_]]:
         """What a memory must hold after each token (B, T): the needle's symbol, or that it has not come yet."""
-        symbol = self.oracle(tokens)[:, -1:].astype(str)
-        return "needle", np.where(np.cumsum(tokens >= self.symbols, axis=1) > 0, symbol, "not yet")
+        marked = tokens >= self.symbols  # the query is, too, at the end
+        symbol = np.take_along_axis(tokens, marked.argmax(axis=1, keepdims=True), axis=1) - self.symbols
+        return "needle", np.where(np.cumsum(marked, axis=1) > 0, symbol.astype(str), "not yet")
 
 
 class Copy(Task):
@@ -92,11 +89,6 @@ class Copy(Task):
     def _places(self, rng: np.random.Generator, batch_size: int) -> Ints:
         """Where the string's symbols stand, (B, L) in ascending order."""
         return np.tile(np.arange(self.copy_len), (batch_size, 1))
-
-    def _answer(self, row: list[int], answers: Ints) -> None:
-        string = [token for token in row if token < self.symbols]
-        after = row.index(self.symbols + 1) + 1
-        answers[after : after + len(string)] = string[::-1] if self.reverse else string
 
     def hidden(self, tokens: Ints) -> tuple[str, Ints]:
         """How many symbols a memory must still hold after each token (B, T): those read and not yet said."""
@@ -174,14 +166,6 @@ class KeysValues(Task):
         targets[:, -length:] = values[asked]
         return tokens, targets
 
-    def _answer(self, row: list[int], answers: Ints) -> None:
-        length = self.string_len
-        start = row.index(self.symbols + 1) + 1
-        asked = row[start : start + length]
-        for i in range(0, 2 * length * self.pairs, 2 * length):
-            if row[i : i + length] == asked:
-                answers[-length:] = row[i + length : i + 2 * length]
-
 
 class MQAR(Task):
     """Multi-query associative recall (Arora et al. 2023, Zoology): every key is asked for once.
@@ -234,11 +218,6 @@ class MQAR(Task):
         targets = without_answers(tokens)
         np.put_along_axis(targets, asked + 1, values, axis=1)
         return tokens, targets
-
-    def _answer(self, row: list[int], answers: Ints) -> None:
-        value_of = dict(zip(row[: 2 * self.pairs : 2], row[1 : 2 * self.pairs : 2], strict=True))
-        for t in range(2 * self.pairs, len(row)):
-            answers[t + 1] = value_of.get(row[t], IGNORE)
 
 
 def draw_distinct(rng: np.random.Generator, batch_size: int, count: int, among: int) -> Ints:

@@ -17,7 +17,7 @@ MOST_SYMBOLS = 2**16
 
 
 class Task(ABC):
-    """One memory task: what its sequences are and how to answer them.
+    """One memory task: what its sequences are, and their answers.
 
     A task is built from T and those fields of the data configuration that are among its knobs. It raises UserError,
     naming the field, for sizes that it cannot have. The vocabulary does not depend on T, so that what is trained at
@@ -50,17 +50,6 @@ class Task(ABC):
     @abstractmethod
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
         """Draw random tokens (B, T) and their targets (B, T + 1)."""
-
-    def oracle(self, tokens: Ints) -> Ints:
-        """Work out the targets (B, T + 1) of tokens (B, T), from the tokens alone."""
-        targets = without_answers(tokens)
-        for row, answers in zip(tokens.tolist(), targets, strict=True):
-            self._answer(row, answers)
-        return targets
-
-    @abstractmethod
-    def _answer(self, row: list[int], answers: Ints) -> None:
-        """Write the answers to one sequence of T tokens into its T + 1 targets, which are IGNORE so far."""
 
 
 def without_answers(tokens: Ints) -> Ints:

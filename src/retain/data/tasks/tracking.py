@@ -11,7 +11,6 @@ import numpy.typing as npt
 from retain.config import IGNORE
 from retain.data.batches import Ints
 from retain.data.tasks.task import Task, check_length, check_symbols, name_symbols, without_answers
-from retain.errors import UserError
 
 
 class Stack(Task):
@@ -45,14 +44,6 @@ class Stack(Task):
         # The first operation is a push, so that every pop has a step before it.
         targets[:, 2:] = np.where(push[:, 1:], IGNORE, top[:, :-1])
         return tokens, targets
-
-    def _answer(self, row: list[int], answers: Ints) -> None:
-        stack: list[int] = []
-        for t, token in enumerate(row):
-            if token == self.symbols:
-                answers[t + 1] = stack.pop()
-            else:
-                stack.append(token)
 
     def hidden(self, tokens: Ints) -> tuple[str, Ints]:
         """What a memory must hold after each token (B, T), as far as a colour can tell: how deep the stack is."""
@@ -92,15 +83,6 @@ class Dyck(Task):
         targets[:, 1:] = top
         return tokens, targets
 
-    def _answer(self, row: list[int], answers: Ints) -> None:
-        opened: list[int] = []
-        for t, token in enumerate(row):
-            if token < self.symbols:
-                opened.append(token)
-            elif opened.pop() != token - self.symbols:
-                raise UserError(f"dyck: the bracket at {t} closes one of another kind")
-            answers[t + 1] = opened[-1] if opened else IGNORE
-
     def hidden(self, tokens: Ints) -> tuple[str, Ints]:
         """How many brackets are open after each token (B, T)."""
         return "open brackets", np.where(tokens < self.symbols, 1, -1).cumsum(axis=1)
@@ -139,16 +121,6 @@ class Modular(Task):
         targets[:, 3::2] = np.where(difference[:, 1:] % divisor == 0, result[:, 1:], IGNORE)
         return tokens, targets
 
-    def _answer(self, row: list[int], answers: Ints) -> None:
-        n = self.symbols
-        possible = [(w, b) for w in range(n) for b in range(n)]
-        for t in range(0, len(row), 2):
-            results = {(w * row[t] + b) % n for w, b in possible}
-            if len(results) == 1:
-                answers[t + 1] = results.pop()
-            if t + 1 < len(row):
-                possible = [(w, b) for w, b in possible if (w * row[t] + b) % n == row[t + 1]]
-
 
 class Parity(Task):
     """Bits; the target after each is whether the number of ones so far is odd."""
@@ -167,12 +139,6 @@ class Parity(Task):
         targets = without_answers(tokens)
         targets[:, 1:] = tokens.cumsum(axis=1) % 2
         return tokens, targets
-
-    def _answer(self, row: list[int], answers: Ints) -> None:
-        odd = False
-        for t, bit in enumerate(row):
-            odd = odd != (bit == 1)
-            answers[t + 1] = odd
 
     def hidden(self, tokens: Ints) -> tuple[str, npt.NDArray[np.str_]]:
         """The parity after each token (B, T)."""
@@ -213,12 +179,6 @@ class Permutations(Task):
         tokens = self.quotient[states[:, 1:], states[:, :-1]]
         states[:, 0] = IGNORE
         return tokens, states
-
-    def _answer(self, row: list[int], answers: Ints) -> None:
-        state = tuple(range(self.points))
-        for t, token in enumerate(row):
-            state = tuple(self.permutations[token][i] for i in state)
-            answers[t + 1] = self.permutations.index(state)
 
     def hidden(self, tokens: Ints) -> tuple[str, npt.NDArray[np.str_]]:
         """The product after each token (B, T)."""
