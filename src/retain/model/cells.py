@@ -36,7 +36,7 @@ from retain.model.layers import Norm, Transformer, start_at_zero
 from retain.model.shapes import check_streams
 from retain.ops.elementwise import product_dtype, squared_relu
 from retain.ops.gated_rollout import gated_rollout
-from retain.ops.stretches import Cut
+from retain.ops.windows import Cut
 
 REACH = 4.0
 """Gated cells keep each value within ±1; normalised memory lies within about ±4, so they work on memory / 4."""

@@ -16,7 +16,7 @@ from retain.model.layers import Norm, start_at_zero
 from retain.model.shapes import check_streams
 from retain.ops.delta_rollout import delta_rollout
 from retain.ops.elementwise import product_dtype, squared_relu
-from retain.ops.stretches import Cut
+from retain.ops.windows import Cut
 
 LAST = 4
 """Memory token 1 holds so many inputs. A key and its value are mostly neighbours, and more are learnt more slowly."""
