@@ -14,13 +14,7 @@ from retain.model.modes import evaluating
 
 
 class Readout(nn.Module):
-    """g: logits of y_t from m_t alone; the decoder with no future.
-
-    Args:
-        vocab_size: V, the number of tokens.
-        memory: Its tokens K and width D are read.
-        config: Its width W, heads and decoder_layers are read.
-    """
+    """g: logits of y_t from m_t alone; the decoder with no future. Reads width, heads and decoder_layers of config."""
 
     def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
         super().__init__()
