@@ -22,9 +22,8 @@ from retain.model.memory_norm import MemoryNorm
 from retain.runs.checkpoint import latest_checkpoint, load_files
 from retain.runs.progress import STOPS
 from retain.training import accelerator as devices
-from retain.training.accelerator import open_accelerator, start_trackers
+from retain.training.accelerator import agree, open_accelerator, start_trackers
 from retain.training.loop import train
-from retain.training.processes import agree
 from runs import LOSSES, PHASES, Changed, Padded, assert_same_run, lines, run, wait_for
 
 RETAIN = "from retain.cli import main; main()"
@@ -230,7 +229,7 @@ def test_memory_norm_of_two_processes_is_that_of_both_their_batches(tmp_path):
 
 def test_processes_agree_to_the_last_digit(monkeypatch):
     """DMT's horizon doubles at exact shares of its phase: 0.35 rounded to float32 is less than 0.35."""
-    monkeypatch.setattr("retain.training.processes.broadcast", lambda values: values)
+    monkeypatch.setattr("retain.training.accelerator.broadcast", lambda values: values)
     main = SimpleNamespace(num_processes=2, device="cpu")
     assert agree(main, 7 / 20, 1 / 3, 0) == [7 / 20, 1 / 3, 0.0]
 

@@ -18,7 +18,7 @@ from typing import Any
 from retain.config import DatasetDataConfig
 from retain.data.batches import SPLITS, Split
 from retain.data.paths import expanded
-from retain.data.source import SHUFFLED, Piece, Rows, Source
+from retain.data.rows import SHUFFLED, Piece, Rows, Source
 from retain.data.tables import ROWS, make_column_error, to_images, to_texts
 from retain.errors import UserError
 

@@ -24,8 +24,7 @@ from retain.data.files import cache_folder, file_digest, walk
 from retain.data.hub import open_hub
 from retain.data.local import open_local
 from retain.data.paths import expanded
-from retain.data.rows import Codec, codec_of
-from retain.data.source import Piece, Source
+from retain.data.rows import Codec, Piece, Source, codec_of
 from retain.errors import UserError
 from retain.files import replace_file
 

@@ -13,8 +13,7 @@ import torch
 from retain.config import IGNORE, DatasetDataConfig
 from retain.data.batches import SPLITS, Batch, Data, Ints, Split, to_batch
 from retain.data.prepare import open_source, split_of_row
-from retain.data.rows import codec_of
-from retain.data.source import Piece, Rows, Source
+from retain.data.rows import Piece, Rows, Source, codec_of
 from retain.errors import UserError
 
 log = logging.getLogger("retain")
