@@ -174,8 +174,8 @@ class StreamData(Data):
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
         """Draw B windows of the training split; the same arguments give the same batch."""
         stream = self.splits["train"]
-        offsets = generator(seed, rank, step).integers(0, len(stream) - self.seq_len, (batch_size, 1))
-        return to_batch(read_windows(stream, offsets[:, 0], self.seq_len + 1))
+        starts = generator(seed, rank, step).integers(0, len(stream) - self.seq_len, batch_size)
+        return to_batch(read_windows(stream, starts, self.seq_len + 1))
 
     def count(self, split: Split) -> int:
         """Count the evaluation windows of a split."""
@@ -208,7 +208,9 @@ class RowsData(Data):
         count, length = self.rows.shape
         if length < 2:
             raise UserError(f"data.path: {self.what.format(length)} leave nothing to predict; give at least 2 in a row")
-        check_seq_len(self.seq_len, length, self.what)
+        if self.seq_len != length - 1:
+            what = self.what.format(length)
+            raise UserError(f"data.seq_len: {self.seq_len} does not fit {what}; set it to {length - 1}")
         if self.fractions is None:
             self.index: dict[Split, Ints] = {"all": np.arange(count)}
         else:
@@ -231,12 +233,6 @@ class RowsData(Data):
         """Return the rows of a split with these numbers (B,)."""
         rows = np.asarray(self.rows.take(self.index[split][index], axis=0), dtype=np.int64)
         return to_batch(rows, None if self.ignore is None else rows != self.ignore)
-
-
-def check_seq_len(seq_len: int, length: int, what: str) -> None:
-    """Raise UserError unless sequences of seq_len predict all of `what`, with {} for their length."""
-    if seq_len != length - 1:
-        raise UserError(f"data.seq_len: {seq_len} does not fit {what.format(length)}; set it to {length - 1}")
 
 
 def cut_points(count: int, fractions: tuple[float, float, float]) -> list[int]:

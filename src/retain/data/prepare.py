@@ -75,17 +75,11 @@ def collect_settings(config: DatasetDataConfig, whole: bool) -> dict[str, Any]:
 
 
 def prepare(config: DatasetDataConfig, whole: bool = False) -> tuple[Path, dict[str, Any], Codec]:
-    """Prepare a source unless that was done before.
+    """Prepare a source unless that was done before; return the folder of the arrays, its manifest, and the codec.
 
-    With `whole` all rows are in the split train, whichever split they are of. A dataset of the hub that was prepared
-    before is not asked for again: give hf:NAME@REVISION to have another.
-
-    Returns:
-        The folder of the arrays, its manifest, and the codec of the tokens.
-
-    Raises:
-        UserError: in one line, for whatever is wrong with the source.
-        OSError: where the disk refuses.
+    With `whole` all rows are in the split train. A dataset of the hub that was prepared before is not asked for again:
+    give hf:NAME@REVISION to have another. Raises UserError for whatever is wrong with the source, OSError where the
+    disk refuses.
     """
     from filelock import FileLock
 

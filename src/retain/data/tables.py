@@ -94,17 +94,6 @@ def make_column_error(column: str, path: Path | str, columns: list[str], images:
     )
 
 
-def _not_text(column: str, path: Path, place: str, value: Any) -> UserError:
-    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}…"
-    return UserError(
-        f"data.column: {column!r} holds {shown}, not text, in {place} of {str(path)!r}; write it as a string, or name "
-        "another column with --text-column"
-    )
-
-
-# CSV and TSV
-
-
 def _fields(path: Path) -> Iterator[tuple[int, list[str]]]:
     r"""Yield the rows of a CSV or TSV file, header first, each with the number of its first line.
 
@@ -158,9 +147,6 @@ def _csv(path: Path, column: str) -> Iterator[str]:
         yield row[at]
 
 
-# JSON and JSON Lines
-
-
 def _records(path: Path, column: str) -> Iterator[tuple[str, Any]]:
     """Yield what a JSON file holds, one by one, each with a name for its place.
 
@@ -178,14 +164,11 @@ def _records(path: Path, column: str) -> Iterator[tuple[str, Any]]:
             return
         content = file.read()
     whole = (_parsed(content, path) if content.strip() else []) or []
-    if isinstance(whole, dict) and isinstance(whole.get(column), list | dict):
-        values = whole[column]
-        whole = list(values.values()) if isinstance(values, dict) else values
-    elif isinstance(whole, dict) and column not in whole and whole:
-        inside = list(whole.values())
-        whole = inside if all(isinstance(record, dict) and column in record for record in inside) else [whole]
-    elif isinstance(whole, dict):
-        whole = [whole]
+    if isinstance(whole, dict):
+        values = whole.get(column, whole)
+        inside = list(values.values()) if isinstance(values, dict) else values
+        named = column in whole or all(isinstance(record, dict) and column in record for record in inside)
+        whole = inside if named and isinstance(inside, list) else [whole]
     if not isinstance(whole, list):
         raise UserError(f"data.path: {str(path)!r} holds one {type(whole).__name__}, no records; write a list of them")
     yield from ((f"row {number}", row) for number, row in enumerate(whole, 1))
@@ -214,7 +197,11 @@ def _json(path: Path, column: str) -> Iterator[str | None]:
                 raise make_column_error(column, path, list(record))
             value = record.get(column)
         if not isinstance(value, str | None):
-            raise _not_text(column, path, place, value)
+            shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}…"
+            raise UserError(
+                f"data.column: {column!r} holds {shown}, not text, in {place} of {str(path)!r}; write it as a string, "
+                "or name another column with --text-column"
+            )
         try:
             (value or "").encode()
         except UnicodeEncodeError:
@@ -223,9 +210,6 @@ def _json(path: Path, column: str) -> Iterator[str | None]:
                 f"{str(path)!r}; take it out"
             ) from None
         yield value
-
-
-# Parquet and Arrow
 
 
 def _arrow_library() -> Any:

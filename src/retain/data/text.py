@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import sysconfig
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -81,9 +80,8 @@ def split_of(path: str) -> Split:
 def load_text(config: TextDataConfig, whole: bool = False) -> StreamData:
     """Load a UTF-8 text file as bytes, cut into three consecutive parts; or `whole`, as the split "all".
 
-    A compressed file is unpacked. Up to 64 MiB the text is held in memory, checked whole, and info has its `sha256`.
-    A larger one is read as it is needed; 256 evenly spaced blocks of 64 KiB are checked, and info has
-    `sha256_of_samples`, the SHA-256 of its size and those blocks, instead.
+    Up to 64 MiB are held in memory, checked whole, and info has the `sha256`. A larger file is read as it is needed;
+    256 evenly spaced blocks of 64 KiB are checked, and info has `sha256_of_samples`, that of its size and those blocks.
     Raises UserError for a file that is missing, empty, too short or not UTF-8.
     """
     path = checked_path(config, "a UTF-8 text file")
@@ -296,19 +294,15 @@ def open_npy(path: Path) -> Stream:
     return FileArray(path, array.dtype, array.shape, int(array.offset))
 
 
-def iterate_blocks(array: Stream, rows: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """Yield an array in blocks of so many elements or rows, each with the number of its first."""
-    for start in range(0, len(array), rows):
-        yield start, np.asarray(array[start : start + rows])
-
-
 def read_vocab_size(path: Path, array: Stream, config: ArrayDataConfig) -> int:
     """Return data.vocab_size, or one more than the largest token. Raises UserError for a token outside it.
 
     data.ignore is no token; it may only stand at the end of a row.
     """
     smallest, largest = 0, 0
-    for start, block in iterate_blocks(array, max(1, 2**20 // (array.shape[1] if len(array.shape) == 2 else 1))):
+    rows = max(1, 2**20 // (array.shape[1] if len(array.shape) == 2 else 1))
+    for start in range(0, len(array), rows):
+        block = np.asarray(array[start : start + rows])
         if config.ignore is not None:
             padding = block == config.ignore
             if block.ndim == 2 and (wrong := (padding[:, :-1] & ~padding[:, 1:]).any(1)).any():

@@ -39,13 +39,8 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     Per phase: `flops_per_step` counts matrix products and attention, forward and backward, of one process;
     `activation_bytes` is what one micro-batch keeps for its backward pass; `seconds_per_step` is measured at
     `probed_batch_size` and scaled up to the run's in proportion, which on a large GPU says too much rather than too
-    little. DMT is probed at its longest rollouts, mixed lengths at the whole one.
-
-    Returns:
-        JSON values, for `report_lines`.
-
-    Raises:
-        UserError: As `train` does.
+    little. DMT is probed at its longest rollouts, mixed lengths at the whole one. Returns JSON values, for
+    `report_lines`, and raises UserError as `train` does.
     """
     data = load_data(config.data.at_length(config.data.seq_len))
     with open_accelerator(config) as accelerator:

@@ -19,15 +19,10 @@ MAX_GRADIENT_NORM = 1.0
 def take_step(
     job: Job, phase: Phase, batches: Batches, losses: LossesLog, done: float, logged: bool
 ) -> dict[str, float]:
-    """Train on the micro-batches of one step, at `done` (0 … 1) of the phase.
+    """Train on the micro-batches of one step, at `done` (0 … 1) of the phase; return learning rate and mean losses.
 
-    Returns:
-        The learning rate, and the losses as numbers, each the mean over the micro-batches: those of this step if it is
-        `logged` or on a CPU, else those that were fetched last.
-
-    Raises:
-        TrainingError: A loss that was fetched is not finite.
-        ChangedData: The data was changed; nothing has happened yet.
+    The losses are those of this step if it is `logged` or on a CPU, else those that were fetched last. Raises
+    TrainingError for one that is not finite, and ChangedData for changed data, before anything has happened.
     """
     p, accelerator = job.progress, job.accelerator
     lr = learning_rate(phase.config, job.config.optimizer.warmup, done)
