@@ -172,9 +172,9 @@ def test_what_was_stopped_midway_goes_on_and_comes_out_the_same(tmp_path, cache,
             load_data(config)
         assert not [f for f in cache.iterdir() if f.is_dir() and f.suffix != ".partial"]
     encoded = []
-    real_codec = prepare.codec_of(config)
+    real_codec = prepare.choose_codec(config)
     codec = dataclasses.replace(real_codec, encode=lambda r: encoded.append(len(r)) or real_codec.encode(r))
-    monkeypatch.setattr(prepare, "codec_of", lambda config: codec)
+    monkeypatch.setattr(prepare, "choose_codec", lambda config: codec)
     after = load_data(config).info
     assert sum(encoded) == 5000 - (saved[-1] if saved else 0)
     monkeypatch.setenv("RETAIN_CACHE", str(tmp_path / "other"))

@@ -26,7 +26,7 @@ from retain.runs.run import build, load, load_run
 from retain.training.accelerator import open_accelerator
 from retain.training.loop import train
 from retain.training.losses_log import LossesLog
-from retain.training.phases import learning_rate, part_of
+from retain.training.phases import cut_part, learning_rate
 from runs import KEYS, LOSSES, PHASES, Changed, Crash, crash_at, lines, losses, run
 
 
@@ -397,13 +397,13 @@ def test_a_phase_may_read_a_part_of_each_sequence(tmp_path):
     batch = {"tokens": torch.arange(40).view(4, 10), "targets": torch.arange(44).view(4, 11)}
     seen = set()
     for _ in range(200):
-        part = part_of(batch, 4)
+        part = cut_part(batch, 4)
         start = int(part["tokens"][0, 0])
         assert torch.equal(part["tokens"], batch["tokens"][:, start : start + 4])
         assert torch.equal(part["targets"], batch["targets"][:, start : start + 5])
         seen.add(start)
     assert seen == set(range(7))
-    assert part_of(batch, None) is batch
+    assert cut_part(batch, None) is batch
     with pytest.raises(ValueError, match="smt.seq_len: 4 is a part of a sequence, and an answer needs it all"):
         tiny(smt__seq_len=4)
     text = data_config(name="stdlib", seq_len=8)

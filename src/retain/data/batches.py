@@ -52,7 +52,7 @@ class Data(ABC):
 
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
         """Draw B training sequences; the same arguments give the same batch."""
-        return self.sequences("train", generator(seed, rank, step).integers(0, self.count("train"), batch_size))
+        return self.sequences("train", make_generator(seed, rank, step).integers(0, self.count("train"), batch_size))
 
     @abstractmethod
     def count(self, split: Split) -> int:
@@ -113,7 +113,7 @@ def decode(tokens: Iterable[int], kind: Kind) -> str:
     return " ".join(map(str, values))
 
 
-def generator(seed: int, *key: int) -> np.random.Generator:
+def make_generator(seed: int, *key: int) -> np.random.Generator:
     """Make a generator of random numbers for this seed and key, independent of that of every other.
 
     Only the last part of the key may exceed 32 bits: the others must fill one word each for keys to stay apart.
@@ -174,7 +174,7 @@ class StreamData(Data):
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
         """Draw B windows of the training split; the same arguments give the same batch."""
         stream = self.splits["train"]
-        starts = generator(seed, rank, step).integers(0, len(stream) - self.seq_len, batch_size)
+        starts = make_generator(seed, rank, step).integers(0, len(stream) - self.seq_len, batch_size)
         return to_batch(read_windows(stream, starts, self.seq_len + 1))
 
     def count(self, split: Split) -> int:
@@ -216,7 +216,7 @@ class RowsData(Data):
         else:
             # Raw Philox words, unlike Generator.permutation, are promised to be the same in every NumPy.
             shuffled = np.argsort(np.random.Philox(key=0).random_raw(count), kind="stable")
-            parts = np.split(shuffled, cut_points(count, self.fractions))
+            parts = np.split(shuffled, find_cut_points(count, self.fractions))
             self.index = {split: np.sort(part) for split, part in zip(SPLITS, parts, strict=True)}
         for split, index in self.index.items():
             if not len(index):
@@ -235,6 +235,6 @@ class RowsData(Data):
         return to_batch(rows, None if self.ignore is None else rows != self.ignore)
 
 
-def cut_points(count: int, fractions: tuple[float, float, float]) -> list[int]:
+def find_cut_points(count: int, fractions: tuple[float, float, float]) -> list[int]:
     """Return the two places where `count` things are cut into train, validation and test."""
     return [round(count * fractions[0]), round(count * (fractions[0] + fractions[1]))]

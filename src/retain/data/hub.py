@@ -17,7 +17,7 @@ from typing import Any
 
 from retain.config import DatasetDataConfig
 from retain.data.batches import SPLITS, Split
-from retain.data.paths import expanded
+from retain.data.paths import expand_path
 from retain.data.rows import SHUFFLED, Piece, Rows, Source
 from retain.data.tables import ROWS, make_column_error, to_images, to_texts
 from retain.errors import UserError
@@ -73,7 +73,7 @@ def open_hub(config: DatasetDataConfig) -> Source:
             builder = _frugal(datasets.load_dataset_builder(name, subset or None, revision=revision or None))
             found = builder.as_streaming_dataset() if config.stream else _download(builder)
         else:
-            found = _saved(datasets.load_from_disk(str(expanded(path))), config.stream)
+            found = _saved(datasets.load_from_disk(str(expand_path(path))), config.stream)
     # The first of several names for a split counts.
     splits: dict[Split, Any] = {NAMES[name]: split for name, split in reversed(found.items()) if name in NAMES}
     if "train" not in splits:

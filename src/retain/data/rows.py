@@ -11,7 +11,7 @@ import numpy as np
 from retain.config import DatasetDataConfig, DocumentDataConfig, ImageDataConfig
 from retain.data.batches import Kind, Split
 from retain.data.images import Pixels, events_vocabulary, stored_image, to_events, to_pixels
-from retain.data.paths import expanded
+from retain.data.paths import expand_path
 from retain.errors import UserError
 
 SHUFFLED = 1000
@@ -65,7 +65,7 @@ class Codec:
     """The tokenizer.json, where tokens are subwords."""
 
 
-def codec_of(config: DatasetDataConfig) -> Codec:
+def choose_codec(config: DatasetDataConfig) -> Codec:
     """Choose the codec that a configuration asks for. Raises UserError for a tokenizer that cannot be used."""
     if isinstance(config, ImageDataConfig):
         return _images(config)
@@ -84,7 +84,7 @@ def _subwords(config: DocumentDataConfig) -> Codec:
         import tokenizers
     except ImportError:
         raise UserError("data.tokenizer: this needs tokenizers; run pip install 'retain[hub]'") from None
-    path = expanded(config.tokenizer or "")
+    path = expand_path(config.tokenizer or "")
     try:
         content = path.read_text(encoding="utf-8")
         tokenizer = tokenizers.Tokenizer.from_str(content)

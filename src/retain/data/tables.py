@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from retain.data.files import BROKEN, TABLES, ending_of, make_read_error, open_binary, unpack
+from retain.data.files import BROKEN, TABLES, find_ending, make_read_error, open_binary, unpack
 from retain.errors import UserError
 
 ROWS = 1000
@@ -30,7 +30,7 @@ def read_column(path: Path, column: str | None, images: bool = False) -> Iterato
     """
     column = column or ("image" if images else "text")
     with _one_line(path):
-        kind = TABLES[ending_of(path.name)]
+        kind = TABLES[find_ending(path.name)]
         if kind in ("parquet", "arrow"):
             for array in (_parquet if kind == "parquet" else _arrow)(path, column, images):
                 yield (to_images if images else to_texts)(array, column, str(path))
@@ -46,7 +46,7 @@ def read_column(path: Path, column: str | None, images: bool = False) -> Iterato
 
 def count_rows(path: Path) -> int | None:
     """Count the rows of a file, where that is known without reading it."""
-    if TABLES[ending_of(path.name)] != "parquet":
+    if TABLES[find_ending(path.name)] != "parquet":
         return None
     with _one_line(path), _opened_parquet(path) as parquet:
         return int(parquet.metadata.num_rows)
@@ -58,7 +58,7 @@ def has_column(path: Path, column: str | None) -> bool:
     Parquet and Arrow files are no texts whatever they hold: they count as having it, and say what they lack when they
     are read.
     """
-    if TABLES[ending_of(path.name)] in ("parquet", "arrow"):
+    if TABLES[find_ending(path.name)] in ("parquet", "arrow"):
         return True
     try:
         next(read_column(path, column), None)
@@ -99,7 +99,7 @@ def _fields(path: Path) -> Iterator[tuple[int, list[str]]]:
 
     Lines end in \n or \r\n alone: a single \r within a text that is not quoted is an error, not a new row.
     """
-    delimiter = "\t" if ending_of(path.name) == ".tsv" else ","
+    delimiter = "\t" if find_ending(path.name) == ".tsv" else ","
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the module's own limit cuts off at 128 KiB
     with open_binary(path) as file:
         number = 0

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from retain.config import LARGEST_VOCABULARY, ArrayDataConfig, DataConfig, FileDataConfig, TextDataConfig
-from retain.data.batches import SPLITS, Data, RowsData, Split, StreamData, cut_points
+from retain.data.batches import SPLITS, Data, RowsData, Split, StreamData, find_cut_points
 from retain.data.file_array import HELD, FileArray, Stream, is_held, open_array
-from retain.data.files import NOT_TEXT, kind_by_name, make_read_error, unpack, walk
-from retain.data.paths import expanded
+from retain.data.files import NOT_TEXT, make_read_error, tell_kind, unpack, walk
+from retain.data.paths import expand_path
 from retain.data.scan import split_by_names
 from retain.errors import UserError
 
@@ -41,10 +41,10 @@ def load_stdlib(config: DataConfig) -> StreamData:
     root = Path(sysconfig.get_path("stdlib"))
     parts: dict[Split, list[bytes]] = {split: [] for split in SPLITS}
     checksum = hashlib.sha256()
-    for path in stdlib_files(root):
+    for path in list_stdlib_files(root):
         content = (root / path).read_bytes()
         checksum.update(f"{path}\0{len(content)}\0".encode() + content)
-        parts[split_of(path)].append(content)
+        parts[choose_split(path)].append(content)
     for split in SPLITS:
         if not parts[split]:
             raise UserError(f"data.name: stdlib finds no source for {split} under {root}; use a text file instead")
@@ -58,7 +58,7 @@ def load_stdlib(config: DataConfig) -> StreamData:
     return StreamData(streams, vocab_size=256, seq_len=config.seq_len, kind="text", info=info)
 
 
-def stdlib_files(root: Path) -> list[str]:
+def list_stdlib_files(root: Path) -> list[str]:
     """List the relative posix paths of the standard library's own .py files, sorted.
 
     Build records (_sysconfigdata*, config-*) are left out too: they differ from machine to machine.
@@ -71,7 +71,7 @@ def stdlib_files(root: Path) -> list[str]:
     return sorted(found)
 
 
-def split_of(path: str) -> Split:
+def choose_split(path: str) -> Split:
     """Choose the split of a file of the standard library, from its relative posix path."""
     place = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big") / 2**64
     return "train" if place < 0.90 else "validation" if place < 0.95 else "test"
@@ -84,10 +84,10 @@ def load_text(config: TextDataConfig, whole: bool = False) -> StreamData:
     256 evenly spaced blocks of 64 KiB are checked, and info has `sha256_of_samples`, that of its size and those blocks.
     Raises UserError for a file that is missing, empty, too short or not UTF-8.
     """
-    path = checked_path(config, "a UTF-8 text file")
+    path = check_path(config, "a UTF-8 text file")
     file = unpack(path)
     try:
-        info: dict[str, Any] = {"name": "text", "path": str(path)} | checksum_of(file, text=True)
+        info: dict[str, Any] = {"name": "text", "path": str(path)} | compute_checksum(file, text=True)
         stream = open_array(file, np.uint8)
     except OSError as error:
         raise make_read_error(path, error) from None
@@ -104,13 +104,13 @@ def load_npy(config: ArrayDataConfig, whole: bool = False) -> Data:
     Files are scanned once, in blocks, for their range; checksum and memory are as for `load_text`.
     Raises UserError for anything but non-negative integers below the vocabulary size.
     """
-    path = expanded(config.path)
+    path = expand_path(config.path)
     if not path.is_dir():
-        path = checked_path(config, "a .npy file of integers")
+        path = check_path(config, "a .npy file of integers")
         tokens, vocab_size, checksum = read_npy(path, config)
         return _of_arrays([tokens], None, config, whole, vocab_size, {"name": "npy", "path": str(path)} | checksum)
     found = dict(walk(path))
-    files = {name: file for name, file in found.items() if kind_by_name(name) == "array" and file.is_file()}
+    files = {name: file for name, file in found.items() if tell_kind(name) == "array" and file.is_file()}
     if not files:
         raise UserError(f"data.path: {str(path)!r} holds no .npy file; give one, or a folder of them")
     arrays, sizes, checksums = zip(*(read_npy(file, config) for file in files.values()), strict=True)
@@ -177,14 +177,14 @@ def read_npy(path: Path, config: ArrayDataConfig) -> tuple[Stream, int, dict[str
     try:
         tokens = open_npy(file)
         vocab_size = read_vocab_size(path, tokens, config)
-        return tokens, vocab_size, checksum_of(file, text=False)
+        return tokens, vocab_size, compute_checksum(file, text=False)
     except OSError as error:
         raise make_read_error(path, error) from None
 
 
-def checked_path(config: FileDataConfig, wanted: str) -> Path:
+def check_path(config: FileDataConfig, wanted: str) -> Path:
     """Return the data file, known to exist and not to be empty. Raises UserError."""
-    path = expanded(config.path)
+    path = expand_path(config.path)
     if not path.exists():
         raise UserError(f"data.path: {str(path)!r} does not exist; give {wanted}")
     if not path.is_file():
@@ -199,23 +199,23 @@ def split_stream(stream: Stream, config: FileDataConfig, whole: bool = False) ->
     """Cut a stream into three consecutive parts, or none."""
     if whole:
         return {"all": stream}
-    ends = [0, *cut_points(len(stream), config.split), len(stream)]
+    ends = [0, *find_cut_points(len(stream), config.split), len(stream)]
     return {split: stream[start:stop] for split, (start, stop) in zip(SPLITS, pairwise(ends), strict=True)}
 
 
-def sample_offsets(size: int) -> list[int]:
+def list_sample_offsets(size: int) -> list[int]:
     """List where the checked blocks of a file of `size` bytes start; they cover it whole up to WHOLE bytes."""
     if size <= WHOLE:
         return list(range(0, size, BLOCK))
     return [i * (size - BLOCK) // (SAMPLES - 1) for i in range(SAMPLES)]
 
 
-def checksum_of(path: Path, *, text: bool) -> dict[str, str]:
+def compute_checksum(path: Path, *, text: bool) -> dict[str, str]:
     """Compute `sha256` of a file, or `sha256_of_samples` of a large one. With `text`, check that it is UTF-8, too."""
     size = path.stat().st_size
     checksum = hashlib.sha256() if size <= WHOLE else hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
-        for offset in sample_offsets(size):
+        for offset in list_sample_offsets(size):
             file.seek(offset)
             block = file.read(BLOCK)
             checksum.update(block)

@@ -141,7 +141,7 @@ class RNN(nn.Module):
         if not tokens.shape[1]:
             return memory.new_zeros(len(tokens), 0, *memory.shape[1:])
         inputs, memory = self.inputs(tokens), at_least_float32(memory)
-        if self.cuts or type(self.cell) not in STEPWISE or not graphs.capturable([memory]):
+        if self.cuts or type(self.cell) not in STEPWISE or not graphs.is_capturable([memory]):
             return self._read(memory, inputs, cut)[0]
         # A GPU replays our own cells, STEPS_PER_GRAPH steps at a time.
         memories, replayed = [], _graphs_of(self)

@@ -70,7 +70,7 @@ class Replayed:
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         """Return a copy of what the function returns."""
         tensors = [x for x in args if isinstance(x, Tensor)]
-        if not capturable(tensors) or (self.steps is not None and len(args[self.steps]) > LONGEST):
+        if not is_capturable(tensors) or (self.steps is not None and len(args[self.steps]) > LONGEST):
             return self.function(*args)
         module = self.module() if self.module else None
         weights = [] if module is None else list(module.parameters())
@@ -133,7 +133,7 @@ def launched() -> Iterator[None]:
         _on = before
 
 
-def capturable(tensors: list[Tensor]) -> bool:
+def is_capturable(tensors: list[Tensor]) -> bool:
     """Whether the tensors are on an NVIDIA GPU, and nothing else records what is done with them."""
     return (
         _on

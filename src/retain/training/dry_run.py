@@ -25,7 +25,7 @@ from retain.objectives import BPTT, DMT, SMT
 from retain.ops.graphs import forget, launched
 from retain.runs.run import build
 from retain.training.accelerator import open_accelerator
-from retain.training.phases import objective_of, part_of
+from retain.training.phases import cut_part, objective_of
 
 log = logging.getLogger("retain")
 
@@ -176,7 +176,7 @@ class Probe:
 
     def _draw(self, batch_size: int) -> None:
         """Read the batch of the next steps, apart from them: a stream begins anew each time."""
-        self.batch = part_of(self.data.batch(0, 0, 0, batch_size), self.config.seq_len)
+        self.batch = cut_part(self.data.batch(0, 0, 0, batch_size), self.config.seq_len)
 
     def _step(self, batch_size: int) -> None:
         if len(self.batch["tokens"]) != batch_size:

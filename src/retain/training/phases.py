@@ -92,7 +92,7 @@ def learning_rate(config: PhaseConfig, warmup: float, progress: float) -> float:
     return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * over)))
 
 
-def part_of(batch: dict[str, Any], length: int | None) -> dict[str, Any]:
+def cut_part(batch: dict[str, Any], length: int | None) -> dict[str, Any]:
     """Cut a batch to `length` of its T tokens, from a random place on; its first target is that of the memory there."""
     spare = batch["tokens"].shape[1] - (length or 0)
     if length is None or spare <= 0:

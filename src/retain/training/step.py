@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from retain.training.batches import Batches
 from retain.training.job import Job
 from retain.training.losses_log import LossesLog
-from retain.training.phases import Phase, learning_rate, mix_seed, part_of
+from retain.training.phases import Phase, cut_part, learning_rate, mix_seed
 
 MAX_GRADIENT_NORM = 1.0
 """Gradients are scaled down to this norm."""
@@ -49,7 +49,7 @@ def _backward(job: Job, phase: Phase, batches: Batches, done: float) -> tuple[li
     for micro, whole in enumerate(taken):
         # All that is random in a step follows from (seed, step), so that resuming needs no generator's state.
         torch.manual_seed(mix_seed(job.config.seed, job.progress.step) + micro)
-        part = part_of(whole, config.seq_len)
+        part = cut_part(whole, config.seq_len)
         tokens += part["tokens"].numel()
         length = max(length, part["tokens"].shape[1])
         batch = {name: x.to(accelerator.device, non_blocking=True) for name, x in part.items()} | {"progress": done}
