@@ -24,7 +24,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -173,11 +173,11 @@ def in_own_dtype(memory: Tensor, cell: nn.Module) -> AbstractContextManager[Any]
 class GRUCell(nn.Module):
     """`nn.GRU` whose state is the flattened memory (Cho et al. 2014)."""
 
-    made_of: type[nn.RNNBase] = nn.GRU
+    made_of: ClassVar[Any] = nn.GRU
 
     def __init__(self, memory: MemoryConfig, config: CellConfig):
         super().__init__()
-        self.cell = self.made_of(memory.width, memory.tokens * memory.width, batch_first=True)
+        self.cell: nn.RNNBase = self.made_of(memory.width, memory.tokens * memory.width, batch_first=True)
 
     def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
         """Read inputs (N, D) into memory (N, K, D)."""
