@@ -207,14 +207,9 @@ CLASS_OF: dict[str, type[DataConfig]] = {name: cls for cls in DATA_CLASSES for n
 
 
 def data_config(name: str = "stdlib", **fields: Any) -> DataConfig:
-    """The settings of the data called `name`.
+    """The settings of the data called `name`: stdlib, digits, a memory task, text, npy, documents or images.
 
-    Args:
-        name: stdlib, digits, a memory task, text, npy, documents or images.
-        **fields: settings of that kind of data.
-
-    Raises:
-        UserError: for a name or a field that is none, or a wrong value.
+    Raises UserError for a name or a field that is none, or a wrong value.
     """
     if name not in CLASS_OF:
         raise UserError(f"data.name: {name!r} is none of {', '.join(CLASS_OF)}")

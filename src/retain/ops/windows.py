@@ -23,18 +23,7 @@ each step, *weights, *kept), laid out by `Windows`, returns the gradients of sta
 def roll(
     passes: Passes, starts: Sequence[Tensor], inputs: Tensor, weights: Sequence[Tensor], cut: Cut | None
 ) -> tuple[Tensor, ...]:
-    """Run a cell over a sequence.
-
-    Args:
-        passes: The rollout and its gradient.
-        starts: The states before the first step, each (N, …).
-        inputs: What is read at each step, (T, N, …).
-        weights: The cell's weights.
-        cut: Where the gradient is cut; None is nowhere.
-
-    Returns:
-        The states after each step, each (T, N, …).
-    """
+    """Return the states (T, N, …) of a cell after each of the inputs (T, N, …), from those before them, each (N, …)."""
     needed = (*starts, inputs, *weights)
     if torch.is_grad_enabled() and any(x.requires_grad for x in needed):
         rolled: tuple[Tensor, ...] = _Rollout.apply(passes, cut or (0, len(inputs)), len(starts), *needed)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retain.data.batches import Ints
-from retain.data.tasks.task import Task, check_length, check_symbols, name_symbols, without_answers
+from retain.data.tasks.task import Task, check_length, name_symbols, without_answers
 from retain.errors import UserError
 
 
@@ -26,9 +26,8 @@ class Retrieval(Task):
 
     def __init__(self, seq_len: int, *, symbols: int = 8) -> None:
         check_length(self.name, seq_len, 4)
-        check_symbols(self.name, symbols)
+        names = name_symbols(self.name, symbols)
         self.symbols = symbols
-        names = name_symbols(symbols)
         super().__init__(seq_len, [*names, *(f"[{name}]" for name in names), "?"], names)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
@@ -70,10 +69,9 @@ class Copy(Task):
     example: ClassVar = {"seq_len": 10, "copy_len": 4}
 
     def __init__(self, seq_len: int, *, symbols: int = 4, copy_len: int = 16, reverse: bool = False) -> None:
-        check_symbols(self.name, symbols)
+        names = name_symbols(self.name, symbols)
         check_length(f"{self.name} of {copy_len} symbols", seq_len, 2 * copy_len, "copy_len")
         self.symbols, self.copy_len, self.reverse = symbols, copy_len, reverse
-        names = name_symbols(symbols)
         super().__init__(seq_len, [*names, "_", "?"], names)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
@@ -134,7 +132,7 @@ class KeysValues(Task):
     example: ClassVar = {"seq_len": 18, "symbols": 4, "pairs": 3}
 
     def __init__(self, seq_len: int, *, symbols: int = 8, pairs: int = 8, string_len: int = 2) -> None:
-        check_symbols(self.name, symbols)
+        names = name_symbols(self.name, symbols)
         if string_len > seq_len:  # before anything is raised to its power
             raise UserError(f"data.string_len: {string_len} is longer than data.seq_len {seq_len}; give less")
         if symbols**string_len < pairs:
@@ -146,7 +144,6 @@ class KeysValues(Task):
         if symbols**string_len >= 2**63:
             raise UserError(f"data.string_len: {string_len} is too long for {symbols} symbols; keys must fit 63 bits")
         self.symbols, self.pairs, self.string_len = symbols, pairs, string_len
-        names = name_symbols(symbols)
         super().__init__(seq_len, [*names, "_", "?"], names)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
@@ -188,7 +185,7 @@ class MQAR(Task):
     POWER = 0.01
 
     def __init__(self, seq_len: int, *, symbols: int = 32, pairs: int = 8) -> None:
-        check_symbols(self.name, symbols)
+        names = name_symbols(self.name, symbols)
         if pairs > symbols:
             raise UserError(
                 f"data.pairs: {pairs} different keys are more than data.symbols {symbols} allows; "
@@ -196,7 +193,6 @@ class MQAR(Task):
             )
         check_length(f"{self.name} of {pairs} pairs", seq_len, 4 * pairs, "pairs")
         self.symbols, self.pairs = symbols, pairs
-        names = name_symbols(symbols)
         super().__init__(seq_len, [*names, *(name.upper() for name in names)], names)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:

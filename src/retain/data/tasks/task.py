@@ -57,12 +57,16 @@ def without_answers(tokens: Ints) -> Ints:
     return np.full((len(tokens), tokens.shape[1] + 1), IGNORE)
 
 
-def check_symbols(task: str, symbols: int) -> None:
-    """Raise UserError unless there are two symbols to tell apart, and no more than a vocabulary should have."""
+def name_symbols(task: str, symbols: int) -> tuple[str, ...]:
+    """Name the symbols a, b, c, …, or s0, s1, … where the alphabet is too short.
+
+    Raises UserError unless there are two to tell apart, and no more than a vocabulary should have.
+    """
     if symbols < 2:
         raise UserError(f"data.symbols: {symbols} leaves {task} nothing to remember; give at least 2")
     if symbols > MOST_SYMBOLS:
         raise UserError(f"data.symbols: {symbols} are too many for {task}; give at most {MOST_SYMBOLS}")
+    return tuple(ascii_lowercase[:symbols]) if symbols <= 26 else tuple(f"s{i}" for i in range(symbols))
 
 
 def check_length(task: str, seq_len: int, least: int, knob: str = "") -> None:
@@ -70,8 +74,3 @@ def check_length(task: str, seq_len: int, least: int, knob: str = "") -> None:
     if seq_len < least:
         smaller = f", or a smaller data.{knob}" if knob else ""
         raise UserError(f"data.seq_len: {seq_len} is too short for {task}; give at least {least}{smaller}")
-
-
-def name_symbols(count: int) -> tuple[str, ...]:
-    """Name `count` symbols: a, b, c, …, or s0, s1, … where the alphabet is too short."""
-    return tuple(ascii_lowercase[:count]) if count <= 26 else tuple(f"s{i}" for i in range(count))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from retain.config import IGNORE
 from retain.data.batches import Ints
-from retain.data.tasks.task import Task, check_length, check_symbols, name_symbols, without_answers
+from retain.data.tasks.task import Task, check_length, name_symbols, without_answers
 
 
 class Stack(Task):
@@ -30,10 +30,9 @@ class Stack(Task):
     example: ClassVar = {"seq_len": 12, "depth": 4}
 
     def __init__(self, seq_len: int, *, symbols: int = 4, depth: int = 10) -> None:
-        check_symbols(self.name, symbols)
+        names = name_symbols(self.name, symbols)
         check_length(f"{self.name} of depth {depth}", seq_len, depth + 1, "depth")
         self.symbols, self.depth = symbols, depth
-        names = name_symbols(symbols)
         super().__init__(seq_len, [*names, "pop"], names)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
@@ -67,11 +66,10 @@ class Dyck(Task):
     example: ClassVar = {"seq_len": 14, "symbols": 3, "depth": 3}
 
     def __init__(self, seq_len: int, *, symbols: int = 4, depth: int = 8) -> None:
-        check_symbols(self.name, symbols)
+        names = name_symbols(self.name, symbols)
         check_length(f"{self.name} of depth {depth}", seq_len, depth + 1, "depth")
         self.symbols, self.depth = symbols, depth
-        kinds = name_symbols(symbols)
-        opening, closing = ("([{<", ")]}>") if symbols <= 4 else ([f"({k}" for k in kinds], [f"{k})" for k in kinds])
+        opening, closing = ("([{<", ")]}>") if symbols <= 4 else ([f"({k}" for k in names], [f"{k})" for k in names])
         super().__init__(seq_len, [*opening[:symbols], *closing[:symbols]], closing[:symbols])
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
@@ -101,7 +99,7 @@ class Modular(Task):
     example: ClassVar = {"seq_len": 14, "symbols": 10}
 
     def __init__(self, seq_len: int, *, symbols: int = 16) -> None:
-        check_symbols(self.name, symbols)
+        name_symbols(self.name, symbols)  # refuses too few and too many
         check_length(self.name, seq_len, 5)
         self.symbols = symbols
         numbers = [str(number) for number in range(symbols)]
@@ -209,9 +207,8 @@ def draw_nested(
 ) -> tuple[npt.NDArray[np.bool_], Ints, Ints]:
     """Draw random pushes and pops on a stack of 0 … depth symbols, empty at first.
 
-    Returns:
-        All of shape (B, T): which steps push; random symbols, pushed where a step pushes; and the symbol on top after
-        each step, IGNORE where the stack is empty.
+    Returns (B, T) each: which steps push; random symbols, pushed where a step pushes; and the symbol on top after each
+    step, IGNORE where the stack is empty.
     """
     # A free walk folded between 0 and depth: it turns at both ends.
     walk = np.cumsum(2 * rng.integers(0, 2, shape) - 1, axis=1)
