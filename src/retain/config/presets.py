@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 from retain.config import (
     BPTTConfig,
@@ -111,21 +112,6 @@ def _task(
     )
 
 
-def retrieval() -> RunConfig:
-    """Memory task: a marked symbol in the first half, asked for at the end."""
-    return _task("retrieval", min_seq_len=16, future_len=64)
-
-
-def copy() -> RunConfig:
-    """Memory task: a string of 16 symbols, said again."""
-    return _task("copy", seq_len=32, future_len=32, bptt_window=None)
-
-
-def stack() -> RunConfig:
-    """Memory task: push and pop, at most 10 deep."""
-    return _task("stack")
-
-
 def keys_values() -> RunConfig:
     """Memory task: 8 key strings with value strings, then one of the keys."""
     task = _task("keys_values", min_seq_len=8, future_len=64, bptt_window=None)
@@ -138,41 +124,6 @@ def keys_values() -> RunConfig:
         smt=dataclasses.replace(task.smt, batch_size=32, lr=1e-3, lambda_dyn=0.03, lambda_dyn_end=None),
         dmt=dataclasses.replace(task.dmt, batch_size=32, lr=1e-3),
     )
-
-
-def modular() -> RunConfig:
-    """Memory task: (w x + b) mod 16, with w and b to be found out in context."""
-    return _task("modular")
-
-
-def parity() -> RunConfig:
-    """Memory task: is the number of ones so far odd?"""
-    return _task("parity")
-
-
-def s3() -> RunConfig:
-    """Memory task: the product of permutations of three things."""
-    return _task("s3")
-
-
-def s5() -> RunConfig:
-    """Memory task: the product of permutations of five things."""
-    return _task("s5")
-
-
-def dyck() -> RunConfig:
-    """Memory task: which kind of bracket is open?"""
-    return _task("dyck")
-
-
-def mqar() -> RunConfig:
-    """Memory task: 8 keys with values, each asked for again (Zoology's MQAR)."""
-    return _task("mqar", future_len=64)
-
-
-def selective_copy() -> RunConfig:
-    """Memory task: 16 symbols among blanks, said again."""
-    return _task("selective_copy", future_len=64)
 
 
 def tinystories() -> RunConfig:
@@ -252,7 +203,14 @@ def mnist_paper() -> RunConfig:
     return _paper("mnist-paper", ImageDataConfig(path="hf:ylecun/mnist", image_size=28))
 
 
-MEMORY_TASKS = (retrieval, copy, stack, keys_values, modular, parity, s3, s5, dyck, mqar, selective_copy)
+MEMORY_TASKS: tuple[Callable[[], RunConfig], ...] = (
+    partial(_task, "retrieval", min_seq_len=16, future_len=64),
+    partial(_task, "copy", seq_len=32, future_len=32, bptt_window=None),
+    partial(_task, "stack"),
+    keys_values,
+    *(partial(_task, name) for name in ("modular", "parity", "s3", "s5", "dyck")),
+    *(partial(_task, name, future_len=64) for name in ("mqar", "selective_copy")),
+)
 DATASETS = (tinystories, tinystories_paper, mnist, mnist_paper, sketchy)
 PRESETS: dict[str, Callable[[], RunConfig]] = {f().preset: f for f in (stdlib, text, digits, *MEMORY_TASKS, *DATASETS)}
 NEED_DATA = {"text": "a file", "sketchy": "a folder of sketches"}
