@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import sysconfig
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -105,43 +106,28 @@ def load_npy(config: ArrayDataConfig, whole: bool = False) -> Data:
     Raises UserError for anything but non-negative integers below the vocabulary size.
     """
     path = expand_path(config.path)
-    if not path.is_dir():
-        path = check_path(config, "a .npy file of integers")
-        tokens, vocab_size, checksum = read_npy(path, config)
-        return _of_arrays([tokens], None, config, whole, vocab_size, {"name": "npy", "path": str(path)} | checksum)
-    found = dict(walk(path))
-    files = {name: file for name, file in found.items() if tell_kind(name) == "array" and file.is_file()}
+    is_folder = path.is_dir()
+    found = dict(walk(path)) if is_folder else {path.name: check_path(config, "a .npy file of integers")}
+    files = {n: file for n, file in found.items() if not is_folder or (tell_kind(n) == "array" and file.is_file())}
     if not files:
         raise UserError(f"data.path: {str(path)!r} holds no .npy file; give one, or a folder of them")
     arrays, sizes, checksums = zip(*(read_npy(file, config) for file in files.values()), strict=True)
-    splits = split_by_names(list(files))
-    info = {
-        "name": "npy",
-        "path": str(path),
-        "sha256_of_files": hashlib.sha256(json.dumps(checksums).encode()).hexdigest(),
-        "read": {
+    names = split_by_names(list(files)) if is_folder else None
+    info: dict[str, Any] = {"name": "npy", "path": str(path)}
+    if is_folder:
+        info["sha256_of_files"] = hashlib.sha256(json.dumps(checksums).encode()).hexdigest()
+        info["read"] = {
             "files": len(files),
             "documents": len(files),
             "what": "array",
             "missing": 0,
-            "split_by_name": splits is not None,
+            "split_by_name": names is not None,
             "skipped": dict.fromkeys((name for name in found if name not in files), "no .npy file"),
             "as_text": [],
-        },
-    }
-    return _of_arrays(list(arrays), splits, config, whole, max(sizes), info)
-
-
-def _of_arrays(
-    arrays: list[Stream],
-    names: list[str] | None,
-    config: ArrayDataConfig,
-    whole: bool,
-    vocab_size: int,
-    info: dict[str, Any],
-) -> Data:
-    """Arrays as one data set; `names` are the splits that their files are named after."""
-    common: dict[str, Any] = {"vocab_size": vocab_size, "seq_len": config.seq_len, "kind": "tokens"}
+        }
+    else:
+        info |= checksums[0]
+    common: dict[str, Any] = {"vocab_size": max(sizes), "seq_len": config.seq_len, "kind": "tokens"}
     streams: dict[Split, Stream] | None = None
     if names is not None and not whole:
         if any(len(array.shape) == 2 for array in arrays) or set(names) != set(SPLITS):
@@ -159,14 +145,14 @@ def _of_arrays(
             )
         info["tokens"] = {split: len(stream) for split, stream in streams.items()}
         return StreamData(streams, info=info, **common)
-    if len({array.shape[1:] for array in arrays}) > 1:
-        shapes = ", ".join(str(shape) for shape in sorted({array.shape[1:] for array in arrays}))
-        raise UserError(f"data.path: {config.path!r} holds arrays of several shapes, rows of {shapes}; give one shape")
+    if len(shapes := sorted({array.shape[1:] for array in arrays})) > 1:
+        rows = ", ".join(map(str, shapes))
+        raise UserError(f"data.path: {config.path!r} holds arrays of several shapes, rows of {rows}; give one shape")
     fractions = None if whole else config.split
     return RowsData(join_arrays(arrays), fractions=fractions, ignore=config.ignore, info=info, **common)
 
 
-def join_arrays(arrays: list[Stream]) -> Stream:
+def join_arrays(arrays: Sequence[Stream]) -> Stream:
     """Join several arrays into one; a large one alone stays in its file."""
     return arrays[0] if len(arrays) == 1 else np.concatenate([np.asarray(array) for array in arrays])
 
