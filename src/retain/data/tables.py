@@ -102,32 +102,21 @@ def _fields(path: Path) -> Iterator[tuple[int, list[str]]]:
     delimiter = "\t" if find_ending(path.name) == ".tsv" else ","
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the module's own limit cuts off at 128 KiB
     with open_binary(path) as file:
-        number = 0
-
-        def lines() -> Iterator[str]:
-            nonlocal number
-            for number, line in enumerate(file, 1):
-                try:
-                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError:
-                    raise UserError(
-                        f"data.path: {str(path)!r} is not UTF-8 in line {number}; convert it with iconv"
-                    ) from None
-
-        reader, first = csv.reader(lines(), delimiter=delimiter, strict=True), 1
-        while True:
-            try:
-                row = next(reader, None)
-            except csv.Error as error:
-                raise UserError(
-                    f"data.path: {str(path)!r} is not right from line {first} on ({error}); quote texts that hold "
-                    "quotes or line ends"
-                ) from None
-            if row is None:
-                return
-            if row:  # a blank line is no row
-                yield first, row
-            first = number + 1
+        lines = (line.decode("utf-8" if number else "utf-8-sig") for number, line in enumerate(file))
+        reader, first = csv.reader(lines, delimiter=delimiter, strict=True), 1
+        try:
+            for row in reader:
+                if row:  # a blank line is no row
+                    yield first, row
+                first = reader.line_num + 1
+        except UnicodeDecodeError:
+            where = f"line {reader.line_num + 1}"
+            raise UserError(f"data.path: {str(path)!r} is not UTF-8 in {where}; convert it with iconv") from None
+        except csv.Error as error:
+            raise UserError(
+                f"data.path: {str(path)!r} is not right from line {first} on ({error}); quote texts that hold quotes "
+                "or line ends"
+            ) from None
 
 
 def _csv(path: Path, column: str) -> Iterator[str]:
