@@ -19,14 +19,10 @@ from retain.config import DatasetDataConfig
 from retain.data.batches import SPLITS, Split
 from retain.data.paths import expand_path
 from retain.data.rows import SHUFFLED, Piece, Rows, Source
+from retain.data.scan import SPLIT_NAMES
 from retain.data.tables import ROWS, make_column_error, to_images, to_texts
 from retain.errors import UserError
 
-NAMES: dict[str, Split] = {
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    "train": "train",
-    "test": "test",
-}
 LOCAL = "give a local copy of it with --data PATH: a parquet, JSON, CSV or Arrow file, or a folder of them"
 
 
@@ -75,7 +71,9 @@ def open_hub(config: DatasetDataConfig) -> Source:
         else:
             found = _saved(datasets.load_from_disk(str(expand_path(path))), config.stream)
     # The first of several names for a split counts.
-    splits: dict[Split, Any] = {NAMES[name]: split for name, split in reversed(found.items()) if name in NAMES}
+    splits: dict[Split, Any] = {
+        SPLIT_NAMES[name]: split for name, split in reversed(found.items()) if name in SPLIT_NAMES
+    }
     if "train" not in splits:
         if len(found) != 1:
             raise UserError(f"data.path: {path!r} has no split train, only {', '.join(found)}; rename one of them")

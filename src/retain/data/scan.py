@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from retain.data.batches import Split
 from retain.data.files import ARCHIVES, Kind, read_through, strip_compression, tell_kind, walk
 from retain.data.tables import has_column, read_column
 from retain.errors import UserError
 
-SPLIT_NAMES = {
+SPLIT_NAMES: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
