@@ -16,8 +16,9 @@ Pretrain an RNN by the phases of a preset, into a run folder.
   --out DIR           the run folder (default: runs/PRESET)
   --resume            go on from the newest checkpoint in --out; its config is kept
   --config FILE       start from this config.json instead of a preset
-  --data PATH         what to train on: a text, an integer .npy, hf:NAME[:CONFIG] of the Hugging Face hub, a parquet,
-                      JSON, CSV or Arrow file, or a folder: of texts (each a document), of such files, or of images
+  --data PATH         what to train on: a text, an integer .npy, hf:NAME[:CONFIG][@REVISION] of the Hugging Face hub, a
+                      parquet, JSON, CSV or Arrow file, or a folder: of texts (each a document), of such files, or of
+                      images
   --text-column C     the dataset's column of texts (default: text)
   --image-column C    the dataset's column of images, instead of texts (default: image)
   --recipe R          one-step: no gradient goes back past one application of f (the paper's, and the default with a
