@@ -36,7 +36,7 @@ def twice(side: str, size: Size) -> None:
     step = (
         training_step(BPTT(models(size)[0]), batch_of(size))
         if side == "bptt"
-        else smt_step(size, activation_checkpointing=side == "frugal")
+        else smt_step(size, recompute=side == "frugal")
     )
     for _ in range(2):
         step()

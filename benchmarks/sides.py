@@ -51,12 +51,12 @@ def at(size: Size, *, length: int, batch: int = 8) -> Size:
     return dataclasses.replace(size, length=length, batch=batch)
 
 
-def models(size: Size, **teacher: object) -> tuple[RNN, Teacher]:
+def models(size: Size, *, recompute: bool = False, **teacher: object) -> tuple[RNN, Teacher]:
     """Make fresh models, always the same; `teacher` changes fields of the teacher's config."""
     torch.manual_seed(0)
     config = dataclasses.replace(size.teacher, **teacher)  # type: ignore[arg-type]
     rnn = RNN(VOCAB, size.memory, config, size.cell)
-    return rnn.to(device()), Teacher(VOCAB, size.memory, config).to(device())
+    return rnn.to(device()), Teacher(VOCAB, size.memory, config, recompute).to(device())
 
 
 def batch_of(size: Size) -> dict[str, Tensor]:
@@ -111,10 +111,16 @@ def full_window(size: Size) -> int:
 
 
 def smt_step(
-    size: Size, *, compiled: bool = False, bf16: bool = True, seed: int | None = None, **teacher: object
+    size: Size,
+    *,
+    compiled: bool = False,
+    bf16: bool = True,
+    seed: int | None = None,
+    recompute: bool = False,
+    **teacher: object,
 ) -> Callable[[], Tensor]:
     """Return an SMT step; `teacher` changes fields of the teacher's config."""
-    rnn, guide = models(size, **teacher)
+    rnn, guide = models(size, recompute=recompute, **teacher)
     config = size.smt if guide_labels_all(size, teacher) else dataclasses.replace(size.smt, steps_per_sequence=1)
     objective, parts = SMT(guide, rnn, config, size.teacher.future_len), quicken(rnn, guide, compiled)
     return training_step(objective, batch_of(size), bf16=bf16, seed=seed, parts=parts)

@@ -22,8 +22,8 @@ import numpy as np
 from retain.config.presets import NEED_DATA, PRESETS
 
 SMALL = ["--smt.batch-size", "2", "--dmt.batch-size", "2", "--teacher.layers", "1", "--cell.layers", "1"]
-COMMON = ["--budget", "10steps", "--log-every", "1", "--tracker", "None", "--quiet", "--device", "cpu"]
-COMMON += ["--validate-every", "1000steps", "--checkpoint-every", "1000steps", "--validation-sequences", "4"]
+COMMON = ["--budget", "10steps", "--tracker", "None", "--quiet", "--device", "cpu"]
+COMMON += ["--validate-every", "1000steps", "--validation-sequences", "4"]
 
 
 def make_data(folder: Path) -> dict[str, list[str]]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from contextlib import contextmanager
 
 # Timings and bitwise comparisons must not depend on how many threads a machine has.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -24,6 +25,7 @@ from retain.config import (
     TeacherConfig,
     data_config,
 )
+from retain.config.budget import parse_budget
 from retain.config.json import save_config
 
 
@@ -39,15 +41,13 @@ def tiny(**changes):
         "memory": MemoryConfig(tokens=2, width=8, norm="batch"),
         "teacher": TeacherConfig(encoder="state", width=16, heads=2, layers=1, decoder_layers=1, future_len=4),
         "cell": CellConfig(kind="mlp", width=16, heads=2, layers=1, residual=True),
-        "optimizer": OptimizerConfig(gradient_accumulation_steps=1, warmup=0.1, max_grad_norm=1.0),
+        "optimizer": OptimizerConfig(gradient_accumulation_steps=1, warmup=0.1),
         "smt": SMTConfig(**shared, decodes_per_sequence=4, on_policy=0.5, lambda_dyn=0.1, lambda_unif=0.001),
         "dmt": DMTConfig(**shared, horizon=None, horizon_growth=0.7),
         "bptt": BPTTConfig(**shared, bptt_window=4),
         "device": "cpu",
         "precision": "fp32",
         "compile": False,
-        "log_every": 1,
-        "checkpoint_every": "1000steps",
         "validate_every": "1000steps",
         "validation_sequences": 16,
         "tracker": None,
@@ -120,6 +120,14 @@ def train_tiny(out, **changes):
     return out
 
 
+@contextmanager
+def checkpoints_every(budget):
+    """Inside, a run in this process leaves a checkpoint so often."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("retain.training.checkpointing.EVERY", parse_budget(budget))
+        yield
+
+
 @pytest.fixture(scope="session")
 def text_run(tmp_path_factory):
     """A finished run on a small text, for tests that only read it."""
@@ -137,7 +145,8 @@ def digits_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def retrieval_run(tmp_path_factory):
-    return train_tiny(tmp_path_factory.mktemp("retrieval") / "run", preset="retrieval", checkpoint_every="3steps")
+    with checkpoints_every("3steps"):
+        return train_tiny(tmp_path_factory.mktemp("retrieval") / "run", preset="retrieval")
 
 
 @pytest.fixture(scope="session")
@@ -159,11 +168,10 @@ def never_stopped(tmp_path_factory):
     def of(**changes):
         key = json.dumps(changes, sort_keys=True)
         if key not in done:
-            config = tiny(
-                phases=PHASES, budget="12steps", checkpoint_every="3steps", validate_every="5steps", **changes
-            )
+            config = tiny(phases=PHASES, budget="12steps", validate_every="5steps", **changes)
             done[key] = config, tmp_path_factory.mktemp("whole") / "run"
-            run(*done[key])
+            with checkpoints_every("3steps"):
+                run(*done[key])
         return done[key]
 
     done = {}

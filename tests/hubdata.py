@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
 from retain.data import SPLITS
-from retain.data.text import split_of, stdlib_files
+from retain.data.text import choose_split, list_stdlib_files
 
 SMALL = ["--budget", "4steps", "--validation-sequences", "8", "--tracker", "None", "--device", "cpu", "--quiet"]
 SMALL += ["--teacher.width", "16", "--teacher.layers", "1", "--memory.width", "16", "--cell.width", "16"]
@@ -31,9 +31,9 @@ def real(count):
 
 
 def few_modules(root):
-    """In place of `stdlib_files`: a file of a few thousand bytes for each split."""
-    found = [name for name in stdlib_files(root) if 2000 < (root / name).stat().st_size < 8000]
-    return sorted(next(name for name in found if split_of(name) == split) for split in SPLITS)
+    """In place of `list_stdlib_files`: a file of a few thousand bytes for each split."""
+    found = [name for name in list_stdlib_files(root) if 2000 < (root / name).stat().st_size < 8000]
+    return sorted(next(name for name in found if choose_split(name) == split) for split in SPLITS)
 
 
 def digit(i, mode="L"):

@@ -91,9 +91,8 @@ def models(
         decoder_layers=2,
         future_len=future_len,
         context_len=context_len,
-        activation_checkpointing=recompute,
     )
-    teacher = randomise(Teacher(VOCAB, memory, teaching)).double()
+    teacher = randomise(Teacher(VOCAB, memory, teaching, recompute)).double()
     rnn = randomise(
         RNN(VOCAB, memory, teaching, CellConfig(kind=cell, width=8, heads=2, layers=layers, residual=residual)), 1
     ).double()

@@ -40,7 +40,7 @@ class Interrupted(Exception):
 
 NO_MEMORY = (
     "memory: there is not enough for these sizes; give a smaller batch_size, memory.width or data.seq_len, "
-    "or let SMT hold less: --smt.num-chunks 8 --teacher.activation-checkpointing"
+    "or let SMT hold less: --smt.num-chunks 8"
 )
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 """Errors of a file that is open already: they do not name it."""

@@ -195,7 +195,7 @@ BAD = [
     (f"{NEW} --budget 0s", ["budget", "'0s'", "positive"]),
     (f"{NEW} --budget=-5s", ["budget", "'-5s'", "positive"]),
     (f"{NEW} --validate-every 0steps", ["validate_every", "'0steps'"]),
-    (f"{NEW} --checkpoint-every often", ["checkpoint_every", "'often'"]),
+    (f"{NEW} --validate-every often", ["validate_every", "'often'"]),
     # a user's own cell
     (f"{NEW} --cell.kind rnn", ["cell.kind", "'rnn'", "gru", "module:Class"]),
     (f"{NEW} --cell.kind nowhere:Cell", ["cell.kind", "nowhere:Cell", "No module named"]),

@@ -16,8 +16,8 @@ from retain.config import data_config
 from retain.config.json import load_config
 from retain.errors import CheckpointError, Interrupted, TrainingError, UserError
 from retain.experiments.scheduler import RunError, run_all
-from retain.training import processes
-from retain.training.processes import together
+from retain.training import accelerator
+from retain.training.accelerator import together
 
 MENDABLE = [
     # the error, the line, the exit code
@@ -103,7 +103,7 @@ def test_debugging_shows_the_traceback_of_every_error(monkeypatch):
 def test_processes_that_are_one_run_fail_together(error, monkeypatch):
     """The others are told before the main process raises: waiting for a broadcast that never comes, they would hang."""
     sent = []
-    monkeypatch.setattr(processes, "broadcast_object_list", lambda said: sent.append(list(said)))
+    monkeypatch.setattr(accelerator, "broadcast_object_list", lambda said: sent.append(list(said)))
     with pytest.raises(type(error)) as caught:
         together(SimpleNamespace(is_main_process=True), raising(error))
     assert caught.value is error
@@ -112,7 +112,7 @@ def test_processes_that_are_one_run_fail_together(error, monkeypatch):
     def receive(said):
         said[:] = told
 
-    monkeypatch.setattr(processes, "broadcast_object_list", receive)
+    monkeypatch.setattr(accelerator, "broadcast_object_list", receive)
     mendable = not any(error is defect for defect in DEFECTS)
     with pytest.raises(UserError if mendable else RuntimeError) as caught:
         together(SimpleNamespace(is_main_process=False), lambda: pytest.fail("it is the main process that checks"))

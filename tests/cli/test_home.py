@@ -15,8 +15,8 @@ import pytest
 from conftest import tiny
 from retain.config import data_config
 from retain.config.json import save_config
-from retain.data.paths import absolute, expanded
-from retain.data.prepare import cache_folder
+from retain.data.paths import absolute, expand_path
+from retain.data.prepare import find_cache_folder
 
 NAMES = ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME", "RETAIN_CACHE", "TORCHINDUCTOR_CACHE_DIR")
 
@@ -41,8 +41,8 @@ def nameless(monkeypatch, tmp_path):
 
 
 def test_from_python_what_is_prepared_lies_among_temporary_files(nameless):
-    assert cache_folder() == nameless / f"temporary/retain-{os.getuid()}"
-    assert expanded("~/a.txt") == Path("~/a.txt") and absolute("~/a.txt") == str(nameless / "~/a.txt")
+    assert find_cache_folder() == nameless / f"temporary/retain-{os.getuid()}"
+    assert expand_path("~/a.txt") == Path("~/a.txt") and absolute("~/a.txt") == str(nameless / "~/a.txt")
 
 
 @pytest.mark.parametrize("home", [None, "", "/proc", "/proc/nowhere"])

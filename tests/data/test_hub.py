@@ -25,6 +25,8 @@ from retain.data.subwords import read_prompt
 from retain.runs.run import build, load, load_run
 from retain.runs.save import save as retain_save
 from retain.training.loop import train
+from retain.training.phases import BETAS
+from retain.training.step import MAX_GRADIENT_NORM
 
 HUB_PRESETS = [name for name in PRESETS if PRESETS[name]().data.name in ("documents", "images")]
 
@@ -66,7 +68,7 @@ def test_the_papers_settings(preset):
     assert (c.memory.tokens, c.memory.width, c.memory.norm, c.teacher.encoder) == (16, 256, "rms", "window")
     assert (c.teacher.width, c.teacher.heads, c.teacher.layers, c.teacher.decoder_layers) == (256, 8, 8, 4)
     assert (c.cell.kind, c.cell.width, c.cell.heads, c.cell.layers) == ("transformer", 256, 8, 8)
-    assert (c.optimizer.weight_decay, c.optimizer.betas, c.optimizer.max_grad_norm) == (0.01, (0.9, 0.95), 1.0)
+    assert (c.optimizer.weight_decay, BETAS, MAX_GRADIENT_NORM) == (0.01, (0.9, 0.95), 1.0)
     assert c.precision == "bf16"
     assert c.data.path == {"t": "hf:roneneldan/TinyStories", "m": "hf:ylecun/mnist"}[preset[0]]
 
@@ -101,7 +103,7 @@ def test_images_are_completed_below_what_is_given(retain, sources, tmp_path):
     out = tmp_path / "run"
     code, _, complaint = retain("train", "mnist", "--data", sources / "mnist", "--out", out, *SMALL, *PARTS)
     assert code == 0, complaint
-    assert load_config(out / "config.json").data.threshold == 128
+    assert load_config(out / "config.json").data.thresholds == (128,)
     code, said, complaint = retain("generate", out, "--complete", "5")
     assert (code, complaint) == (0, "")
     assert said == f"5 images in {out / 'completed.png'}: given, completed, truth\n"
@@ -299,12 +301,12 @@ def ask(tmp_path):
 def test_the_hub_pinned_revisions_and_offline(ask, tmp_path):
     old, new = stories(tmp_path / "old", what="the old"), stories(tmp_path / "new", what="the new")
     with hub("roneneldan/TinyStories", [old, new]) as (address, commits, asked):
-        pin = {"revision": commits[0]}
+        pin = {"path": f"hf:roneneldan/TinyStories@{commits[0]}"}
         newest, pinned, streamed, nowhere, unknown = ask(
             ("a", {}),
             ("a", pin),
             ("a", pin | {"stream": True}),
-            ("a", {"revision": "nowhere"}),
+            ("a", {"path": "hf:roneneldan/TinyStories@nowhere"}),
             ("a", {"path": "hf:roneneldan/TinyStories:french"}),
             HF_ENDPOINT=address,
         )
@@ -316,7 +318,14 @@ def test_the_hub_pinned_revisions_and_offline(ask, tmp_path):
     assert newest["splits"]["validation"]["documents"] == real(40)
     assert (pinned["revision"], pinned["first"]) == (commits[0], "Once there was the o")
     assert (streamed["streamed"], streamed["revision"], streamed["first"]) == (True, commits[0], pinned["first"])
-    for part in ("data.path", "'hf:roneneldan/TinyStories'", "'nowhere'", address, "give a local copy", "--data PATH"):
+    for part in (
+        "data.path",
+        "'hf:roneneldan/TinyStories@nowhere'",
+        "'nowhere'",
+        address,
+        "give a local copy",
+        "--data PATH",
+    ):
         assert part in nowhere
     for part in ("french", "default", "hf:NAME:CONFIG"):
         assert part in unknown

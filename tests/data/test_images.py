@@ -1,5 +1,6 @@
 """Images of any size as pixels: what becomes of lines, gray and colour."""
 
+import dataclasses
 import io
 import struct
 import sys
@@ -59,7 +60,7 @@ def test_light_on_dark_is_averaged():
 
 @pytest.mark.parametrize("events", [False, True])
 def test_what_is_completed_follows_from_the_upper_half_alone(events):
-    data = data_config(name="images", path="x", image_size=4, seq_len=15, threshold=128, events=events, reset=events)
+    data = data_config(name="images", path="x", image_size=4, thresholds=(128,), events=events, reset=events)
     rnn = randomise(build(tiny(data=data), events_vocabulary(data) if events else 2)[0])
     truth = torch.randint(2, (3, 16), generator=torch.Generator().manual_seed(0))
     other = torch.cat([truth[:, :8], 1 - truth[:, 8:]], 1)
@@ -73,7 +74,7 @@ def test_what_is_completed_follows_from_the_upper_half_alone(events):
 
 def exact(size=2, **settings):
     """A config that keeps every gray as it is."""
-    return data_config(name="images", path="x", image_size=size, seq_len=size**2 - 1, levels=256, **settings)
+    return data_config(name="images", path="x", image_size=size, **settings)
 
 
 def of_bytes(content):
@@ -339,3 +340,13 @@ def test_an_image_that_would_fill_the_memory_is_refused(monkeypatch, tmp_path):
         UserError, match=r"^images: .*large\.png' is not an image that can be read \(Decomp.*; leave it"
     ):
         read_image(tmp_path / "large.png", exact())
+
+
+def test_images_are_read_whole_and_events_at_any_length():
+    config = data_config(name="images", path="x", image_size=14)
+    assert config.seq_len == 195 and dataclasses.replace(config, image_size=28).seq_len == 783
+    assert config.at_length(195) == config
+    with pytest.raises(UserError, match="data.seq_len: 64 does not fit images of 196 pixels; set it to 195"):
+        config.at_length(64)
+    events = dataclasses.replace(config, events=True, seq_len=64)
+    assert events.seq_len == 64 and events.at_length(9).seq_len == 9

@@ -172,9 +172,9 @@ def test_what_was_stopped_midway_goes_on_and_comes_out_the_same(tmp_path, cache,
             load_data(config)
         assert not [f for f in cache.iterdir() if f.is_dir() and f.suffix != ".partial"]
     encoded = []
-    real_codec = prepare.codec_of(config)
+    real_codec = prepare.choose_codec(config)
     codec = dataclasses.replace(real_codec, encode=lambda r: encoded.append(len(r)) or real_codec.encode(r))
-    monkeypatch.setattr(prepare, "codec_of", lambda config: codec)
+    monkeypatch.setattr(prepare, "choose_codec", lambda config: codec)
     after = load_data(config).info
     assert sum(encoded) == 5000 - (saved[-1] if saved else 0)
     monkeypatch.setenv("RETAIN_CACHE", str(tmp_path / "other"))
@@ -279,19 +279,19 @@ def test_images_are_their_pixels(tmp_path, mode):
     image = data.sequences("test", np.array([3]))["targets"].numpy().reshape(28, 28)
     assert set(np.unique(image)) == {0, 150, 200}
     assert (image[4:24, 8:13] == 200).all() and image[4:24, :8].sum() == 0
-    small = load_data(dataclasses.replace(config, image_size=14, seq_len=195, threshold=100))
+    small = load_data(dataclasses.replace(config, image_size=14, thresholds=(100,)))
     image = small.sequences("test", np.array([3]))["targets"].numpy().reshape(14, 14)
     assert small.vocab_size == 2 and set(np.unique(image)) == {0, 1}
     assert (image[3:11, 4:6] == 1).all()
-    quantised = load_data(dataclasses.replace(config, levels=4))
+    quantised = load_data(dataclasses.replace(config, thresholds=(64, 128, 192)))
     assert quantised.vocab_size == 4
     assert set(np.unique(quantised.rows["test"])) == {0, 2, 3}
 
 
-@pytest.mark.parametrize(("levels", "threshold"), [(256, None), (4, None), (256, 100)])
-def test_events_say_all_that_the_pixels_say(tmp_path, levels, threshold):
+@pytest.mark.parametrize("thresholds", [(), (64, 128, 192), (100,)])
+def test_events_say_all_that_the_pixels_say(tmp_path, thresholds):
     source = str(mnist(tmp_path / "m"))
-    config = data_config(name="images", path=source, seq_len=783, levels=levels, threshold=threshold)
+    config = data_config(name="images", path=source, seq_len=783, thresholds=thresholds)
     pixels = load_data(config)
     events_config = dataclasses.replace(config, events=True, reset=True, seq_len=64)
     events = load_data(events_config)
@@ -301,7 +301,7 @@ def test_events_say_all_that_the_pixels_say(tmp_path, levels, threshold):
         image = pixels.rows["test"][i].reshape(28, 28)
         tokens = events.document("test", i)
         assert tokens[-1] == events.end == events.vocab_size - 1
-        assert len(tokens) == (1 if threshold else 2) * np.count_nonzero(image) + 1
+        assert len(tokens) == (1 if len(thresholds) == 1 else 2) * np.count_nonzero(image) + 1
         assert np.array_equal(from_events(tokens, events_config), image)
         assert np.array_equal(to_events(image, events_config), tokens)
 

@@ -83,7 +83,7 @@ def test_a_resumed_run_on_a_stream_is_one_that_never_stopped(sources, tmp_path, 
     config = tiny(
         data=data,
         budget="12steps",
-        checkpoint_every="2steps",
+        validate_every="2steps",
         dmt__batch_size=3,
         optimizer__gradient_accumulation_steps=2,
     )

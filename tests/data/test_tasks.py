@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import retain
+from oracles import oracle
 from retain.config import TASK_DATA, TASK_SIZES, data_config
 from retain.data import IGNORE, SPLITS, load_data
-from retain.data.batches import generator
+from retain.data.batches import make_generator
 from retain.data.tasks import TASKS, build_task
 from retain.data.tasks.recall import MQAR, Copy, KeysValues, Retrieval, SelectiveCopy, draw_distinct
 from retain.data.tasks.tracking import S3, S5, Dyck, Modular, Parity, Stack
@@ -83,26 +84,26 @@ def test_oracle_knows_every_answer(name, size):
     length = size.get("seq_len", 64)
     assert task.seq_len == length
     for batch in range(5):
-        tokens, targets = task.generate(generator(0, batch), 40)
+        tokens, targets = task.generate(make_generator(0, batch), 40)
         assert tokens.shape == (40, length) and targets.shape == (40, length + 1)
         assert tokens.dtype == targets.dtype == np.int64
         assert tokens.min() >= 0 and tokens.max() < task.vocab_size == len(task.words)
         answered = targets != IGNORE
         assert (targets[:, 0] == IGNORE).all() and answered.any()
         assert targets[answered].min() >= 0 and targets[answered].max() < len(task.answers) <= task.vocab_size
-        assert np.array_equal(task.oracle(tokens), targets)
+        assert np.array_equal(oracle(task, tokens), targets)
 
 
 def test_the_oracle_sees_a_wrong_answer(name):
     """An oracle that only repeated what it is given could not tell."""
     task = build_task(config_of(name))
-    tokens, targets = task.generate(generator(0, 0), 50)
-    assert not np.array_equal(task.oracle(tokens)[:25], targets[25:])
+    tokens, targets = task.generate(make_generator(0, 0), 50)
+    assert not np.array_equal(oracle(task, tokens)[:25], targets[25:])
 
 
 def test_every_token_and_answer_comes_up(name):
     task = build_task(config_of(name))
-    tokens, targets = task.generate(generator(2, 0), 3000)
+    tokens, targets = task.generate(make_generator(2, 0), 3000)
     assert set(np.unique(tokens)) == set(range(task.vocab_size))
     assert set(np.unique(targets)) == {IGNORE, *range(len(task.answers))}
     assert len(set(task.words)) == len(task.words) and len(set(task.answers)) == len(task.answers)
@@ -113,7 +114,7 @@ def test_every_token_and_answer_comes_up(name):
 )
 def test_chance_is_what_guessing_scores(name, size):
     task = build_task(config_of(name, **size))
-    _, targets = task.generate(generator(1, 0), 20_000)
+    _, targets = task.generate(make_generator(1, 0), 20_000)
     answers = targets[targets != IGNORE]
     best = np.unique(answers, return_counts=True)[1].max() / len(answers)
     assert best == pytest.approx(task.chance, rel=0.05)
@@ -174,8 +175,8 @@ def lines_run(function):
 def test_no_python_loop_over_batch_and_time(name):
     """As many lines of Python for a large batch of long sequences as for a small one of short ones."""
     small, large = (build_task(config_of(name, seq_len=length)) for length in (64, 256))
-    lines = lines_run(lambda: small.generate(generator(0), 2))
-    assert 0 < lines == lines_run(lambda: large.generate(generator(0), 200)) < 400
+    lines = lines_run(lambda: small.generate(make_generator(0), 2))
+    assert 0 < lines == lines_run(lambda: large.generate(make_generator(0), 200)) < 400
 
 
 def test_generation_holds_few_bytes_a_token_however_long(name):
@@ -185,7 +186,7 @@ def test_generation_holds_few_bytes_a_token_however_long(name):
         task = build_task(config_of(name, seq_len=length))
         tracemalloc.start()
         try:
-            task.generate(generator(0), 8)
+            task.generate(make_generator(0), 8)
             return tracemalloc.get_traced_memory()[1] / (8 * length)
         finally:
             tracemalloc.stop()
@@ -218,7 +219,6 @@ def test_label_noise_spoils_training_targets_alone(name):
         ("stack", 17, [(64, None), (32, None)]),
         ("selective_copy", 8, [(64, 16), (32, 8), (16, 4), (8, 2)]),
         ("keys_values", 8, [(64, 8), (32, 4), (16, 2), (8, 1)]),
-        ("mqar", 65, [(64, 8)]),
     ],
 )
 def test_shorter_sequences_are_the_same_task_with_less_to_remember(name, shortest, sizes):
@@ -231,7 +231,7 @@ def test_shorter_sequences_are_the_same_task_with_less_to_remember(name, shortes
         length = batch["tokens"].shape[1]
         met.add(length)
         (task,) = (task for task in data.lengths if task.seq_len == length)
-        assert np.array_equal(task.oracle(batch["tokens"].numpy()), batch["targets"].numpy())
+        assert np.array_equal(oracle(task, batch["tokens"].numpy()), batch["targets"].numpy())
         assert all(torch.equal(values, same[key]) for key, values in batch.items())
         # Processes wait for each other at every step: each has other sequences, of one length.
         other = data.batch(0, step, 1, 5)
@@ -245,20 +245,20 @@ def test_shorter_sequences_are_the_same_task_with_less_to_remember(name, shortes
 
 
 def test_retrieval_by_its_definition():
-    tokens, targets = Retrieval(seq_len=9, symbols=3).generate(generator(0, 0), 3000)
+    tokens, targets = Retrieval(seq_len=9, symbols=3).generate(make_generator(0, 0), 3000)
     marked = (tokens >= 3) & (tokens < 6)
     assert (marked.sum(axis=1) == 1).all() and (tokens[:, -1] == 6).all() and (tokens[:, :-1] < 6).all()
     places = marked.argmax(axis=1)
     assert np.bincount(places, minlength=9)[:4].min() > 600 and places.max() == 3
     assert np.array_equal(targets[:, -1], tokens[np.arange(3000), places] - 3)
     assert (targets[:, :-1] == IGNORE).all()
-    one = Retrieval(seq_len=4, symbols=3).oracle(np.array([[4, 0, 2, 6]]))
+    one = oracle(Retrieval(seq_len=4, symbols=3), np.array([[4, 0, 2, 6]]))
     assert one.tolist() == [[IGNORE] * 4 + [1]]
 
 
 def answers_of(task, *tokens):
     """The oracle's targets of one sequence, None where there is none."""
-    (targets,) = task.oracle(np.array([tokens])).tolist()
+    (targets,) = oracle(task, np.array([tokens])).tolist()
     return [None if t == IGNORE else t for t in targets]
 
 
@@ -292,7 +292,7 @@ def test_the_oracles_by_hand():
 
 @pytest.mark.parametrize("task", [Stack(200, symbols=3, depth=5), Dyck(200, symbols=3, depth=5)])
 def test_stacks_reach_their_depth_and_no_more(task):
-    tokens, targets = task.generate(generator(0), 500)
+    tokens, targets = task.generate(make_generator(0), 500)
     push = tokens < task.symbols
     heights = np.cumsum(np.where(push, 1, -1), axis=1)
     assert heights.min() == 0 and heights.max() == 5 and push[:, 0].all()
@@ -304,19 +304,19 @@ def test_stacks_reach_their_depth_and_no_more(task):
 
 
 def test_copies_stand_where_they_should():
-    tokens, targets = Copy(20, copy_len=5).generate(generator(0), 100)
+    tokens, targets = Copy(20, copy_len=5).generate(make_generator(0), 100)
     assert (tokens[:, 5:15] == 4).all() and (tokens[:, 15] == 5).all() and (tokens[:, 16:] == 4).all()
     assert np.array_equal(targets[:, 16:], tokens[:, :5])
-    backwards = Copy(20, copy_len=5, reverse=True).generate(generator(0), 100)
+    backwards = Copy(20, copy_len=5, reverse=True).generate(make_generator(0), 100)
     assert np.array_equal(backwards[0], tokens) and np.array_equal(backwards[1][:, 16:], tokens[:, 4::-1])
-    tokens, _ = SelectiveCopy(20, copy_len=5).generate(generator(0), 6000)
+    tokens, _ = SelectiveCopy(20, copy_len=5).generate(make_generator(0), 6000)
     assert (tokens[:, 15] == 5).all() and (tokens[:, 16:] == 4).all()
     assert np.allclose((tokens[:, :15] < 4).mean(axis=0), 1 / 3, atol=0.03)
 
 
 def test_keys_are_all_different_and_all_asked_for():
     task = KeysValues(24, symbols=3, pairs=5, string_len=2)
-    tokens, _ = task.generate(generator(0), 2000)
+    tokens, _ = task.generate(make_generator(0), 2000)
     keys = tokens[:, :20].reshape(2000, 5, 4)[..., :2] @ np.array([1, 3])
     assert all(len(set(row)) == 5 for row in keys.tolist()) and set(keys.ravel().tolist()) == set(range(9))
     asked = tokens[:, 21:23] @ np.array([1, 3])
@@ -325,7 +325,7 @@ def test_keys_are_all_different_and_all_asked_for():
 
 def test_mqar_asks_every_key_once_and_soon_rather_than_late():
     task = MQAR(64, symbols=32, pairs=4)
-    tokens, targets = task.generate(generator(0), 4000)
+    tokens, targets = task.generate(make_generator(0), 4000)
     keys, values = tokens[:, :8:2], tokens[:, 1:8:2]
     assert keys.min() >= 32 and values.max() < 32
     assert all(len(set(row)) == 4 for row in (*keys.tolist(), *values.tolist()))
@@ -342,7 +342,7 @@ def test_mqar_asks_every_key_once_and_soon_rather_than_late():
 def test_modular_targets_begin_with_what_the_pairs_tell():
     """With a prime modulus two different x tell everything, and one tells only itself."""
     task = Modular(20, symbols=7)
-    tokens, targets = task.generate(generator(0), 500)
+    tokens, targets = task.generate(make_generator(0), 500)
     x, asked = tokens[:, ::2], targets[:, 1::2] != IGNORE
     for row, answers in zip(x.tolist(), asked.tolist(), strict=True):
         for i, answer in enumerate(answers):
@@ -354,7 +354,7 @@ def test_modular_targets_begin_with_what_the_pairs_tell():
 def test_s5_is_the_whole_group():
     task = S5(4)
     assert task.vocab_size == 120 and task.words[0] == "12345"
-    tokens, _ = task.generate(generator(0), 30_000)
+    tokens, _ = task.generate(make_generator(0), 30_000)
     assert np.bincount(tokens.ravel(), minlength=120).min() > 800
     # Consecutive tokens are independent: every pair with one half of the group is as likely as any other.
     halves = tokens >= 60
@@ -362,11 +362,11 @@ def test_s5_is_the_whole_group():
 
 
 def test_distinct_numbers_are_drawn_fairly():
-    rows = np.sort(draw_distinct(generator(0), 30_000, 2, 5), axis=1)
+    rows = np.sort(draw_distinct(make_generator(0), 30_000, 2, 5), axis=1)
     sets, counts = np.unique(rows, axis=0, return_counts=True)
     assert len(sets) == 10 and (sets[:, 0] < sets[:, 1]).all()
     assert counts.min() > 2800 and counts.max() < 3200
-    assert np.array_equal(np.sort(draw_distinct(generator(0), 3, 6, 6), axis=1), np.tile(np.arange(6), (3, 1)))
+    assert np.array_equal(np.sort(draw_distinct(make_generator(0), 3, 6, 6), axis=1), np.tile(np.arange(6), (3, 1)))
 
 
 # Hidden states, for colouring memories
@@ -419,7 +419,7 @@ def test_the_last_symbol_to_say_is_still_needed_at_the_end():
 
 
 def test_modular_draws_every_map_as_often():
-    tokens, _ = Modular(5, symbols=5).generate(generator(0), 20_000)
+    tokens, _ = Modular(5, symbols=5).generate(make_generator(0), 20_000)
     x, y = tokens[:, 0:4:2], tokens[:, 1:4:2]
     apart = x[:, 0] != x[:, 1]
     inverse = np.array([0, 1, 3, 2, 4])  # modulo 5

@@ -11,7 +11,7 @@ import torch
 from retain.config import data_config
 from retain.data import IGNORE, SPLITS, load_data
 from retain.data.file_array import FileArray
-from retain.data.text import BLOCK, LEFT_OUT, SAMPLES, WHOLE, sample_offsets, split_of, stdlib_files
+from retain.data.text import BLOCK, LEFT_OUT, SAMPLES, WHOLE, choose_split, list_sample_offsets, list_stdlib_files
 
 ROOT = Path(sysconfig.get_path("stdlib"))
 
@@ -22,12 +22,12 @@ def stdlib():
 
 
 def test_stdlib_is_split_by_file(stdlib):
-    files = stdlib_files(ROOT)
+    files = list_stdlib_files(ROOT)
     assert files == sorted(set(files)) and "argparse.py" in files and "json/decoder.py" in files
     assert not any(LEFT_OUT & set(Path(f).parts[:-1]) for f in files)
-    assert stdlib.info["files"] == {s: sum(split_of(f) == s for f in files) for s in SPLITS}
+    assert stdlib.info["files"] == {s: sum(choose_split(f) == s for f in files) for s in SPLITS}
     for split in SPLITS:
-        content = b"".join((ROOT / f).read_bytes() for f in files if split_of(f) == split)
+        content = b"".join((ROOT / f).read_bytes() for f in files if choose_split(f) == split)
         assert stdlib.splits[split].tobytes() == content
         assert stdlib.info["bytes"][split] == len(content)
 
@@ -50,8 +50,8 @@ PINNED = {"argparse.py": "train", "json/decoder.py": "train", "functools.py": "v
 
 def test_split_of_a_file_is_pinned():
     """Changing these would mix training files of published runs into the test split."""
-    assert {f: split_of(f) for f in PINNED} == PINNED
-    splits = [split_of(f"{i}.py") for i in range(10_000)]
+    assert {f: choose_split(f) for f in PINNED} == PINNED
+    splits = [choose_split(f"{i}.py") for i in range(10_000)]
     assert [round(splits.count(s) / 10_000, 2) for s in SPLITS] == [0.9, 0.05, 0.05]
 
 
@@ -81,11 +81,13 @@ def test_characters_may_straddle_blocks(tmp_path, shift):
 
 def test_sampled_blocks_cover_small_files_and_span_large_ones():
     for size in (1, BLOCK, BLOCK + 1, WHOLE):
-        offsets = sample_offsets(size)
+        offsets = list_sample_offsets(size)
         assert offsets == list(range(0, size, BLOCK)) and offsets[-1] + BLOCK >= size
-    offsets = sample_offsets(5 * 10**9)
+    offsets = list_sample_offsets(5 * 10**9)
     assert len(offsets) == SAMPLES and offsets[0] == 0 and offsets[-1] + BLOCK == 5 * 10**9
-    assert all(b - a >= BLOCK for a, b in zip(sample_offsets(WHOLE + 1), sample_offsets(WHOLE + 1)[1:], strict=False))
+    assert all(
+        b - a >= BLOCK for a, b in zip(list_sample_offsets(WHOLE + 1), list_sample_offsets(WHOLE + 1)[1:], strict=False)
+    )
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ def sparse(tmp_path):
     size = 5 * 10**9
     with path.open("wb") as file:
         file.truncate(size)
-        for offset in sample_offsets(size):
+        for offset in list_sample_offsets(size):
             file.seek(offset)
             file.write(("é" * BLOCK).encode()[:BLOCK])
     return path
@@ -118,7 +120,7 @@ def test_a_large_text_is_not_read_into_memory(sparse):
 
 def test_a_large_text_is_checked_in_its_samples(sparse):
     before = load_data(text_config(sparse)).info["sha256_of_samples"]
-    place = sample_offsets(5 * 10**9)[100] + 10
+    place = list_sample_offsets(5 * 10**9)[100] + 10
     with sparse.open("r+b") as file:
         file.seek(place)
         file.write(b"ab")

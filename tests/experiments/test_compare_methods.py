@@ -11,7 +11,7 @@ from retain.config.json import to_dict
 from retain.config.presets import PRESETS
 from retain.config.recipes import with_recipe
 from retain.data import load_data
-from retain.data.rows import codec_of
+from retain.data.rows import choose_codec
 from retain.errors import UserError
 from retain.experiments import compare as module
 from retain.experiments.compare import METHODS, Comparison, choose_rate, compare, configure_method, count_parameters
@@ -24,8 +24,8 @@ from runs import OWN_CELL, grids_here
 def test_every_method_has_the_parameters_of_smt_within_a_tenth(preset, monkeypatch):
     base = PRESETS[preset]()
     if base.data.name in ("documents", "images"):  # on the hub; the vocabulary is known without it
-        monkeypatch.setattr("retain.data.load_data", codec_of)
-        vocab_size = codec_of(base.data).vocab_size
+        monkeypatch.setattr("retain.data.load_data", choose_codec)
+        vocab_size = choose_codec(base.data).vocab_size
     else:
         vocab_size = load_data(base.data).vocab_size
     wanted = sum(p.numel() for p in build(base, vocab_size)[0].parameters())

@@ -67,7 +67,7 @@ def test_a_killed_grid_leaves_no_one_training_and_goes_on_where_it_was(tmp_path,
     for name, text in (("held_cell.py", OWN_CELL), ("held.py", HELD), ("hold", "")):
         (tmp_path / name).write_text(text)
     request.addfinalizer(lambda: (tmp_path / "hold").unlink(missing_ok=True))  # no run waits for ever
-    config = tiny(phases=("bptt",), budget="80steps", checkpoint_every="20steps", cell__kind="held:Cell")
+    config = tiny(phases=("bptt",), budget="80steps", validate_every="20steps", cell__kind="held:Cell")
     out, metrics = tmp_path / "out", tmp_path / "out/one/metrics.jsonl"
     process = grid_process(config, out, tmp_path)
     wait_for(lambda: len(steps_of(metrics)) > 45 or process.poll() is not None)

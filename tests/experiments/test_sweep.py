@@ -281,7 +281,7 @@ def test_values_and_seeds_may_be_added_and_only_they_are_run(finished, here, tmp
 
 def test_a_sweep_that_was_cut_short_goes_on(here, tmp_path, monkeypatch):
     """That a kill of the process cuts it short, too, is the matter of test_grid.py."""
-    config = tiny(phases=("bptt",), budget="40steps", checkpoint_every="10steps")
+    config = tiny(phases=("bptt",), budget="40steps", validate_every="10steps")
     sweep, out = Sweep(config=config, vary={"cell.width": (8, 16)}, seeds=1), tmp_path / "out"
     metrics = out / "runs/cell.width=8-seed0/metrics.jsonl"
     with watched(crash_at(25)), pytest.raises(Crash):

@@ -16,7 +16,7 @@ def test_the_demo_gives_all_one_budget_and_shows_what_was_scored(monkeypatch, tm
     monkeypatch.setattr("lab.demo.OUT", tmp_path / "demo")
     monkeypatch.setattr("sys.argv", ["demo", "0.3"])
     monkeypatch.setattr("retain.training.accelerator.installed", lambda package: False)  # no trackers
-    monkeypatch.setattr("retain.data.text.stdlib_files", few_modules)
+    monkeypatch.setattr("retain.data.text.list_stdlib_files", few_modules)
     demo.main()
     said, rows = capsys.readouterr().out, json.loads((tmp_path / "demo/demo.json").read_text())
     methods = [(row["act"], row["method"], row["longest_gradient_path"]) for row in rows]

@@ -23,7 +23,7 @@ def test_readme_runs(tmp_path, monkeypatch, capsys):
     Path("mybook.txt").write_text("It was a dark and stormy night; the rain fell in torrents.\n" * 200)
     for name in ("sensor.npy", "later.npy"):
         np.save(name, np.random.default_rng(len(name)).integers(0, 32, 20_000))
-    monkeypatch.setattr("retain.data.text.stdlib_files", few_modules)
+    monkeypatch.setattr("retain.data.text.list_stdlib_files", few_modules)
     # What the lines would take from the hub, or a user has: local copies, the column of one under another name.
     monkeypatch.setenv("RETAIN_CACHE", str(tmp_path / "cache"))
     stories(tmp_path / "stories", train=900)

@@ -169,7 +169,7 @@ def test_figures_of_an_earlier_command_stay_under_it_and_are_run_again(small, tm
 def test_what_a_preset_no_longer_says_is_shown_as_such_and_run_again(small, tmp_path, monkeypatch, capsys):
     main(["retrieval"])
     before = PRESETS["retrieval"]
-    monkeypatch.setitem(PRESETS, "retrieval", lambda: dataclasses.replace(before(), log_every=7))
+    monkeypatch.setitem(PRESETS, "retrieval", lambda: dataclasses.replace(before(), validation_sequences=7))
     main(["--tables"])
     assert STALE in (tmp_path / "docs/results.md").read_text()
     with pytest.raises(SystemExit) as stop:  # the run folder is of the old preset, and nothing of it is lost

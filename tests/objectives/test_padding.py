@@ -9,7 +9,7 @@ from retain.config import IGNORE, DMTConfig
 from retain.inference.evaluate import evaluate
 from retain.model.memory_norm import MemoryNorm, counted_memories
 from retain.objectives import BPTT, DMT, SMT, dynamics_loss, uniformity_loss
-from retain.training.phases import part_of
+from retain.training.phases import cut_part
 
 ENCODERS = ("state", "register", "window")
 ALONE = {"horizon": None, "horizon_growth": 0.0}
@@ -177,10 +177,10 @@ def test_uniformity_draws_from_those_that_count():
 def test_a_part_of_a_batch_has_its_part_of_the_padding():
     data = padded(9, (9, 4))
     for _ in range(30):
-        part = part_of(data, 4)
+        part = cut_part(data, 4)
         start = int((data["tokens"].unfold(1, 4, 1) == part["tokens"][:, None]).all(-1).all(0).nonzero()[0])
         assert torch.equal(part["real"], data["real"][:, start : start + 4])
-    assert "real" not in part_of(naive.batch(2, 9), 4)
+    assert "real" not in cut_part(naive.batch(2, 9), 4)
 
 
 def evaluated(rnn, teacher, batches):

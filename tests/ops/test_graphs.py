@@ -46,7 +46,7 @@ class StandIn:
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch):
     monkeypatch.setattr(graphs, "_Graph", StandIn)
-    monkeypatch.setattr(graphs, "capturable", lambda tensors: graphs._on)
+    monkeypatch.setattr(graphs, "is_capturable", lambda tensors: graphs._on)
     monkeypatch.setattr(graphs, "_state", lambda: ())
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: type("", (), {"total_memory": 1_000_000}))
     monkeypatch.setattr(StandIn, "made", 0)

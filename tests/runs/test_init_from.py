@@ -66,7 +66,7 @@ def test_it_goes_on_without_the_other_run(retrieval_run, tmp_path):
     """Resumed bit for bit, from its own checkpoint, when the run that it started from is gone."""
     source = tmp_path / "source"
     shutil.copytree(retrieval_run, source)
-    config = tiny(init_from=str(source), phases=("dmt",), budget="6steps", checkpoint_every="2steps")
+    config = tiny(init_from=str(source), phases=("dmt",), budget="6steps", validate_every="2steps")
     train(config, tmp_path / "whole", progress_bar=False)
 
     def stop(number):

@@ -47,11 +47,10 @@ CHANGES = [
     ({"bptt": {"truncate": 4}}, "bptt.bptt_window", 4),
     ({"smt": {"pieces": 8}}, "smt.num_chunks", 8),
     ({"dmt": {"schedule": "constant"}}, "dmt.lr_schedule", "constant"),
-    ({"teacher": {"recompute": True}}, "teacher.activation_checkpointing", True),
-    ({"smt": {"clip": 2.0}, "dmt": {"clip": 2.0}}, "optimizer.max_grad_norm", 2.0),
+    ({"teacher": {"recompute": True, "width": 64}}, "teacher.width", 64),
+    ({"smt": {"clip": 1.0}, "dmt": {"clip": 1.0}}, "optimizer.weight_decay", 0.01),
     ({"smt": {"accumulate": 2}, "dmt": {"accumulate": 2}}, "optimizer.gradient_accumulation_steps", 2),
-    ({"smt": {"beta1": 0.5}, "dmt": {"beta1": 0.5}}, "optimizer.betas", [0.5, 0.95]),
-    ({"phases": ["smt"], "smt": {"clip": 3.0, "warmup": 0.5}}, "optimizer.warmup", 0.5),
+    ({"phases": ["smt"], "smt": {"clip": 1.0, "warmup": 0.5}}, "optimizer.warmup", 0.5),
     ({"dmt": {"horizon": 1, "horizon_end": 16}}, "dmt.horizon", 16),
     ({"dmt": {"horizon": 16, "horizon_end": 16}}, "dmt.horizon_growth", 0.0),
     ({"dmt": {"horizon": 1, "horizon_end": 999}}, "dmt.horizon", None),
@@ -59,6 +58,24 @@ CHANGES = [
     ({"smt": {"budget": "30s"}, "dmt": {"budget": "10s"}}, "budget", "40s"),
     ({"smt": {"budget": "30s"}, "dmt": {"budget": "10s"}}, "smt.share", 30.0),
     ({"data": {"name": "stdlib", "symbols": 8, "events": False, "column": None}, "smt": {"unroll": 1}}, "data", None),
+]
+
+
+IMAGES = {"name": "images", "path": "hf:a/b", "image_size": 4}
+CHANGES += [
+    # of the second, and what it is now
+    ({"version": 2} | old, key, value)
+    for old, key, value in (
+        ({"log_every": 5, "checkpoint_every": "5steps", "seed": 3}, "seed", 3),
+        ({"teacher": {"activation_checkpointing": True, "width": 64}}, "teacher.width", 64),
+        ({"optimizer": {"betas": [0.9, 0.95], "max_grad_norm": 1.0, "warmup": 0.5}}, "optimizer.warmup", 0.5),
+        ({"data": IMAGES | {"revision": "abc"}}, "data.path", "hf:a/b@abc"),
+        ({"data": IMAGES | {"revision": None}}, "data.path", "hf:a/b"),
+        ({"data": IMAGES | {"threshold": 96, "levels": 256}}, "data.thresholds", [96]),
+        ({"data": IMAGES | {"threshold": None, "levels": 256}}, "data.thresholds", []),
+        ({"data": IMAGES | {"levels": 3}}, "data.thresholds", [86, 171]),
+        ({"data": IMAGES | {"levels": 4}}, "data.seq_len", 15),
+    )
 ]
 
 
@@ -78,6 +95,8 @@ LOST = [
     ({"smt": {"budget": "30s"}, "dmt": {"unroll": 1}}, "smt.budget 30s"),
     ({"smt": {"budget": "30s"}, "dmt": {"budget": "9steps"}}, "smt.budget 30s"),
     ({"dmt": {"horizon": 3, "horizon_end": None}}, "dmt.horizon 3"),
+    ({"smt": {"clip": 2.0}, "dmt": {"clip": 2.0}}, "optimizer.max_grad_norm 2.0"),
+    ({"version": 2, "optimizer": {"betas": [0.5, 0.95]}}, "optimizer.betas [0.5, 0.95]"),
 ]
 
 

@@ -197,11 +197,11 @@ def test_a_later_phase_of_smt_keeps_the_readout(tmp_path):
 def test_a_run_goes_on_where_its_data_has_moved_to(tmp_path):
     (tmp_path / "a.txt").write_text("some text to learn. " * 100)
     data = data_config(name="text", path=str(tmp_path / "a.txt"), seq_len=8)
-    config = tiny(data=data, budget="4steps", log_every=1)
+    config = tiny(data=data, budget="4steps")
     with pytest.raises(Interrupted):
         run(config, tmp_path / "run", at=stop_after(2))
     (tmp_path / "a.txt").rename(tmp_path / "b.txt")
-    moved = dataclasses.replace(config, data=dataclasses.replace(data, path=str(tmp_path / "b.txt")), log_every=2)
+    moved = dataclasses.replace(config, data=dataclasses.replace(data, path=str(tmp_path / "b.txt")))
     assert train(moved, tmp_path / "run", resume=True, progress_bar=False)["steps"] == 4
     assert load_config(tmp_path / "run/config.json").data.path == str(tmp_path / "b.txt")
     (tmp_path / "b.txt").write_text("another text to be. " * 100)

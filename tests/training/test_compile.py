@@ -190,7 +190,7 @@ def test_what_compiling_takes_comes_off_the_whole_budget(changes, steps, tmp_pat
     def pass_time(number):
         seconds[0] += 1 if number else 20
 
-    config = tiny(compile=True, smt__share=0.2, dmt__share=0.8, log_every=1, **{"budget": "60s"} | changes)
+    config = tiny(compile=True, smt__share=0.2, dmt__share=0.8, **{"budget": "60s"} | changes)
     run(config, tmp_path / "run", at=pass_time)
     phases = [line["phase"] for line in lines(tmp_path / "run") if "loss" in line]
     assert {phase: phases.count(phase) for phase in config.phases} == steps

@@ -62,10 +62,9 @@ def test_a_preset_trains_resumes_reads_and_writes_on_cuda(preset, tmp_path):
         parts["cell"] = dataclasses.replace(config.cell, **small)
     if preset == "retrieval":  # most pieces are asked nothing
         parts["smt"] = dataclasses.replace(parts["smt"], num_chunks=8)
-        parts["teacher"] = dataclasses.replace(config.teacher, activation_checkpointing=True)
     config = dataclasses.replace(
-        config, data=data, budget="4steps", device="cuda", precision="auto", log_every=1, tracker=None,
-        validation_sequences=8, validate_every="1000steps", checkpoint_every="1steps", **parts,
+        config, data=data, budget="4steps", device="cuda", precision="auto", tracker=None,
+        validation_sequences=8, validate_every="1steps", **parts,
     )  # fmt: skip
     out = tmp_path / "run"
     summary = train(config, out, progress_bar=False)
@@ -90,7 +89,6 @@ WITH = {
     "mlp": {"teacher__encoder": "register", "smt__on_policy": 0.0, "memory__norm": "rms"},
     "gated": {
         "smt__num_chunks": 2,
-        "teacher__activation_checkpointing": True,
         "optimizer__gradient_accumulation_steps": 2,
     },
     "gru": {"memory__norm": "rms", "smt__bptt_window": 1},
@@ -225,7 +223,9 @@ def test_a_step_that_is_not_logged_fetches_no_losses(tmp_path, monkeypatch):
                 waits.append(sum("synchroniz" in str(warning.message) for warning in caught))
 
     monkeypatch.setattr("retain.training.loop.take_step", watched)
-    train(tiny(device="cuda", phases=("smt",), budget="8steps", log_every=4), tmp_path / "run", progress_bar=False)
+    monkeypatch.setattr("retain.training.losses_log.EACH", 0)
+    monkeypatch.setattr("retain.training.losses_log.THEN", 4)
+    train(tiny(device="cuda", phases=("smt",), budget="8steps"), tmp_path / "run", progress_bar=False)
     for number, count in enumerate(waits):  # one wait is for how many targets count
         assert count == 1 if number % 4 else count > 1, waits
 

@@ -56,8 +56,8 @@ WHOLE = {"dmt__horizon_growth": 0.0}
         ),
         # four steps of f with gradient, after eight without; back through readout, four steps and encoder
         ("smt", {"smt__bptt_window": 4}, 1 + 8 + 4 + 1 + (1 + 4 + 1)),
-        ("smt", {"smt__bptt_window": 4, "smt__num_chunks": 2}, 1 + 4 + 1 + (1 + 4 + 1)),
-        ("smt", {"teacher__layers": 2, "teacher__activation_checkpointing": True}, 2 + 8 + 1 + 1 + (1 + 1 + 2 + 2)),
+        ("smt", {"smt__bptt_window": 4, "smt__num_chunks": 2}, 1 + 4 + 1 + (1 + 4 + 1) + 1),
+        ("smt", {"teacher__layers": 2, "smt__num_chunks": 2}, 2 + 4 + 1 + 1 + (1 + 1 + 2 + 2)),
         ("smt", {"smt__bptt_window": None}, 1 + 8 + 1 + (1 + 8 + 1)),
         ("dmt", WHOLE | {"dmt__horizon": 4, "dmt__bptt_window": 5}, 1 + 4 + 5 + 1 + (1 + 5)),
         # alone from m_0 and trained over the whole of it: the rollout itself is trained

@@ -14,6 +14,7 @@ from torch import nn
 
 from conftest import tiny
 from retain.config import OptimizerConfig, data_config
+from retain.config.budget import parse_budget
 from retain.data import load_data
 from retain.errors import TrainingError
 from retain.inference.evaluate import evaluate
@@ -25,7 +26,7 @@ from retain.runs.run import build, load, load_run
 from retain.training.accelerator import open_accelerator
 from retain.training.loop import train
 from retain.training.losses_log import LossesLog
-from retain.training.phases import learning_rate, part_of
+from retain.training.phases import cut_part, learning_rate
 from runs import KEYS, LOSSES, PHASES, Changed, Crash, crash_at, lines, losses, run
 
 
@@ -67,21 +68,22 @@ def test_every_step_has_its_own_batch_even_after_a_new_phase(tmp_path):
     assert len(set(seen)) == len(seen) == 4 * (2 + 2 + 2)
 
 
-def test_a_run_is_the_plain_loop_over_its_batches(tmp_path):
-    optimizer = OptimizerConfig(warmup=0.4, betas=(0.5, 0.7), weight_decay=0.3, max_grad_norm=0.05)
+def test_a_run_is_the_plain_loop_over_its_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr("retain.training.step.MAX_GRADIENT_NORM", 0.01)
+    optimizer = OptimizerConfig(warmup=0.4, weight_decay=0.3)
     config = tiny(phases=("bptt",), budget="5steps", optimizer=optimizer, bptt__lr=0.02, bptt__bptt_window=None)
     run(config, tmp_path / "run")
     data = load_data(config.data)
     torch.manual_seed(config.seed)
     rnn, slow = build(config, data.vocab_size)[0], []
     objective = BPTT(rnn, config.bptt.bptt_window)
-    optimizer = torch.optim.AdamW(objective.parameters(), betas=(0.5, 0.7), weight_decay=0.3, fused=True)
+    optimizer = torch.optim.AdamW(objective.parameters(), betas=(0.9, 0.95), weight_decay=0.3, fused=True)
     for step in range(5):
         optimizer.param_groups[0]["lr"] = learning_rate(config.bptt, 0.4, step / 5)
         loss = objective(data.batch(config.seed, step, 0, 4))["loss"]
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(objective.parameters(), 0.05)
+        torch.nn.utils.clip_grad_norm_(objective.parameters(), 0.01)
         optimizer.step()
         slow.append(loss.item())
     assert losses(tmp_path / "run") == pytest.approx(slow, rel=1e-5)
@@ -161,9 +163,10 @@ def test_metrics_have_every_loss_and_figure(never_stopped):
         assert rates == pytest.approx([learning_rate(getattr(config, phase), warmup, i / 4) for i in range(4)])
 
 
-def test_metrics_are_logged_every_so_many_steps_whatever_the_phase(tmp_path):
-    run(tiny(budget="12steps", log_every=5), tmp_path / "run")
-    assert [line["step"] for line in lines(tmp_path / "run") if "loss" in line] == [1, 6, 11]
+def test_each_of_the_first_steps_is_logged_then_every_so_many_whatever_the_phase(tmp_path):
+    run(tiny(budget="150steps", smt__share=1, dmt__share=5), tmp_path / "run")
+    logged = [line["step"] for line in lines(tmp_path / "run") if "loss" in line]
+    assert logged == [*range(1, 101), 101, 121, 141]
 
 
 def test_the_learning_rate_warms_up_and_falls():
@@ -201,7 +204,8 @@ def test_the_best_is_known_where_a_checkpoint_came_just_before_the_validation(tm
     scores, real = iter(range(100, 0, -1)), module.evaluate
     monkeypatch.setattr(module, "evaluate", lambda *a: real(*a) | {"bits_per_token": float(next(scores))})
     out = tmp_path / "run"
-    summary = run(tiny(budget="12steps", checkpoint_every=every, validate_every="5steps"), out)
+    monkeypatch.setattr("retain.training.checkpointing.EVERY", parse_budget(every))
+    summary = run(tiny(budget="12steps", validate_every="5steps"), out)
     assert summary["best_step"] == 12
     assert best_checkpoint(out).name == "step-00000012"
     assert load_files(out)[1]["progress"]["step"] == 12
@@ -227,11 +231,14 @@ class Poisoned(nn.Module):
         (9, "bptt", "loss_readout", 8),
     ],
 )
-@pytest.mark.parametrize("waits, log_every", [(False, 1), (False, 100), (True, 1), (True, 100)])
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, at, phase, loss, good, waits, log_every, monkeypatch):
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("each", [0, 100])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, at, phase, loss, good, waits, each, monkeypatch):
     """At once; or, where to look at it `waits` for a device, when a step is logged and before anything is saved."""
     monkeypatch.setattr(LossesLog, "waits", waits)
-    config = tiny(phases=PHASES, budget="12steps", checkpoint_every="2steps", log_every=log_every)
+    monkeypatch.setattr("retain.training.losses_log.EACH", each)
+    monkeypatch.setattr("retain.training.checkpointing.EVERY", parse_budget("2steps"))
+    config = tiny(phases=PHASES, budget="12steps")
     cell, out = Poisoned(), tmp_path / "run"
 
     def poison(step):
@@ -258,8 +265,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, at, phase, loss, good
 @pytest.mark.parametrize("waits", [False, True])
 def test_a_learning_rate_that_blows_up_leaves_no_weights_that_are_not_finite(tmp_path, waits, every, monkeypatch):
     monkeypatch.setattr(LossesLog, "waits", waits)
-    settings = {"checkpoint_every": every, "validate_every": every, "log_every": 100}
-    config = tiny(smt__lr=1e30, optimizer__warmup=0.0, budget="20steps", **settings)
+    monkeypatch.setattr("retain.training.losses_log.EACH", 0)
+    config = tiny(smt__lr=1e30, optimizer__warmup=0.0, budget="20steps", validate_every=every)
     with pytest.raises(TrainingError, match=r"^\w+ became (nan|inf) at step \d+ in phase smt; .*try a lower smt\.lr"):
         run(config, tmp_path / "run")
     for folder in (tmp_path / "run").glob("checkpoints/*"):
@@ -279,7 +286,9 @@ def test_losses_are_looked_at_when_they_are_logged_or_validated(tmp_path, waits,
     monkeypatch.setattr(LossesLog, "waits", waits)
     monkeypatch.setattr(LossesLog, "fetch", watched)
     monkeypatch.setattr("retain.training.losses_log.PENDING", 6)
-    config = tiny(budget="40steps", smt__share=0.45, dmt__share=0.55, log_every=12, validate_every="34steps")
+    monkeypatch.setattr("retain.training.losses_log.EACH", 0)
+    monkeypatch.setattr("retain.training.losses_log.THEN", 12)
+    config = tiny(budget="40steps", smt__share=0.45, dmt__share=0.55, validate_every="34steps")
     run(config, tmp_path / "run")
     # Phases begin at steps 0 and 18, steps 0, 12, 24 and 36 are logged, and after 18, 34 and 40 there is a validation.
     wanted = [1, 6, 6, 5, 1, 6, 6, 3, 3, 3] if waits else [1] * 40
@@ -316,7 +325,7 @@ def test_a_loaded_rnn_streams_without_a_graph(never_stopped):
 @pytest.mark.parametrize("amount, unit", [(1000, "tokens"), (1234, "sequential")])
 def test_what_a_phase_takes_beyond_its_share_is_not_given_twice(tmp_path, amount, unit):
     """Phases end between steps; all of them together take their shares and less than the last step more."""
-    config = tiny(budget=f"{amount}{unit}", phases=("smt", "dmt", "bptt"), log_every=1)
+    config = tiny(budget=f"{amount}{unit}", phases=("smt", "dmt", "bptt"))
     summary, shares = train(config, tmp_path / "run", progress_bar=False), sum(b.amount for b in config.budgets())
     taken = [line[KEYS[unit]] for line in lines(tmp_path / "run")]
     last_step = [b - a for a, b in pairwise(taken) if b > a][-1]
@@ -388,13 +397,13 @@ def test_a_phase_may_read_a_part_of_each_sequence(tmp_path):
     batch = {"tokens": torch.arange(40).view(4, 10), "targets": torch.arange(44).view(4, 11)}
     seen = set()
     for _ in range(200):
-        part = part_of(batch, 4)
+        part = cut_part(batch, 4)
         start = int(part["tokens"][0, 0])
         assert torch.equal(part["tokens"], batch["tokens"][:, start : start + 4])
         assert torch.equal(part["targets"], batch["targets"][:, start : start + 5])
         seen.add(start)
     assert seen == set(range(7))
-    assert part_of(batch, None) is batch
+    assert cut_part(batch, None) is batch
     with pytest.raises(ValueError, match="smt.seq_len: 4 is a part of a sequence, and an answer needs it all"):
         tiny(smt__seq_len=4)
     text = data_config(name="stdlib", seq_len=8)

@@ -22,9 +22,8 @@ from retain.model.memory_norm import MemoryNorm
 from retain.runs.checkpoint import latest_checkpoint, load_files
 from retain.runs.progress import STOPS
 from retain.training import accelerator as devices
-from retain.training.accelerator import open_accelerator, start_trackers
+from retain.training.accelerator import agree, open_accelerator, start_trackers
 from retain.training.loop import train
-from retain.training.processes import agree
 from runs import LOSSES, PHASES, Changed, Padded, assert_same_run, lines, run, wait_for
 
 RETAIN = "from retain.cli import main; main()"
@@ -32,7 +31,7 @@ RETAIN = "from retain.cli import main; main()"
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_still_finishes_and_loses_little(tmp_path):
-    config = tiny(phases=PHASES, budget="60steps", checkpoint_every="10steps", validate_every="20steps")
+    config = tiny(phases=PHASES, budget="60steps", validate_every="10steps")
     save_config(config, tmp_path / "tiny.json")
     whole, out = tmp_path / "whole", tmp_path / "run"
     run(config, whole)
@@ -177,7 +176,7 @@ def test_two_processes_equal_one_with_both_their_batches(tmp_path, norm, on_poli
         )  # fmt: skip
 
     # Chunks and what is computed again change nothing either.
-    save_config(config(4, smt__num_chunks=chunks, teacher__activation_checkpointing=True), tmp_path / "two.json")
+    save_config(config(4, smt__num_chunks=chunks), tmp_path / "two.json")
     workers = two_workers(tmp_path / "two.json", tmp_path / "two", padded=padded)
     train(config(8), tmp_path / "one", data=Ranks(config(8), padded), progress_bar=False)
     for worker in workers:
@@ -230,7 +229,7 @@ def test_memory_norm_of_two_processes_is_that_of_both_their_batches(tmp_path):
 
 def test_processes_agree_to_the_last_digit(monkeypatch):
     """DMT's horizon doubles at exact shares of its phase: 0.35 rounded to float32 is less than 0.35."""
-    monkeypatch.setattr("retain.training.processes.broadcast", lambda values: values)
+    monkeypatch.setattr("retain.training.accelerator.broadcast", lambda values: values)
     main = SimpleNamespace(num_processes=2, device="cpu")
     assert agree(main, 7 / 20, 1 / 3, 0) == [7 / 20, 1 / 3, 0.0]
 

@@ -105,13 +105,12 @@ def complete_images(run: Run, path: Path, args: Generate, sampling: dict[str, An
         raise Usage("prompt, length: the upper half of the images is given and the lower sampled; leave them out")
     import torch
 
-    from retain.data.images import levels_of
     from retain.inference.complete import complete, save_image_grid, true_images
     from retain.inference.generate import check_sampling
 
     data = run.config.data
     if isinstance(data, ImageDataConfig):
-        shape, levels = (data.image_size, data.image_size), levels_of(data)
+        shape, levels = (data.image_size, data.image_size), data.levels
     elif run.state["image_shape"] is not None:
         shape, levels = tuple(run.state["image_shape"]), run.state["vocab_size"]
     else:

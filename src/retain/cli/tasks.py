@@ -47,12 +47,12 @@ def describe(name: str) -> dict[str, Any]:
 
     `reads` names the tokens x_0 …, `answers` the answers after each, y_1 …, None where there is none.
     """
-    from retain.data.batches import generator
+    from retain.data.batches import make_generator
     from retain.data.tasks import TASKS, build_task
 
     task = build_task(TaskDataConfig(name=name))
     small = TASKS[name](**task.example)
-    tokens, targets = (rows[0].tolist() for rows in small.generate(generator(0, 0), 1))
+    tokens, targets = (rows[0].tolist() for rows in small.generate(make_generator(0, 0), 1))
     return {
         "name": name,
         "summary": task.summary,

@@ -7,7 +7,7 @@ import dataclasses
 import typing
 from typing import Any, Literal
 
-from retain.config import PHASES, READ_BY_CELL, TASK_DATA, TASK_SIZES, DMTConfig, RunConfig, SMTConfig
+from retain.config import PHASES, READ_BY_CELL, TASK_DATA, TASK_SIZES, DMTConfig, ImageDataConfig, RunConfig, SMTConfig
 from retain.config.json import option_of
 
 TOP = """\
@@ -16,8 +16,9 @@ Pretrain an RNN by the phases of a preset, into a run folder.
   --out DIR           the run folder (default: runs/PRESET)
   --resume            go on from the newest checkpoint in --out; its config is kept
   --config FILE       start from this config.json instead of a preset
-  --data PATH         what to train on: a text, an integer .npy, hf:NAME[:CONFIG] of the Hugging Face hub, a parquet,
-                      JSON, CSV or Arrow file, or a folder: of texts (each a document), of such files, or of images
+  --data PATH         what to train on: a text, an integer .npy, hf:NAME[:CONFIG][@REVISION] of the Hugging Face hub, a
+                      parquet, JSON, CSV or Arrow file, or a folder: of texts (each a document), of such files, or of
+                      images
   --text-column C     the dataset's column of texts (default: text)
   --image-column C    the dataset's column of images, instead of texts (default: image)
   --recipe R          one-step: no gradient goes back past one application of f (the paper's, and the default with a
@@ -27,7 +28,7 @@ Pretrain an RNN by the phases of a preset, into a run folder.
 """
 BASIC = {
     "": {"init_from", "seed", "phases", "budget", "device", "precision", "compile"},
-    "data": {"seq_len", "tokenizer", "stream", "image_size", "levels", "threshold", "symbols", "depth", "pairs"},
+    "data": {"seq_len", "tokenizer", "stream", "image_size", "thresholds", "symbols", "depth", "pairs"},
     "memory": {"tokens", "width"},
     "teacher": {"width", "layers", "future_len"},
     "cell": {"kind", "width", "layers"},
@@ -38,7 +39,7 @@ BASIC = {
 }
 """What people turn; `--help-all` shows the rest, too."""
 ALL_SIZES = {size for sizes in TASK_SIZES.values() for size in sizes}
-OF_TEACHER_ALONE = {"encoder", "layers", "future_len", "context_len", "activation_checkpointing"}
+OF_TEACHER_ALONE = {"encoder", "layers", "future_len", "context_len"}
 """Fields of `teacher` that say nothing of the RNN's readout."""
 
 
@@ -54,6 +55,13 @@ def reason_unread(config: RunConfig, section: str, field: str) -> str | None:
         return f"{section} is none of this run's phases ({phases})"
     if field == "seq_len" and section in PHASES and config.data.name in ("digits", *TASK_DATA):
         return f"{config.data.name} is read whole"
+    if section == "data" and isinstance(config.data, ImageDataConfig) and not config.data.events:
+        if field == "seq_len":
+            return "images are read whole (data.image_size)"
+        if field == "reset":
+            return "every image starts from m_0"
+    if (section, field) in (("smt", "bptt_window"), ("smt", "num_chunks")) and config.smt.steps_per_sequence == 1:
+        return "f is trained on one step of a sequence (smt.steps_per_sequence)"
     if (section, field) == ("dmt", "label_every") and config.dmt.bptt_window != 1:
         return "every step of a window needs its label (dmt.bptt_window)"
     if section == "data" and config.data.name in TASK_DATA and field in ALL_SIZES - set(TASK_SIZES[config.data.name]):

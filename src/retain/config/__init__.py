@@ -18,12 +18,12 @@ from retain.config.data import (
     data_config,
 )
 from retain.config.model import CELLS, READ_BY_CELL, CellConfig, MemoryConfig, TeacherConfig, check_memory
+from retain.config.optimizer import OptimizerConfig
 from retain.config.phases import (
     PHASES,
     BPTTConfig,
     DMTConfig,
     DMTLoss,
-    OptimizerConfig,
     PhaseConfig,
     SMTConfig,
     SMTLoss,

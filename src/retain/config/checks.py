@@ -92,12 +92,7 @@ WRONG = {
 
 
 def describe(error: ValidationError, fields: str) -> str:
-    """The first of pydantic's complaints as one line: the field, its value and what would be right.
-
-    Args:
-        error: what pydantic raised.
-        fields: the names of all fields, for one that is none of them.
-    """
+    """The first of pydantic's complaints as one line: the field (of all `fields`), its value and what is right."""
     found = error.errors(include_url=False)[0]
     if found["type"] == "value_error":  # a check of our own, which names its field
         return str(found["ctx"]["error"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -82,6 +83,8 @@ class TaskDataConfig(DataConfig):
         super().__post_init__()
         if not 0 <= self.label_noise < 1:
             raise UserError(f"data.label_noise: {self.label_noise} must lie in 0 … 1, below 1")
+        if self.min_seq_len is not None and self.min_seq_len > self.seq_len:
+            raise UserError(f"data.min_seq_len: {self.min_seq_len} is above data.seq_len {self.seq_len}; lower it, too")
         for name in {size for sizes in TASK_SIZES.values() for size in sizes} - set(TASK_SIZES[self.name]):
             if value := getattr(self, name):
                 raise UserError(f"data.{name}: {value} is not read by {self.name}; leave it out")
@@ -134,24 +137,20 @@ class ArrayDataConfig(FileDataConfig):
 
 @settings
 class DatasetDataConfig(FileDataConfig):
-    """What documents and images have: hf:NAME[:CONFIG], a parquet, JSON, CSV or Arrow file, or a folder."""
+    """What documents and images have: a dataset of the hub, a parquet, JSON, CSV or Arrow file, or a folder.
+
+    Of the hub it is hf:NAME[:CONFIG][@REVISION]: a commit, tag or branch, else the newest when it is first prepared.
+    """
 
     NAMES: ClassVar[tuple[str, ...]] = ("documents", "images")
 
     column: str | None = None
     """The column to read; None is text or image."""
-    revision: str | None = None
-    """hf: only: a commit, tag or branch; None is the newest when it is first prepared."""
     stream: bool = False
     """Train straight from the source; nothing is prepared on disk."""
     reset: bool = False
     """Memory starts at m_0 with each document, instead of being carried over from the one before. What fills up a
     shorter one counts in no loss."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.revision is not None and not self.path.startswith("hf:"):
-            raise UserError(f"data.revision: {self.revision!r} is for a dataset of the hub, hf:NAME; leave it out")
 
 
 @settings
@@ -167,17 +166,15 @@ class DocumentDataConfig(DatasetDataConfig):
 
 @settings
 class ImageDataConfig(DatasetDataConfig):
-    """Images, pixel by pixel in raster order."""
+    """Images, pixel by pixel in raster order. They are read whole: seq_len follows from image_size, but for events."""
 
     NAMES: ClassVar[tuple[str, ...]] = ("images",)
 
     name: str = "images"
     image_size: Annotated[int, Field(gt=0, le=math.isqrt(LONGEST))] = 28
     """Height and width that images are brought to, in pixels."""
-    levels: int = 256
-    """Gray levels that pixels are quantised to."""
-    threshold: int | None = None
-    """Pixels of at least this much (1 … 255) become 1, all others 0, instead of levels."""
+    thresholds: tuple[Annotated[int, Field(ge=1, le=255)], ...] = ()
+    """Gray values (1 … 255, ascending) at which the next level begins: one makes black and white. None: 256 levels."""
     invert: bool = False
     """Black becomes white, for dark lines on paper; thin ones stay when the image is made smaller."""
     events: bool = False
@@ -185,10 +182,23 @@ class ImageDataConfig(DatasetDataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 2 <= self.levels <= 256:
-            raise UserError(f"data.levels: {self.levels} must lie in 2 … 256")
-        if self.threshold is not None and not 1 <= self.threshold <= 255:
-            raise UserError(f"data.threshold: {self.threshold} must lie in 1 … 255")
+        if any(later <= earlier for earlier, later in pairwise(self.thresholds)):
+            raise UserError(f"data.thresholds: {self.thresholds} must ascend")
+        if not self.events:
+            object.__setattr__(self, "seq_len", self.image_size**2 - 1)
+
+    @property
+    def levels(self) -> int:
+        """How many gray levels a pixel can have."""
+        return len(self.thresholds) + 1 if self.thresholds else 256
+
+    def at_length(self, length: int) -> Self:
+        """The same, as images are read whole. Raises UserError for another length."""
+        if not self.events and length != self.seq_len:
+            raise UserError(
+                f"data.seq_len: {length} does not fit images of {self.seq_len + 1} pixels; set it to {self.seq_len}"
+            )
+        return super().at_length(length)
 
 
 DATA_CLASSES = (DataConfig, TaskDataConfig, TextDataConfig, ArrayDataConfig, DocumentDataConfig, ImageDataConfig)
@@ -197,14 +207,9 @@ CLASS_OF: dict[str, type[DataConfig]] = {name: cls for cls in DATA_CLASSES for n
 
 
 def data_config(name: str = "stdlib", **fields: Any) -> DataConfig:
-    """The settings of the data called `name`.
+    """The settings of the data called `name`: stdlib, digits, a memory task, text, npy, documents or images.
 
-    Args:
-        name: stdlib, digits, a memory task, text, npy, documents or images.
-        **fields: settings of that kind of data.
-
-    Raises:
-        UserError: for a name or a field that is none, or a wrong value.
+    Raises UserError for a name or a field that is none, or a wrong value.
     """
     if name not in CLASS_OF:
         raise UserError(f"data.name: {name!r} is none of {', '.join(CLASS_OF)}")

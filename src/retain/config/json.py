@@ -11,7 +11,8 @@ from typing import Any
 from retain.config.data import data_config
 from retain.config.migrate import VERSION, migrate
 from retain.config.model import CellConfig, MemoryConfig, TeacherConfig
-from retain.config.phases import BPTTConfig, DMTConfig, OptimizerConfig, SMTConfig
+from retain.config.optimizer import OptimizerConfig
+from retain.config.phases import BPTTConfig, DMTConfig, SMTConfig
 from retain.config.run import RunConfig
 from retain.errors import UserError
 
@@ -41,15 +42,10 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_dict(values: Any, *, drop: bool = False) -> RunConfig:
-    """The settings of a run from JSON values, of this version or an earlier one.
+    """The settings of a run from what `to_dict` gave in this version or an earlier one, or from a part of it.
 
-    Args:
-        values: what `to_dict` gave, or a part of it; the rest stays at its default.
-        drop: leave out what an earlier version set and this one lacks. A trained model can be used without it; to
-            train on would be another run.
-
-    Raises:
-        UserError: for an unknown field, a wrong value, or a setting that this version lacks (unless `drop`).
+    Raises UserError for an unknown field, a wrong value, or a setting that this version lacks. `drop` leaves that out:
+    a trained model can be used without it, but to train on would be another run.
     """
     if not isinstance(values, dict):
         raise UserError(f"config: {values!r} is not an object of fields")

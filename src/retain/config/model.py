@@ -48,8 +48,6 @@ class TeacherConfig:
     """Layers of the decoder, and of the RNN's readout."""
     future_len: Tokens = 16
     """F, how many tokens the decoder is shown after m_t."""
-    activation_checkpointing: bool = False
-    """Compute the encoder's activations again in the backward pass, a layer at a time, instead of keeping them."""
     context_len: Count | None = None
     """C, how far back the window encoder looks; None is all the way."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 from retain.config import (
     BPTTConfig,
@@ -111,21 +112,6 @@ def _task(
     )
 
 
-def retrieval() -> RunConfig:
-    """Memory task: a marked symbol in the first half, asked for at the end."""
-    return _task("retrieval", min_seq_len=16, future_len=64)
-
-
-def copy() -> RunConfig:
-    """Memory task: a string of 16 symbols, said again."""
-    return _task("copy", seq_len=32, future_len=32, bptt_window=None)
-
-
-def stack() -> RunConfig:
-    """Memory task: push and pop, at most 10 deep."""
-    return _task("stack")
-
-
 def keys_values() -> RunConfig:
     """Memory task: 8 key strings with value strings, then one of the keys."""
     task = _task("keys_values", min_seq_len=8, future_len=64, bptt_window=None)
@@ -140,41 +126,6 @@ def keys_values() -> RunConfig:
     )
 
 
-def modular() -> RunConfig:
-    """Memory task: (w x + b) mod 16, with w and b to be found out in context."""
-    return _task("modular")
-
-
-def parity() -> RunConfig:
-    """Memory task: is the number of ones so far odd?"""
-    return _task("parity")
-
-
-def s3() -> RunConfig:
-    """Memory task: the product of permutations of three things."""
-    return _task("s3")
-
-
-def s5() -> RunConfig:
-    """Memory task: the product of permutations of five things."""
-    return _task("s5")
-
-
-def dyck() -> RunConfig:
-    """Memory task: which kind of bracket is open?"""
-    return _task("dyck")
-
-
-def mqar() -> RunConfig:
-    """Memory task: 8 keys with values, each asked for again (Zoology's MQAR)."""
-    return _task("mqar", future_len=64)
-
-
-def selective_copy() -> RunConfig:
-    """Memory task: 16 symbols among blanks, said again."""
-    return _task("selective_copy", future_len=64)
-
-
 def tinystories() -> RunConfig:
     """Short stories in simple words (roneneldan/TinyStories), byte by byte."""
     return _bytes("tinystories", DocumentDataConfig(path="hf:roneneldan/TinyStories", seq_len=64))
@@ -187,13 +138,13 @@ def _pixels(preset: str, data: DataConfig) -> RunConfig:
 
 def mnist() -> RunConfig:
     """Handwritten digits (ylecun/mnist), 14x14 and thresholded, pixel by pixel."""
-    data = ImageDataConfig(path="hf:ylecun/mnist", image_size=14, seq_len=195, threshold=128)
+    data = ImageDataConfig(path="hf:ylecun/mnist", image_size=14, thresholds=(128,))
     return _pixels("mnist", data)
 
 
 def sketchy() -> RunConfig:
     """A folder of sketches, dark on white, any size: 16x16, inverted and thresholded, pixel by pixel (--data PATH)."""
-    data = ImageDataConfig(path="SKETCHES", image_size=16, seq_len=255, invert=True, threshold=96)
+    data = ImageDataConfig(path="SKETCHES", image_size=16, invert=True, thresholds=(96,))
     return _pixels("sketchy", data)
 
 
@@ -208,7 +159,7 @@ def _paper(preset: str, data: DataConfig) -> RunConfig:
             encoder="window", width=256, heads=8, layers=8, decoder_layers=4, future_len=64, context_len=256
         ),
         cell=CellConfig(kind="transformer", width=256, heads=8, layers=8),
-        optimizer=OptimizerConfig(warmup=0.01, weight_decay=0.01, betas=(0.9, 0.95), max_grad_norm=1.0),
+        optimizer=OptimizerConfig(warmup=0.01, weight_decay=0.01),
         smt=SMTConfig(
             share=100,
             batch_size=128,
@@ -238,7 +189,6 @@ def _paper(preset: str, data: DataConfig) -> RunConfig:
         ),
         bptt=BPTTConfig(batch_size=128, seq_len=320, lr=3e-4, lr_schedule="constant"),
         precision="bf16",
-        checkpoint_every="1000steps",
         validate_every="5000steps",
     )
 
@@ -250,10 +200,17 @@ def tinystories_paper() -> RunConfig:
 
 def mnist_paper() -> RunConfig:
     """The paper's MNIST run: 28x28 pixels of 256 levels (its exact sparse form is unpublished)."""
-    return _paper("mnist-paper", ImageDataConfig(path="hf:ylecun/mnist", image_size=28, seq_len=783))
+    return _paper("mnist-paper", ImageDataConfig(path="hf:ylecun/mnist", image_size=28))
 
 
-MEMORY_TASKS = (retrieval, copy, stack, keys_values, modular, parity, s3, s5, dyck, mqar, selective_copy)
+MEMORY_TASKS: tuple[Callable[[], RunConfig], ...] = (
+    partial(_task, "retrieval", min_seq_len=16, future_len=64),
+    partial(_task, "copy", seq_len=32, future_len=32, bptt_window=None),
+    partial(_task, "stack"),
+    keys_values,
+    *(partial(_task, name) for name in ("modular", "parity", "s3", "s5", "dyck")),
+    *(partial(_task, name, future_len=64) for name in ("mqar", "selective_copy")),
+)
 DATASETS = (tinystories, tinystories_paper, mnist, mnist_paper, sketchy)
 PRESETS: dict[str, Callable[[], RunConfig]] = {f().preset: f for f in (stdlib, text, digits, *MEMORY_TASKS, *DATASETS)}
 NEED_DATA = {"text": "a file", "sketchy": "a folder of sketches"}

@@ -11,7 +11,8 @@ from retain.config.budget import Budget, parse_budget
 from retain.config.checks import Count, settings
 from retain.config.data import TASK_DATA, DataConfig
 from retain.config.model import CellConfig, MemoryConfig, TeacherConfig, check_memory
-from retain.config.phases import PHASES, BPTTConfig, DMTConfig, OptimizerConfig, SMTConfig
+from retain.config.optimizer import OptimizerConfig
+from retain.config.phases import PHASES, BPTTConfig, DMTConfig, SMTConfig
 from retain.errors import UserError
 
 TRACKERS = ("auto", "tensorboard", "wandb", "trackio")
@@ -47,12 +48,8 @@ class RunConfig:
     compile: bool = False
     """torch.compile the objective's modules (needs a C++ compiler); falls back to eager with a note. On a CPU the first
     run of these sizes takes about a minute for it, out of its budget, and later ones some seconds."""
-    log_every: Count = 20
-    """Optimizer steps between lines of metrics.jsonl."""
-    checkpoint_every: str = "60s"
-    """Budget between checkpoints."""
     validate_every: str = "60s"
-    """Budget between validations; the best model by them is the one kept."""
+    """Budget between validations; the best model by them is the one kept. Each leaves a checkpoint, as every minute."""
     validation_sequences: Count = 256
     tracker: str | None = "auto"
     """Also log to: auto (tensorboard if installed), tensorboard, wandb, trackio, or None."""
@@ -62,7 +59,7 @@ class RunConfig:
             raise UserError(f"tracker: {self.tracker!r} is none of {', '.join(TRACKERS)}, None")
         if not self.phases:
             raise UserError(f"phases: empty; name some of {', '.join(PHASES)}")
-        for name in ("budget", "checkpoint_every", "validate_every"):
+        for name in ("budget", "validate_every"):
             parse_budget(getattr(self, name), name)
         self._check_teacher()
         check_memory(self.memory, self.cell.kind)

@@ -52,7 +52,7 @@ class Data(ABC):
 
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
         """Draw B training sequences; the same arguments give the same batch."""
-        return self.sequences("train", generator(seed, rank, step).integers(0, self.count("train"), batch_size))
+        return self.sequences("train", make_generator(seed, rank, step).integers(0, self.count("train"), batch_size))
 
     @abstractmethod
     def count(self, split: Split) -> int:
@@ -113,7 +113,7 @@ def decode(tokens: Iterable[int], kind: Kind) -> str:
     return " ".join(map(str, values))
 
 
-def generator(seed: int, *key: int) -> np.random.Generator:
+def make_generator(seed: int, *key: int) -> np.random.Generator:
     """Make a generator of random numbers for this seed and key, independent of that of every other.
 
     Only the last part of the key may exceed 32 bits: the others must fill one word each for keys to stay apart.
@@ -174,8 +174,8 @@ class StreamData(Data):
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
         """Draw B windows of the training split; the same arguments give the same batch."""
         stream = self.splits["train"]
-        offsets = generator(seed, rank, step).integers(0, len(stream) - self.seq_len, (batch_size, 1))
-        return to_batch(read_windows(stream, offsets[:, 0], self.seq_len + 1))
+        starts = make_generator(seed, rank, step).integers(0, len(stream) - self.seq_len, batch_size)
+        return to_batch(read_windows(stream, starts, self.seq_len + 1))
 
     def count(self, split: Split) -> int:
         """Count the evaluation windows of a split."""
@@ -208,13 +208,15 @@ class RowsData(Data):
         count, length = self.rows.shape
         if length < 2:
             raise UserError(f"data.path: {self.what.format(length)} leave nothing to predict; give at least 2 in a row")
-        check_seq_len(self.seq_len, length, self.what)
+        if self.seq_len != length - 1:
+            what = self.what.format(length)
+            raise UserError(f"data.seq_len: {self.seq_len} does not fit {what}; set it to {length - 1}")
         if self.fractions is None:
             self.index: dict[Split, Ints] = {"all": np.arange(count)}
         else:
             # Raw Philox words, unlike Generator.permutation, are promised to be the same in every NumPy.
             shuffled = np.argsort(np.random.Philox(key=0).random_raw(count), kind="stable")
-            parts = np.split(shuffled, cut_points(count, self.fractions))
+            parts = np.split(shuffled, find_cut_points(count, self.fractions))
             self.index = {split: np.sort(part) for split, part in zip(SPLITS, parts, strict=True)}
         for split, index in self.index.items():
             if not len(index):
@@ -233,12 +235,6 @@ class RowsData(Data):
         return to_batch(rows, None if self.ignore is None else rows != self.ignore)
 
 
-def check_seq_len(seq_len: int, length: int, what: str) -> None:
-    """Raise UserError unless sequences of seq_len predict all of `what`, with {} for their length."""
-    if seq_len != length - 1:
-        raise UserError(f"data.seq_len: {seq_len} does not fit {what.format(length)}; set it to {length - 1}")
-
-
-def cut_points(count: int, fractions: tuple[float, float, float]) -> list[int]:
+def find_cut_points(count: int, fractions: tuple[float, float, float]) -> list[int]:
     """Return the two places where `count` things are cut into train, validation and test."""
     return [round(count * fractions[0]), round(count * (fractions[0] + fractions[1]))]

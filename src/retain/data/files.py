@@ -34,7 +34,7 @@ BLOCK = 2**20
 Kind = Literal["text", "table", "image", "array"]
 
 
-def cache_folder() -> Path:
+def find_cache_folder() -> Path:
     """Return $RETAIN_CACHE, or retain/ in the user's cache folder; that of temporary files without a home."""
     if own := os.environ.get("RETAIN_CACHE"):
         return Path(own)
@@ -69,14 +69,14 @@ def strip_compression(name: str) -> str:
     return next((name.removesuffix(ending) for ending in PACKED if name.endswith(ending)), name)
 
 
-def ending_of(name: str) -> str:
+def find_ending(name: str) -> str:
     """Return a file's ending, without that of its compression, in lower case."""
     return Path(strip_compression(name)).suffix
 
 
-def kind_by_name(name: str) -> Kind | None:
+def tell_kind(name: str) -> Kind | None:
     """Tell what a file is by its ending; None for any other, which is a text if its content is."""
-    ending = ending_of(name)
+    ending = find_ending(name)
     if ending in TABLES:
         return "table"
     if ending in IMAGES:
@@ -128,7 +128,7 @@ def unpack(path: Path) -> Path:
             return path
         stat = path.stat()
         key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:24]
-        target = cache_folder() / "unpacked" / key / Path(strip_compression(path.name)).name
+        target = find_cache_folder() / "unpacked" / key / Path(strip_compression(path.name)).name
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f".tmp-{os.getpid()}")
@@ -149,7 +149,7 @@ def read_text_file(path: Path) -> str:
         raise make_read_error(path, error) from None
 
 
-def file_digest(path: Path) -> str:
+def compute_digest(path: Path) -> str:
     """Compute the SHA-256 of a file as it is, in blocks."""
     checksum = hashlib.sha256()
     with path.open("rb") as file:

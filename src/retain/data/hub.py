@@ -17,16 +17,12 @@ from typing import Any
 
 from retain.config import DatasetDataConfig
 from retain.data.batches import SPLITS, Split
-from retain.data.paths import expanded
-from retain.data.source import SHUFFLED, Piece, Rows, Source
+from retain.data.paths import expand_path
+from retain.data.rows import SHUFFLED, Piece, Rows, Source
+from retain.data.scan import SPLIT_NAMES
 from retain.data.tables import ROWS, make_column_error, to_images, to_texts
 from retain.errors import UserError
 
-NAMES: dict[str, Split] = {
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    "train": "train",
-    "test": "test",
-}
 LOCAL = "give a local copy of it with --data PATH: a parquet, JSON, CSV or Arrow file, or a folder of them"
 
 
@@ -57,11 +53,12 @@ def open_hub(config: DatasetDataConfig) -> Source:
     A dataset of the hub is downloaded into the library's own cache first, unless data.stream: so a download that
     was cut short goes on, and HF_HUB_OFFLINE=1 works afterwards. A saved one is read where it is.
     """
-    path = config.path
+    path, revision = config.path, ""
     datasets = import_datasets()
     with one_line(path):
         if path.startswith("hf:"):
-            name, _, subset = path[3:].partition(":")
+            named, _, revision = path[3:].partition("@")
+            name, _, subset = named.partition(":")
             if not name:
                 raise UserError(f"data.path: {path!r} names no dataset; write hf:NAME or hf:NAME:CONFIG")
             if Path(name).is_dir():  # which the library would take for it
@@ -69,12 +66,14 @@ def open_hub(config: DatasetDataConfig) -> Source:
                     f"data.path: {path!r}: there is a folder {name!r} here; give --data ./{name} for that, or go "
                     "elsewhere for the hub's"
                 )
-            builder = _frugal(datasets.load_dataset_builder(name, subset or None, revision=config.revision))
+            builder = _frugal(datasets.load_dataset_builder(name, subset or None, revision=revision or None))
             found = builder.as_streaming_dataset() if config.stream else _download(builder)
         else:
-            found = _saved(datasets.load_from_disk(str(expanded(path))), config.stream)
+            found = _saved(datasets.load_from_disk(str(expand_path(path))), config.stream)
     # The first of several names for a split counts.
-    splits: dict[Split, Any] = {NAMES[name]: split for name, split in reversed(found.items()) if name in NAMES}
+    splits: dict[Split, Any] = {
+        SPLIT_NAMES[name]: split for name, split in reversed(found.items()) if name in SPLIT_NAMES
+    }
     if "train" not in splits:
         if len(found) != 1:
             raise UserError(f"data.path: {path!r} has no split train, only {', '.join(found)}; rename one of them")
@@ -85,7 +84,7 @@ def open_hub(config: DatasetDataConfig) -> Source:
         for split in SPLITS
         if split in splits
     )
-    return Source(pieces, _revision(splits["train"]) or config.revision)
+    return Source(pieces, _revision(splits["train"]) or revision or None)
 
 
 def _piece(split: Split, dataset: Any, cut: frozenset[Split], config: DatasetDataConfig) -> Piece:

@@ -17,16 +17,12 @@ Pixels = npt.NDArray[np.uint8]
 TAGS = ExifTags.Base
 
 
-def levels_of(config: ImageDataConfig) -> int:
-    """Return the number of gray levels of the pixels that `to_pixels` gives."""
-    return 2 if config.threshold is not None else config.levels
-
-
 def to_pixels(image: Image.Image, config: ImageDataConfig) -> Pixels:
     """Turn an image into (N, N) levels, 0 darkest.
 
-    The image is made gray, brought to N x N with its proportions kept, inverted where asked for, then thresholded or
-    quantised. What is transparent, and the border, is the background: white for what is to be inverted, else black.
+    The image is made gray, brought to N x N with its proportions kept, inverted where asked for, and cut into levels
+    by the thresholds. What is transparent, and the border, is the background: white for what is to be inverted, else
+    black.
     An image to be inverted shows dark lines on paper: where it is made smaller, the darkest of what a pixel covers
     counts, since a mean would leave nothing of a thin line.
 
@@ -42,9 +38,7 @@ def to_pixels(image: Image.Image, config: ImageDataConfig) -> Pixels:
     pixels = np.asarray(image)
     if config.invert:
         pixels = 255 - pixels
-    if config.threshold is not None:
-        return (pixels >= config.threshold).astype(np.uint8)
-    return (pixels.astype(np.int64) * config.levels // 256).astype(np.uint8)
+    return np.digitize(pixels, config.thresholds).astype(np.uint8) if config.thresholds else pixels
 
 
 def to_gray(image: Image.Image, background: int) -> Image.Image:
@@ -187,8 +181,7 @@ def open_image(file: IO[bytes], name: str) -> Image.Image:
 
 def events_vocabulary(config: ImageDataConfig) -> int:
     """Count the tokens of events: positions, then the values above 0 where there are several, then the end symbol."""
-    levels = levels_of(config)
-    return config.image_size**2 + (levels - 1 if levels > 2 else 0) + 1
+    return config.image_size**2 + (config.levels - 1 if config.levels > 2 else 0) + 1
 
 
 def to_events(pixels: Pixels, config: ImageDataConfig) -> npt.NDArray[np.int64]:
@@ -200,7 +193,7 @@ def to_events(pixels: Pixels, config: ImageDataConfig) -> npt.NDArray[np.int64]:
     flat = pixels.ravel()
     positions = np.flatnonzero(flat)
     tokens = positions
-    if levels_of(config) > 2:
+    if config.levels > 2:
         tokens = np.stack([positions, config.image_size**2 + flat[positions].astype(np.int64) - 1], 1).ravel()
     return np.append(tokens, events_vocabulary(config) - 1)
 

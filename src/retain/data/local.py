@@ -10,8 +10,8 @@ import numpy as np
 from retain.config import DatasetDataConfig
 from retain.data.batches import SPLITS, Split
 from retain.data.files import read_text_file
+from retain.data.rows import SHUFFLED, Piece, Rows, Source
 from retain.data.scan import Found, scan
-from retain.data.source import SHUFFLED, Piece, Rows, Source
 from retain.data.tables import ROWS, count_rows, read_column
 
 

@@ -7,26 +7,26 @@ import os
 from pathlib import Path
 from typing import Any
 
-from retain.config import CLASS_OF, DataConfig, ImageDataConfig
-from retain.data.files import kind_by_name
+from retain.config import CLASS_OF, DataConfig
+from retain.data.files import tell_kind
 from retain.data.scan import guess_folder_name
 from retain.errors import UserError
 
 
-def expanded(path: str) -> Path:
+def expand_path(path: str) -> Path:
     """Replace the ~ of a path. Where the user has no home, a container's for example, it stays."""
     return Path(os.path.expanduser(path))
 
 
 def absolute(path: str) -> str:
     """Make a path hold wherever it is read from; a name on the hub stays as it is."""
-    return path if path.startswith("hf:") else os.path.abspath(expanded(path))
+    return path if path.startswith("hf:") else os.path.abspath(expand_path(path))
 
 
 def choose_name(path: str, data: DataConfig, text_column: str | None, image_column: str | None) -> str:
     """Choose what `--data PATH` is read as: text, npy, documents or images."""
     if not path.startswith("hf:") and not Path(path).is_dir():
-        kind = kind_by_name(Path(path).name)
+        kind = tell_kind(Path(path).name)
         if kind != "table":
             return "npy" if kind == "array" else "text"
     elif not path.startswith("hf:") and not (text_column or image_column):
@@ -54,8 +54,4 @@ def with_path(data: DataConfig, path: str, text_column: str | None, image_column
     if "column" in known:
         own = kept.get("column") if name == data.name else None
         kept["column"] = text_column or image_column or own
-    if not path.startswith("hf:"):
-        kept.pop("revision", None)
-    if issubclass(cls, ImageDataConfig) and name != data.name:
-        kept["seq_len"] = cls.image_size**2 - 1
     return cls(**kept)

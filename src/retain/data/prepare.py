@@ -20,12 +20,11 @@ import numpy as np
 
 from retain.config import DatasetDataConfig, DocumentDataConfig
 from retain.data.batches import SPLITS, Split
-from retain.data.files import cache_folder, file_digest, walk
+from retain.data.files import compute_digest, find_cache_folder, walk
 from retain.data.hub import open_hub
 from retain.data.local import open_local
-from retain.data.paths import expanded
-from retain.data.rows import Codec, codec_of
-from retain.data.source import Piece, Source
+from retain.data.paths import expand_path
+from retain.data.rows import Codec, Piece, Source, choose_codec
 from retain.errors import UserError
 from retain.files import replace_file
 
@@ -39,7 +38,7 @@ SAVE_SECONDS = 5.0
 
 def check_exists(path: str) -> None:
     """Raise UserError for a local path that does not exist."""
-    if not path.startswith("hf:") and not expanded(path).exists():
+    if not path.startswith("hf:") and not expand_path(path).exists():
         raise UserError(f"data.path: {path!r} does not exist; give a dataset file, a folder, or hf:NAME")
 
 
@@ -51,7 +50,7 @@ def fingerprint_source(path: str) -> list[Any]:
     if path.startswith("hf:"):
         return [path]
     check_exists(path)
-    root = expanded(path)
+    root = expand_path(path)
     files = [("", root)] if root.is_file() else list(walk(root))
     stats = ((name, file.stat()) for name, file in files if file.is_file())
     return [str(root.resolve()), *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
@@ -59,41 +58,35 @@ def fingerprint_source(path: str) -> list[Any]:
 
 def open_source(config: DatasetDataConfig) -> Source:
     """Open what data.path names. Raises UserError in one line for all that may be wrong with it."""
-    path = expanded(config.path)
+    path = expand_path(config.path)
     saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
     return open_hub(config) if config.path.startswith("hf:") or saved else open_local(config, path)
 
 
 def collect_settings(config: DatasetDataConfig, whole: bool) -> dict[str, Any]:
     """Collect all settings that decide what is written, and no others."""
-    names = ["name", "column", "revision", *(() if whole else ("split",))]
+    names = ["name", "column", *(() if whole else ("split",))]
     if config.name == "images":
-        names += ["image_size", "levels", "threshold", "invert", "events"]
+        names += ["image_size", "thresholds", "invert", "events"]
     settings = {name: getattr(config, name) for name in names}
     if isinstance(config, DocumentDataConfig) and config.tokenizer is not None:
-        settings["tokenizer"] = file_digest(expanded(config.tokenizer))
+        settings["tokenizer"] = compute_digest(expand_path(config.tokenizer))
     return settings
 
 
 def prepare(config: DatasetDataConfig, whole: bool = False) -> tuple[Path, dict[str, Any], Codec]:
-    """Prepare a source unless that was done before.
+    """Prepare a source unless that was done before; return the folder of the arrays, its manifest, and the codec.
 
-    With `whole` all rows are in the split train, whichever split they are of. A dataset of the hub that was prepared
-    before is not asked for again: give data.revision to have another.
-
-    Returns:
-        The folder of the arrays, its manifest, and the codec of the tokens.
-
-    Raises:
-        UserError: in one line, for whatever is wrong with the source.
-        OSError: where the disk refuses.
+    With `whole` all rows are in the split train. A dataset of the hub that was prepared before is not asked for again:
+    give hf:NAME@REVISION to have another. Raises UserError for whatever is wrong with the source, OSError where the
+    disk refuses.
     """
     from filelock import FileLock
 
-    codec = codec_of(config)
+    codec = choose_codec(config)
     settings, files = collect_settings(config, whole), fingerprint_source(config.path)
     key = hashlib.sha256(json.dumps([VERSION, settings, files]).encode()).hexdigest()[:24]
-    folder = cache_folder() / key
+    folder = find_cache_folder() / key
     if not folder.exists():
         lock = FileLock(folder.with_suffix(".lock"))
         try:
@@ -127,7 +120,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def split_of_row(row: bytes, piece: Piece, fractions: tuple[float, float, float]) -> Split:
+def choose_split_of_row(row: bytes, piece: Piece, fractions: tuple[float, float, float]) -> Split:
     """Choose the split of a row: that of its piece, or one of those that rows are cut off for.
 
     It follows from the row's tokens alone: the same row is always in the same split.
@@ -240,7 +233,7 @@ class _Preparation:
             if tokens is None:
                 state.empty += 1
                 continue
-            split = "train" if self.whole else split_of_row(tokens, piece, self.config.split)
+            split = "train" if self.whole else choose_split_of_row(tokens, piece, self.config.split)
             parts.setdefault(split, []).append(tokens)
             if self.codec.tokenizer:
                 state.text_bytes[split] += len(row.encode()) + 1
@@ -275,7 +268,7 @@ class _Preparation:
             "dtype": codec.dtype.name,
             "end": codec.end,
             "files": {
-                name: {"bytes": (self.partial / name).stat().st_size, "sha256": file_digest(self.partial / name)}
+                name: {"bytes": (self.partial / name).stat().st_size, "sha256": compute_digest(self.partial / name)}
                 for name in self.names
             },
         }

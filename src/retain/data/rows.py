@@ -1,4 +1,4 @@
-"""What a row of a source becomes: the bytes of its tokens, ready to be written."""
+"""Sources are made of pieces, pieces of rows, and a codec makes each row the bytes of its tokens."""
 
 from __future__ import annotations
 
@@ -9,10 +9,40 @@ from typing import Any
 import numpy as np
 
 from retain.config import DatasetDataConfig, DocumentDataConfig, ImageDataConfig
-from retain.data.batches import Kind
-from retain.data.images import Pixels, events_vocabulary, levels_of, stored_image, to_events, to_pixels
-from retain.data.paths import expanded
+from retain.data.batches import Kind, Split
+from retain.data.images import Pixels, events_vocabulary, stored_image, to_events, to_pixels
+from retain.data.paths import expand_path
 from retain.errors import UserError
+
+SHUFFLED = 1000
+"""A shuffled stream holds this many rows, and draws the next from them."""
+
+Rows = Iterator[list[Any]]
+"""Up to ROWS rows at a time: texts, or images as `datasets` stores them; None where a row has none."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of a source, all of one split or cut into several."""
+
+    name: str
+    split: Split
+    cut: frozenset[Split]
+    """Splits that the source lacks; rows go there, or to `split`, by their hash."""
+    read: Callable[[], Rows]
+    shuffled: Callable[[int], Rows]
+    """The same rows in an order that follows from a seed."""
+    count: int | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened source: its pieces, the revision it has on the hub, and for a local one what of it is read."""
+
+    pieces: tuple[Piece, ...]
+    revision: str | None = None
+    read: dict[str, Any] | None = None
+
 
 BYTE_END = 0xFF
 """The end symbol among bytes: one that UTF-8 never uses, so that the vocabulary stays 256."""
@@ -35,7 +65,7 @@ class Codec:
     """The tokenizer.json, where tokens are subwords."""
 
 
-def codec_of(config: DatasetDataConfig) -> Codec:
+def choose_codec(config: DatasetDataConfig) -> Codec:
     """Choose the codec that a configuration asks for. Raises UserError for a tokenizer that cannot be used."""
     if isinstance(config, ImageDataConfig):
         return _images(config)
@@ -54,7 +84,7 @@ def _subwords(config: DocumentDataConfig) -> Codec:
         import tokenizers
     except ImportError:
         raise UserError("data.tokenizer: this needs tokenizers; run pip install 'retain[hub]'") from None
-    path = expanded(config.tokenizer or "")
+    path = expand_path(config.tokenizer or "")
     try:
         content = path.read_text(encoding="utf-8")
         tokenizer = tokenizers.Tokenizer.from_str(content)
@@ -89,7 +119,7 @@ def _images(config: ImageDataConfig) -> Codec:
         return [None if image is None else image.tobytes() for image in levels(rows)]
 
     if not config.events:
-        return Codec(pixels, levels_of(config), np.dtype(np.uint8), "image", length=config.image_size**2)
+        return Codec(pixels, config.levels, np.dtype(np.uint8), "image", length=config.image_size**2)
     vocab_size = events_vocabulary(config)
     dtype = np.min_scalar_type(vocab_size - 1)
 

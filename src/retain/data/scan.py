@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from retain.data.files import ARCHIVES, Kind, kind_by_name, read_through, strip_compression, walk
+from retain.data.batches import Split
+from retain.data.files import ARCHIVES, Kind, read_through, strip_compression, tell_kind, walk
 from retain.data.tables import has_column, read_column
 from retain.errors import UserError
 
-SPLIT_NAMES = {
+SPLIT_NAMES: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
@@ -72,7 +73,7 @@ def scan(path: Path, images: bool, column: str | None, fractions: tuple[float, f
 
 def _look(path: Path, images: bool, column: str | None) -> tuple[list[Found], dict[str, str], list[str]]:
     if not path.is_dir():
-        kind = kind_by_name(path.name)
+        kind = tell_kind(path.name)
         if kind in ("table", "image"):
             return [Found(path, path.name, kind)], {}, []
         digest, size, why = read_through(path, text=True)
@@ -87,7 +88,7 @@ def _look(path: Path, images: bool, column: str | None) -> tuple[list[Found], di
             skipped[name] = "a link to a file that is read already"
         else:
             real.add(file.resolve())
-            named.append((name, file, kind_by_name(name)))
+            named.append((name, file, tell_kind(name)))
     pictures = {strip_compression(name).rpartition(".")[0] for name, _, kind in named if kind == "image"}
     tables = any(kind == "table" for *_, kind in named)
     found: list[Found] = []
@@ -151,7 +152,7 @@ def guess_folder_name(path: Path) -> Literal["npy", "documents", "images"]:
     Captions beside images, and files that describe them, do not count.
     """
     names = [name for name, file in walk(path) if not _passed_over(file)]
-    kinds = {name: kind_by_name(name) for name in names}
+    kinds = {name: tell_kind(name) for name in names}
     pictures = {strip_compression(name).rpartition(".")[0] for name, kind in kinds.items() if kind == "image"}
     others = [
         name

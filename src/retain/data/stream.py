@@ -11,10 +11,9 @@ import numpy as np
 import torch
 
 from retain.config import IGNORE, DatasetDataConfig
-from retain.data.batches import SPLITS, Batch, Data, Ints, Split, check_seq_len, to_batch
-from retain.data.prepare import open_source, split_of_row
-from retain.data.rows import codec_of
-from retain.data.source import Piece, Rows, Source
+from retain.data.batches import SPLITS, Batch, Data, Ints, Split, to_batch
+from retain.data.prepare import choose_split_of_row, open_source
+from retain.data.rows import Piece, Rows, Source, choose_codec
 from retain.errors import UserError
 
 log = logging.getLogger("retain")
@@ -36,13 +35,12 @@ class StreamedData(Data):
     """
 
     def __init__(self, config: DatasetDataConfig) -> None:
-        self.config, self.codec = config, codec_of(config)
+        self.config, self.codec = config, choose_codec(config)
         self.vocab_size, self.seq_len, self.kind = self.codec.vocab_size, config.seq_len, self.codec.kind
         self.end, self.tokenizer = self.codec.end, self.codec.tokenizer
         if self.codec.length is not None:
             side = math.isqrt(self.codec.length)
             self.image_shape = (side, side)
-            check_seq_len(config.seq_len, self.codec.length, "images of {} pixels")
         source = open_source(config)
         self.held_out: dict[Split, Batch] = {split: self._hold(source, split) for split in SPLITS}
         held_out = [self.held_out[split] for split in SPLITS]
@@ -108,7 +106,7 @@ class StreamedData(Data):
         looked = 0
         for rows in read:
             for row in self.codec.encode(rows):
-                if row is not None and split_of_row(row, piece, self.config.split) == wanted:
+                if row is not None and choose_split_of_row(row, piece, self.config.split) == wanted:
                     yield np.frombuffer(row, self.codec.dtype).astype(np.int64)
             looked += len(rows)
             if limit is not None and looked >= limit:

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from retain.data.files import BROKEN, TABLES, ending_of, make_read_error, open_binary, unpack
+from retain.data.files import BROKEN, TABLES, find_ending, make_read_error, open_binary, unpack
 from retain.errors import UserError
 
 ROWS = 1000
@@ -30,7 +30,7 @@ def read_column(path: Path, column: str | None, images: bool = False) -> Iterato
     """
     column = column or ("image" if images else "text")
     with _one_line(path):
-        kind = TABLES[ending_of(path.name)]
+        kind = TABLES[find_ending(path.name)]
         if kind in ("parquet", "arrow"):
             for array in (_parquet if kind == "parquet" else _arrow)(path, column, images):
                 yield (to_images if images else to_texts)(array, column, str(path))
@@ -46,7 +46,7 @@ def read_column(path: Path, column: str | None, images: bool = False) -> Iterato
 
 def count_rows(path: Path) -> int | None:
     """Count the rows of a file, where that is known without reading it."""
-    if TABLES[ending_of(path.name)] != "parquet":
+    if TABLES[find_ending(path.name)] != "parquet":
         return None
     with _one_line(path), _opened_parquet(path) as parquet:
         return int(parquet.metadata.num_rows)
@@ -58,7 +58,7 @@ def has_column(path: Path, column: str | None) -> bool:
     Parquet and Arrow files are no texts whatever they hold: they count as having it, and say what they lack when they
     are read.
     """
-    if TABLES[ending_of(path.name)] in ("parquet", "arrow"):
+    if TABLES[find_ending(path.name)] in ("parquet", "arrow"):
         return True
     try:
         next(read_column(path, column), None)
@@ -94,51 +94,29 @@ def make_column_error(column: str, path: Path | str, columns: list[str], images:
     )
 
 
-def _not_text(column: str, path: Path, place: str, value: Any) -> UserError:
-    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}…"
-    return UserError(
-        f"data.column: {column!r} holds {shown}, not text, in {place} of {str(path)!r}; write it as a string, or name "
-        "another column with --text-column"
-    )
-
-
-# CSV and TSV
-
-
 def _fields(path: Path) -> Iterator[tuple[int, list[str]]]:
     r"""Yield the rows of a CSV or TSV file, header first, each with the number of its first line.
 
     Lines end in \n or \r\n alone: a single \r within a text that is not quoted is an error, not a new row.
     """
-    delimiter = "\t" if ending_of(path.name) == ".tsv" else ","
+    delimiter = "\t" if find_ending(path.name) == ".tsv" else ","
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the module's own limit cuts off at 128 KiB
     with open_binary(path) as file:
-        number = 0
-
-        def lines() -> Iterator[str]:
-            nonlocal number
-            for number, line in enumerate(file, 1):
-                try:
-                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError:
-                    raise UserError(
-                        f"data.path: {str(path)!r} is not UTF-8 in line {number}; convert it with iconv"
-                    ) from None
-
-        reader, first = csv.reader(lines(), delimiter=delimiter, strict=True), 1
-        while True:
-            try:
-                row = next(reader, None)
-            except csv.Error as error:
-                raise UserError(
-                    f"data.path: {str(path)!r} is not right from line {first} on ({error}); quote texts that hold "
-                    "quotes or line ends"
-                ) from None
-            if row is None:
-                return
-            if row:  # a blank line is no row
-                yield first, row
-            first = number + 1
+        lines = (line.decode("utf-8" if number else "utf-8-sig") for number, line in enumerate(file))
+        reader, first = csv.reader(lines, delimiter=delimiter, strict=True), 1
+        try:
+            for row in reader:
+                if row:  # a blank line is no row
+                    yield first, row
+                first = reader.line_num + 1
+        except UnicodeDecodeError:
+            where = f"line {reader.line_num + 1}"
+            raise UserError(f"data.path: {str(path)!r} is not UTF-8 in {where}; convert it with iconv") from None
+        except csv.Error as error:
+            raise UserError(
+                f"data.path: {str(path)!r} is not right from line {first} on ({error}); quote texts that hold quotes "
+                "or line ends"
+            ) from None
 
 
 def _csv(path: Path, column: str) -> Iterator[str]:
@@ -158,9 +136,6 @@ def _csv(path: Path, column: str) -> Iterator[str]:
         yield row[at]
 
 
-# JSON and JSON Lines
-
-
 def _records(path: Path, column: str) -> Iterator[tuple[str, Any]]:
     """Yield what a JSON file holds, one by one, each with a name for its place.
 
@@ -178,14 +153,11 @@ def _records(path: Path, column: str) -> Iterator[tuple[str, Any]]:
             return
         content = file.read()
     whole = (_parsed(content, path) if content.strip() else []) or []
-    if isinstance(whole, dict) and isinstance(whole.get(column), list | dict):
-        values = whole[column]
-        whole = list(values.values()) if isinstance(values, dict) else values
-    elif isinstance(whole, dict) and column not in whole and whole:
-        inside = list(whole.values())
-        whole = inside if all(isinstance(record, dict) and column in record for record in inside) else [whole]
-    elif isinstance(whole, dict):
-        whole = [whole]
+    if isinstance(whole, dict):
+        values = whole.get(column, whole)
+        inside = list(values.values()) if isinstance(values, dict) else values
+        named = column in whole or all(isinstance(record, dict) and column in record for record in inside)
+        whole = inside if named and isinstance(inside, list) else [whole]
     if not isinstance(whole, list):
         raise UserError(f"data.path: {str(path)!r} holds one {type(whole).__name__}, no records; write a list of them")
     yield from ((f"row {number}", row) for number, row in enumerate(whole, 1))
@@ -214,7 +186,11 @@ def _json(path: Path, column: str) -> Iterator[str | None]:
                 raise make_column_error(column, path, list(record))
             value = record.get(column)
         if not isinstance(value, str | None):
-            raise _not_text(column, path, place, value)
+            shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}…"
+            raise UserError(
+                f"data.column: {column!r} holds {shown}, not text, in {place} of {str(path)!r}; write it as a string, "
+                "or name another column with --text-column"
+            )
         try:
             (value or "").encode()
         except UnicodeEncodeError:
@@ -223,9 +199,6 @@ def _json(path: Path, column: str) -> Iterator[str | None]:
                 f"{str(path)!r}; take it out"
             ) from None
         yield value
-
-
-# Parquet and Arrow
 
 
 def _arrow_library() -> Any:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from retain.config import LARGEST_VOCABULARY, ArrayDataConfig, DataConfig, FileDataConfig, TextDataConfig
-from retain.data.batches import SPLITS, Data, RowsData, Split, StreamData, cut_points
+from retain.data.batches import SPLITS, Data, RowsData, Split, StreamData, find_cut_points
 from retain.data.file_array import HELD, FileArray, Stream, is_held, open_array
-from retain.data.files import NOT_TEXT, kind_by_name, make_read_error, unpack, walk
-from retain.data.paths import expanded
+from retain.data.files import NOT_TEXT, make_read_error, tell_kind, unpack, walk
+from retain.data.paths import expand_path
 from retain.data.scan import split_by_names
 from retain.errors import UserError
 
@@ -42,10 +42,10 @@ def load_stdlib(config: DataConfig) -> StreamData:
     root = Path(sysconfig.get_path("stdlib"))
     parts: dict[Split, list[bytes]] = {split: [] for split in SPLITS}
     checksum = hashlib.sha256()
-    for path in stdlib_files(root):
+    for path in list_stdlib_files(root):
         content = (root / path).read_bytes()
         checksum.update(f"{path}\0{len(content)}\0".encode() + content)
-        parts[split_of(path)].append(content)
+        parts[choose_split(path)].append(content)
     for split in SPLITS:
         if not parts[split]:
             raise UserError(f"data.name: stdlib finds no source for {split} under {root}; use a text file instead")
@@ -59,7 +59,7 @@ def load_stdlib(config: DataConfig) -> StreamData:
     return StreamData(streams, vocab_size=256, seq_len=config.seq_len, kind="text", info=info)
 
 
-def stdlib_files(root: Path) -> list[str]:
+def list_stdlib_files(root: Path) -> list[str]:
     """List the relative posix paths of the standard library's own .py files, sorted.
 
     Build records (_sysconfigdata*, config-*) are left out too: they differ from machine to machine.
@@ -72,7 +72,7 @@ def stdlib_files(root: Path) -> list[str]:
     return sorted(found)
 
 
-def split_of(path: str) -> Split:
+def choose_split(path: str) -> Split:
     """Choose the split of a file of the standard library, from its relative posix path."""
     place = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big") / 2**64
     return "train" if place < 0.90 else "validation" if place < 0.95 else "test"
@@ -81,15 +81,14 @@ def split_of(path: str) -> Split:
 def load_text(config: TextDataConfig, whole: bool = False) -> StreamData:
     """Load a UTF-8 text file as bytes, cut into three consecutive parts; or `whole`, as the split "all".
 
-    A compressed file is unpacked. Up to 64 MiB the text is held in memory, checked whole, and info has its `sha256`.
-    A larger one is read as it is needed; 256 evenly spaced blocks of 64 KiB are checked, and info has
-    `sha256_of_samples`, the SHA-256 of its size and those blocks, instead.
+    Up to 64 MiB are held in memory, checked whole, and info has the `sha256`. A larger file is read as it is needed;
+    256 evenly spaced blocks of 64 KiB are checked, and info has `sha256_of_samples`, that of its size and those blocks.
     Raises UserError for a file that is missing, empty, too short or not UTF-8.
     """
-    path = checked_path(config, "a UTF-8 text file")
+    path = check_path(config, "a UTF-8 text file")
     file = unpack(path)
     try:
-        info: dict[str, Any] = {"name": "text", "path": str(path)} | checksum_of(file, text=True)
+        info: dict[str, Any] = {"name": "text", "path": str(path)} | compute_checksum(file, text=True)
         stream = open_array(file, np.uint8)
     except OSError as error:
         raise make_read_error(path, error) from None
@@ -106,44 +105,29 @@ def load_npy(config: ArrayDataConfig, whole: bool = False) -> Data:
     Files are scanned once, in blocks, for their range; checksum and memory are as for `load_text`.
     Raises UserError for anything but non-negative integers below the vocabulary size.
     """
-    path = expanded(config.path)
-    if not path.is_dir():
-        path = checked_path(config, "a .npy file of integers")
-        tokens, vocab_size, checksum = read_npy(path, config)
-        return _of_arrays([tokens], None, config, whole, vocab_size, {"name": "npy", "path": str(path)} | checksum)
-    found = dict(walk(path))
-    files = {name: file for name, file in found.items() if kind_by_name(name) == "array" and file.is_file()}
+    path = expand_path(config.path)
+    is_folder = path.is_dir()
+    found = dict(walk(path)) if is_folder else {path.name: check_path(config, "a .npy file of integers")}
+    files = {n: file for n, file in found.items() if not is_folder or (tell_kind(n) == "array" and file.is_file())}
     if not files:
         raise UserError(f"data.path: {str(path)!r} holds no .npy file; give one, or a folder of them")
     arrays, sizes, checksums = zip(*(read_npy(file, config) for file in files.values()), strict=True)
-    splits = split_by_names(list(files))
-    info = {
-        "name": "npy",
-        "path": str(path),
-        "sha256_of_files": hashlib.sha256(json.dumps(checksums).encode()).hexdigest(),
-        "read": {
+    names = split_by_names(list(files)) if is_folder else None
+    info: dict[str, Any] = {"name": "npy", "path": str(path)}
+    if is_folder:
+        info["sha256_of_files"] = hashlib.sha256(json.dumps(checksums).encode()).hexdigest()
+        info["read"] = {
             "files": len(files),
             "documents": len(files),
             "what": "array",
             "missing": 0,
-            "split_by_name": splits is not None,
+            "split_by_name": names is not None,
             "skipped": dict.fromkeys((name for name in found if name not in files), "no .npy file"),
             "as_text": [],
-        },
-    }
-    return _of_arrays(list(arrays), splits, config, whole, max(sizes), info)
-
-
-def _of_arrays(
-    arrays: list[Stream],
-    names: list[str] | None,
-    config: ArrayDataConfig,
-    whole: bool,
-    vocab_size: int,
-    info: dict[str, Any],
-) -> Data:
-    """Arrays as one data set; `names` are the splits that their files are named after."""
-    common: dict[str, Any] = {"vocab_size": vocab_size, "seq_len": config.seq_len, "kind": "tokens"}
+        }
+    else:
+        info |= checksums[0]
+    common: dict[str, Any] = {"vocab_size": max(sizes), "seq_len": config.seq_len, "kind": "tokens"}
     streams: dict[Split, Stream] | None = None
     if names is not None and not whole:
         if any(len(array.shape) == 2 for array in arrays) or set(names) != set(SPLITS):
@@ -161,14 +145,14 @@ def _of_arrays(
             )
         info["tokens"] = {split: len(stream) for split, stream in streams.items()}
         return StreamData(streams, info=info, **common)
-    if len({array.shape[1:] for array in arrays}) > 1:
-        shapes = ", ".join(str(shape) for shape in sorted({array.shape[1:] for array in arrays}))
-        raise UserError(f"data.path: {config.path!r} holds arrays of several shapes, rows of {shapes}; give one shape")
+    if len(shapes := sorted({array.shape[1:] for array in arrays})) > 1:
+        rows = ", ".join(map(str, shapes))
+        raise UserError(f"data.path: {config.path!r} holds arrays of several shapes, rows of {rows}; give one shape")
     fractions = None if whole else config.split
     return RowsData(join_arrays(arrays), fractions=fractions, ignore=config.ignore, info=info, **common)
 
 
-def join_arrays(arrays: list[Stream]) -> Stream:
+def join_arrays(arrays: Sequence[Stream]) -> Stream:
     """Join several arrays into one; a large one alone stays in its file."""
     return arrays[0] if len(arrays) == 1 else np.concatenate([np.asarray(array) for array in arrays])
 
@@ -179,14 +163,14 @@ def read_npy(path: Path, config: ArrayDataConfig) -> tuple[Stream, int, dict[str
     try:
         tokens = open_npy(file)
         vocab_size = read_vocab_size(path, tokens, config)
-        return tokens, vocab_size, checksum_of(file, text=False)
+        return tokens, vocab_size, compute_checksum(file, text=False)
     except OSError as error:
         raise make_read_error(path, error) from None
 
 
-def checked_path(config: FileDataConfig, wanted: str) -> Path:
+def check_path(config: FileDataConfig, wanted: str) -> Path:
     """Return the data file, known to exist and not to be empty. Raises UserError."""
-    path = expanded(config.path)
+    path = expand_path(config.path)
     if not path.exists():
         raise UserError(f"data.path: {str(path)!r} does not exist; give {wanted}")
     if not path.is_file():
@@ -201,23 +185,23 @@ def split_stream(stream: Stream, config: FileDataConfig, whole: bool = False) ->
     """Cut a stream into three consecutive parts, or none."""
     if whole:
         return {"all": stream}
-    ends = [0, *cut_points(len(stream), config.split), len(stream)]
+    ends = [0, *find_cut_points(len(stream), config.split), len(stream)]
     return {split: stream[start:stop] for split, (start, stop) in zip(SPLITS, pairwise(ends), strict=True)}
 
 
-def sample_offsets(size: int) -> list[int]:
+def list_sample_offsets(size: int) -> list[int]:
     """List where the checked blocks of a file of `size` bytes start; they cover it whole up to WHOLE bytes."""
     if size <= WHOLE:
         return list(range(0, size, BLOCK))
     return [i * (size - BLOCK) // (SAMPLES - 1) for i in range(SAMPLES)]
 
 
-def checksum_of(path: Path, *, text: bool) -> dict[str, str]:
+def compute_checksum(path: Path, *, text: bool) -> dict[str, str]:
     """Compute `sha256` of a file, or `sha256_of_samples` of a large one. With `text`, check that it is UTF-8, too."""
     size = path.stat().st_size
     checksum = hashlib.sha256() if size <= WHOLE else hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
-        for offset in sample_offsets(size):
+        for offset in list_sample_offsets(size):
             file.seek(offset)
             block = file.read(BLOCK)
             checksum.update(block)
@@ -296,19 +280,15 @@ def open_npy(path: Path) -> Stream:
     return FileArray(path, array.dtype, array.shape, int(array.offset))
 
 
-def iterate_blocks(array: Stream, rows: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """Yield an array in blocks of so many elements or rows, each with the number of its first."""
-    for start in range(0, len(array), rows):
-        yield start, np.asarray(array[start : start + rows])
-
-
 def read_vocab_size(path: Path, array: Stream, config: ArrayDataConfig) -> int:
     """Return data.vocab_size, or one more than the largest token. Raises UserError for a token outside it.
 
     data.ignore is no token; it may only stand at the end of a row.
     """
     smallest, largest = 0, 0
-    for start, block in iterate_blocks(array, max(1, 2**20 // (array.shape[1] if len(array.shape) == 2 else 1))):
+    rows = max(1, 2**20 // (array.shape[1] if len(array.shape) == 2 else 1))
+    for start in range(0, len(array), rows):
+        block = np.asarray(array[start : start + rows])
         if config.ignore is not None:
             padding = block == config.ignore
             if block.ndim == 2 and (wrong := (padding[:, :-1] & ~padding[:, 1:]).any(1)).any():

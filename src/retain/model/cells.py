@@ -14,9 +14,9 @@ the layers of one application in the count of sequential steps (docs/compare.md;
 `rollout(memory, inputs)`, the same over inputs (N, T, D) → (N, T, K, D), only faster; its `cuts` says whether
 `rollout` takes the `cut` of `RNN.rollout`, too (no if missing).
 
-Ours are built as Class(memory_config, cell_config), too. They raise UserError if the two Ns differ. Those of
-PROJECTING take `projected`: the inputs have been through `from_input` already. If memory is rms-normalised, the RNN
-normalises what the cell returns.
+Ours are built as Class(memory_config, cell_config), too, and say which fields of cell_config they read beside `kind`.
+They raise UserError if the two Ns differ. Those of PROJECTING take `projected`: the inputs have been through
+`from_input` already. If memory is rms-normalised, the RNN normalises what the cell returns.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,19 +36,14 @@ from retain.model.layers import Norm, Transformer, start_at_zero
 from retain.model.shapes import check_streams
 from retain.ops.elementwise import product_dtype, squared_relu
 from retain.ops.gated_rollout import gated_rollout
-from retain.ops.stretches import Cut
+from retain.ops.windows import Cut
 
 REACH = 4.0
 """Gated cells keep each value within ±1; normalised memory lies within about ±4, so they work on memory / 4."""
 
 
 class MLPCell(nn.Module):
-    """MLP(m, x), or if residual m + MLP(m, x), which copies what it need not change.
-
-    Args:
-        memory: K memory tokens of width D.
-        config: Its width, layers and residual are read.
-    """
+    """MLP(m, x), or if residual m + MLP(m, x), which copies what it need not change; width, layers and residual."""
 
     def __init__(self, memory: MemoryConfig, config: CellConfig):
         super().__init__()
@@ -77,11 +72,7 @@ class GatedCell(nn.Module):
     """m + z · (c − m): the candidate c and the gate z are each a linear map of (m, x) plus an MLP of (m, x).
 
     A residual cell must compute −m to forget; a gate forgets for nothing (Hochreiter & Schmidhuber 1997), and the
-    linear map moves what it keeps. Unlike a GRU's, c is unbounded, as normalised memory needs.
-
-    Args:
-        memory: K memory tokens of width D.
-        config: Its width and layers are read.
+    linear map moves what it keeps. Unlike a GRU's, c is unbounded, as normalised memory needs. Reads width and layers.
     """
 
     def __init__(self, memory: MemoryConfig, config: CellConfig):
@@ -132,9 +123,7 @@ class GatedCell(nn.Module):
 class TransformerCell(nn.Module):
     """The paper's cell: a Transformer over K memory tokens and the input token; the memory tokens' outputs.
 
-    Args:
-        memory: K memory tokens of width D.
-        config: Its width, heads, layers and residual are read.
+    Reads width, heads, layers and residual.
     """
 
     def __init__(self, memory: MemoryConfig, config: CellConfig):
@@ -175,26 +164,20 @@ def step_through(step: Callable[[Tensor, Tensor], Tensor], memory: Tensor, input
 
 
 def in_own_dtype(memory: Tensor, cell: nn.Module) -> AbstractContextManager[Any]:
-    """Run one of PyTorch's cells inside in the dtype of its weights.
-
-    On CUDA autocast would run it in half precision, and round all that it remembers. On a CPU autocast would do so to
-    `nn.RNN`, whose state is the tanh of a product; gates add up in float32 there.
-    """
+    """Run one of PyTorch's cells inside in the dtype of its weights: no autocast may round all that it remembers."""
+    # On a CPU it would do so to `nn.RNN` alone, whose state is the tanh of a product; gates add up in float32 there.
     halved = memory.is_cuda or isinstance(cell, nn.RNN)
     return torch.autocast(memory.device.type, enabled=False) if halved else nullcontext()
 
 
 class GRUCell(nn.Module):
-    """`nn.GRU` whose state is the flattened memory (Cho et al. 2014).
+    """`nn.GRU` whose state is the flattened memory (Cho et al. 2014)."""
 
-    Args:
-        memory: K memory tokens of width D.
-        config: Nothing of it is read.
-    """
+    made_of: ClassVar[Any] = nn.GRU
 
     def __init__(self, memory: MemoryConfig, config: CellConfig):
         super().__init__()
-        self.cell: nn.RNNBase = nn.GRU(memory.width, memory.tokens * memory.width, batch_first=True)
+        self.cell: nn.RNNBase = self.made_of(memory.width, memory.tokens * memory.width, batch_first=True)
 
     def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
         """Read inputs (N, D) into memory (N, K, D)."""
@@ -211,25 +194,13 @@ class GRUCell(nn.Module):
 
 
 class ElmanCell(GRUCell):
-    """`nn.RNN`: tanh of a linear map of memory and input (Elman 1990).
+    """`nn.RNN`: tanh of a linear map of memory and input (Elman 1990)."""
 
-    Args:
-        memory: K memory tokens of width D.
-        config: Nothing of it is read.
-    """
-
-    def __init__(self, memory: MemoryConfig, config: CellConfig):
-        nn.Module.__init__(self)
-        self.cell = nn.RNN(memory.width, memory.tokens * memory.width, batch_first=True)
+    made_of = nn.RNN
 
 
 class LSTMCell(nn.Module):
-    """`nn.LSTMCell`; the first half of the flattened memory is h, the second c (Hochreiter & Schmidhuber 1997).
-
-    Args:
-        memory: K memory tokens of width D; K · D must be even.
-        config: Nothing of it is read.
-    """
+    """`nn.LSTMCell`; the first half of the flattened memory is h, the second c (Hochreiter & Schmidhuber 1997)."""
 
     def __init__(self, memory: MemoryConfig, config: CellConfig):
         super().__init__()
@@ -282,11 +253,7 @@ def has_own_rollout(cell: nn.Module) -> bool:
 
 
 def build_cell(memory: MemoryConfig, config: CellConfig) -> nn.Module:
-    """Build the cell that `config.kind` names; a user's `module:Class` is tried once.
-
-    Raises:
-        UserError: The user's cell can't be imported, built or called, or it returns another shape.
-    """
+    """Build the cell that `config.kind` names. Raises UserError for a user's own that is no cell."""
     if config.kind in CELLS:
         check_memory(memory, config.kind)
         return CELLS[config.kind](memory, config)
@@ -301,11 +268,7 @@ def build_cell(memory: MemoryConfig, config: CellConfig) -> nn.Module:
 
 
 def check_cell(cell: nn.Module, memory: MemoryConfig, name: str) -> nn.Module:
-    """Call a cell once on three memories, and return it.
-
-    Raises:
-        UserError: It is no module, fails, returns no memory, has no gradient, or mixes the memories.
-    """
+    """Call a cell once on three memories, and return it. Raises UserError for one that is no cell, or mixes them."""
     if not isinstance(cell, nn.Module):
         raise UserError(f"cell: {name} is a {type(cell).__name__}, not an nn.Module")
     like = next((p for p in cell.parameters() if p.is_floating_point()), torch.empty(0))

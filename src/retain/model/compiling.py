@@ -30,10 +30,7 @@ def can_compile(device: torch.device) -> bool:
 
 
 def fast_parts(rnn: RNN, teacher: Teacher, compile: bool = False) -> Parts:
-    """Make faster versions of the modules that are run again and again, for who runs `using` them.
-
-    They are compiled, if one asks and there is a compiler, and on a GPU replayed from CUDA graphs.
-    """
+    """Make faster versions of modules, for `using`: compiled, if one asks and can; on a GPU replayed from graphs."""
     parts = compiled_parts(rnn, teacher) if compile and can_compile(rnn.m_0.device) else {}
     return parts | replayed_parts(rnn, teacher, parts) if rnn.m_0.is_cuda else parts
 
@@ -144,11 +141,8 @@ def _settings(config: Any, settings: Options) -> Iterator[None]:
 def compiled(function: Callable[..., Any], name: str, options: Options | None = None) -> Callable[..., Any]:
     """Compile a function by torch.compile; at the first failure it stays as it is, with a note in the log.
 
-    Args:
-        function: What to compile.
-        name: What the note calls it.
-        options: Options of the compiler, used as far as this version knows them, for a function without gradients that
-            is compiled at its first call and never again.
+    `options` of the compiler, as far as this version knows them, are for a function without gradients that is compiled
+    at its first call and never again. The note calls the function `name`.
     """
     import torch._functorch.config
     import torch._inductor.config

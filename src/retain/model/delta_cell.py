@@ -16,7 +16,7 @@ from retain.model.layers import Norm, start_at_zero
 from retain.model.shapes import check_streams
 from retain.ops.delta_rollout import delta_rollout
 from retain.ops.elementwise import product_dtype, squared_relu
-from retain.ops.stretches import Cut
+from retain.ops.windows import Cut
 
 LAST = 4
 """Memory token 1 holds so many inputs. A key and its value are mostly neighbours, and more are learnt more slowly."""
@@ -29,11 +29,7 @@ class DeltaCell(nn.Module):
     v and a rate β. With addresses a of length 1 the store S (n × n) reads as r = Sᵀa, and is written by the delta rule,
     S + β a (v - Sᵀa)ᵀ: what stood at that address makes way for what is new (Schlag et al. 2021). The register is then
     updated as in a `GatedCell`, from what was read, too. About n things fit into each store: as many as there are
-    addresses at right angles.
-
-    Args:
-        memory: K ≥ 3 memory tokens of width D, the square of an even number.
-        config: Its width is read.
+    addresses at right angles. K is at least 3, and D the square of an even number. Reads width.
     """
 
     cuts = True

@@ -1,6 +1,6 @@
 """Memory encoders E: tokens → what a memory should hold after each step (the paper, Sec. 3; docs/method.md).
 
-All are built as Encoder(vocab_size, memory_config, teacher_config), with `forward(tokens, steps, logits=True)`:
+All are built as Encoder(vocab_size, memory_config, teacher_config, recompute) and called with:
 
 Args:
     tokens: (B, T).
@@ -40,12 +40,12 @@ class Trunk(nn.Module):
     Its input at t is the sum of embeddings of the last LOCAL tokens, one table each.
     """
 
-    def __init__(self, vocab_size: int, config: TeacherConfig):
+    def __init__(self, vocab_size: int, config: TeacherConfig, recompute: bool):
         super().__init__()
         self.vocab_size = vocab_size
         self.embed = Embedding(LOCAL * vocab_size, config.width)
         self.start = nn.Parameter(torch.randn(config.width) * 0.02)
-        self.transformer = Transformer(config.width, config.heads, config.layers, config.activation_checkpointing)
+        self.transformer = Transformer(config.width, config.heads, config.layers, recompute)
         self.head = nn.Linear(config.width, vocab_size)
         nn.init.normal_(self.embed.weight, std=0.02)
 
@@ -61,10 +61,10 @@ class Trunk(nn.Module):
 class StateEncoder(nn.Module):
     """A linear map of the trunk's state after t tokens is m_t: one pass labels every step."""
 
-    def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
+    def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig, recompute: bool):
         super().__init__()
         self.shape = (memory.tokens, memory.width)
-        self.trunk = Trunk(vocab_size, config)
+        self.trunk = Trunk(vocab_size, config, recompute)
         self.to_memory = nn.Linear(config.width, memory.tokens * memory.width, bias=False)
 
     def forward(self, tokens: Tensor, steps: Tensor, logits: bool = True) -> tuple[Tensor, Tensor | None]:
@@ -81,9 +81,9 @@ class RegisterEncoder(nn.Module):
     the backward pass has a copy of the trunk's keys and values for each GROUP of steps.
     """
 
-    def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
+    def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig, recompute: bool):
         super().__init__()
-        self.trunk = Trunk(vocab_size, config)
+        self.trunk = Trunk(vocab_size, config, recompute)
         self.registers = nn.Parameter(torch.randn(memory.tokens, config.width) * 0.02)
         self.norm = Norm(config.width)
         self.to_memory = nn.Linear(config.width, memory.width, bias=False)
@@ -149,12 +149,12 @@ class WindowEncoder(nn.Module):
     It has no trunk.
     """
 
-    def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
+    def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig, recompute: bool):
         super().__init__()
         self.context_len = config.context_len
         self.embed = Embedding(vocab_size, config.width)
         self.registers = nn.Parameter(torch.randn(memory.tokens, config.width) * 0.02)
-        self.transformer = Transformer(config.width, config.heads, config.layers, config.activation_checkpointing)
+        self.transformer = Transformer(config.width, config.heads, config.layers, recompute)
         self.to_memory = nn.Linear(config.width, memory.width, bias=False)
         nn.init.normal_(self.embed.weight, std=0.02)
 

@@ -76,9 +76,7 @@ def _ends(keep: slice, length: int) -> tuple[int, int]:
 class Block(nn.Module):
     """Pre-norm attention and feed-forward (4 x width), with rotary positions on queries and keys.
 
-    Args:
-        width: W, the width of a token.
-        heads: The heads of attention; W is a multiple of twice as many.
+    The width W of a token is a multiple of twice as many as there are heads.
     """
 
     def __init__(self, width: int, heads: int):
@@ -141,14 +139,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks and a final norm.
-
-    Args:
-        width: W, the width of a token.
-        heads: The heads of each block.
-        layers: The blocks.
-        recompute: Compute the activations of a layer again in the backward pass, and hold none.
-    """
+    """A stack of blocks and a final norm. With `recompute` a backward pass computes a layer again, and none is held."""
 
     def __init__(self, width: int, heads: int, layers: int, recompute: bool = False):
         super().__init__()

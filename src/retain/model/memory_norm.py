@@ -22,11 +22,6 @@ class MemoryNorm(nn.Module):
     batch: zero mean and unit variance of each of the K x D dimensions over the batch and time of the teacher's memories
     (Ioffe & Szegedy 2015, no affine map; running statistics outside training). The cell's output stays as it is. Under
     `torch.distributed` the statistics are those of all processes.
-
-    Args:
-        kind: rms or batch.
-        tokens: K, the memory tokens.
-        width: D, the width of a memory token.
     """
 
     mean: Tensor

@@ -16,7 +16,7 @@ from retain.model.shapes import check_axes, check_memory_of
 from retain.model.teacher import Readout, Teacher
 from retain.ops import graphs
 from retain.ops.elementwise import at_least_float32, rms
-from retain.ops.stretches import Cut
+from retain.ops.windows import Cut
 
 STEPWISE = (*PROJECTING, LSTMCell)
 """Our own cells that read step by step, so that a GPU replays their steps from graphs. cuDNN has kernels for a whole
@@ -115,7 +115,7 @@ class RNN(nn.Module):
 
     @property
     def cuts(self) -> bool:
-        """Whether the gradient of `rollout(cut=…)` goes through all stretches side by side, or one after another."""
+        """Whether the gradient of `rollout(cut=…)` goes through all windows side by side, or one after another."""
         return not self.normalise and has_own_rollout(self.cell) and bool(getattr(self.cell, "cuts", False))
 
     def rollout(self, tokens: Tensor, memory: Tensor, cut: Cut | None = None) -> Tensor:
@@ -134,14 +134,14 @@ class RNN(nn.Module):
         if cut is not None and not self.cuts:
             first, every = cut
             memories = []
-            for stretch in tokens.tensor_split(list(range(first or every, tokens.shape[1], every)), 1):
-                memories.append(self.rollout(stretch, memory))
+            for window in tokens.tensor_split(list(range(first or every, tokens.shape[1], every)), 1):
+                memories.append(self.rollout(window, memory))
                 memory = memories[-1][:, -1].detach()
             return torch.cat(memories, 1)
         if not tokens.shape[1]:
             return memory.new_zeros(len(tokens), 0, *memory.shape[1:])
         inputs, memory = self.inputs(tokens), at_least_float32(memory)
-        if self.cuts or type(self.cell) not in STEPWISE or not graphs.capturable([memory]):
+        if self.cuts or type(self.cell) not in STEPWISE or not graphs.is_capturable([memory]):
             return self._read(memory, inputs, cut)[0]
         # A GPU replays our own cells, STEPS_PER_GRAPH steps at a time.
         memories, replayed = [], _graphs_of(self)

@@ -14,13 +14,7 @@ from retain.model.modes import evaluating
 
 
 class Readout(nn.Module):
-    """g: logits of y_t from m_t alone; the decoder with no future.
-
-    Args:
-        vocab_size: V, the number of tokens.
-        memory: Its tokens K and width D are read.
-        config: Its width W, heads and decoder_layers are read.
-    """
+    """g: logits of y_t from m_t alone; the decoder with no future. Reads width, heads and decoder_layers of config."""
 
     def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
         super().__init__()
@@ -61,12 +55,13 @@ class Teacher(nn.Module):
         vocab_size: V, the number of tokens.
         memory: K memory tokens of width D, and how they are normalised.
         config: The encoder, and the sizes of encoder and decoder.
+        recompute: Compute the encoder's activations again in the backward pass, a layer at a time, and keep none.
     """
 
-    def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
+    def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig, recompute: bool = False):
         super().__init__()
-        self.encoder = ENCODERS[config.encoder](vocab_size, memory, config)
-        self.depth, self.recomputes = config.layers, config.activation_checkpointing  # of the encoder
+        self.encoder = ENCODERS[config.encoder](vocab_size, memory, config, recompute)
+        self.depth, self.recomputes = config.layers, recompute  # of the encoder
         self.norm = MemoryNorm(memory.norm, memory.tokens, memory.width)
         self.decoder = Decoder(vocab_size, memory, config)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from retain.model.modes import without_graph
 from retain.model.rnn import RNN
-from retain.ops.stretches import ring
+from retain.ops.windows import ring
 
 
 def window_len(bptt_window: int | None, length: int) -> int:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from retain.ops.elementwise import EPS
 from retain.ops.graphs import Replayed
-from retain.ops.stretches import Cut, roll
+from retain.ops.windows import Cut, roll
 
 SMALLEST = 1e-12
-"""Length below which an address is not stretched to 1, that of `F.normalize`."""
+"""Length below which an address is not made 1, that of `F.normalize`."""
 
 
 def delta_rollout(
@@ -102,7 +102,7 @@ def _forward(keep: bool, register: Tensor, store: Tensor, inputs: Tensor, *weigh
 def _backward(
     streams: int, comes_around: int | None, grad: Tensor, grad_store: Tensor, *saved: Tensor
 ) -> tuple[Tensor, ...]:
-    """Gradients of register, store, inputs and weights, from those of registers and stores, as `Stretches` lays them.
+    """Gradients of register, store, inputs and weights, from those of registers and stores, as `Windows` lays them.
 
     With G the gradient of S' = S + a_w (β e)ᵀ, e = v - Sᵀa_w: that of β e is Gᵀa_w, that of a_w is G β e + S of_old and
     that of S is G + a_w of_oldᵀ, of_old = -β Gᵀa_w. A length l taken out of a = b / l: of b it is (d - a aᵀd) / l.

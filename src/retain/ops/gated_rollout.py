@@ -3,7 +3,7 @@
 Step by step, autograd runs a dozen small operations for each of f's, and a product for the gradient of each weight at
 each token. Here what does not wait for the step before is done for all steps at once: biases and inputs beforehand, the
 gradients of the weights afterwards, one product each. Where the gradient is cut every so many steps, it goes back
-through all the stretches between side by side. On a GPU the chain of small operations that is left is replayed as one.
+through all the windows between side by side. On a GPU the chain of small operations that is left is replayed as one.
 
 The slow twin, with the same values and gradients, is `GatedCell.forward`, one step after another.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from retain.ops.elementwise import EPS
 from retain.ops.graphs import Replayed
-from retain.ops.stretches import Cut, roll
+from retain.ops.windows import Cut, roll
 
 
 def gated_rollout(
@@ -58,7 +58,7 @@ def _forward(keep: bool, memory: Tensor, inputs: Tensor, *weights: Tensor) -> tu
 
 
 def _backward(streams: int, comes_around: int | None, grad: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of memory, inputs, gain, from_memory and out, from that of the memories, as `Stretches` lays them.
+    """Gradients of memory, inputs, gain, from_memory and out, from that of the memories, as `Windows` lays them.
 
     With d the gradient of m' = m + z (c - m), that of c is z d, that of the gate z (1 - z) (c - m) d, and that of m
     is (1 - z) d plus what comes back through the norm n = s m, s = 1 / rms(m): s (e - n · mean(n e)) of a gradient e.

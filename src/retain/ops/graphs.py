@@ -38,18 +38,12 @@ class Replayed:
     """A function of tensors and constants that is replayed from CUDA graphs if its arguments are on a GPU.
 
     Its slow twin is the function itself, which runs inside `launched`. A shape is captured when it comes for the second
-    time. If a gradient is asked for, the backward pass is captured, too. The results are copies, the caller's own. A
-    call that finds no room (SHARE, MOST) runs the function itself until graphs are forgotten.
+    time (`at_first`: the first), if a gradient is asked for with its backward pass. Results are copies, the caller's
+    own. A call that finds no room (SHARE, MOST), or a rollout of more than LONGEST steps (the length of the argument
+    with the number `steps`), runs the function itself. Raises RuntimeError if a capture failed.
 
-    Args:
-        function: Returns a tuple of tensors. It must not look at values, draw random numbers or differ from call to
-            call. Beside its arguments it reads nothing but the parameters of `module`.
-        module: The module whose parameters the function reads.
-        at_first: Capture a shape when it comes for the first time.
-        steps: The number of the argument whose length is that of a rollout, which is not captured beyond LONGEST steps.
-
-    Raises:
-        RuntimeError: A capture failed.
+    The function returns a tuple of tensors. It must not look at values, draw random numbers or differ from call to
+    call, and reads nothing beside its arguments but the parameters of `module`.
     """
 
     def __init__(
@@ -70,7 +64,7 @@ class Replayed:
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         """Return a copy of what the function returns."""
         tensors = [x for x in args if isinstance(x, Tensor)]
-        if not capturable(tensors) or (self.steps is not None and len(args[self.steps]) > LONGEST):
+        if not is_capturable(tensors) or (self.steps is not None and len(args[self.steps]) > LONGEST):
             return self.function(*args)
         module = self.module() if self.module else None
         weights = [] if module is None else list(module.parameters())
@@ -133,7 +127,7 @@ def launched() -> Iterator[None]:
         _on = before
 
 
-def capturable(tensors: list[Tensor]) -> bool:
+def is_capturable(tensors: list[Tensor]) -> bool:
     """Whether the tensors are on an NVIDIA GPU, and nothing else records what is done with them."""
     return (
         _on

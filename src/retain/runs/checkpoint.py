@@ -11,7 +11,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor
 
 from retain import files as disk
-from retain.errors import CheckpointError, UserError
+from retain.errors import CheckpointError
 from retain.files import delete_folder, sync_folder, tidy
 
 FORMAT_VERSION = 1
@@ -38,27 +40,14 @@ def save_files(
     best: int | None = None,
     previous: Iterable[Path] = (),
 ) -> None:
-    """Write `folder` with NAME.safetensors for each name, state.json and manifest.json, all of it or nothing.
+    """Write `folder` with the named state dicts and a state of JSON values, all of it or nothing.
 
-    A folder that exists is replaced; after a kill at any moment, the old or the new one can be loaded.
-
-    Args:
-        folder: Where to write.
-        tensors: State dicts by name. They are copied to the CPU and share no storage in the file.
-        state: JSON values. Tuples return as lists, integer keys as strings; NaN and infinity return as they were.
-        best: Kept in the manifest (see `save_checkpoint`).
-        previous: Folders that the error may name as still good.
-
-    Raises:
-        CheckpointError: The disk refuses. The temporary folder is then removed.
-        TypeError: `state` is not JSON.
+    A folder that exists is replaced; after a kill at any moment, the old or the new one can be loaded. Raises
+    CheckpointError if the disk refuses, which may name one of the `previous` folders as still good.
     """
     folder = Path(folder)
-    files = _encode(tensors, state, best)
-    try:
-        _write_folder(folder, files)
-    except OSError as error:
-        raise CheckpointError(describe_failure(folder, error, [folder, *previous])) from error
+    with explain_failure(folder, [folder, *previous]):
+        _write_folder(folder, _encode(tensors, state, best))
 
 
 def load_files(folder: str | Path, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> Loaded:
@@ -90,29 +79,16 @@ def save_checkpoint(
 
     `best` is the step of the best checkpoint so far, `step` itself included; None leaves it as it was. It is stored in
     this checkpoint's own manifest, so that it can never disagree with a second file. Checkpoints of later steps are
-    deleted: the run went back to before them, and a resume would pick them up.
-
-    Raises:
-        UserError: `step`, `keep` or `best` makes no sense.
-        CheckpointError: As in `save_files`.
+    deleted: the run went back to before them, and a resume would pick them up. Raises CheckpointError as `save_files`.
     """
-    if step < 0:
-        raise UserError(f"step: {step} must not be negative")
-    if keep < 1:
-        raise UserError(f"keep: {keep} must be at least 1")
-    if best is not None and best > step:
-        raise UserError(f"best: {best} must not be later than this step, {step}")
+    assert 0 <= step and keep >= 1 and (best is None or best <= step)
     run = Path(run)
-    parent = run / "checkpoints"
     if best is None:
         best = next((b for s, f in _steps(run) if s <= step and (b := _best(f)) is not None), None)
-    folder = parent / f"step-{step:08d}"
-    files = _encode(tensors, state, best)
-    try:
-        tidy(parent)
-        _write_folder(folder, files)
-    except OSError as error:
-        raise CheckpointError(describe_failure(folder, error, list_checkpoints(run))) from error
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    with explain_failure(folder, list_checkpoints(run)):
+        tidy(folder.parent)
+        _write_folder(folder, _encode(tensors, state, best))
     past = [s for s, _ in _steps(run) if s <= step]
     kept = {*past[:keep], best}
     for other, path in _steps(run):
@@ -141,15 +117,14 @@ def latest_checkpoint(run: str | Path) -> Path:
     steps = _steps(Path(run))
     if not steps:
         raise CheckpointError(f"{Path(run) / 'checkpoints'}: no checkpoints; train first, or name another run folder")
-    problems: list[str] = []
+    newest = None
     for _, folder in steps:
-        problem = _problem(folder)
-        if problem is None:
-            if problems:
-                log.warning("%s; using %s instead", problems[0], folder)
+        if (problem := _problem(folder)) is None:
+            if newest:
+                log.warning("%s; using %s instead", newest, folder)
             return folder
-        problems.append(problem)
-    raise CheckpointError(f"{run}: every checkpoint is damaged ({len(steps)} of {len(steps)}), newest: {problems[0]}")
+        newest = newest or problem
+    raise CheckpointError(f"{run}: every checkpoint is damaged ({len(steps)} of {len(steps)}), newest: {newest}")
 
 
 def best_checkpoint(run: str | Path) -> Path:
@@ -159,11 +134,8 @@ def best_checkpoint(run: str | Path) -> Path:
     """
     latest = latest_checkpoint(run)
     best = _best(latest)
-    if best is None:
-        return latest
-    folder = _standing(latest.with_name(f"step-{best:08d}"))
-    problem = _problem(folder)
-    if problem is None:
+    folder = latest if best is None else _standing(latest.with_name(f"step-{best:08d}"))
+    if (problem := _problem(folder)) is None:
         return folder
     log.warning("%s; using %s, the newest, instead of the best", problem, latest)
     return latest
@@ -179,19 +151,18 @@ def export(run: str | Path, tensors: StateDicts, state: dict[str, Any]) -> None:
     run = Path(run)
     files = _encode(tensors, state, None)
     temporary = {name: run / f".tmp-{name}-{os.getpid()}" for name in files}
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            tidy(run, name)
-            disk.write_file(temporary[name], data)
-        for name in files:
-            os.replace(temporary[name], run / name)
-        sync_folder(run)
-    except OSError as error:
-        raise CheckpointError(describe_failure(run / "manifest.json", error, [run])) from error
-    finally:
-        for name in files:
-            tidy(run, name)
+    with explain_failure(run / "manifest.json", [run]):
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            for name, data in files.items():
+                tidy(run, name)
+                disk.write_file(temporary[name], data)
+            for name in files:
+                os.replace(temporary[name], run / name)
+            sync_folder(run)
+        finally:
+            for name in files:
+                tidy(run, name)
 
 
 def load_model(run: str | Path, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> Loaded:
@@ -222,8 +193,6 @@ def load_model(run: str | Path, names: Iterable[str] | None = None, device: str 
 def _encode(tensors: StateDicts, state: dict[str, Any], best: int | None) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     for name, group in tensors.items():
-        if Path(name).name != name or name.startswith("."):
-            raise UserError(f"tensors: {name!r} cannot be a file name")
         owned, seen = {}, set()
         for key, tensor in group.items():
             tensor = tensor.detach().cpu().contiguous()
@@ -266,9 +235,9 @@ def _standing(folder: Path) -> Path:
 def _steps(run: Path) -> list[tuple[int, Path]]:
     """Steps and folders of the run's checkpoints, newest first, damaged ones included."""
     parent = run / "checkpoints"
-    names = {path.name.removeprefix(".old-") for path in parent.glob("*step-*") if not path.name.startswith(".tmp-")}
-    steps = {int(name[5:]): name for name in names if name.startswith("step-") and name[5:].isdigit()}
-    return [(step, _standing(parent / steps[step])) for step in sorted(steps, reverse=True)]
+    found = (re.fullmatch(r"(?:\.old-)?step-(\d+)", path.name) for path in parent.glob("*step-*"))
+    steps = sorted({int(name[1]) for name in found if name}, reverse=True)
+    return [(step, _standing(parent / f"step-{step:08d}")) for step in steps]
 
 
 def _best(folder: Path) -> int | None:
@@ -352,7 +321,12 @@ def _remedy(folder: Path) -> str:
     return "it was changed or its writing was cut short: restore it from a copy, or write it again"
 
 
-def describe_failure(path: str | Path, error: OSError, previous: Iterable[Path] = ()) -> str:
-    """Say that a file cannot be written, and which of the `previous` folders is still good."""
-    good = next((folder for folder in previous if _problem(folder) is None), None)
-    return f"{path}: cannot be written, {error.strerror or error}" + (f"; {good} is still good" if good else "")
+@contextmanager
+def explain_failure(path: str | Path, previous: Iterable[Path] = ()) -> Iterator[None]:
+    """Raise CheckpointError where the disk refuses: `path` cannot be written, but a `previous` folder is still good."""
+    try:
+        yield
+    except OSError as error:
+        good = next((folder for folder in previous if _problem(folder) is None), None)
+        still = f"; {good} is still good" if good else ""
+        raise CheckpointError(f"{path}: cannot be written, {error.strerror or error}{still}") from error

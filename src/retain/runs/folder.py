@@ -11,8 +11,8 @@ from retain.config.json import flatten, load_config, to_dict
 from retain.errors import UserError
 from retain.runs.lock import is_free
 
-MAY_CHANGE = {"device", "tracker", "log_every", "data.path"}
-"""Fields that may change when a run is resumed: where it runs, what it logs, and where its data has moved to."""
+MAY_CHANGE = {"device", "tracker", "data.path"}
+"""Fields that may change when a run is resumed: where it runs, whom it tells, and where its data has moved to."""
 
 
 def phase_folder(path: Path, config: RunConfig, index: int) -> Path:

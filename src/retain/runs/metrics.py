@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from retain.errors import CheckpointError
 from retain.files import replace_file
-from retain.runs.checkpoint import describe_failure
+from retain.runs.checkpoint import explain_failure
 
 
 def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
@@ -20,15 +19,12 @@ def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
     One-element tensors become numbers. Raises CheckpointError if the disk refuses.
     """
     line = json.dumps(_plain(record), allow_nan=False).encode() + b"\n"
-    try:
-        with open(path, "ab+") as file:
-            if file.tell():
-                # A process killed while it wrote left half a line: end it, or this good line would be lost with it.
-                file.seek(-1, os.SEEK_END)
-                line = line if file.read(1) == b"\n" else b"\n" + line
-            file.write(line)
-    except OSError as error:
-        raise CheckpointError(describe_failure(path, error)) from error
+    with explain_failure(path), open(path, "ab+") as file:
+        if file.tell():
+            # A process killed while it wrote left half a line: end it, or this good line would be lost with it.
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.write(line)
 
 
 def truncate_after(path: str | Path, step: int, *, validated: bool = True) -> int:
@@ -40,17 +36,11 @@ def truncate_after(path: str | Path, step: int, *, validated: bool = True) -> in
     path = Path(path)
     if not path.exists():
         return 0
-    kept, dropped = [], 0
-    try:
-        for line in path.read_bytes().splitlines():
-            if _belongs(line, step, validated):
-                kept.append(line + b"\n")
-            else:
-                dropped += bool(line)
+    with explain_failure(path):
+        lines = [line for line in path.read_bytes().splitlines() if line]
+        kept = [line + b"\n" for line in lines if _belongs(line, step, validated)]
         replace_file(path, b"".join(kept))
-    except OSError as error:
-        raise CheckpointError(describe_failure(path, error)) from error
-    return dropped
+    return len(lines) - len(kept)
 
 
 def _belongs(line: bytes, step: int, validated: bool) -> bool:

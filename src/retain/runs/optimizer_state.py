@@ -47,8 +47,7 @@ def load_optimizer(
 ) -> None:
     """Put back what `dump_optimizer` gave, groups' options included, so that the next step is bitwise the same.
 
-    Raises:
-        CheckpointError: Names, shapes or groups are not those of this optimizer; nothing has been changed.
+    Raises CheckpointError, and changes nothing, if names, shapes or groups are not those of this optimizer.
     """
     if _grouping(optimizer, {parameter: name for name, parameter in named_parameters}) != saved["groups"]:
         raise CheckpointError("optimizer: its parameters differ from the checkpoint's; build the same model to resume")

@@ -27,7 +27,7 @@ from retain.runs.folder import phase_folder
 def build(config: RunConfig, vocab_size: int, cell: nn.Module | None = None) -> tuple[RNN, Teacher]:
     """Build the RNN and the teacher of a run, freshly initialised; `cell` replaces the one the config names."""
     rnn = RNN(vocab_size, config.memory, config.teacher, config.cell, cell)
-    return rnn, Teacher(vocab_size, config.memory, config.teacher)
+    return rnn, Teacher(vocab_size, config.memory, config.teacher, recompute=config.smt.num_chunks > 1)
 
 
 @contextmanager
@@ -61,16 +61,7 @@ def load_run(
 ) -> Run:
     """Load the run at `path` in evaluation mode: the best model, or the best so far if training is not over.
 
-    Args:
-        path: The run folder.
-        teacher: Load the teacher, too.
-        device: Where the models are; "auto" is the fastest device there is.
-        cell: The user's own cell, if the run was trained with one that its config cannot name.
-        phase: 0, 1, …: load the model as that phase left it, instead of the best one.
-
-    Raises:
-        UserError: There is no run, or no such device.
-        CheckpointError: The weights are damaged.
+    With `teacher` the teacher is loaded, too, with `phase` (0, 1, …) what that phase left. All else is as in `load`.
     """
     check_device(str(device))
     device = fastest() if str(device) == "auto" else device

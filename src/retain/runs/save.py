@@ -14,11 +14,11 @@ from retain import __version__
 from retain.config import RunConfig
 from retain.config.json import save_config, to_dict
 from retain.data.batches import Data
-from retain.errors import CheckpointError, UserError
+from retain.errors import UserError
 from retain.model.cells import CELLS, build_cell
 from retain.model.modes import evaluating
 from retain.model.rnn import RNN
-from retain.runs.checkpoint import describe_failure, export
+from retain.runs.checkpoint import explain_failure, export
 from retain.runs.data import keep_data
 from retain.runs.folder import prepare_folder
 from retain.runs.progress import Progress
@@ -62,12 +62,10 @@ def save(rnn: RNN, config: RunConfig, path: str | Path, *, data: Data | None = N
             )
     state = build_state(config, rnn, data, Progress(), own_cell=type(rnn.cell).__qualname__ if own else None)
     export(path, {"model": rnn.state_dict()}, state)
-    try:
+    with explain_failure(path):
         if data is not None:
             keep_data(path, data)
         save_config(config, path / "config.json")
-    except OSError as error:
-        raise CheckpointError(describe_failure(path, error)) from error
 
 
 def build_state(

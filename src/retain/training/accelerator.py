@@ -1,10 +1,10 @@
-"""Accelerate's view of devices, precision and processes, and trackers."""
+"""Accelerate's view of devices, precision and processes; agreement between those; and trackers."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,11 +12,12 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import broadcast, broadcast_object_list
 
 from retain.config import RunConfig
 from retain.config.json import flatten, to_dict
 from retain.devices import check_device, fast_bf16
-from retain.errors import UserError
+from retain.errors import UserError, explain
 
 
 @contextmanager
@@ -91,3 +92,33 @@ def installed(package: str) -> bool:
     """Whether a package can be imported; a mere folder of its name, as W&B leaves one where it was run, is none."""
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None
+
+
+def together(accelerator: Accelerator, check: Callable[[], None]) -> None:
+    """Call `check` in the main process, before the main process changes what the others would look at.
+
+    Its error is raised in all processes: in the others as a UserError if the user can mend it, else as a RuntimeError.
+    """
+    failed: Exception | None = None
+    told: list[tuple[bool, str] | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            check()
+        except Exception as error:  # raised below: the others wait to be told
+            explained = explain(error)
+            failed, told = error, [(explained is not None, explained[0] if explained else repr(error))]
+    broadcast_object_list(told)
+    if failed is not None:
+        raise failed
+    if told[0] is not None:
+        mendable, said = told[0]
+        raise UserError(said) if mendable else RuntimeError(f"the main process failed: {said}")
+
+
+def agree(accelerator: Accelerator, *values: float) -> list[float]:
+    """Give all processes the main one's values: their clocks and signals differ, and all must do the same."""
+    if accelerator.num_processes == 1:
+        return list(values)
+    # In double precision, as in one process: DMT's horizon doubles at exact shares of its phase.
+    said: list[float] = broadcast(torch.tensor(values, dtype=torch.float64, device=accelerator.device)).tolist()
+    return said

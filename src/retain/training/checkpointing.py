@@ -7,7 +7,7 @@ import json
 import math
 from typing import Any
 
-from retain.config.budget import parse_budget
+from retain.config.budget import Budget
 from retain.files import replace_file
 from retain.runs.checkpoint import best_checkpoint, export, list_checkpoints, load_files, save_checkpoint, save_files
 from retain.runs.folder import phase_folder
@@ -17,13 +17,16 @@ from retain.training.job import Job
 from retain.training.losses_log import LossesLog
 from retain.training.phases import Phase
 
+EVERY = Budget(60, "s")
+"""Between two checkpoints, at most; each validation leaves one, too."""
+
 
 class Checkpoints:
     """Saves models, optimizer and progress during a phase."""
 
     def __init__(self, job: Job, phase: Phase, losses: LossesLog):
         self.job, self.phase, self.losses = job, phase, losses
-        self.every = Every(parse_budget(job.config.checkpoint_every), job.progress)
+        self.every = Every(EVERY, job.progress)
 
     def is_due(self) -> bool:
         """Whether it is time for a checkpoint."""

@@ -25,14 +25,13 @@ from retain.runs.init_from import start_from
 from retain.runs.lock import alone
 from retain.runs.progress import Clock, stop_signals
 from retain.runs.run import build
-from retain.training.accelerator import open_accelerator, start_trackers
+from retain.training.accelerator import agree, open_accelerator, start_trackers, together
 from retain.training.batches import Batches
 from retain.training.budgets import Budgets
 from retain.training.checkpointing import Checkpoints, export_best
 from retain.training.job import Job
 from retain.training.losses_log import LossesLog
 from retain.training.phases import start_phase
-from retain.training.processes import agree, together
 from retain.training.resume import interrupted, restore
 from retain.training.step import take_step
 from retain.training.validation import Validation
@@ -151,6 +150,7 @@ def train_phases(job: Job, saved: Loaded | None, stop: threading.Event, progress
                         budgets.show(bar, record["loss"])
                         if validation.is_due():
                             validation.run()
+                            checkpoints.save()
                             clock.tick()
                         if checkpoints.is_due():
                             checkpoints.save()

@@ -14,6 +14,8 @@ from retain.runs.metrics import append_line
 from retain.training.batches import Batches
 from retain.training.job import Job
 
+EACH, THEN = 100, 20
+"""metrics.jsonl has a line for each of so many first steps, then for every THEN-th."""
 PENDING = 100
 """The losses of at most this many steps stay on a device before the host waits for them."""
 
@@ -32,7 +34,8 @@ class LossesLog:
 
     def is_due(self) -> bool:
         """Whether the step that comes next is logged."""
-        return self.job.progress.step % self.job.config.log_every == 0
+        step = self.job.progress.step
+        return step < EACH or step % THEN == 0
 
     @property
     def waits(self) -> bool:

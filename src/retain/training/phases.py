@@ -22,6 +22,9 @@ from retain.runs.optimizer_state import load_optimizer
 from retain.runs.run import load_weights
 from retain.training.job import Job
 
+BETAS = (0.9, 0.95)
+"""Those of AdamW; the paper's."""
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -51,7 +54,7 @@ def start_phase(job: Job, saved: Loaded | None) -> Iterator[Phase]:
     optimizer = torch.optim.AdamW(
         [q for _, q in named],
         lr=config.lr,
-        betas=job.config.optimizer.betas,
+        betas=BETAS,
         weight_decay=job.config.optimizer.weight_decay,
         fused=job.accelerator.device.type in ("cpu", "cuda"),
     )
@@ -89,7 +92,7 @@ def learning_rate(config: PhaseConfig, warmup: float, progress: float) -> float:
     return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * over)))
 
 
-def part_of(batch: dict[str, Any], length: int | None) -> dict[str, Any]:
+def cut_part(batch: dict[str, Any], length: int | None) -> dict[str, Any]:
     """Cut a batch to `length` of its T tokens, from a random place on; its first target is that of the memory there."""
     spare = batch["tokens"].shape[1] - (length or 0)
     if length is None or spare <= 0:

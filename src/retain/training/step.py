@@ -10,21 +10,19 @@ from torch import Tensor, nn
 from retain.training.batches import Batches
 from retain.training.job import Job
 from retain.training.losses_log import LossesLog
-from retain.training.phases import Phase, learning_rate, mix_seed, part_of
+from retain.training.phases import Phase, cut_part, learning_rate, mix_seed
+
+MAX_GRADIENT_NORM = 1.0
+"""Gradients are scaled down to this norm."""
 
 
 def take_step(
     job: Job, phase: Phase, batches: Batches, losses: LossesLog, done: float, logged: bool
 ) -> dict[str, float]:
-    """Train on the micro-batches of one step, at `done` (0 … 1) of the phase.
+    """Train on the micro-batches of one step, at `done` (0 … 1) of the phase; return learning rate and mean losses.
 
-    Returns:
-        The learning rate, and the losses as numbers, each the mean over the micro-batches: those of this step if it is
-        `logged` or on a CPU, else those that were fetched last.
-
-    Raises:
-        TrainingError: A loss that was fetched is not finite.
-        ChangedData: The data was changed; nothing has happened yet.
+    The losses are those of this step if it is `logged` or on a CPU, else those that were fetched last. Raises
+    TrainingError for one that is not finite, and ChangedData for changed data, before anything has happened.
     """
     p, accelerator = job.progress, job.accelerator
     lr = learning_rate(phase.config, job.config.optimizer.warmup, done)
@@ -32,7 +30,7 @@ def take_step(
         group["lr"] = lr
     names, values, tokens, chain = _backward(job, phase, batches, done)
     norms = _gradient_norms(job) if logged else {}
-    norms["gradient_norm"] = accelerator.clip_grad_norm_(phase.wrapped.parameters(), job.config.optimizer.max_grad_norm)
+    norms["gradient_norm"] = accelerator.clip_grad_norm_(phase.wrapped.parameters(), MAX_GRADIENT_NORM)
     values = torch.cat([values, torch.stack([*norms.values()]).detach().float()])
     if accelerator.num_processes > 1 and logged:
         values = accelerator.reduce(values, "mean")
@@ -51,7 +49,7 @@ def _backward(job: Job, phase: Phase, batches: Batches, done: float) -> tuple[li
     for micro, whole in enumerate(taken):
         # All that is random in a step follows from (seed, step), so that resuming needs no generator's state.
         torch.manual_seed(mix_seed(job.config.seed, job.progress.step) + micro)
-        part = part_of(whole, config.seq_len)
+        part = cut_part(whole, config.seq_len)
         tokens += part["tokens"].numel()
         length = max(length, part["tokens"].shape[1])
         batch = {name: x.to(accelerator.device, non_blocking=True) for name, x in part.items()} | {"progress": done}

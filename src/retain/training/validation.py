@@ -7,11 +7,11 @@ import time
 from retain.config.budget import parse_budget
 from retain.inference.evaluate import batch_for, evaluate
 from retain.runs.progress import Every
+from retain.training.accelerator import agree
 from retain.training.checkpointing import Checkpoints
 from retain.training.job import Job
 from retain.training.losses_log import LossesLog, write_metrics
 from retain.training.phases import Phase
-from retain.training.processes import agree
 
 LOGGED = ("bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift")
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from retain.config import IGNORE, TASK_SIZES, TaskDataConfig
-from retain.data.batches import SPLITS, Batch, Data, Ints, Split, generator
+from retain.data.batches import SPLITS, Batch, Data, Ints, Split, make_generator
 from retain.data.tasks.recall import MQAR, Copy, KeysValues, Retrieval, SelectiveCopy
 from retain.data.tasks.task import Task
 from retain.data.tasks.tracking import S3, S5, Dyck, Modular, Parity, Stack
@@ -49,9 +49,9 @@ class TaskData(Data):
         """Draw B fresh sequences; the same arguments give the same batch."""
         # The key starts with 0, that of the fixed sequences with 1: they are drawn apart, though a task that has few
         # sequences at all will show the same ones again.
-        rng = generator(seed, 0, rank, step)
+        rng = make_generator(seed, 0, rank, step)
         # All ranks have sequences of one length, so that none waits for another.
-        task = self.lengths[int(generator(seed, 2, step).integers(len(self.lengths)))]
+        task = self.lengths[int(make_generator(seed, 2, step).integers(len(self.lengths)))]
         tokens, targets = task.generate(rng, batch_size)
         if self.label_noise:
             replaced = (rng.random(targets.shape) < self.label_noise) & (targets != IGNORE)
@@ -68,7 +68,7 @@ class TaskData(Data):
 
     def _sequences(self, split: Split) -> Batch:
         if split not in self._fixed:
-            rng = generator(0, 1, SPLITS.index(split))
+            rng = make_generator(0, 1, SPLITS.index(split))
             self._fixed[split] = _as_batch(*self.task.generate(rng, self.EVALUATED))
         return self._fixed[split]
 
@@ -84,10 +84,10 @@ def load_task(config: TaskDataConfig) -> TaskData:
 
 def build_task(config: TaskDataConfig) -> Task:
     """Build the task alone."""
-    return TASKS[config.name](config.seq_len, **_knobs_of(config))
+    return TASKS[config.name](config.seq_len, **_collect_sizes(config))
 
 
-def _knobs_of(config: TaskDataConfig) -> dict[str, Any]:
+def _collect_sizes(config: TaskDataConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in TASK_SIZES[config.name] if getattr(config, name)}
 
 
@@ -97,7 +97,7 @@ def shorter_tasks(config: TaskDataConfig) -> list[Task]:
     Raises UserError where the task cannot be that short.
     """
     found: list[Task] = []
-    length, full, knobs = config.seq_len // 2, build_task(config), _knobs_of(config)
+    length, full, knobs = config.seq_len // 2, build_task(config), _collect_sizes(config)
     while config.min_seq_len is not None and length >= config.min_seq_len:
         if full.amount is not None:
             knobs[full.amount] = max(1, getattr(full, full.amount) * length // config.seq_len)

@@ -7,9 +7,8 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from retain.config import IGNORE
 from retain.data.batches import Ints
-from retain.data.tasks.task import Task, check_length, check_symbols, name_symbols, without_answers
+from retain.data.tasks.task import Task, check_length, name_symbols, without_answers
 from retain.errors import UserError
 
 
@@ -27,9 +26,8 @@ class Retrieval(Task):
 
     def __init__(self, seq_len: int, *, symbols: int = 8) -> None:
         check_length(self.name, seq_len, 4)
-        check_symbols(self.name, symbols)
+        names = name_symbols(self.name, symbols)
         self.symbols = symbols
-        names = name_symbols(symbols)
         super().__init__(seq_len, [*names, *(f"[{name}]" for name in names), "?"], names)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
@@ -44,13 +42,11 @@ class Retrieval(Task):
         targets[:, -1] = answer
         return tokens, targets
 
-    def _answer(self, row: list[int], answers: Ints) -> None:
-        answers[-1] = next(token - self.symbols for token in row if token >= self.symbols)
-
     def hidden(self, tokens: Ints) -> tuple[str, npt.NDArray[np.str_]]:
         """What a memory must hold after each token (B, T): the needle's symbol, or that it has not come yet."""
-        symbol = self.oracle(tokens)[:, -1:].astype(str)
-        return "needle", np.where(np.cumsum(tokens >= self.symbols, axis=1) > 0, symbol, "not yet")
+        marked = tokens >= self.symbols  # the query is, too, at the end
+        symbol = np.take_along_axis(tokens, marked.argmax(axis=1, keepdims=True), axis=1) - self.symbols
+        return "needle", np.where(np.cumsum(marked, axis=1) > 0, symbol.astype(str), "not yet")
 
 
 class Copy(Task):
@@ -73,10 +69,9 @@ class Copy(Task):
     example: ClassVar = {"seq_len": 10, "copy_len": 4}
 
     def __init__(self, seq_len: int, *, symbols: int = 4, copy_len: int = 16, reverse: bool = False) -> None:
-        check_symbols(self.name, symbols)
+        names = name_symbols(self.name, symbols)
         check_length(f"{self.name} of {copy_len} symbols", seq_len, 2 * copy_len, "copy_len")
         self.symbols, self.copy_len, self.reverse = symbols, copy_len, reverse
-        names = name_symbols(symbols)
         super().__init__(seq_len, [*names, "_", "?"], names)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
@@ -92,11 +87,6 @@ class Copy(Task):
     def _places(self, rng: np.random.Generator, batch_size: int) -> Ints:
         """Where the string's symbols stand, (B, L) in ascending order."""
         return np.tile(np.arange(self.copy_len), (batch_size, 1))
-
-    def _answer(self, row: list[int], answers: Ints) -> None:
-        string = [token for token in row if token < self.symbols]
-        after = row.index(self.symbols + 1) + 1
-        answers[after : after + len(string)] = string[::-1] if self.reverse else string
 
     def hidden(self, tokens: Ints) -> tuple[str, Ints]:
         """How many symbols a memory must still hold after each token (B, T): those read and not yet said."""
@@ -142,7 +132,7 @@ class KeysValues(Task):
     example: ClassVar = {"seq_len": 18, "symbols": 4, "pairs": 3}
 
     def __init__(self, seq_len: int, *, symbols: int = 8, pairs: int = 8, string_len: int = 2) -> None:
-        check_symbols(self.name, symbols)
+        names = name_symbols(self.name, symbols)
         if string_len > seq_len:  # before anything is raised to its power
             raise UserError(f"data.string_len: {string_len} is longer than data.seq_len {seq_len}; give less")
         if symbols**string_len < pairs:
@@ -154,7 +144,6 @@ class KeysValues(Task):
         if symbols**string_len >= 2**63:
             raise UserError(f"data.string_len: {string_len} is too long for {symbols} symbols; keys must fit 63 bits")
         self.symbols, self.pairs, self.string_len = symbols, pairs, string_len
-        names = name_symbols(symbols)
         super().__init__(seq_len, [*names, "_", "?"], names)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
@@ -173,14 +162,6 @@ class KeysValues(Task):
         targets = without_answers(tokens)
         targets[:, -length:] = values[asked]
         return tokens, targets
-
-    def _answer(self, row: list[int], answers: Ints) -> None:
-        length = self.string_len
-        start = row.index(self.symbols + 1) + 1
-        asked = row[start : start + length]
-        for i in range(0, 2 * length * self.pairs, 2 * length):
-            if row[i : i + length] == asked:
-                answers[-length:] = row[i + length : i + 2 * length]
 
 
 class MQAR(Task):
@@ -204,7 +185,7 @@ class MQAR(Task):
     POWER = 0.01
 
     def __init__(self, seq_len: int, *, symbols: int = 32, pairs: int = 8) -> None:
-        check_symbols(self.name, symbols)
+        names = name_symbols(self.name, symbols)
         if pairs > symbols:
             raise UserError(
                 f"data.pairs: {pairs} different keys are more than data.symbols {symbols} allows; "
@@ -212,7 +193,6 @@ class MQAR(Task):
             )
         check_length(f"{self.name} of {pairs} pairs", seq_len, 4 * pairs, "pairs")
         self.symbols, self.pairs = symbols, pairs
-        names = name_symbols(symbols)
         super().__init__(seq_len, [*names, *(name.upper() for name in names)], names)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
@@ -234,11 +214,6 @@ class MQAR(Task):
         targets = without_answers(tokens)
         np.put_along_axis(targets, asked + 1, values, axis=1)
         return tokens, targets
-
-    def _answer(self, row: list[int], answers: Ints) -> None:
-        value_of = dict(zip(row[: 2 * self.pairs : 2], row[1 : 2 * self.pairs : 2], strict=True))
-        for t in range(2 * self.pairs, len(row)):
-            answers[t + 1] = value_of.get(row[t], IGNORE)
 
 
 def draw_distinct(rng: np.random.Generator, batch_size: int, count: int, among: int) -> Ints:

@@ -17,7 +17,7 @@ MOST_SYMBOLS = 2**16
 
 
 class Task(ABC):
-    """One memory task: what its sequences are and how to answer them.
+    """One memory task: what its sequences are, and their answers.
 
     A task is built from T and those fields of the data configuration that are among its knobs. It raises UserError,
     naming the field, for sizes that it cannot have. The vocabulary does not depend on T, so that what is trained at
@@ -51,29 +51,22 @@ class Task(ABC):
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
         """Draw random tokens (B, T) and their targets (B, T + 1)."""
 
-    def oracle(self, tokens: Ints) -> Ints:
-        """Work out the targets (B, T + 1) of tokens (B, T), from the tokens alone."""
-        targets = without_answers(tokens)
-        for row, answers in zip(tokens.tolist(), targets, strict=True):
-            self._answer(row, answers)
-        return targets
-
-    @abstractmethod
-    def _answer(self, row: list[int], answers: Ints) -> None:
-        """Write the answers to one sequence of T tokens into its T + 1 targets, which are IGNORE so far."""
-
 
 def without_answers(tokens: Ints) -> Ints:
     """Return targets (B, T + 1) for tokens (B, T) that are all IGNORE."""
     return np.full((len(tokens), tokens.shape[1] + 1), IGNORE)
 
 
-def check_symbols(task: str, symbols: int) -> None:
-    """Raise UserError unless there are two symbols to tell apart, and no more than a vocabulary should have."""
+def name_symbols(task: str, symbols: int) -> tuple[str, ...]:
+    """Name the symbols a, b, c, …, or s0, s1, … where the alphabet is too short.
+
+    Raises UserError unless there are two to tell apart, and no more than a vocabulary should have.
+    """
     if symbols < 2:
         raise UserError(f"data.symbols: {symbols} leaves {task} nothing to remember; give at least 2")
     if symbols > MOST_SYMBOLS:
         raise UserError(f"data.symbols: {symbols} are too many for {task}; give at most {MOST_SYMBOLS}")
+    return tuple(ascii_lowercase[:symbols]) if symbols <= 26 else tuple(f"s{i}" for i in range(symbols))
 
 
 def check_length(task: str, seq_len: int, least: int, knob: str = "") -> None:
@@ -81,8 +74,3 @@ def check_length(task: str, seq_len: int, least: int, knob: str = "") -> None:
     if seq_len < least:
         smaller = f", or a smaller data.{knob}" if knob else ""
         raise UserError(f"data.seq_len: {seq_len} is too short for {task}; give at least {least}{smaller}")
-
-
-def name_symbols(count: int) -> tuple[str, ...]:
-    """Name `count` symbols: a, b, c, …, or s0, s1, … where the alphabet is too short."""
-    return tuple(ascii_lowercase[:count]) if count <= 26 else tuple(f"s{i}" for i in range(count))

@@ -10,8 +10,7 @@ import numpy.typing as npt
 
 from retain.config import IGNORE
 from retain.data.batches import Ints
-from retain.data.tasks.task import Task, check_length, check_symbols, name_symbols, without_answers
-from retain.errors import UserError
+from retain.data.tasks.task import Task, check_length, name_symbols, without_answers
 
 
 class Stack(Task):
@@ -31,10 +30,9 @@ class Stack(Task):
     example: ClassVar = {"seq_len": 12, "depth": 4}
 
     def __init__(self, seq_len: int, *, symbols: int = 4, depth: int = 10) -> None:
-        check_symbols(self.name, symbols)
+        names = name_symbols(self.name, symbols)
         check_length(f"{self.name} of depth {depth}", seq_len, depth + 1, "depth")
         self.symbols, self.depth = symbols, depth
-        names = name_symbols(symbols)
         super().__init__(seq_len, [*names, "pop"], names)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
@@ -45,14 +43,6 @@ class Stack(Task):
         # The first operation is a push, so that every pop has a step before it.
         targets[:, 2:] = np.where(push[:, 1:], IGNORE, top[:, :-1])
         return tokens, targets
-
-    def _answer(self, row: list[int], answers: Ints) -> None:
-        stack: list[int] = []
-        for t, token in enumerate(row):
-            if token == self.symbols:
-                answers[t + 1] = stack.pop()
-            else:
-                stack.append(token)
 
     def hidden(self, tokens: Ints) -> tuple[str, Ints]:
         """What a memory must hold after each token (B, T), as far as a colour can tell: how deep the stack is."""
@@ -76,11 +66,10 @@ class Dyck(Task):
     example: ClassVar = {"seq_len": 14, "symbols": 3, "depth": 3}
 
     def __init__(self, seq_len: int, *, symbols: int = 4, depth: int = 8) -> None:
-        check_symbols(self.name, symbols)
+        names = name_symbols(self.name, symbols)
         check_length(f"{self.name} of depth {depth}", seq_len, depth + 1, "depth")
         self.symbols, self.depth = symbols, depth
-        kinds = name_symbols(symbols)
-        opening, closing = ("([{<", ")]}>") if symbols <= 4 else ([f"({k}" for k in kinds], [f"{k})" for k in kinds])
+        opening, closing = ("([{<", ")]}>") if symbols <= 4 else ([f"({k}" for k in names], [f"{k})" for k in names])
         super().__init__(seq_len, [*opening[:symbols], *closing[:symbols]], closing[:symbols])
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
@@ -91,15 +80,6 @@ class Dyck(Task):
         targets = without_answers(tokens)
         targets[:, 1:] = top
         return tokens, targets
-
-    def _answer(self, row: list[int], answers: Ints) -> None:
-        opened: list[int] = []
-        for t, token in enumerate(row):
-            if token < self.symbols:
-                opened.append(token)
-            elif opened.pop() != token - self.symbols:
-                raise UserError(f"dyck: the bracket at {t} closes one of another kind")
-            answers[t + 1] = opened[-1] if opened else IGNORE
 
     def hidden(self, tokens: Ints) -> tuple[str, Ints]:
         """How many brackets are open after each token (B, T)."""
@@ -119,7 +99,7 @@ class Modular(Task):
     example: ClassVar = {"seq_len": 14, "symbols": 10}
 
     def __init__(self, seq_len: int, *, symbols: int = 16) -> None:
-        check_symbols(self.name, symbols)
+        name_symbols(self.name, symbols)  # refuses too few and too many
         check_length(self.name, seq_len, 5)
         self.symbols = symbols
         numbers = [str(number) for number in range(symbols)]
@@ -139,16 +119,6 @@ class Modular(Task):
         targets[:, 3::2] = np.where(difference[:, 1:] % divisor == 0, result[:, 1:], IGNORE)
         return tokens, targets
 
-    def _answer(self, row: list[int], answers: Ints) -> None:
-        n = self.symbols
-        possible = [(w, b) for w in range(n) for b in range(n)]
-        for t in range(0, len(row), 2):
-            results = {(w * row[t] + b) % n for w, b in possible}
-            if len(results) == 1:
-                answers[t + 1] = results.pop()
-            if t + 1 < len(row):
-                possible = [(w, b) for w, b in possible if (w * row[t] + b) % n == row[t + 1]]
-
 
 class Parity(Task):
     """Bits; the target after each is whether the number of ones so far is odd."""
@@ -167,12 +137,6 @@ class Parity(Task):
         targets = without_answers(tokens)
         targets[:, 1:] = tokens.cumsum(axis=1) % 2
         return tokens, targets
-
-    def _answer(self, row: list[int], answers: Ints) -> None:
-        odd = False
-        for t, bit in enumerate(row):
-            odd = odd != (bit == 1)
-            answers[t + 1] = odd
 
     def hidden(self, tokens: Ints) -> tuple[str, npt.NDArray[np.str_]]:
         """The parity after each token (B, T)."""
@@ -214,12 +178,6 @@ class Permutations(Task):
         states[:, 0] = IGNORE
         return tokens, states
 
-    def _answer(self, row: list[int], answers: Ints) -> None:
-        state = tuple(range(self.points))
-        for t, token in enumerate(row):
-            state = tuple(self.permutations[token][i] for i in state)
-            answers[t + 1] = self.permutations.index(state)
-
     def hidden(self, tokens: Ints) -> tuple[str, npt.NDArray[np.str_]]:
         """The product after each token (B, T)."""
         product = np.empty_like(tokens)
@@ -249,9 +207,8 @@ def draw_nested(
 ) -> tuple[npt.NDArray[np.bool_], Ints, Ints]:
     """Draw random pushes and pops on a stack of 0 … depth symbols, empty at first.
 
-    Returns:
-        All of shape (B, T): which steps push; random symbols, pushed where a step pushes; and the symbol on top after
-        each step, IGNORE where the stack is empty.
+    Returns (B, T) each: which steps push; random symbols, pushed where a step pushes; and the symbol on top after each
+    step, IGNORE where the stack is empty.
     """
     # A free walk folded between 0 and depth: it turns at both ends.
     walk = np.cumsum(2 * rng.integers(0, 2, shape) - 1, axis=1)

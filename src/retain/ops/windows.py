@@ -17,24 +17,13 @@ Cut = tuple[int, int]
 Passes = tuple[Replayed, Replayed]
 """The two passes of a rollout. forward(keep, *starts, inputs, *weights) returns the states and, with `keep`, what the
 gradient needs of each step, all (T, N, …). backward(streams, comes_around, *gradients of the states, *states before
-each step, *weights, *kept), laid out by `Stretches`, returns the gradients of starts, inputs and weights."""
+each step, *weights, *kept), laid out by `Windows`, returns the gradients of starts, inputs and weights."""
 
 
 def roll(
     passes: Passes, starts: Sequence[Tensor], inputs: Tensor, weights: Sequence[Tensor], cut: Cut | None
 ) -> tuple[Tensor, ...]:
-    """Run a cell over a sequence.
-
-    Args:
-        passes: The rollout and its gradient.
-        starts: The states before the first step, each (N, …).
-        inputs: What is read at each step, (T, N, …).
-        weights: The cell's weights.
-        cut: Where the gradient is cut; None is nowhere.
-
-    Returns:
-        The states after each step, each (T, N, …).
-    """
+    """Return the states (T, N, …) of a cell after each of the inputs (T, N, …), from those before them, each (N, …)."""
     needed = (*starts, inputs, *weights)
     if torch.is_grad_enabled() and any(x.requires_grad for x in needed):
         rolled: tuple[Tensor, ...] = _Rollout.apply(passes, cut or (0, len(inputs)), len(starts), *needed)
@@ -59,16 +48,16 @@ class _Rollout(torch.autograd.Function):
         starts, states, rest = saved[:count], saved[count : 2 * count], saved[2 * count :]
         weights, kept = rest[: ctx.weights], rest[ctx.weights :]
         length, streams = grads[0].shape[:2]
-        laid = Stretches(length, streams, ctx.cut, grads[0].device)
-        laid_grads = [laid.lay_gradient(grad) for grad in grads]
-        before = [laid.lay(torch.cat([start[None], after[:-1]])) for start, after in zip(starts, states, strict=True)]
-        kept = map(laid.lay, kept)
-        found = ctx.backward_pass(streams, laid.comes_around, *laid_grads, *before, *weights, *kept)
-        return None, None, None, *found[:count], laid.back(found[count]), *found[count + 1 :]
+        windows = Windows(length, streams, ctx.cut, grads[0].device)
+        laid_grads = map(windows.lay_gradient, grads)
+        before = (torch.cat([start[None], after[:-1]]) for start, after in zip(starts, states, strict=True))
+        laid = *map(windows.lay, before), *weights, *map(windows.lay, kept)
+        found = ctx.backward_pass(streams, windows.comes_around, *laid_grads, *laid)
+        return None, None, None, *found[:count], windows.put_back(found[count]), *found[count + 1 :]
 
 
 def ring(length: int, first: int, every: int, device: torch.device) -> Tensor:
-    """Steps 0 … length - 1 cut as `Cut` says, a stretch a row: (n, every). What lies before `first` ends the last row.
+    """Steps 0 … length - 1 cut as `Cut` says, a window a row: (n, every). What lies before `first` ends the last row.
 
     The steps are a ring, read once around from `first`. Steps from `length` on only fill the ring up.
     """
@@ -76,12 +65,12 @@ def ring(length: int, first: int, every: int, device: torch.device) -> Tensor:
     return ((first + torch.arange(around, device=device)) % around).view(-1, every)
 
 
-class Stretches:
-    """The n stretches of (T, N, …), so that a gradient goes back through all at once: `every` steps of n · N streams.
+class Windows:
+    """The n windows of (T, N, …), so that a gradient goes back through all at once: `every` steps of n · N streams.
 
     Sequences that are not cut are given back as they are. In the last `streams` of the n · N the steps come around to
     the first one, at index `comes_around` (None: none does); the gradient that gets there is the initial state's. The
-    slow twin is `RNN.rollout` of a cell without `cuts`, which reads one stretch after another.
+    slow twin is `RNN.rollout` of a cell without `cuts`, which reads one window after another.
     """
 
     def __init__(self, length: int, streams: int, cut: Cut, device: torch.device):
@@ -104,10 +93,8 @@ class Stretches:
         laid = self.lay(grad)
         return laid * counts.view(*counts.shape, *[1] * (laid.dim() - 2))
 
-    def back(self, x: Tensor) -> Tensor:
+    def put_back(self, x: Tensor) -> Tensor:
         """(every, n · N, …) → (T, N, …)."""
         if self.where is None:
             return x
-        order = torch.arange(len(self.where), device=x.device)
-        back = torch.empty_like(order).scatter_(0, self.where, order)[: self.length]
-        return x.view(len(self.where), self.streams, *x.shape[2:]).index_select(0, back)
+        return x.view(-1, self.streams, *x.shape[2:]).index_select(0, self.where.argsort()[: self.length])
