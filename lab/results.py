@@ -202,15 +202,15 @@ def keep(name: str, command: str, settings: str, results: Any, folder: Path) -> 
     replace_file(folder / f"{name}.json", text.encode())
 
 
-def run_comparison(name: str, arguments: str, folder: Path) -> None:
-    """Run a comparison if it has not, and keep its numbers and picture."""
+def run_comparison(name: str, arguments: str, folder: Path, jobs: str | None = None) -> None:
+    """Run a comparison if it has not, and keep its numbers and picture; `jobs` runs side by side, or as it says."""
     command = f"retain compare {arguments}"
-    comparison, out, jobs = comparison_of(shlex.split(arguments))
+    comparison, out, side_by_side = comparison_of(shlex.split(arguments) + ([] if jobs is None else ["--jobs", jobs]))
     settings = fingerprint([comparison.config])
     if current(kept(name, folder), command, settings):
         return
     print(command, file=sys.stderr, flush=True)
-    results = compare(comparison, out, jobs=jobs, quiet=False)
+    results = compare(comparison, out, jobs=side_by_side, quiet=False)
     copy_picture(out / "results.png", folder / f"{name}.png")
     keep(name, command, settings, results, folder)
 
