@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test pytest lint results results-quick figures bench build browser clean
+.PHONY: demo test pytest lint results results-quick claims figures bench build browser clean
 
 # The environment is rebuilt when what it is made from changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -20,6 +20,9 @@ results: $(VENV)/.installed
 
 results-quick: $(VENV)/.installed
 	$(BIN)/python -m lab.results --quick
+
+claims: $(VENV)/.installed
+	$(BIN)/python -m lab.claims
 
 figures: $(VENV)/.installed
 	$(BIN)/python -m lab.figures

@@ -206,11 +206,12 @@ def find_study(name: str, study: Study, folder: Path) -> Kept:
     return Kept(name, study.command, hash_settings(found), folder)
 
 
-def run_comparison(name: str, arguments: str, folder: Path) -> None:
-    """Run a comparison if it has not, and keep its numbers and picture."""
-    comparison, out, jobs = parse_comparison(shlex.split(arguments))
+def run_comparison(name: str, arguments: str, folder: Path, jobs: str | None = None) -> None:
+    """Run a comparison if it has not, and keep its numbers and picture; `jobs` runs side by side, or as it says."""
+    words = shlex.split(arguments) + ([] if jobs is None else ["--jobs", jobs])
+    comparison, out, side_by_side = parse_comparison(words)
     kept = find_comparison(name, arguments, folder)
-    kept.make(lambda: compare(comparison, out, jobs=jobs, quiet=False), {"": out / "results.png"})
+    kept.make(lambda: compare(comparison, out, jobs=side_by_side, quiet=False), {"": out / "results.png"})
 
 
 def run_study(name: str, study: Study, out: Path, folder: Path) -> None:

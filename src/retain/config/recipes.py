@@ -11,14 +11,14 @@ from retain.errors import UserError
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     # No gradient goes back past one application of f. The teacher's memory carries the credit, so DMT holds the RNN to
-    # it, and its horizon grows over most of the phase.
+    # it, and its horizon grows over most of the phase. As DMT starts from the RNN's own memories, SMT need not.
     "one-step": {
-        "smt": {"bptt_window": 1},
+        "smt": {"bptt_window": 1, "on_policy": 0.0},
         "dmt": {"bptt_window": 1, "lambda_dyn": 1.0, "horizon": None, "horizon_growth": 0.7, "label_every": 1},
     },
     # Truncated backpropagation through time from where the teacher's labels start it.
     "hybrid": {
-        "smt": {"bptt_window": 16},
+        "smt": {"bptt_window": 16, "on_policy": 0.5},
         "dmt": {"bptt_window": 32, "lambda_dyn": 0.02, "horizon": None, "horizon_growth": 0.0, "label_every": 1},
     },
 }

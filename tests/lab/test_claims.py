@@ -1,0 +1,74 @@
+"""`make claims`: every row is a comparison that can be run, and verdicts follow from the figures."""
+
+import json
+import shlex
+
+import pytest
+
+from lab import claims
+from lab.claims import comparisons, judge, line_of, main, overall, page
+from lab.results import find_comparison
+from retain.cli.compare import parse_comparison
+
+
+@pytest.fixture
+def nothing_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(claims, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(claims, "PAGE", tmp_path / "claims.md")
+    (tmp_path / "kept").mkdir()
+    return tmp_path
+
+
+def test_every_row_is_a_comparison_that_has_its_methods():
+    rows = [row for claim in claims.claims() for row in claim.rows]
+    for row in rows:
+        for name, method in ((row.name, "one-step"), *row.against):
+            words = [w for w in shlex.split(line_of(name)) if not w.startswith("--data.image") and w != "28"]
+            words = [w for w in words if w not in ("--data", "runs/mnist", "--data.threshold", "None")]
+            comparison, _, _ = parse_comparison(words)
+            assert method in comparison.methods
+            assert comparison.seeds == 3
+    used = {name for row in rows for name in (row.name, *(name for name, _ in row.against))}
+    assert used == set(comparisons())
+    assert {claim.study for claim in claims.claims()} - {""} == set(claims.STUDIES)
+
+
+def test_a_verdict_needs_more_than_noise_and_more_than_one_seed():
+    assert judge([2.0, 2.1, 2.05], [2.4, 2.5, 2.45], higher_is_better=False) == "ahead"
+    assert judge([2.0, 2.1, 2.05], [2.4, 2.5, 2.45], higher_is_better=True) == "behind"
+    assert judge([2.0, 2.2, 2.1], [2.15, 2.05, 2.2], higher_is_better=False) == "level"
+    assert judge([2.0], [2.4], higher_is_better=False) == "ahead (too few seeds for a claim)"
+    assert overall(["ahead", "ahead"]) == "holds"
+    assert overall(["ahead", "level"]) == "holds in part"
+    assert overall(["ahead", None]) == "holds (1 of 2 rows tested over seeds)"
+    assert overall(["behind", "level"]) == "does not hold"
+    assert overall([None, "ahead (too few seeds for a claim)"]) == "not tested over seeds"
+
+
+def test_figures_are_of_the_command_that_stands_there(nothing_kept):
+    def keep(name, quality, settings):
+        runs = [{"test": {"bits_per_token": quality + seed / 100}} for seed in range(3)]
+        results = {"metric": "bits_per_token", "methods": {"one-step": {"runs": runs}, "bptt": {"runs": runs}}}
+        saved = {"command": f"retain compare {line_of(name)}", "settings": settings, "results": results}
+        (nothing_kept / "kept" / f"{name}.json").write_text(json.dumps(saved))
+
+    assert "2.110" not in page()
+    keep("text-mlp", 2.1, find_comparison("text-mlp", line_of("text-mlp"), claims.KEPT).settings)
+    assert "| text, residual MLP cell, T = 64, 240 s | 2.110 ± 0.010 | 2.110 ± 0.010 | +0.000 | level |" in page()
+    keep("text-mlp", 2.1, "of an older preset")
+    assert "2.110" not in page()
+
+
+def test_the_page_keeps_its_words_and_is_as_kept_figures_say(nothing_kept):
+    claims.PAGE.write_text("# Claims\n\nWords.\n\n<!-- claims begin -->\nthe figures of before\n<!-- claims end -->\n\nMore words.\n")
+    main(["--tables"])
+    text = claims.PAGE.read_text()
+    assert text.startswith("# Claims\n\nWords.") and text.endswith("More words.\n") and "of before" not in text
+    assert "not run yet" in text
+
+
+def test_the_page_in_the_repository_is_what_the_kept_figures_make():
+    text = claims.PAGE.read_text(encoding="utf-8")
+    begin, end = claims.MARKS
+    assert text.partition(begin)[2].partition(end)[0] == f"\n{page()}"
