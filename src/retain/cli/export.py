@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from retain.cli.arguments import Usage, parse
+
+if TYPE_CHECKING:
+    from retain.runs.run import Run
 
 TARGETS = {
     "hf": "retain.hf:export_hf",
@@ -48,6 +52,21 @@ def export_command(argv: list[str]) -> None:
     check_new_folder(directory)  # before anything is loaded
     module, _, name = TARGETS[args.to].partition(":")
     function = getattr(importlib.import_module(module), name)
+    run = load_run(args.run)
     options: dict[str, Any] = {"runtime": args.runtime} if args.to == "web" else {}
-    function(load_run(args.run), directory, **options)
+    if args.to == "hf":
+        options["command"] = public_command(run)
+    function(run, directory, **options)
     print(f"{directory}: {sum(file.stat().st_size for file in directory.rglob('*') if file.is_file()):,} bytes")
+
+
+def public_command(run: Run) -> str | None:
+    """Return the `retain train` line of a run without the folders of who trained it; None if no command did."""
+    from retain.cli.report import command_of
+
+    if run.state.get("own_data"):
+        return None
+    config, path = run.config, getattr(run.config.data, "path", "")
+    if path and not path.startswith("hf:"):
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=Path(path).name))  # type: ignore[call-arg]
+    return command_of(config, Path("RUN"))
