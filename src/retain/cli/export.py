@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,11 +61,11 @@ def export_command(argv: list[str]) -> None:
 
 def public_command(run: Run) -> str | None:
     """Return the `retain train` line of a run without the folders of who trained it; None if no command did."""
+    import shlex
+
     from retain.cli.report import command_of
 
     if run.state.get("own_data"):
         return None
-    config, path = run.config, getattr(run.config.data, "path", "")
-    if path and not path.startswith("hf:"):
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=Path(path).name))  # type: ignore[call-arg]
-    return command_of(config, Path("RUN"))
+    words = shlex.split(command_of(run.config, Path("RUN")))
+    return shlex.join([Path(word).name if word.startswith("/") else word for word in words])

@@ -32,9 +32,10 @@ pip install 'retain[hf]'
 ```
 
 ```python
+import retain.hf  # registers the model; without it, give trust_remote_code=True to both
 from transformers import AutoModelForCausalLM{import_tokenizer}
 
-model = AutoModelForCausalLM.from_pretrained({folder!r}, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained({folder!r})
 {use}```
 
 `outputs.cache` is the memory: give it back with the tokens that follow, `model(more, cache=outputs.cache)`, and the
