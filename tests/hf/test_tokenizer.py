@@ -27,14 +27,14 @@ def of_bytes(hf_folder):
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_bytes_round_trip(of_bytes, text):
     ids = of_bytes(text).input_ids
-    assert ids == [256, *text.encode()]
+    assert ids == [*text.encode()]
     assert of_bytes.decode(ids, skip_special_tokens=True) == text
 
 
 def test_names_of_special_tokens_and_odd_spaces_are_text_like_any_other(of_bytes):
     text = " a <|begin|>  b<|end|> .\t\r\n\0 ÿ é e\u0301 \ufeff , n't 🤷🏽 "
     ids = of_bytes(text).input_ids
-    assert ids == [256, *text.encode()] and of_bytes.decode(ids[1:]) == text
+    assert ids == [*text.encode()] and of_bytes.decode(ids) == text
     assert len(of_bytes) == 257 and of_bytes.bos_token_id == of_bytes.pad_token_id == 256
     assert of_bytes.decode([256, 97, 0xC3, 98], skip_special_tokens=True) == "a�b", "bytes that are no UTF-8"
 
@@ -55,13 +55,13 @@ def test_the_end_of_documents_is_the_end_of_generation(stories, tmp_path):
     run = trained(stories, tmp_path / "run")
     export_hf(run, tmp_path / "hf")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
-    assert (tokenizer.eos_token_id, tokenizer("a<|end|>").input_ids) == (255, [256, *b"a<|end|>"])
+    assert (tokenizer.eos_token_id, tokenizer("a<|end|>").input_ids) == (255, [*b"a<|end|>"])
     assert tokenizer.decode([256, 97, 255], skip_special_tokens=True) == "a"
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     with torch.no_grad():
         model.rnn.readout.head.bias[255] += 100  # now the document ends
     inputs = tokenizer(["once", "a"], return_tensors="pt", padding=True)
-    assert model.generate(**inputs, max_new_tokens=9)[:, 5:].tolist() == [[255], [255]]
+    assert model.generate(**inputs, max_new_tokens=9)[:, 4:].tolist() == [[255], [255]]
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +89,12 @@ def test_subwords_are_those_of_the_run(stories, subwords, tmp_path):
     own, tokenizer = Tokenizer.from_file(str(subwords)), transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     text, size = "once there was a dog, é", run.state["vocab_size"]
     ids = own.encode(text, add_special_tokens=False).ids
-    assert tokenizer(text).input_ids == [size, *ids]
+    assert tokenizer(text).input_ids == ids
     assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
     assert (tokenizer.eos_token_id, tokenizer.bos_token_id, len(tokenizer)) == (size - 1, size, size + 1)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     with torch.no_grad():
-        found = model(**tokenizer(text, return_tensors="pt")).logits[0, 1:, :-1]
+        found = model(**tokenizer(text, return_tensors="pt")).logits[0, :, :-1]
         torch.testing.assert_close(found, run.rnn(torch.tensor([ids]))[0][0], rtol=1e-4, atol=1e-5)
 
     other = shutil.copytree(tmp_path / "run", tmp_path / "other")

@@ -34,6 +34,8 @@ class RetainConfig(PreTrainedConfig):  # type: ignore[misc]
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.bos_token_id = self.pad_token_id = self.vocab_size - 1
+        if self.eos_token_id is None:  # many tools ask for one; this one never comes
+            self.eos_token_id = self.bos_token_id
         # A cache of one layer, whose recurrent state is the memory.
         self.num_hidden_layers, self.layer_types = 1, ["linear_attention"]
         kwargs["auto_map"] = {

@@ -18,8 +18,9 @@ BEGIN, END = "<|begin|>", "<|end|>"
 def make_tokenizer(run: Run) -> PreTrainedTokenizerFast | None:
     """Make the tokenizer that goes with a run; None if its tokens are numbers or pixels.
 
-    A text begins with the token V, `<|begin|>`, which the RNN does not read. It pads, too. If documents of the run have
-    an end symbol, that is `<|end|>`.
+    It adds no tokens to a text. Token V, `<|begin|>`, pads, and stands for an empty prompt; the RNN does not read it.
+    If documents of the run have an end symbol, that is `<|end|>`. Else `<|begin|>` is named as the end, too, as many
+    tools ask for one, and it never comes.
 
     Raises:
         UserError: The run's tokenizer.json does not have the run's vocabulary.
@@ -37,14 +38,12 @@ def make_tokenizer(run: Run) -> PreTrainedTokenizerFast | None:
     tokenizer.add_special_tokens(special)
     if tokenizer.token_to_id(BEGIN) != vocab_size or (end is not None and tokenizer.token_to_id(END) != end):
         raise UserError(f"tokenizer: it has not the vocabulary of the run, {vocab_size}; copy that of the run")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BEGIN} $A", pair=f"{BEGIN} $A $B", special_tokens=[(BEGIN, vocab_size)]
-    )
+    tokenizer.post_processor = processors.Sequence([])  # the run was trained without what it would add
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BEGIN,
         pad_token=BEGIN,
-        eos_token=None if end is None else END,
+        eos_token=BEGIN if end is None else END,
         padding_side="left",
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
