@@ -65,7 +65,10 @@ def test_without_retain_it_says_what_is_missing(hf_folder, tmp_path):
 @pytest.mark.parametrize(
     ("before", "words"),
     [
-        ("sys.modules['transformers'] = None", "hf: this needs transformers; run pip install 'retain[hf]'"),
+        (
+            "sys.modules['transformers'] = None",
+            "hf: this needs transformers; run pip install 'retain[hf]' with Python 3.11 or newer",
+        ),
         (
             "import transformers; transformers.__version__ = '5.3.0'",
             "hf: transformers 5.3.0 is too old; run pip install -U 'retain[hf]'",

@@ -1,6 +1,8 @@
 """The model of transformers reads as the RNN does: whole, in parts, padded, and from a memory that was saved."""
 
+import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -148,6 +150,18 @@ def test_saved_again_it_is_the_same_and_stays_float32(model, tmp_path):
             assert value.dtype == torch.float32
             assert torch.equal(again.state_dict()[name], value), name
     assert again.config.to_dict() == model.config.to_dict() | {"_name_or_path": again.config.name_or_path}
+
+
+def test_what_is_pushed_to_the_hub_has_the_file_for_remote_code(model, monkeypatch):
+    hub, pushed = transformers.utils.hub, set()
+    made = SimpleNamespace(repo_id="me/book", save=lambda path: None)
+    monkeypatch.setattr(hub, "hf_api", lambda: SimpleNamespace(create_repo=lambda *given, **more: made))
+    monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *given, **more: made)
+    monkeypatch.setattr(
+        model, "_upload_modified_files", lambda folder, *given, **more: pushed.update(os.listdir(folder))
+    )
+    model.push_to_hub("me/book")
+    assert pushed == {"config.json", "generation_config.json", "model.safetensors", "modeling_retain.py"}
 
 
 def test_a_new_model_is_initialised_as_an_rnn_is(model):

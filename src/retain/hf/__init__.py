@@ -13,7 +13,7 @@ OLDEST = "5.24"
 try:
     import transformers
 except ImportError:
-    raise UserError("hf: this needs transformers; run pip install 'retain[hf]'") from None
+    raise UserError("hf: this needs transformers; run pip install 'retain[hf]' with Python 3.11 or newer") from None
 if tuple(map(int, transformers.__version__.split(".")[:2])) < tuple(map(int, OLDEST.split("."))):
     raise UserError(f"hf: transformers {transformers.__version__} is too old; run pip install -U 'retain[hf]'")
 
