@@ -14,6 +14,8 @@ ROOMS = [
     "experiments",
     "report",
     "training",
+    "hf",
+    "export",
     "inference",
     "runs",
     "objectives",
@@ -23,7 +25,7 @@ ROOMS = [
     "config",
 ]
 """From top to bottom. What stands in no room (errors, files, devices, ...) is below all of them."""
-SIDE_BY_SIDE = {("experiments", "report"), ("objectives", "data")}
+SIDE_BY_SIDE = {("experiments", "report"), ("hf", "export"), ("objectives", "data")}
 """Neither may look into the other, whichever is named first."""
 
 

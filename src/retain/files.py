@@ -7,6 +7,8 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from retain.errors import READ_ONLY, UserError
@@ -39,6 +41,35 @@ def keep_printed(path: Path, text: str) -> None:
         if error.errno not in READ_ONLY:
             raise UserError(lost) from error
         print(f"retain: {lost}", file=sys.stderr)
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raise UserError unless a new folder of this name can be put in place: it is absent or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"directory: {folder} already exists; name another folder, or delete it")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder to write into, which becomes `folder` at the end; after an error nothing is left of it.
+
+    Raises UserError if the folder exists and is not empty, OSError if the disk refuses.
+    """
+    check_new_folder(folder)
+    temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tidy(folder.parent, folder.name)
+    try:
+        temporary.mkdir()
+        yield temporary
+        os.rename(temporary, folder)  # an empty folder is replaced
+        sync_folder(folder.parent)
+    except OSError as error:
+        if error.filename is not None and temporary.name in os.fsdecode(error.filename):
+            raise OSError(error.errno, error.strerror, str(folder)) from error  # not the temporary name
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -61,7 +61,9 @@ def test_figures_are_of_the_command_that_stands_there(nothing_kept):
 
 
 def test_the_page_keeps_its_words_and_is_as_kept_figures_say(nothing_kept):
-    claims.PAGE.write_text("# Claims\n\nWords.\n\n<!-- claims begin -->\nthe figures of before\n<!-- claims end -->\n\nMore words.\n")
+    claims.PAGE.write_text(
+        "# Claims\n\nWords.\n\n<!-- claims begin -->\nthe figures of before\n<!-- claims end -->\n\nMore words.\n"
+    )
     main(["--tables"])
     text = claims.PAGE.read_text()
     assert text.startswith("# Claims\n\nWords.") and text.endswith("More words.\n") and "of before" not in text

@@ -1,0 +1,71 @@
+"""`retain export`: a trained RNN as a folder that other libraries read."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from retain.cli.arguments import Usage, parse
+
+if TYPE_CHECKING:
+    from retain.runs.run import Run
+
+TARGETS = {
+    "hf": "retain.hf:export_hf",
+    "onnx": "retain.export.onnx:export_onnx",
+    "web": "retain.export.web:export_web",
+}
+"""Each a function of the run (`retain.load_run`) and of the folder, which it writes by `retain.files.new_folder`."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained RNN as a new folder that other libraries read."""
+
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """The run folder."""
+    directory: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
+    """The folder to write; it must not exist, or be empty."""
+    to: Annotated[str, tyro.conf.arg(metavar="hf|onnx|web")]
+    """hf: a model of Hugging Face transformers. onnx: graphs for onnxruntime. web: a page that runs in a browser."""
+    runtime: str | None = None
+    """web only: the folder of the npm package onnxruntime-web, to be copied into the page's.
+    The page then works offline. None: it loads it from a CDN."""
+
+
+def export_command(argv: list[str]) -> None:
+    """Run `retain export`."""
+    args = parse(Export, argv, "retain export")
+    if args.to not in TARGETS:
+        raise Usage(f"to: {args.to!r} is none of {', '.join(TARGETS)}")
+    if args.runtime is not None and args.to != "web":
+        raise Usage(f"runtime: {args.runtime} is for --to web, not for {args.to}; leave it out")
+    from retain.files import check_new_folder
+    from retain.runs.run import load_run
+
+    directory = Path(args.directory)
+    check_new_folder(directory)  # before anything is loaded
+    module, _, name = TARGETS[args.to].partition(":")
+    function = getattr(importlib.import_module(module), name)
+    run = load_run(args.run)
+    options: dict[str, Any] = {"runtime": args.runtime} if args.to == "web" else {}
+    if args.to == "hf":
+        options["command"] = public_command(run)
+    function(run, directory, **options)
+    print(f"{directory}: {sum(file.stat().st_size for file in directory.rglob('*') if file.is_file()):,} bytes")
+
+
+def public_command(run: Run) -> str | None:
+    """Return the `retain train` line of a run without the folders of who trained it; None if no command did."""
+    import shlex
+
+    from retain.cli.report import write_command
+
+    if run.state.get("own_data"):
+        return None
+    words = shlex.split(write_command(run.config, Path("RUN")))
+    return shlex.join([Path(word).name if word.startswith("/") else word for word in words])
