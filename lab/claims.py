@@ -311,14 +311,14 @@ def lengths() -> tuple[str, str]:
 
 def gradients() -> tuple[str, str]:
     """Return how the gradient's norm at m_t depends on t, of the trained Transformer cells; read from their runs."""
-    from retain import load
     from retain.data import load_data
-    from retain.report.analyses import gradient_flow
+    from retain.report.analyses import measure_gradient_flow
+    from retain.runs.run import load_run
 
     path = KEPT / "gradients.json"
     folders = sorted((RUNS / "text-transformer" / "runs").glob("one-step-*-seed?"))
     if len(folders) == 3 and not path.exists():
-        flows = [gradient_flow(run := load(folder), load_data(run.config.data)) for folder in folders]
+        flows = [measure_gradient_flow(run, load_data(run.config.data)) for run in map(load_run, folders)]
         path.write_text(json.dumps(flows) + "\n", encoding="utf-8")
     if not path.exists():
         return "", "not run yet"

@@ -202,7 +202,7 @@ def test_options_that_a_run_does_not_read_are_told_of(line, words):
     ],
 )
 def test_options_that_do_nothing_for_images_are_told_of(line, words):
-    assert "".join(unread(line.split(), train_config(line.split())[0])) == words
+    assert "".join(list_unread(line.split(), train_config(line.split())[0])) == words
 
 
 def test_images_may_have_all_levels_or_some():
