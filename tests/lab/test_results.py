@@ -132,7 +132,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     grids_here(monkeypatch)
     line = "retrieval --methods bptt --seeds 1 --budget 3steps --lrs 1 --jobs 1 --threads 1 --data.seq-len 8"
-    line += " --cell.width 8 --teacher.width 16 --memory.width 16 --out runs/results/retrieval"
+    line += " --data.min-seq-len None --cell.width 8 --teacher.width 16 --memory.width 16 --out runs/results/retrieval"
     monkeypatch.setattr(results, "comparisons", lambda quick: {"Tasks": {"other": line + "-2", "retrieval": line}})
     return f"retain compare {line}"
 
