@@ -105,6 +105,11 @@ def test_a_stream_goes_on_exactly(model, tmp_path):
         model(tokens[:2], cache=again)
 
 
+def test_a_token_that_is_none_is_refused(model):
+    with pytest.raises(IndexError):
+        model(torch.tensor([[97, 257]]))
+
+
 @torch.no_grad()
 def test_only_the_logits_that_are_asked_for_are_computed(model):
     tokens = torch.randint(256, (2, 9))

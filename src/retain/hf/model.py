@@ -100,7 +100,7 @@ class RetainForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         memory = None if cache is None else cache.get_recurrent_state(0)
         # A copy: that in the cache is overwritten below, and a backward pass needs it as it was.
         memory = self.rnn.init_memory(len(input_ids)) if memory is None else memory.clone()
-        real = input_ids < self.rnn.vocab_size
+        real = input_ids != self.rnn.vocab_size
         if attention_mask is not None:
             real = real & attention_mask[:, attention_mask.shape[1] - input_ids.shape[1] :].bool()
         if isinstance(logits_to_keep, int) and logits_to_keep == 1:
