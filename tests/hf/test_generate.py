@@ -140,6 +140,7 @@ def test_the_trainer_lowers_the_loss_in_ten_steps(hf_folder, tokenizer, tmp_path
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     assert len(losses) == 10 and losses[-1] < losses[0] - 0.5
+    assert trainer.evaluate(data)["eval_loss"] < losses[0] - 0.5
     trainer.save_model(str(tmp_path / "tuned"))
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "tuned", trust_remote_code=True)
     assert torch.equal(again.rnn.m_0, model.rnn.m_0)

@@ -3,6 +3,7 @@
 import os
 import sys
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -104,6 +105,11 @@ def test_a_stream_goes_on_exactly(model, tmp_path):
         model(tokens[:2], cache=again)
 
 
+def test_a_token_that_is_none_is_refused(model):
+    with pytest.raises(IndexError):
+        model(torch.tensor([[97, 257]]))
+
+
 @torch.no_grad()
 def test_only_the_logits_that_are_asked_for_are_computed(model):
     tokens = torch.randint(256, (2, 9))
@@ -114,6 +120,21 @@ def test_only_the_logits_that_are_asked_for_are_computed(model):
     torch.testing.assert_close(kept, whole.logits[:, [0, 5]])
     assert model(tokens, use_cache=False, return_dict=False)[0].shape == (2, 9, 257)
     assert model(tokens[:, :0]).logits.shape == (2, 0, 257)
+
+
+@torch.no_grad()
+def test_of_a_long_prompt_one_memory_is_kept(model):
+    tokens, mask = padded([torch.randint(256, (length,)).tolist() for length in (600, 300, 10)], "left")
+    seen = []
+    hook = model.rnn.readout.register_forward_pre_hook(lambda module, given: seen.append(given[0].shape[1]))
+    with patch.object(model.rnn, "rollout", wraps=model.rnn.rollout) as rollout:
+        last = model(tokens, attention_mask=mask, logits_to_keep=1)
+    hook.remove()
+    assert seen == [1] and max(call.args[0].shape[1] for call in rollout.call_args_list) == 256
+    whole = model(tokens, attention_mask=mask)
+    torch.testing.assert_close(last.logits, whole.logits[:, -1:], rtol=1e-4, atol=1e-5)
+    alike = (found.cache.get_recurrent_state(0) for found in (last, whole))
+    torch.testing.assert_close(*alike, rtol=1e-4, atol=1e-5)
 
 
 def test_labels_give_the_loss_and_its_gradient_goes_back_through_time(model):

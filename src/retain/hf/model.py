@@ -20,6 +20,8 @@ from retain.model.cells import CELLS
 from retain.model.rnn import RNN
 from retain.ops.elementwise import at_least_float32
 
+AT_ONCE = 256
+"""The most tokens of a prompt whose memories are held at once."""
 REMOTE = '''"""Needs the package retain, which has the RNN."""
 
 from retain.hf import RetainConfig, RetainForCausalLM
@@ -98,9 +100,13 @@ class RetainForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         memory = None if cache is None else cache.get_recurrent_state(0)
         # A copy: that in the cache is overwritten below, and a backward pass needs it as it was.
         memory = self.rnn.init_memory(len(input_ids)) if memory is None else memory.clone()
-        real = input_ids < self.rnn.vocab_size
+        real = input_ids != self.rnn.vocab_size
         if attention_mask is not None:
             real = real & attention_mask[:, attention_mask.shape[1] - input_ids.shape[1] :].bool()
+        if isinstance(logits_to_keep, int) and logits_to_keep == 1:
+            while input_ids.shape[1] > AT_ONCE:  # of a long prompt only one memory is kept
+                memory = self._memories(input_ids[:, :AT_ONCE], real[:, :AT_ONCE], memory)[:, -1]
+                input_ids, real = input_ids[:, AT_ONCE:], real[:, AT_ONCE:]
         memories = self._memories(input_ids, real, memory)  # (B, T, K, D)
         if cache is not None or (use_cache if use_cache is not None else self.config.use_cache and not self.training):
             last = memories[:, -1] if memories.shape[1] else memory
