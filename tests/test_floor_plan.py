@@ -14,6 +14,7 @@ ROOMS = [
     "experiments",
     "report",
     "training",
+    "serve",
     "inference",
     "runs",
     "objectives",

@@ -24,6 +24,7 @@ HELPS = {
     "train-text": ["train", "text", "--help"],
     "eval": ["eval", "--help"],
     "generate": ["generate", "RUN", "--help"],
+    "serve": ["serve", "RUN", "--help"],
     "info": ["info", "-h"],
     "tasks": ["tasks", "--help"],
     "compare": ["compare", "--help"],

@@ -1,4 +1,4 @@
-"""The command line: retain train · eval · generate · info · tasks · compare · sweep · report · plot.
+"""The command line: retain train · eval · generate · serve · info · tasks · compare · sweep · report · plot.
 
 Heavy imports wait until a command needs them, so that --help answers at once.
 """
@@ -31,6 +31,7 @@ commands:
   train PRESET     pretrain an RNN by one of the presets below
   eval RUN         the RNN alone on a whole split, next to its teacher
   generate RUN     sample from the RNN, streaming
+  serve RUN        an HTTP server that OpenAI's clients talk to
   info RUN         what a run folder holds
   tasks            the memory tasks, with a sample of each
   compare PRESET   SMT against BPTT, GRU and LSTM, each with the same budget
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         "train": "retain.cli.train:train_command",
         "eval": "retain.cli.evaluate:eval_command",
         "generate": "retain.cli.generate:generate_command",
+        "serve": "retain.cli.serve:serve_command",
         "info": "retain.cli.info:info_command",
         "tasks": "retain.cli.tasks:tasks_command",
         "compare": "retain.cli.compare:compare_command",
