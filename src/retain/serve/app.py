@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from retain.serve.codec import Codec
 from retain.serve.completion import Completion, Events, unless_gone
 from retain.serve.refusal import Refusal
-from retain.serve.request import CompletionRequest, explain_errors, list_prompts
+from retain.serve.request import WANTED, CompletionRequest, explain_errors, list_prompts
 from retain.serve.sessions import Sessions
 from retain.serve.worker import Worker
 
@@ -104,7 +104,9 @@ def make_app(codec: Codec, worker: Worker, sessions: Sessions, name: str) -> Fas
     @app.exception_handler(AnyHTTPException)
     async def refuse_request(request: Request, error: AnyHTTPException) -> JSONResponse:
         detail = error.detail
-        if error.status_code in (404, 405):
+        if error.status_code == 400:  # JSON too deep, or with too long a number
+            detail = f"body: {WANTED['']}"
+        elif error.status_code in (404, 405):
             detail = f"path: {request.method} {request.url.path} is none of POST /v1/completions, GET /v1/models"
         return await refuse(request, Refusal(error.status_code, detail))
 

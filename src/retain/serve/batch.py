@@ -85,10 +85,10 @@ class Batch:
     @torch.inference_mode()
     def add(self, streams: Iterable[Stream]) -> None:
         """Let streams join."""
-        new = list(streams)
-        starts = [self.rnn.m_0 if stream.memory is None else stream.memory.to(self.rnn.m_0.device) for stream in new]
-        self.memory = torch.cat([self.memory, torch.stack(starts)])
-        self.streams += new
+        for stream in streams:
+            start = self.rnn.m_0 if stream.memory is None else stream.memory.to(self.rnn.m_0.device)
+            self.memory = torch.cat([self.memory, start[None]])
+            self.streams.append(stream)
 
     @torch.inference_mode()
     def drop(self, has_left: Callable[[Stream], bool]) -> None:

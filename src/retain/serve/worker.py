@@ -147,7 +147,6 @@ class Worker:
             job.hear(news)
 
     def _fail_all(self) -> None:
-        for stream in self.batch.streams:
-            if stream in self.jobs:
-                self.jobs.pop(stream).fail(Refusal(500, "server: a step failed; its log says why"))
+        for stream in self.jobs.keys() - self.waiting:
+            self.jobs.pop(stream).fail(Refusal(500, "server: a step failed; its log says why"))
         self.batch = Batch(self.batch.rnn)
