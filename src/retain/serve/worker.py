@@ -80,7 +80,8 @@ class Job:
 class Worker:
     """Steps up to `size` streams together; `queue` more may wait for a place.
 
-    All but the steps happens in the thread of the event loop, and nothing of it during a step, so there is no lock.
+    A step, in a thread of its own, touches the batch alone, which the event loop leaves alone meanwhile. So there is no
+    lock, and requests are read and answered while the RNN computes.
     """
 
     def __init__(self, rnn: RNN, size: int, queue: int):
