@@ -16,6 +16,7 @@ ROOMS = [
     "training",
     "hf",
     "export",
+    "serve",
     "inference",
     "runs",
     "objectives",

@@ -25,6 +25,7 @@ HELPS = {
     "eval": ["eval", "--help"],
     "generate": ["generate", "RUN", "--help"],
     "export": ["export", "--help"],
+    "serve": ["serve", "RUN", "--help"],
     "info": ["info", "-h"],
     "tasks": ["tasks", "--help"],
     "compare": ["compare", "--help"],

@@ -23,6 +23,7 @@ from retain.data import load_data
 from retain.inference.evaluate import evaluate
 from retain.inference.fast_step import fast_step
 from retain.inference.generate import generate
+from retain.inference.text import Text
 from retain.model.compiling import fast_parts
 from retain.model.fast import using
 from retain.model.rnn import _GRAPHS
@@ -30,7 +31,10 @@ from retain.objectives import BPTT, DMT, SMT
 from retain.ops import attention as attending
 from retain.ops import delta_rollout, gated_rollout
 from retain.ops.graphs import _ALL, forget, launched
-from retain.runs.run import load_run
+from retain.runs.run import build, load_run
+from retain.serve.batch import AHEAD, Batch, Stream
+from retain.serve.codec import Bytes
+from retain.serve.sampling import Sampling
 from retain.training.loop import take_step, train
 from runs import losses
 
@@ -314,3 +318,26 @@ def test_the_command_line_evaluates_and_writes_on_cuda(tmp_path, capsys):
     assert abs(json.loads(capsys.readouterr().out)["bits_per_token"] - on_cuda) < 1e-3
     main(["generate", out, "--device", "cuda", "--length", "5"])
     assert len(capsys.readouterr().out.split()) == 5
+
+
+def test_streams_of_a_server_say_on_cuda_what_they_say_on_the_cpu():
+    rnn = build(tiny(), 256)[0].double().eval().requires_grad_(False)
+    said, memories = [], []
+    for device in ("cpu", "cuda:0"):
+        batch, streams = Batch(rnn.to(device)), []
+        for prompt, temperature in ([], 0.0), ([1, 2], 1.0), ([3] * 2 * AHEAD, 0.7):
+            reader = Bytes()
+            sampling = Sampling(temperature, 0.9, torch.Generator().manual_seed(1))
+            streams.append(Stream(prompt, 9, sampling, reader, Text(reader.read, reader.rest, (), None), kept=True))
+        batch.add(streams)
+        news = []
+        while batch.streams:
+            news += batch.step()
+        said.append(["".join(piece.text for piece in news if piece.stream is stream) for stream in streams])
+        memories.append(torch.stack([stream.memory.cpu() for stream in streams]))
+        again = Stream([], 0, sampling, reader, streams[0].text, memories[0][0], kept=True)
+        batch.add([again])
+        batch.step()
+        assert torch.equal(again.memory.cpu(), memories[0][0])
+    assert said[0] == said[1]
+    torch.testing.assert_close(memories[0], memories[1])

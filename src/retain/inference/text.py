@@ -78,12 +78,12 @@ def stream_text(
         raise UserError(f"stop: {stop!r} must be a list of strings, none of them empty")
     tokens = read_prompt(tokenizer, prompt) if tokenizer else encode(prompt, kind, vocab_size)
 
-    texts = [_Text(*_make_reader(kind, tokenizer, tokens), stop, end) for _ in range(count)]
+    texts = [Text(*_make_reader(kind, tokenizer, tokens), stop, end) for _ in range(count)]
     sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "step": step}
     return _pieces(generate(run.rnn, torch.tensor([tokens] * count, dtype=torch.long), length, **sampling), texts)
 
 
-def _pieces(stream: Iterator[Tensor], texts: list[_Text]) -> Iterator[list[Piece]]:
+def _pieces(stream: Iterator[Tensor], texts: list[Text]) -> Iterator[list[Piece]]:
     for drawn in stream:
         yield [text.read(token) for text, token in zip(texts, drawn.tolist(), strict=True)]
         if all(text.ended for text in texts):
@@ -103,8 +103,15 @@ def _make_reader(kind: str, tokenizer: Any, before: list[int]) -> tuple[Callable
     return lambda token: f"{next(spaces)}{token}", str
 
 
-class _Text:
-    """A text up to the first of its stop strings that is complete, or its end symbol."""
+class Text:
+    """A text up to the first of its stop strings that is complete, or its end symbol.
+
+    Args:
+        read: Gives the text that a token completes.
+        rest: Gives the text that is left when no more tokens come.
+        stop: Strings that end the text, and are no part of it.
+        end: The token that ends the text.
+    """
 
     def __init__(
         self, read: Callable[[int], str], rest: Callable[[], str], stop: Sequence[str], end: int | None
@@ -113,6 +120,7 @@ class _Text:
         self.held, self.ended = "", False
 
     def read(self, token: int) -> Piece:
+        """Give what the token adds to the text."""
         if self.ended:
             return Piece(None, "")
         if token == self.end:

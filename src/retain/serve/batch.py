@@ -1,0 +1,144 @@
+"""Streams side by side in one batch, which they join and leave at any step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from retain.data.subwords import Subwords
+from retain.inference.text import Text
+from retain.model.rnn import RNN
+from retain.serve.codec import Bytes
+from retain.serve.sampling import Sampling, sample_each
+
+AHEAD = 64
+"""Tokens of a long prompt that are read at once: by `rollout` they cost less each, and the other streams wait for no
+more of them."""
+
+
+@dataclass(eq=False)
+class Stream:
+    """A text that is being made. Its memory is constant in size, whatever was read."""
+
+    tokens: list[int]
+    """Yet to be read, from `at` on: the prompt, then each token that was sampled."""
+    length: int
+    """Tokens that it may still sample."""
+    sampling: Sampling
+    reader: Bytes | Subwords
+    text: Text
+    memory: Tensor | None = None
+    """(K, D), where it begins; None is m_0. At the end, if it is `kept`, the memory after all of its tokens."""
+    kept: bool = False
+    """Whether the last token is read, too, since the stream goes on later."""
+    at: int = 0
+    sampled: int = 0
+    finish: str | None = None
+    """Why it ended: "stop", "length" or "error"."""
+    cancelled: bool = False
+
+    @property
+    def unread(self) -> int:
+        """How many tokens are to be read."""
+        return len(self.tokens) - self.at
+
+    def take(self, count: int) -> list[int]:
+        """Take the next tokens that are to be read."""
+        self.at += count
+        return self.tokens[self.at - count : self.at]
+
+    def add(self, token: int) -> str:
+        """Add a token that was sampled, and return the text that is now certain."""
+        said = self.text.read(token).text
+        self.length -= 1
+        self.sampled += 1
+        # The end symbol is no part of the text: a session stands before it.
+        self.tokens, self.at = [token], int(token == self.text.end)
+        if self.length == 0 or self.text.ended:
+            said += self.text.rest()
+            self.finish = "stop" if self.text.ended else "length"
+        return said
+
+
+class News(NamedTuple):
+    """What a step has made of a stream."""
+
+    stream: Stream
+    text: str
+    ended: bool
+
+
+class Batch:
+    """Streams that step together, with their memories (B, K, D)."""
+
+    def __init__(self, rnn: RNN):
+        self.rnn = rnn
+        self.streams: list[Stream] = []
+        self.memory = rnn.init_memory(0)
+        self.steps = 0
+
+    @torch.inference_mode()
+    def add(self, streams: Iterable[Stream]) -> None:
+        """Let streams join."""
+        for stream in streams:
+            start = self.rnn.m_0 if stream.memory is None else stream.memory.to(self.rnn.m_0.device)
+            self.memory = torch.cat([self.memory, start[None]])
+            self.streams.append(stream)
+
+    @torch.inference_mode()
+    def drop(self, has_left: Callable[[Stream], bool]) -> None:
+        """Let streams leave."""
+        stay = [i for i, stream in enumerate(self.streams) if not has_left(stream)]
+        if len(stay) < len(self.streams):
+            self.memory = self.memory[stay]
+            self.streams = [self.streams[i] for i in stay]
+
+    @torch.inference_mode()
+    def step(self) -> list[News]:
+        """Read a token of every stream, and sample one of each that has read its prompt. What has ended has left."""
+        self._read()
+        said = self._sample()
+        for row, stream in enumerate(self.streams):
+            if stream.length == 0 and stream.finish is None:
+                stream.finish = "length"  # it was only to be read
+            if stream.kept and stream.finish and not stream.unread:
+                stream.memory = self.memory[row].clone()
+        ended = {s for s in self.streams if s.finish and (s.finish == "error" or not (s.kept and s.unread))}
+        news = [News(s, said.get(s, ""), s in ended) for s in self.streams if s in ended or said.get(s)]
+        self.drop(ended.__contains__)
+        self.steps += 1
+        return news
+
+    def _read(self) -> None:
+        long = [row for row, stream in enumerate(self.streams) if stream.unread > AHEAD]
+        if long:  # one at a step, each in its turn
+            row = long[self.steps % len(long)]
+            part = torch.tensor([self.streams[row].take(AHEAD)], device=self.memory.device)
+            self.memory[row] = self.rnn.rollout(part, self.memory[row : row + 1])[0, -1]
+        rows = [row for row, stream in enumerate(self.streams) if stream.unread]
+        if not rows:
+            return
+        tokens = torch.tensor([self.streams[row].take(1)[0] for row in rows], device=self.memory.device)
+        if len(rows) == len(self.streams):
+            self.memory = self.rnn.update(self.memory, tokens)
+        else:
+            self.memory[rows] = self.rnn.update(self.memory[rows], tokens)
+
+    def _sample(self) -> dict[Stream, str]:
+        """Return what each stream that samples has to say."""
+        rows = [i for i, stream in enumerate(self.streams) if not stream.unread and stream.length and not stream.finish]
+        if not rows:
+            return {}
+        streams = [self.streams[row] for row in rows]
+        logits = self.rnn.readout(self.memory if len(rows) == len(self.streams) else self.memory[rows])
+        for stream, largest in zip(streams, logits.amax(-1).tolist(), strict=True):
+            if not math.isfinite(largest):
+                stream.finish = "error"
+        # What is drawn of logits that are not finite is thrown away.
+        tokens = sample_each(logits.nan_to_num(), [stream.sampling for stream in streams])
+        return {s: s.add(token) for s, token in zip(streams, tokens, strict=True) if s.finish is None}
