@@ -77,7 +77,7 @@ def comparisons() -> dict[str, str]:
         )
     for cell, more in (("transformer", _TEXT_CELL), ("gated", "")):
         lines[f"mnist-{cell}"] = (
-            f"mnist --data runs/mnist --data.image-size 28 --data.seq-len 783 --data.threshold None --methods {both} "
+            f"mnist --data runs/mnist --data.image-size 28 --data.thresholds --methods {both} "
             f"--seeds 3 --budget 1200s --lrs 1 --smt.batch-size 4 --dmt.batch-size 4 --bptt.batch-size 4 {more}"
         )
     return lines
@@ -318,7 +318,8 @@ def gradients() -> tuple[str, str]:
     path = KEPT / "gradients.json"
     folders = sorted((RUNS / "text-transformer" / "runs").glob("one-step-*-seed?"))
     if len(folders) == 3 and not path.exists():
-        flows = [measure_gradient_flow(run, load_data(run.config.data)) for run in map(load_run, folders)]
+        runs = [load_run(folder, teacher=True) for folder in folders]
+        flows = [measure_gradient_flow(run, load_data(run.config.data)) for run in runs]
         path.write_text(json.dumps(flows) + "\n", encoding="utf-8")
     if not path.exists():
         return "", "not run yet"

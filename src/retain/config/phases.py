@@ -4,24 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from retain.config.checks import BelowOne, Count, Fraction, Length, NotNegative, Positive, Width, settings
+from retain.config.checks import Count, Fraction, Length, NotNegative, Positive, Width, settings
 from retain.errors import UserError
 
 PHASES = ("smt", "dmt", "bptt")
-
-
-@settings
-class OptimizerConfig:
-    """AdamW, the same in every phase."""
-
-    gradient_accumulation_steps: Width = 1
-    """Micro-batches per optimizer step. Each is a mean over its own targets, and all count alike."""
-    warmup: BelowOne = 0.02
-    """Fraction of a phase in which its learning rate rises from 0."""
-    weight_decay: NotNegative = 0.01
-    betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
-    max_grad_norm: Positive = 1.0
-    """Gradients are scaled down to this norm."""
 
 
 @settings
