@@ -58,6 +58,8 @@ def comparisons() -> dict[str, str]:
     lines = {
         "text-transformer": _text("one-step", _TEXT_CELL),
         "text-transformer-bptt": _text("bptt", _TEXT_BPTT),
+        "text-transformer-compiled": _text("one-step", f"{_TEXT_CELL} --lrs 1 --compile"),
+        "text-transformer-compiled-bptt": _text("bptt", f"{_TEXT_BPTT} --compile"),
         "text-transformer-900": _text("one-step", f"{_TEXT_CELL} --lrs 1", 900),
         "text-transformer-900-bptt": _text("bptt", _TEXT_BPTT, 900),
         **_long(256, 4),
@@ -133,6 +135,11 @@ def claims() -> list[Claim]:
             "At equal cost, an RNN that SMT trains predicts text better than the same RNN trained by BPTT.",
             rows=(
                 against(transformer.format(64, 240), "text-transformer", "text-transformer-bptt"),
+                against(
+                    transformer.format(64, 240) + ", compiled",
+                    "text-transformer-compiled",
+                    "text-transformer-compiled-bptt",
+                ),
                 against(transformer.format(64, 900), "text-transformer-900", "text-transformer-900-bptt"),
                 against(transformer.format(256, 240), "text-transformer-256", "text-transformer-256-bptt"),
                 against(transformer.format(1024, 240), "text-transformer-1024", "text-transformer-1024-bptt"),
