@@ -29,6 +29,8 @@ class Export:
     """The folder to write; it must not exist, or be empty."""
     to: Annotated[str, tyro.conf.arg(metavar="hf|onnx|web")]
     """hf: a model of Hugging Face transformers. onnx: graphs for onnxruntime. web: a page that runs in a browser."""
+    int8: bool = False
+    """onnx only: also write step-int8.onnx, a quarter of the size, and score it on validation data."""
     runtime: str | None = None
     """web only: the folder of the npm package onnxruntime-web, to be copied into the page's.
     The page then works offline. None: it loads it from a CDN."""
@@ -41,6 +43,8 @@ def export_command(argv: list[str]) -> None:
         raise Usage(f"to: {args.to!r} is none of {', '.join(TARGETS)}")
     if args.runtime is not None and args.to != "web":
         raise Usage(f"runtime: {args.runtime} is for --to web, not for {args.to}; leave it out")
+    if args.int8 and args.to != "onnx":
+        raise Usage(f"int8: it is for --to onnx, not for {args.to}; leave it out")
     from retain.files import check_new_folder
     from retain.runs.run import load_run
 
@@ -48,6 +52,9 @@ def export_command(argv: list[str]) -> None:
     check_new_folder(directory)  # before anything is loaded
     module, _, name = TARGETS[args.to].partition(":")
     function = getattr(importlib.import_module(module), name)
-    options: dict[str, Any] = {"runtime": args.runtime} if args.to == "web" else {}
-    function(load_run(args.run), directory, **options)
+    options: dict[str, Any] = {"web": {"runtime": args.runtime}, "onnx": {"int8": args.int8}}.get(args.to, {})
+    written = function(load_run(args.run), directory, **options)
+    if args.int8:
+        bits = written["int8"]["bits_per_token"]
+        print(f"int8: {bits['before']:.3f} bits per token before, {bits['after']:.3f} after")
     print(f"{directory}: {sum(file.stat().st_size for file in directory.rglob('*') if file.is_file()):,} bytes")
