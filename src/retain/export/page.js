@@ -180,7 +180,7 @@ function draw() {
 
 let colours;
 function readColours() {
-  const probe = document.createElement("canvas").getContext("2d");
+  const probe = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   colours = ["--below", "--above"].map((name) => {
     probe.fillStyle = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
     probe.fillRect(0, 0, 1, 1);
@@ -228,7 +228,7 @@ async function beginAt(memory, name) {
 function listen() {
   $("text").addEventListener("input", update);
   $("again").addEventListener("click", update);
-  for (const id of ["temperature", "length", "pace"]) $(id).addEventListener("change", update);
+  for (const id of ["temperature", "length"]) $(id).addEventListener("change", update);
   $("temperature").addEventListener("input", () => ($("degrees").textContent = (+$("temperature").value).toFixed(2)));
   $("stop").addEventListener("click", () => {
     job++;
