@@ -145,6 +145,18 @@ def bptt_run(tmp_path_factory):
     return train_tiny(tmp_path_factory.mktemp("bptt") / "run", phases=("bptt",), budget="4steps")
 
 
+@pytest.fixture(scope="session")
+def hf_folder(text_run, tmp_path_factory):
+    """What `retain export --to hf` writes of a run of bytes, for tests that only read it."""
+    pytest.importorskip("transformers", reason="needs transformers, of retain[hf]")
+    from retain.hf import export_hf
+    from retain.runs.run import load_run
+
+    path = tmp_path_factory.mktemp("hf") / "model"
+    export_hf(load_run(text_run), path, command="retain train text --data small.txt")
+    return path
+
+
 @pytest.fixture
 def broken(retrieval_run, tmp_path):
     """A copy of a run, to be damaged."""

@@ -56,6 +56,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises UserError if the folder exists and is not empty, OSError if the disk refuses.
     """
     check_new_folder(folder)
+    given, folder = folder, Path(os.path.realpath(folder))  # "." has no name
     temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     tidy(folder.parent, folder.name)
@@ -66,7 +67,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         sync_folder(folder.parent)
     except OSError as error:
         if error.filename is not None and temporary.name in os.fsdecode(error.filename):
-            raise OSError(error.errno, error.strerror, str(folder)) from error  # not the temporary name
+            raise OSError(error.errno, error.strerror, str(given)) from error  # not the temporary name
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

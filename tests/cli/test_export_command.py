@@ -56,6 +56,16 @@ def test_the_run_and_the_options_arrive(retain, text_run, tmp_path, target):
         assert [file.name for file in (tmp_path / name).iterdir()] == ["a"]
 
 
+def test_the_current_folder_and_a_link_can_be_written(retain, text_run, tmp_path, target, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    assert retain("export", text_run, "--to", "web", tmp_path / "link")[0] == 0
+    assert (tmp_path / "elsewhere" / "a").exists()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert retain("export", text_run, "--to", "web", ".")[0] == 0
+    assert [file.name for file in (tmp_path / "empty").iterdir()] == ["a"]
+
+
 def test_a_full_disk_leaves_nothing(retain, text_run, tmp_path, target):
     code, _, complaint = retain("export", text_run, tmp_path / "new", "--to", "web", "--runtime", "full")
     assert (code, complaint) == (2, f"retain: {tmp_path / 'new'}: No space left on device\n")

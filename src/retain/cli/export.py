@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from retain.cli.arguments import Usage, parse
+
+if TYPE_CHECKING:
+    from retain.runs.run import Run
 
 TARGETS = {
     "hf": "retain.hf:export_hf",
@@ -52,9 +55,24 @@ def export_command(argv: list[str]) -> None:
     check_new_folder(directory)  # before anything is loaded
     module, _, name = TARGETS[args.to].partition(":")
     function = getattr(importlib.import_module(module), name)
-    options: dict[str, Any] = {"web": {"runtime": args.runtime}, "onnx": {"int8": args.int8}}.get(args.to, {})
-    written = function(load_run(args.run), directory, **options)
+    run = load_run(args.run)
+    options: dict[str, Any] = {"onnx": {"int8": args.int8}, "web": {"runtime": args.runtime}}.get(args.to, {})
+    if args.to == "hf":
+        options["command"] = public_command(run)
+    written = function(run, directory, **options)
     if args.int8:
         bits = written["int8"]["bits_per_token"]
         print(f"int8: {bits['before']:.3f} bits per token before, {bits['after']:.3f} after")
     print(f"{directory}: {sum(file.stat().st_size for file in directory.rglob('*') if file.is_file()):,} bytes")
+
+
+def public_command(run: Run) -> str | None:
+    """Return the `retain train` line of a run without the folders of who trained it; None if no command did."""
+    import shlex
+
+    from retain.cli.report import command_of
+
+    if run.state.get("own_data"):
+        return None
+    words = shlex.split(command_of(run.config, Path("RUN")))
+    return shlex.join([Path(word).name if word.startswith("/") else word for word in words])

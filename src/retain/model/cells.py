@@ -325,7 +325,8 @@ def check_cell(cell: nn.Module, memory: MemoryConfig, name: str) -> nn.Module:
     if not out.requires_grad:
         raise UserError(f"cell: {name} returned a memory without a gradient; leave out no_grad and detach")
     try:
-        (of_memory,) = torch.autograd.grad((out[0] * example[0]).sum(), read, allow_unused=True)
+        with torch.enable_grad():
+            (of_memory,) = torch.autograd.grad((out[0] * example[0]).sum(), read, allow_unused=True)
     except RuntimeError as error:
         raise UserError(f"cell: {name} has no backward pass: {_line(error)}") from error
     # On the meta device, where a model's parameters are counted, there are no values to see.

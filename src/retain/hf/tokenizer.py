@@ -1,0 +1,63 @@
+"""The tokenizer of a run as one of transformers: bytes, or the run's own subwords."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from retain.errors import UserError
+from retain.runs.data import read_tokenizer
+from retain.runs.run import Run
+
+BEGIN, END = "<|begin|>", "<|end|>"
+
+
+def make_tokenizer(run: Run) -> PreTrainedTokenizerFast | None:
+    """Make the tokenizer that goes with a run; None if its tokens are numbers or pixels.
+
+    It adds no tokens to a text. Token V, `<|begin|>`, pads, and stands for an empty prompt; the RNN does not read it.
+    If documents of the run have an end symbol, that is `<|end|>`. Else `<|begin|>` is named as the end, too, as many
+    tools ask for one, and it never comes.
+
+    Raises:
+        UserError: The run's tokenizer.json does not have the run's vocabulary.
+    """
+    vocab_size, end = run.state["vocab_size"], run.state.get("end")
+    own = read_tokenizer(run.path)
+    if own is None and run.state["kind"] != "text":
+        return None
+    tokenizer = _bytes(end) if own is None else own
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    special = [*([] if end is None else [END]), BEGIN]
+    if own is not None and (taken := [name for name in special if own.token_to_id(name) is not None]):
+        raise UserError(f"tokenizer: {taken[0]!r} is a token of the run's own; transformers needs that name")
+    tokenizer.add_special_tokens(special)
+    if tokenizer.token_to_id(BEGIN) != vocab_size or (end is not None and tokenizer.token_to_id(END) != end):
+        raise UserError(f"tokenizer: it has not the vocabulary of the run, {vocab_size}; copy that of the run")
+    tokenizer.post_processor = processors.Sequence([])  # the run was trained without what it would add
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BEGIN,
+        pad_token=BEGIN,
+        eos_token=BEGIN if end is None else END,
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+        # A text of bytes may have the words <|begin|> in it.
+        **({"split_special_tokens": True} if own is None else {}),
+    )
+
+
+def _bytes(end: int | None) -> Any:
+    """Make a tokenizer whose tokens are the bytes of UTF-8; `end` is one that UTF-8 never uses."""
+    names = {name: byte for byte, name in bytes_to_unicode().items()}
+    if end is not None:
+        names = {END if byte == end else name: byte for name, byte in names.items()}
+    tokenizer = Tokenizer(models.BPE(vocab=names, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
