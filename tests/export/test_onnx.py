@@ -108,7 +108,7 @@ def test_the_folder_of_a_run(retain, text_run, tmp_path):
     metadata = json.loads(files["metadata.json"].read_text())
     assert metadata["codec"] == "bytes" and metadata["shapes"]["memory"] == ["batch", 2, 8]
     bits = metadata["int8"]["bits_per_token"]
-    assert f"{bits['before']:.3f} bits per token before, {bits['after']:.3f} after" in said
+    assert f"{bits['before']:.4f} bits per token before, {bits['after']:.4f} after" in said
     assert bits["after"] == pytest.approx(bits["before"], abs=0.1) and bits["after"] != bits["before"]
     assert "MatMulInteger" in str(files["step-int8.onnx"].read_bytes())
     for file in files.values():

@@ -62,7 +62,7 @@ def export_command(argv: list[str]) -> None:
     written = function(run, directory, **options)
     if args.int8:
         bits = written["int8"]["bits_per_token"]
-        print(f"int8: {bits['before']:.3f} bits per token before, {bits['after']:.3f} after")
+        print(f"int8: {bits['before']:.4f} bits per token before, {bits['after']:.4f} after")
     print(f"{directory}: {sum(file.stat().st_size for file in directory.rglob('*') if file.is_file()):,} bytes")
 
 
