@@ -1,6 +1,7 @@
 """ONNX graphs in onnxruntime: they say what the RNN says, for every cell, any number of streams, and 1,000 steps."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,6 +156,11 @@ def test_a_library_that_is_missing_or_too_old(tmp_path, monkeypatch, least, word
     with pytest.raises(UserError, match=words):
         export_onnx(run_of(tmp_path), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_extra_asks_for_these_versions():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    assert "onnx = " + json.dumps([f"{name}>={least}" for name, least in target.LIBRARIES.items()]) in text
 
 
 def test_a_folder_that_exists_is_left_alone(tmp_path):
