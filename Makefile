@@ -56,14 +56,14 @@ build:
 	empty/bin/python -c "import retain; print(retain.__file__); print(retain.load('run').init_memory(1).shape)"
 	@ls dist
 
-# Chromium for the tests of the report page: as root on Debian it is installed. Without it they are skipped, unless
+# Chromium for the tests of the pages: as root on Debian it is installed. Without it they are skipped, unless
 # RETAIN_REQUIRE_BROWSER is set.
 browser:
 	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get; then \
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; \
 	else false; fi >/dev/null || \
-		echo "no Chromium: the tests of the report page are skipped"
+		echo "no Chromium: the tests of the pages are skipped"
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,6 +28,7 @@ from benchmarks.sides import (
     smt_step,
     training_step,
 )
+from retain.export.onnx import load_step, write_graphs
 from retain.inference.fast_step import fast_step
 from retain.inference.generate import generate
 from retain.model.compiling import can_compile
@@ -185,6 +188,26 @@ def _generate(batch: int, length: int = 32) -> Row:
     return Row(what, 3, True, rates[0] / rates[1], f"{rates[0]:,.0f} against {rates[1]:,.0f} tokens/s")
 
 
+def onnx(length: int = 64) -> Row:
+    """Time the generation of one stream on one thread of a CPU: the exported step in onnxruntime, and the compiled."""
+    rnn = models(SMALL)[0].cpu().eval()
+    prompt = torch.zeros(1, 0, dtype=torch.long)
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        write_graphs(rnn, Path(folder), ["step"])
+        file = Path(folder) / "step.onnx"
+        size, exported, compiled = file.stat().st_size, load_step(file), fast_step(rnn)
+    torch.set_num_threads(1)
+    try:
+        sides = [partial(lambda step: list(generate(rnn, prompt, length, step=step)), s) for s in (exported, compiled)]
+        theirs, ours = (length / seconds for seconds in by_turns(*sides))
+    finally:
+        torch.set_num_threads(threads)
+    what = "generated tokens per second of the ONNX step against `fast_step`, batch 1, one thread"
+    note = f"{theirs:,.0f} against {ours:,.0f} tokens/s; the file has {size / 2**20:.1f} MiB"
+    return Row(what, 1, True, theirs / ours, note)
+
+
 def weights(length: int = 16) -> Row:
     """Time the generation of a token against one reading of the weights."""
     rnn = models(PAPER)[0].eval()
@@ -248,6 +271,7 @@ ROWS: dict[str, Callable[[], Row]] = {
     "bptt": bptt,
     "generate-1": generate_1,
     "generate-64": generate_64,
+    "onnx": onnx,
     "weights": weights,
     "memory": memory,
     "attention": attention,

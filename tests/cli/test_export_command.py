@@ -16,6 +16,7 @@ from retain.files import new_folder
         ("run new", "Missing from retain export: --to hf|onnx|web"),
         ("run --to hf", "Missing from retain export: DIR"),
         ("run new --to hf --runtime ort", "runtime: ort is for --to web, not for hf; leave it out"),
+        ("run new --to web --int8", "int8: it is for --to onnx, not for web; leave it out"),
         ("run full --to hf", "directory: full already exists; name another folder, or delete it"),
         ("run full/file --to hf", "directory: full/file already exists; name another folder, or delete it"),
     ],

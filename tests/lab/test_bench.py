@@ -27,6 +27,7 @@ GOALS = {
     "bptt": (0.2, False),
     "generate-1": (3, True),
     "generate-64": (3, True),
+    "onnx": (1, True),
     "weights": (0.5, True),
     "memory": (0.5, False),
     "attention": (1.2, False),

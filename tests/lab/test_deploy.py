@@ -24,6 +24,7 @@ TOOLS = {"lm_eval": "lm_eval"}
 @pytest.mark.slow
 def test_the_page_runs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("transformers", reason="needs transformers, of retain[hf]")
+    pytest.importorskip("onnxscript", reason="needs onnxscript, of retain[onnx]")
     monkeypatch.chdir(tmp_path)
     Path("mybook.txt").write_text("It was a dark and stormy night; the rain fell in torrents.\n" * 200)
     Path("story.txt").write_text("The rain had begun at night, and it fell in the dark. It was a cat.\n" * 70)

@@ -32,6 +32,8 @@ class Export:
     """The folder to write; it must not exist, or be empty."""
     to: Annotated[str, tyro.conf.arg(metavar="hf|onnx|web")]
     """hf: a model of Hugging Face transformers. onnx: graphs for onnxruntime. web: a page that runs in a browser."""
+    int8: bool = False
+    """onnx only: also write step-int8.onnx, a quarter of the size, and score it on validation data."""
     runtime: str | None = None
     """web only: the folder of the npm package onnxruntime-web, to be copied into the page's.
     The page then works offline. None: it loads it from a CDN."""
@@ -44,6 +46,8 @@ def export_command(argv: list[str]) -> None:
         raise Usage(f"to: {args.to!r} is none of {', '.join(TARGETS)}")
     if args.runtime is not None and args.to != "web":
         raise Usage(f"runtime: {args.runtime} is for --to web, not for {args.to}; leave it out")
+    if args.int8 and args.to != "onnx":
+        raise Usage(f"int8: it is for --to onnx, not for {args.to}; leave it out")
     from retain.files import check_new_folder
     from retain.runs.run import load_run
 
@@ -52,10 +56,13 @@ def export_command(argv: list[str]) -> None:
     module, _, name = TARGETS[args.to].partition(":")
     function = getattr(importlib.import_module(module), name)
     run = load_run(args.run)
-    options: dict[str, Any] = {"runtime": args.runtime} if args.to == "web" else {}
+    options: dict[str, Any] = {"onnx": {"int8": args.int8}, "web": {"runtime": args.runtime}}.get(args.to, {})
     if args.to == "hf":
         options["command"] = public_command(run)
-    function(run, directory, **options)
+    written = function(run, directory, **options)
+    if args.int8:
+        bits = written["int8"]["bits_per_token"]
+        print(f"int8: {bits['before']:.4f} bits per token before, {bits['after']:.4f} after")
     print(f"{directory}: {sum(file.stat().st_size for file in directory.rglob('*') if file.is_file()):,} bytes")
 
 
