@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import shutil
+import signal
 import sys
 from contextlib import contextmanager
 
@@ -27,6 +28,9 @@ from retain.config import (
 )
 from retain.config.budget import parse_budget
 from retain.config.json import save_config
+
+# A shell has what it runs in the background ignore Ctrl-C, and so would the processes that are interrupted here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def tiny(**changes):
