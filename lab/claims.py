@@ -224,6 +224,8 @@ def claims() -> list[Claim]:
 
 def kept(name: str) -> dict[str, Any] | None:
     """Read the results of a comparison, None if it has not been run as it is now."""
+    if not (KEPT / f"{name}.json").exists():  # its data may not be here either
+        return None
     found = find_comparison(name, line_of(name), KEPT)
     saved = found.read() if found.is_current() else None
     return None if saved is None else saved["results"]

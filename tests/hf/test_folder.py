@@ -83,7 +83,7 @@ def test_a_library_that_is_missing_or_old_is_one_line(text_run, tmp_path, before
 
 
 def test_the_command_writes_the_folder_and_a_card(retain, text_run, tmp_path, monkeypatch):
-    run = shutil.copytree(text_run, tmp_path / "run")
+    run = shutil.copytree(text_run, tmp_path / "run", ignore=shutil.ignore_patterns("eval-*"))  # other tests score it
     assert retain("export", run, tmp_path / "plain", "--to", "hf")[0] == 0
     assert (
         "Not scored on a test split yet. On sequences of its validation" in (tmp_path / "plain/README.md").read_text()
