@@ -40,7 +40,7 @@ def test_a_verdict_needs_more_than_noise_and_more_than_one_seed():
     assert judge([2.0], [2.4], higher_is_better=False) == "ahead (too few seeds for a claim)"
     assert overall(["ahead", "ahead"]) == "holds"
     assert overall(["ahead", "level"]) == "holds in part"
-    assert overall(["ahead", None]) == "holds (1 of 2 rows tested over seeds)"
+    assert overall(["ahead", None]) == "holds in the 1 of 2 rows that were run"
     assert overall(["behind", "level"]) == "does not hold"
     assert overall([None, "ahead (too few seeds for a claim)"]) == "not tested over seeds"
 
