@@ -97,7 +97,6 @@ def list_by_name() -> dict[str, dict[str, tuple[Any, ...]]]:
     longer = " --lrs 1 --data.seq-len 256 --teacher.future-len 256"
     return {
         PAPERS_CELL: {
-            "stdlib-transformer-one-step": ("stdlib", "one-step", 240, 3, one + sizes),
             "retrieval-transformer": ("retrieval", "one-step,bptt", 240, 3, one + " --cell.width 64 --lrs 1"),
             "stdlib-transformer": ("stdlib", "smt,bptt,tbptt", 240, 3, text),
             "stdlib-transformer-compiled": ("stdlib", "smt,bptt,tbptt", 240, 3, text + " --compile"),
