@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test pytest lint results results-quick claims figures bench build browser clean
+.PHONY: demo test pytest lint docs results results-quick claims figures bench build browser clean
 
 # The environment is rebuilt when what it is made from changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -29,6 +29,14 @@ figures: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
+
+# The site of docs/, into build/site. A warning or a dead link is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python -m lab.site
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
 
 test: lint pytest
 

@@ -1,24 +1,60 @@
-"""The commands and code of the README and of docs/data.md, run as they stand but for their budgets."""
+"""What the README and pages in docs/ say: commands and code are run as they stand, but for their budgets."""
 
+import json
 import re
+import statistics
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import retain
 from hubdata import few_modules, mnist, sketches, stories
+from lab import diagram
 from retain.cli import main
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text() + (ROOT / "docs/data.md").read_text()
+PAGES = [
+    ROOT / name for name in ("README.md", *(f"docs/{n}.md" for n in ("start", "train", "data", "python", "report")))
+]
+"""In this order: a run that a page trains, a later page may use."""
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+    return [block for page in PAGES for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)]
+
+
+def test_the_diagram_is_what_its_script_draws():
+    assert (ROOT / diagram.PATH).read_text(encoding="utf-8") == diagram.draw()
+
+
+def test_the_table_of_the_readme_is_of_kept_results():
+    """Row by row: the comparison and method of each figure, and what is scored."""
+    bits, accuracy = "bits_per_token", "accuracy"
+    kept = [
+        (bits, "stdlib-transformer-one-step one-step", "stdlib-transformer-rms bptt", "stdlib-transformer tbptt"),
+        (bits, "stdlib smt", "stdlib bptt", "stdlib gru"),
+        (bits, *(f"digits {method}" for method in ("smt", "bptt", "tbptt", "gru"))),
+        (accuracy, *(f"stack {method}" for method in ("smt", "bptt", "tbptt", "gru"))),
+        (accuracy, *(f"modular {method}" for method in ("smt", "bptt", "tbptt", "gru"))),
+    ]
+    rows = [re.findall(r"[\d.]+ ± [\d.]+", line) for line in PAGES[0].read_text().splitlines()]
+    rows = [row for row in rows if row]
+    for row, (score, *sources) in zip(rows, kept, strict=True):
+        for figure, source in zip(row, sources, strict=True):
+            name, method = source.split()
+            found = json.loads((ROOT / f"docs/results/{name}.json").read_text())["results"]["methods"][method]
+            scores = [run["test"][score] for run in found["runs"]]
+            assert figure == f"{statistics.mean(scores):.3f} ± {statistics.stdev(scores):.3f}", source
+
+
+def test_the_reference_has_every_public_name():
+    named = re.findall(r"^::: retain\.(\w+)$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.M)
+    assert set(named) == set(retain.__all__) - {"__version__"}
 
 
 @pytest.mark.slow
-def test_readme_runs(tmp_path, monkeypatch, capsys):
+def test_pages_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("mybook.txt").write_text("It was a dark and stormy night; the rain fell in torrents.\n" * 200)
     for name in ("sensor.npy", "later.npy"):
@@ -35,8 +71,8 @@ def test_readme_runs(tmp_path, monkeypatch, capsys):
     Path("other.jsonl").write_text("".join(f'{{"story": "once there was a cat no. {i}"}}\n' for i in range(400)))
     local = {"tinystories": "stories", "tinystories-paper": "stories", "mnist": "mnist"}
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("retain ")]
-    assert len(lines) >= 17, "the README lost its commands, or this test can no longer find them"
-    for line in lines:
+    assert len(lines) >= 17, "the pages lost their commands, or this test can no longer find them"
+    for line in dict.fromkeys(lines):  # what two pages show is run once
         argv = re.findall(r'"[^"]*"|\S+', line.partition("  #")[0])[1:]
         argv = [a.strip('"') for a in argv]
         if argv[0] == "train":
@@ -56,6 +92,6 @@ def test_readme_runs(tmp_path, monkeypatch, capsys):
         main(argv)
         assert capsys.readouterr().out.strip(), line
     code = blocks("python")
-    assert len(code) == 5
+    assert len(code) == 6
     for block in code:
-        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+        exec(compile(block, "pages", "exec"), {"__name__": "pages"})

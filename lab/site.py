@@ -1,0 +1,98 @@
+"""`make docs`: the site of docs/ in build/site, which opens offline. A warning is an error.
+
+Pages are gathered in build/docs. Some are made there: the options, from the help texts of the commands; the changelog
+and the guide for contributors, whose links start from the root of the repository.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from retain.cli import HELP, main
+
+DOCS, BUILT, SITE = Path("docs"), Path("build/docs"), Path("build/site")
+WIDTH = "86"
+"""Columns of the help texts."""
+ALL_OPTIONS = {"train": "stdlib"}
+"""Commands that show everything with --help-all, and what they are asked about."""
+
+
+def gather() -> None:
+    """Fill build/docs anew."""
+    shutil.rmtree(BUILT, ignore_errors=True)
+    shutil.copytree(DOCS, BUILT)
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md"):
+        text = (
+            Path(name).read_text(encoding="utf-8").replace("](docs/", "](").replace("](CHANGELOG.md", "](changelog.md")
+        )
+        (BUILT / name.lower()).write_text(text, encoding="utf-8")
+    shutil.copy("lab/iframe-worker.js", BUILT)
+    (BUILT / "options.md").write_text(options(), encoding="utf-8")
+
+
+def options() -> str:
+    """Return the page of all commands and their options, from their help texts."""
+    os.environ["COLUMNS"] = WIDTH
+    parts = ["# Options\n\nEvery command and what it takes, as its `--help` prints it.\n"]
+    for command in re.findall(r"^  (\w+) ", HELP, re.M):
+        argv = [command, ALL_OPTIONS[command], "--help-all"] if command in ALL_OPTIONS else [command, "--help"]
+        parts.append(f"## {command}\n\n`retain {' '.join(argv)}`\n\n```text\n{help_of(argv)}\n```\n")
+    return "\n".join(parts)
+
+
+def help_of(argv: list[str]) -> str:
+    """Return what a command prints as its help."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        main(argv)
+    return re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue()).strip("\n")
+
+
+class Links(HTMLParser):
+    """What a page links to and shows, and the places in it that a link may name."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+        self.places: set[str] = set()
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Keep what is wanted of a tag."""
+        for name, value in attrs:
+            if name == "id" and value:
+                self.places.add(value)
+            elif name in ("href", "src") and value and not urlsplit(value).scheme:
+                self.targets.append(value)
+
+
+def dead_links() -> list[str]:
+    """Return what the site's pages link to or show and is not there. Zensical does not look at pictures and files."""
+    pages = {page.resolve(): Links(page) for page in SITE.rglob("*.html")}
+    dead = []
+    for page, links in pages.items():
+        for target in links.targets:
+            address = urlsplit(target)
+            start = SITE if address.path.startswith("/") else page.parent
+            path = (start / unquote(address.path).lstrip("/")).resolve() if address.path else page
+            if not path.exists() or (path in pages and unquote(address.fragment) not in pages[path].places | {""}):
+                dead.append(f"{page.name}: {target}")
+    return dead
+
+
+if __name__ == "__main__":
+    gather()
+    built = subprocess.run([sys.executable, "-m", "zensical", "build", "--strict", "--clean"]).returncode
+    if dead := [] if built else dead_links():
+        print("\n".join(["These links lead nowhere:", *dead]), file=sys.stderr)
+    print(f"{SITE}/index.html")
+    sys.exit(built or bool(dead))
