@@ -95,6 +95,8 @@ def list_options(config: RunConfig) -> list[tuple[str, str]]:
         else:
             found.append(("", field.name))
     hidden = {("", "preset"), ("data", "name"), ("data", "path"), ("data", "column")}
+    if getattr(config.data, "tokenizer", None) is None:
+        hidden |= {("data", "end"), ("data", "prune_vocab")}
     if config.teacher.encoder != "window":
         hidden.add(("teacher", "context_len"))
     return [o for o in found if o not in hidden and reason_unread(config, *o) is None]
