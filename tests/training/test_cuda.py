@@ -23,6 +23,7 @@ from retain.data import load_data
 from retain.inference.evaluate import evaluate
 from retain.inference.fast_step import fast_step
 from retain.inference.generate import generate
+from retain.inference.label import make_labels
 from retain.model.compiling import fast_parts
 from retain.model.fast import using
 from retain.model.rnn import _GRAPHS
@@ -31,6 +32,7 @@ from retain.ops import attention as attending
 from retain.ops import delta_rollout, gated_rollout
 from retain.ops.graphs import _ALL, forget, launched
 from retain.runs.run import load_run
+from retain.runs.trunk import with_labels_of, with_source
 from retain.training.loop import take_step, train
 from runs import losses
 
@@ -314,3 +316,15 @@ def test_the_command_line_evaluates_and_writes_on_cuda(tmp_path, capsys):
     assert abs(json.loads(capsys.readouterr().out)["bits_per_token"] - on_cuda) < 1e-3
     main(["generate", out, "--device", "cuda", "--length", "5"])
     assert len(capsys.readouterr().out.split()) == 5
+
+
+def test_a_frozen_trunk_and_its_labels_train_on_cuda(tmp_path):
+    config = tiny(data=data_config(name="digits", seq_len=63), device="cuda", budget="4steps", smt__lambda_distill=0.5)
+    train(config, tmp_path / "source", progress_bar=False)
+    live = with_source(config, str(tmp_path / "source"))
+    train(live, tmp_path / "live", progress_bar=False)
+    make_labels(live, tmp_path / "labels", progress_bar=False)
+    train(with_labels_of(config, tmp_path / "labels", None), tmp_path / "kept", progress_bar=False)
+    before, after = (torch.tensor(losses(tmp_path / name)) for name in ("live", "kept"))
+    assert len(before) == 4
+    torch.testing.assert_close(before, after, rtol=0.05, atol=0.05)
