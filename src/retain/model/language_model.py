@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,8 +77,7 @@ def open_language_model(source: str, tokenizer: str | None, layer: int | None, l
     Raises:
         UserError: It is no causal language model, or its tokenizer, layers or length do not fit.
     """
-    import transformers
-
+    transformers = _transformers()
     where = _locate(source)
     with _quiet():
         config = _explained(source, lambda: transformers.AutoConfig.from_pretrained(**where))
@@ -130,10 +130,14 @@ def read_tokenizer(source: str) -> tuple[Any, int, str]:
     Raises:
         UserError: It has none that can be used.
     """
-    try:
-        import transformers
-    except ImportError:
-        raise UserError("teacher.from: this needs transformers; run pip install 'retain[hf]'") from None
+    path = Path(source)
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+    return _read_tokenizer(source, tuple((file.name, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=1)  # that of a large .gguf file takes many seconds, and both data and model ask for it
+def _read_tokenizer(source: str, stamp: tuple[tuple[str, int], ...]) -> tuple[Any, int, str]:
+    transformers = _transformers()
     with _quiet():
         where = _locate(source)
         found = _explained(source, lambda: transformers.AutoTokenizer.from_pretrained(**where), "tokenizer")
@@ -143,6 +147,14 @@ def read_tokenizer(source: str) -> tuple[Any, int, str]:
         raise UserError(f"teacher.from: the tokenizer of {source} names no eos_token to end a document with; name one")
     start = found.eos_token_id if found.bos_token_id is None else found.bos_token_id
     return found.backend_tokenizer, start, found.eos_token
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise UserError("teacher.from: this needs transformers; run pip install 'retain[hf]'") from None
+    return transformers
 
 
 def identify(source: str, layer: int | None) -> dict[str, Any]:
