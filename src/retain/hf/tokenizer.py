@@ -32,7 +32,7 @@ def make_tokenizer(run: Run) -> PreTrainedTokenizerFast | None:
     tokenizer = _bytes(end) if own is None else own
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    last = END if own is None or end is None else own.id_to_token(end) or END
+    last = getattr(run.config.data, "end", None) or END
     special = [*([END] if end is not None and last == END else []), BEGIN]
     if own is not None and (taken := [name for name in special if own.token_to_id(name) is not None]):
         raise UserError(f"tokenizer: {taken[0]!r} is a token of the run's own; transformers needs that name")
