@@ -16,6 +16,7 @@ from retain.config import DocumentDataConfig  # noqa: E402
 from retain.data import load_data  # noqa: E402
 from retain.errors import UserError  # noqa: E402
 from retain.model.frozen import compress, expand  # noqa: E402
+from retain.report.verdict import describe_run  # noqa: E402
 from retain.runs.checkpoint import load_files  # noqa: E402
 from retain.runs.run import load_run  # noqa: E402
 from retain.runs.trunk import map_to_width, open_trunk, with_source  # noqa: E402
@@ -223,8 +224,9 @@ def test_the_run_is_reported_and_exported_like_any_other(lm_run, tmp_path, retai
     code, said, _ = retain("info", lm_run)
     assert code == 0 and "llama, frozen" in said
     assert retain("report", lm_run, "--out", tmp_path / "report.html")[0] == 0
-    notes = json.loads((tmp_path / "report.json").read_text())["runs"][0]["notes"]
-    assert not [note for note in notes if "failed" in note], notes
+    (reported,) = json.loads((tmp_path / "report.json").read_text())["runs"]
+    assert not [note for note in reported["notes"] if "failed" in note], reported["notes"]
+    assert "which is not loaded, so there is no drift to measure" in describe_run(reported)
     assert retain("export", lm_run, tmp_path / "hf", "--to", "hf")[0] == 0
     subwords = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     data = load_data(load_run(lm_run).config.data)
