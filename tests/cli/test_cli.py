@@ -1,5 +1,6 @@
 """The command line and the API, as a user meets them. RETAIN_UPDATE_SNAPSHOTS=1 rewrites the help texts."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ HELPS = {
     "generate": ["generate", "RUN", "--help"],
     "export": ["export", "--help"],
     "serve": ["serve", "RUN", "--help"],
+    "label": ["label", "--help"],
     "info": ["info", "-h"],
     "tasks": ["tasks", "--help"],
     "compare": ["compare", "--help"],
@@ -249,12 +251,19 @@ def test_help_shows_what_the_run_reads(retain):
     assert "--smt.on-policy" in every and "--bptt.lr" not in every and "--cell.heads" not in every
     bptt = options("stdlib", "--phases", "bptt", "--cell.kind", "transformer", "--help-all")
     assert {"--bptt.lr", "--cell.heads"} <= bptt and not any(word.startswith(("--smt", "--dmt")) for word in bptt)
+    of_model = options("tinystories", "--teacher.from", "model", "--help")
+    assert {"--teacher.layer", "--teacher.top-k", "--teacher.init-embeddings", "--data.prune-vocab"} <= of_model
+    assert "--teacher.layers" not in of_model and "--teacher.layer" not in every
     assert "--data.depth" in options("stack", "--help-all") and "--data.depth" not in options("parity", "--help-all")
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_has_at_most_60_options(name):
-    assert len(list_options(PRESETS[name]())) <= 60
+    config = PRESETS[name]()
+    assert len(list_options(config)) <= 60
+    if config.teacher.encoder == "state":
+        config = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, from_="model"))
+        assert len(list_options(config)) <= 60
 
 
 def test_the_progress_bar_goes_to_stderr_and_quiet_silences_it(retain, tiny_file, tmp_path):

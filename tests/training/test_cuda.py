@@ -23,6 +23,7 @@ from retain.data import load_data
 from retain.inference.evaluate import evaluate
 from retain.inference.fast_step import fast_step
 from retain.inference.generate import generate
+from retain.inference.label import make_labels
 from retain.inference.text import Text
 from retain.model.compiling import fast_parts
 from retain.model.fast import using
@@ -32,6 +33,7 @@ from retain.ops import attention as attending
 from retain.ops import delta_rollout, gated_rollout
 from retain.ops.graphs import _ALL, forget, launched
 from retain.runs.run import build, load_run
+from retain.runs.trunk import with_labels_of, with_source
 from retain.serve.batch import AHEAD, Batch, Stream
 from retain.serve.codec import Bytes
 from retain.serve.sampling import Sampling
@@ -341,3 +343,15 @@ def test_streams_of_a_server_say_on_cuda_what_they_say_on_the_cpu():
         assert torch.equal(again.memory.cpu(), memories[0][0])
     assert said[0] == said[1]
     torch.testing.assert_close(memories[0], memories[1])
+
+
+def test_a_frozen_trunk_and_its_labels_train_on_cuda(tmp_path):
+    config = tiny(data=data_config(name="digits", seq_len=63), device="cuda", budget="4steps", smt__lambda_distill=0.5)
+    train(config, tmp_path / "source", progress_bar=False)
+    live = with_source(config, str(tmp_path / "source"))
+    train(live, tmp_path / "live", progress_bar=False)
+    make_labels(live, tmp_path / "labels", progress_bar=False)
+    train(with_labels_of(config, tmp_path / "labels", None), tmp_path / "kept", progress_bar=False)
+    before, after = (torch.tensor(losses(tmp_path / name)) for name in ("live", "kept"))
+    assert len(before) == 4
+    torch.testing.assert_close(before, after, rtol=0.05, atol=0.05)

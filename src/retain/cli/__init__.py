@@ -1,4 +1,4 @@
-"""The command line: retain train · eval · generate · export · serve · info · tasks · compare · sweep · report · plot.
+"""The command line: retain train, eval, generate, export, serve, label, info, tasks, compare, sweep, report, plot.
 
 Heavy imports wait until a command needs them, so that --help answers at once.
 """
@@ -33,6 +33,7 @@ commands:
   generate RUN     sample from the RNN, streaming
   export RUN DIR   the RNN for transformers, onnxruntime or a browser
   serve RUN        an HTTP server that OpenAI's clients talk to
+  label DATA       labels of a language model, made once for any number of runs
   info RUN         what a run folder holds
   tasks            the memory tasks, with a sample of each
   compare PRESET   SMT against BPTT, GRU and LSTM, each with the same budget
@@ -50,7 +51,20 @@ presets:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; exits 0, 2 for a user's mistake, 1 for a failed run, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    commands = ("train", "eval", "generate", "export", "serve", "info", "tasks", "compare", "sweep", "report", "plot")
+    commands = [
+        "train",
+        "eval",
+        "generate",
+        "export",
+        "serve",
+        "label",
+        "info",
+        "tasks",
+        "compare",
+        "sweep",
+        "report",
+        "plot",
+    ]
     files = {"eval": "evaluate", "plot": "report"}
     with one_line_errors():
         if not argv or argv[0] in ("-h", "--help", "help"):

@@ -45,7 +45,7 @@ def parse_comparison(argv: list[str]) -> tuple[Comparison, Path, int]:
     """Return the comparison that a `retain compare` line describes, its folder, and how many jobs."""
     names = ("methods", "seeds", "lrs", "sweep-budget", "lengths", "out", "jobs", "threads")
     values, argv = take_options(argv, "compare", names)
-    refuse(argv, "compare", ("--seed", "--validate-every", "--tracker", "--quiet"))
+    refuse(argv, "compare", ("--teacher.from", "--labels", "--seed", "--validate-every", "--tracker", "--quiet"))
     methods, lengths = split_list(values["methods"]), split_list(values["lengths"])
     given = [name_option(word) for word in argv]
     if "tbptt" not in methods and "--bptt.bptt-window" in given:

@@ -57,7 +57,9 @@ def eval_command(argv: list[str]) -> None:
 
     run = load_run(path, teacher=guided(path), device=args.device)
     if run.teacher is None and run.config.has_teacher:
-        warn(f"{path} has no teacher.safetensors, so nothing is compared with its teacher")
+        source = run.config.teacher.from_
+        why = f"had its teacher read by {source}, which is not loaded" if source else "has no teacher.safetensors"
+        warn(f"{path} {why}, so nothing is compared with its teacher")
     data, split, source = choose_data(run, args)
     batch_size = args.batch_size or batch_for(data, run.rnn)
     batches = data.windows(split, batch_size, args.limit)

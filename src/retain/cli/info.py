@@ -56,13 +56,16 @@ def info_command(argv: list[str]) -> None:
     c, p = run.config, state["progress"]
     whole = "finished" if info["finished"] else "not finished"
     made = ", ".join(f"{k} {v}" for k, v in state["versions"].items())
+    teacher = f"{c.teacher.encoder} encoder, width {c.teacher.width}, {c.teacher.layers} layers"
+    if c.teacher.from_ is not None:
+        teacher = f"read by {c.teacher.from_}, frozen" + (f", from {c.teacher.labels}" if c.teacher.labels else "")
     lines = [
         f"{path}: {c.preset or 'custom'}, {' then '.join(c.trained)}, {whole}",
         f"  data      {state['data'].get('name')}, vocabulary {state['vocab_size']}, T = {c.data.seq_len}",
         f"  RNN       {c.cell.kind} cell, {info['parameters']:,} parameters",
         f"  memory    {c.memory.tokens} x {c.memory.width}, {c.memory.norm} normalised",
         f"  gradient  through at most {c.longest_gradient_path} step{'s' * (c.longest_gradient_path > 1)} of time",
-        f"  teacher   {c.teacher.encoder} encoder, width {c.teacher.width}, {c.teacher.layers} layers",
+        f"  teacher   {teacher}",
         f"  model     step {p['step']}, after {p['seconds']:.0f} s and {p['tokens']:,} tokens; "
         + (f"validation {p['best_value']:.3f} bits/token" if validated else "not validated yet"),
         f"  made by   {made}, {state['precision']} on {state['device']}",

@@ -51,7 +51,7 @@ def parse_sweep(argv: list[str]) -> tuple[Sweep, Path, int]:
         section, dot, field = word[2:].partition("=")[0].replace("-", "_").rpartition(".")
         if word.startswith("--") and (name := f"{section}{dot}{field.removeprefix('no_')}") in vary:
             raise Usage(f"vary: {name} is varied and set by {word.partition('=')[0]}, too; leave one of them out")
-    refuse(argv, "sweep", ("--seed", "--tracker", "--quiet"))
+    refuse(argv, "sweep", ("--teacher.from", "--labels", "--seed", "--tracker", "--quiet"))
     config = train_config(argv)[0]
     regular = "validate_every" not in vary and "--validate-every" not in map(name_option, argv)
     if regular:

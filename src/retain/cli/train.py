@@ -24,10 +24,10 @@ T = TypeVar("T", RunConfig, DataConfig)
 def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
     """The run that a `retain train` line describes: config, folder, resume, quiet."""
     taken = []
-    for name in ("out", "config", "data", "text-column", "image-column", "recipe"):
+    for name in ("out", "config", "data", "text-column", "image-column", "recipe", "teacher.from", "labels"):
         value, argv = take_option(argv, f"--{name}")
         taken.append(value)
-    out, file, data, text_column, image_column, recipe = taken
+    out, file, data, text_column, image_column, recipe, source, labels = taken
     asked = {"-h", "--help", "--help-all"} & set(argv)
     resume, quiet = "--resume" in argv, "--quiet" in argv
     argv = [a for a in argv if a not in ("--resume", "--quiet", *asked)]
@@ -62,14 +62,28 @@ def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
     else:
         raise Usage(f"retain train: name a preset first ({', '.join(PRESETS)}) or give --config FILE")
     assert folder is not None
+    if (source or labels) and resume:
+        raise Usage("teacher.from, labels: a run goes on with its own; leave them out, or --resume")
+    if asked and (source or labels):  # the help says what goes with a model, and loads none
+        base = dataclasses.replace(base, teacher=dataclasses.replace(base.teacher, from_=source or labels))
+        source = labels = None
+    if labels is not None:
+        from retain.runs.trunk import with_labels_of
+
+        base, source = with_labels_of(base, Path(labels), source), None
     if data is not None:
         from retain.data.paths import with_path
 
-        base = dataclasses.replace(base, data=with_path(base.data, data, text_column, image_column))
+        subwords = "--data.tokenizer" in given or (source is not None and _has_subwords(source))
+        base = dataclasses.replace(base, data=with_path(base.data, data, text_column, image_column, subwords))
     elif text_column or image_column:
         raise Usage("--text-column, --image-column: these are columns of a dataset; name it with --data")
-    elif preset in NEED_DATA and not resume and not asked and "--data.path" not in given:
+    elif preset in NEED_DATA and not resume and not asked and not labels and "--data.path" not in given:
         raise Usage(f"data: the {preset} preset needs {NEED_DATA[preset]}; give --data PATH")
+    if source is not None:
+        from retain.runs.trunk import with_source
+
+        base = with_source(base, source)
     if recipe is not None and resume:
         raise Usage(f"recipe: a run goes on with its own; leave out --recipe {recipe} or --resume")
     if recipe is None and preset is not None and not resume and base.longest_gradient_path > 1:
@@ -95,6 +109,13 @@ def _make_absolute(settings: T, *names: str) -> T:
     paths = {name: getattr(settings, name, None) for name in names}
     whole: dict[str, Any] = {name: absolute(path) for name, path in paths.items() if path is not None}
     return dataclasses.replace(settings, **whole)
+
+
+def _has_subwords(source: str) -> bool:
+    """Whether the model of --teacher.from reads by a tokenizer, as all do but those runs of ours that read bytes."""
+    from retain.runs.trunk import is_run
+
+    return not is_run(source) or (Path(source) / "tokenizer.json").exists()
 
 
 def _refuse_other_data(argv: list[str], data: DataConfig) -> None:

@@ -21,6 +21,10 @@ Pretrain an RNN by the phases of a preset, into a run folder.
                       images
   --text-column C     the dataset's column of texts (default: text)
   --image-column C    the dataset's column of images, instead of texts (default: image)
+  --teacher.from M    a causal language model that you have, as the teacher's frozen trunk; the run takes its tokenizer.
+                      Its folder for transformers, a .gguf file, hf:NAME, or a run folder of ours. With it --help
+                      shows what else goes with it
+  --labels DIR        what `retain label` kept of such a model on this data: training then does without the model
   --recipe R          one-step: no gradient goes back past one application of f (the paper's, and the default with a
                       transformer cell); hybrid: f is trained over windows of steps (the default with other cells)
   --dry-run           train nothing: print sizes, memory, and FLOPs and time from a few steps (--json: as JSON)
@@ -28,9 +32,9 @@ Pretrain an RNN by the phases of a preset, into a run folder.
 """
 BASIC = {
     "": {"init_from", "seed", "phases", "budget", "device", "precision", "compile"},
-    "data": {"seq_len", "tokenizer", "stream", "image_size", "thresholds", "symbols", "depth", "pairs"},
+    "data": {"seq_len", "tokenizer", "prune_vocab", "stream", "image_size", "thresholds", "symbols", "depth", "pairs"},
     "memory": {"tokens", "width"},
-    "teacher": {"width", "layers", "future_len"},
+    "teacher": {"width", "layers", "future_len", "layer", "top_k", "init_embeddings"},
     "cell": {"kind", "width", "layers"},
     "optimizer": set(),
     "smt": {"share", "batch_size", "lr", "lambda_dyn", "bptt_window"},
@@ -46,6 +50,9 @@ OF_TEACHER_ALONE = {"encoder", "layers", "future_len", "context_len"}
 def reason_unread(config: RunConfig, section: str, field: str) -> str | None:
     """Why a run does not read this setting; None if it does."""
     phases, kind, window = ", ".join(config.phases), config.cell.kind, config.teacher.encoder == "window"
+    source = config.teacher.from_
+    if source is not None and (section, field) in (("smt", "lambda_trunk"), ("teacher", "layers")):
+        return f"the trunk is that of {source}, and frozen"
     if (section, field) == ("smt", "lambda_trunk"):
         if window:
             return "a window encoder has no trunk"
@@ -95,6 +102,13 @@ def list_options(config: RunConfig) -> list[tuple[str, str]]:
         else:
             found.append(("", field.name))
     hidden = {("", "preset"), ("data", "name"), ("data", "path"), ("data", "column")}
+    hidden |= {("teacher", "from_"), ("teacher", "labels")}
+    if config.teacher.from_ is None:
+        hidden |= {("teacher", name) for name in ("layer", "top_k", "init_embeddings")}
+        if getattr(config.data, "tokenizer", None) is None:
+            hidden |= {("data", "end"), ("data", "prune_vocab")}
+    else:  # which brings its tokenizer
+        hidden |= {("teacher", "encoder"), ("data", "tokenizer"), ("data", "end")}
     if config.teacher.encoder != "window":
         hidden.add(("teacher", "context_len"))
     return [o for o in found if o not in hidden and reason_unread(config, *o) is None]

@@ -162,6 +162,16 @@ class DocumentDataConfig(DatasetDataConfig):
     name: str = "documents"
     tokenizer: str | None = None
     """A tokenizer.json of Hugging Face tokenizers; None reads UTF-8 bytes."""
+    end: str | None = None
+    """The tokenizer's symbol that ends a document; None adds one of its own."""
+    prune_vocab: bool = False
+    """Keep only those symbols of the tokenizer that the training split needs, and single characters and bytes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("end", "prune_vocab"):
+            if self.tokenizer is None and (value := getattr(self, name)):
+                raise UserError(f"data.{name}: {value} says something of data.tokenizer; give it, or leave it out")
 
 
 @settings

@@ -92,7 +92,7 @@ def load_config(path: Path, *, drop: bool = False) -> RunConfig:
 
 def option_of(key: str, value: Any) -> list[str]:
     """The words of a command line that set a field: "cell.residual", False → ["--cell.no-residual"]."""
-    section, _, field = key.replace("_", "-").rpartition(".")
+    section, _, field = key.replace("_", "-").rstrip("-").rpartition(".")  # teacher.from_: a field cannot be `from`
     if isinstance(value, bool):
         field, words = field if value else f"no-{field}", []
     else:

@@ -50,8 +50,24 @@ class TeacherConfig:
     """F, how many tokens the decoder is shown after m_t."""
     context_len: Count | None = None
     """C, how far back the window encoder looks; None is all the way."""
+    from_: str | None = None
+    """A causal language model that exists, as the frozen trunk of the state encoder: its folder, a .gguf file, hf:NAME,
+    or a run folder of ours."""
+    labels: str | None = None
+    """What `retain label` kept of it: training then does without the model."""
+    layer: Count | None = None
+    """The layer of it whose hidden states are read, from 1 on; None is the last."""
+    top_k: Count = 32
+    """loss_distill takes so many of its probabilities at each place; what is left is shared out evenly."""
+    init_embeddings: bool = False
+    """Embeddings and output layers start as those of it, mapped to the widths of RNN and decoder."""
 
     def __post_init__(self) -> None:
+        if self.from_ is not None and self.encoder != "state":
+            raise UserError(f"teacher.from: {self.from_} is read by the state encoder, not {self.encoder}; give state")
+        for name in ("labels", "layer", "init_embeddings"):
+            if self.from_ is None and getattr(self, name):
+                raise UserError(f"teacher.{name}: {getattr(self, name)} is read with teacher.from alone; leave it out")
         if self.width % (2 * self.heads):
             raise UserError(f"teacher.width: {self.width} must be a multiple of 2 x heads = {2 * self.heads}")
         if self.context_len is not None and self.encoder != "window":

@@ -74,6 +74,8 @@ class RunConfig:
                     "every image starts at its first pixel" if self.data.name == "digits" else "an answer needs it all"
                 )
                 raise UserError(f"{phase}.seq_len: {own.seq_len} is a part of a sequence, and {cut}; leave it out")
+            if own.seq_len is not None and self.teacher.labels is not None:
+                raise UserError(f"{phase}.seq_len: {own.seq_len} is no whole sequence, as labels have; leave it out")
             if own.seq_len is not None and own.seq_len > length:
                 raise UserError(f"{phase}.seq_len: {own.seq_len} is longer than data.seq_len {length}")
             if value is not None and value > (own.seq_len or length):
@@ -118,7 +120,8 @@ class RunConfig:
             )
         if "smt" not in self.phases:
             return
-        predicts = smt.lambda_dec > 0 or (smt.lambda_trunk > 0 and self.teacher.encoder != "window")
+        has_trunk = self.teacher.from_ is not None or (smt.lambda_trunk > 0 and self.teacher.encoder != "window")
+        predicts = smt.lambda_dec > 0 or has_trunk
         distilled = {"smt": smt.lambda_distill, "dmt": dmt.lambda_distill if "dmt" in self.phases else 0.0}
         for phase, weight in distilled.items():
             if weight and not predicts:

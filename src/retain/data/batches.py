@@ -52,7 +52,11 @@ class Data(ABC):
 
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
         """Draw B training sequences; the same arguments give the same batch."""
-        return self.sequences("train", make_generator(seed, rank, step).integers(0, self.count("train"), batch_size))
+        return self.sequences("train", self.draw(seed, step, rank, batch_size))
+
+    def draw(self, seed: int, step: int, rank: int, batch_size: int) -> Ints:
+        """Draw the numbers (B,) of the training sequences of a batch."""
+        return make_generator(seed, rank, step).integers(0, self.count("train"), batch_size)
 
     @abstractmethod
     def count(self, split: Split) -> int:
@@ -155,12 +159,15 @@ def read_windows(stream: Stream, starts: Ints, length: int) -> Ints:
 class StreamData(Data):
     """One long sequence of integers per split: 1-D arrays in memory or in a file.
 
-    Training windows start anywhere. Evaluation windows follow each other without overlap, so that every token of
-    the split is predicted exactly once; the last is padded with token 0 and target IGNORE.
+    Training windows start anywhere, or if they are `aligned` where those of an evaluation would. Evaluation windows
+    follow each other without overlap, so that every token of the split is predicted exactly once; the last is padded
+    with token 0 and target IGNORE.
     Raises UserError if a split is shorter than one window.
     """
 
     splits: Mapping[Split, Stream]
+    _: KW_ONLY
+    aligned: bool = False
 
     def __post_init__(self) -> None:
         for split, stream in self.splits.items():
@@ -174,8 +181,15 @@ class StreamData(Data):
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
         """Draw B windows of the training split; the same arguments give the same batch."""
         stream = self.splits["train"]
-        starts = make_generator(seed, rank, step).integers(0, len(stream) - self.seq_len, batch_size)
+        if self.aligned:
+            starts = self.draw(seed, step, rank, batch_size) * (self.seq_len + 1)
+        else:
+            starts = make_generator(seed, rank, step).integers(0, len(stream) - self.seq_len, batch_size)
         return to_batch(read_windows(stream, starts, self.seq_len + 1))
+
+    def draw(self, seed: int, step: int, rank: int, batch_size: int) -> Ints:
+        """Draw the numbers (B,) of whole windows of the training split."""
+        return make_generator(seed, rank, step).integers(0, len(self.splits["train"]) // (self.seq_len + 1), batch_size)
 
     def count(self, split: Split) -> int:
         """Count the evaluation windows of a split."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from retain.config import DatasetDataConfig
+from retain.config import DatasetDataConfig, DocumentDataConfig
 from retain.data.batches import (
     SPLITS,
     Batch,
@@ -93,6 +93,10 @@ def load_documents(config: DatasetDataConfig, whole: bool = False) -> Data:
 
     With `whole` all of them are the one split "all".
     """
+    if isinstance(config, DocumentDataConfig) and config.prune_vocab:
+        from retain.data.prune import prune
+
+        config = prune(config)
     if config.stream and not whole:
         from retain.data.stream import StreamedData
 

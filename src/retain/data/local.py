@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from retain.config import DatasetDataConfig
-from retain.data.batches import SPLITS, Split
+from retain.data.batches import SPLITS, Split, find_cut_points
 from retain.data.files import read_text_file
 from retain.data.rows import SHUFFLED, Piece, Rows, Source
 from retain.data.scan import Found, scan
@@ -19,6 +20,8 @@ def open_local(config: DatasetDataConfig, path: Path) -> Source:
     """Open the files of a folder, or one file."""
     images = config.name == "images"
     scanned = scan(path, images, config.column, config.split)
+    if not path.is_dir() and scanned.files[0].kind == "text":
+        return _open_text(config, path)
     named = {f.split for f in scanned.files if f.split} if scanned.by_name else {"train"}
     missing = frozenset(SPLITS) - named
     pieces = []
@@ -41,6 +44,23 @@ def open_local(config: DatasetDataConfig, path: Path) -> Source:
         "documents": None if tables else len(scanned.files),
     }
     return Source(tuple(pieces), None, read)
+
+
+def _open_text(config: DatasetDataConfig, path: Path) -> Source:
+    """Open one text: its three consecutive parts, each a document, cut where a line ends."""
+    text = read_text_file(path)
+    middle = [text.find("\n", place) + 1 or place for place in find_cut_points(len(text), config.split)]
+    ends = [0, *middle, len(text)]
+
+    def piece(split: Split, start: int, stop: int) -> Piece:
+        def read() -> Rows:
+            yield [text[start:stop]]
+
+        return Piece(split, split, frozenset(), read, lambda seed: read(), 1)
+
+    parts = zip(SPLITS, pairwise(ends), strict=True)
+    read = {"files": 1, "what": "document", "split_by_name": False, "skipped": {}, "as_text": [], "missing": 0}
+    return Source(tuple(piece(split, *part) for split, part in parts), None, read | {"documents": 3})
 
 
 def _local_piece(

@@ -23,12 +23,15 @@ def absolute(path: str) -> str:
     return path if path.startswith("hf:") else os.path.abspath(expand_path(path))
 
 
-def choose_name(path: str, data: DataConfig, text_column: str | None, image_column: str | None) -> str:
-    """Choose what `--data PATH` is read as: text, npy, documents or images."""
+def choose_name(
+    path: str, data: DataConfig, text_column: str | None, image_column: str | None, subwords: bool = False
+) -> str:
+    """Choose what `--data PATH` is read as: text, npy, documents or images. A text of `subwords` is documents."""
     if not path.startswith("hf:") and not Path(path).is_dir():
         kind = tell_kind(Path(path).name)
         if kind != "table":
-            return "npy" if kind == "array" else "text"
+            subwords = subwords or getattr(data, "tokenizer", None) is not None
+            return "npy" if kind == "array" else "documents" if subwords else "text"
     elif not path.startswith("hf:") and not (text_column or image_column):
         guessed = guess_folder_name(Path(path))
         if guessed != "documents":
@@ -38,12 +41,14 @@ def choose_name(path: str, data: DataConfig, text_column: str | None, image_colu
     return data.name if data.name in ("documents", "images") else "documents"
 
 
-def with_path(data: DataConfig, path: str, text_column: str | None, image_column: str | None) -> DataConfig:
+def with_path(
+    data: DataConfig, path: str, text_column: str | None, image_column: str | None, subwords: bool = False
+) -> DataConfig:
     """Change a data configuration to what --data names; what it says of columns, images and so on is kept."""
     if text_column is not None and image_column is not None:
         raise UserError("--text-column, --image-column: give one of them")
     path = absolute(path)
-    name = choose_name(path, data, text_column, image_column)
+    name = choose_name(path, data, text_column, image_column, subwords)
     if name not in ("documents", "images") and (text_column or image_column):
         raise UserError(f"--text-column, --image-column: {path} is no dataset and has no columns; leave them out")
     cls = CLASS_OF[name]

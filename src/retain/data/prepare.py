@@ -71,6 +71,8 @@ def collect_settings(config: DatasetDataConfig, whole: bool) -> dict[str, Any]:
     settings = {name: getattr(config, name) for name in names}
     if isinstance(config, DocumentDataConfig) and config.tokenizer is not None:
         settings["tokenizer"] = compute_digest(expand_path(config.tokenizer))
+        if config.end is not None:
+            settings["end"] = config.end
     return settings
 
 

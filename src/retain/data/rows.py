@@ -97,14 +97,18 @@ def _subwords(config: DocumentDataConfig) -> Codec:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     # Special symbols may lie beyond the count of the vocabulary.
-    end = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-    dtype = np.min_scalar_type(end)
+    vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    end = vocab_size if config.end is None else tokenizer.token_to_id(config.end)
+    if end is None:
+        raise UserError(f"data.end: {config.end!r} is no symbol of {str(path)!r}; leave it out to add one")
+    vocab_size = max(vocab_size, end + 1)
+    dtype = np.min_scalar_type(vocab_size - 1)
 
     def encode(rows: list[str | None]) -> list[bytes | None]:
         found = iter(tokenizer.encode_batch([text for text in rows if text is not None], add_special_tokens=False))
         return [None if text is None else np.array([*next(found).ids, end], dtype).tobytes() for text in rows]
 
-    return Codec(encode, end + 1, dtype, "tokens", end, tokenizer=content)
+    return Codec(encode, vocab_size, dtype, "tokens", end, tokenizer=content)
 
 
 def _images(config: ImageDataConfig) -> Codec:

@@ -19,8 +19,8 @@ def make_tokenizer(run: Run) -> PreTrainedTokenizerFast | None:
     """Make the tokenizer that goes with a run; None if its tokens are numbers or pixels.
 
     It adds no tokens to a text. Token V, `<|begin|>`, pads, and stands for an empty prompt; the RNN does not read it.
-    If documents of the run have an end symbol, that is `<|end|>`. Else `<|begin|>` is named as the end, too, as many
-    tools ask for one, and it never comes.
+    If documents of the run have an end symbol, that is the tokenizer's own or `<|end|>`. Else `<|begin|>` is named as
+    the end, too, as many tools ask for one, and it never comes.
 
     Raises:
         UserError: The run's tokenizer.json does not have the run's vocabulary.
@@ -32,18 +32,19 @@ def make_tokenizer(run: Run) -> PreTrainedTokenizerFast | None:
     tokenizer = _bytes(end) if own is None else own
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    special = [*([] if end is None else [END]), BEGIN]
+    last = getattr(run.config.data, "end", None) or END
+    special = [*([END] if end is not None and last == END else []), BEGIN]
     if own is not None and (taken := [name for name in special if own.token_to_id(name) is not None]):
         raise UserError(f"tokenizer: {taken[0]!r} is a token of the run's own; transformers needs that name")
     tokenizer.add_special_tokens(special)
-    if tokenizer.token_to_id(BEGIN) != vocab_size or (end is not None and tokenizer.token_to_id(END) != end):
+    if tokenizer.token_to_id(BEGIN) != vocab_size or (end is not None and tokenizer.token_to_id(last) != end):
         raise UserError(f"tokenizer: it has not the vocabulary of the run, {vocab_size}; copy that of the run")
     tokenizer.post_processor = processors.Sequence([])  # the run was trained without what it would add
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BEGIN,
         pad_token=BEGIN,
-        eos_token=BEGIN if end is None else END,
+        eos_token=BEGIN if end is None else last,
         padding_side="left",
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,

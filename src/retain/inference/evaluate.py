@@ -18,7 +18,7 @@ from retain.model.memory_norm import counted_memories
 from retain.model.modes import evaluating
 from retain.model.rnn import RNN
 from retain.model.teacher import Readout, Teacher
-from retain.objectives.losses import where_asked
+from retain.objectives.losses import kept_labels, where_asked
 
 LOGITS = 2**26
 """The most numbers in the logits (B, T + 1, V), and in the memories (B, T + 1, K, D), of one batch."""
@@ -162,7 +162,9 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
             read += tokens.numel()
             sequences += len(tokens)
             if teacher is not None:
-                labels = teacher.encode(tokens)
+                kept = kept_labels(batch)
+                kept = None if kept is None else {name: x.to(device) for name, x in kept.items()}
+                labels = teacher.encode(tokens, kept=kept)
                 theirs.add(teacher.decoder, where_asked(targets, labels)[1], answers, at)
                 all_real = torch.ones_like(targets).bool()
                 which = counted_memories(batch["real"].to(device)) if "real" in batch else all_real

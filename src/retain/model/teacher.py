@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from retain.config import MemoryConfig, TeacherConfig
+from retain.errors import UserError
 from retain.model.encoders import ENCODERS
 from retain.model.fast import fast
+from retain.model.frozen import FrozenEncoder, FrozenTrunk, Labels, compress, expand
 from retain.model.layers import Embedding, Transformer
 from retain.model.memory_norm import MemoryNorm, counted_memories
 from retain.model.modes import evaluating
@@ -56,21 +60,59 @@ class Teacher(nn.Module):
         memory: K memory tokens of width D, and how they are normalised.
         config: The encoder, and the sizes of encoder and decoder.
         recompute: Compute the encoder's activations again in the backward pass, a layer at a time, and keep none.
+        trunk: What reads the tokens, frozen, where config.from_ names it. It is not among the teacher's modules.
     """
 
-    def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig, recompute: bool = False):
+    def __init__(
+        self,
+        vocab_size: int,
+        memory: MemoryConfig,
+        config: TeacherConfig,
+        recompute: bool = False,
+        trunk: FrozenTrunk | None = None,
+    ):
         super().__init__()
-        self.encoder = ENCODERS[config.encoder](vocab_size, memory, config, recompute)
-        self.depth, self.recomputes = config.layers, recompute  # of the encoder
+        if (trunk is None) != (config.from_ is None):
+            raise UserError(f"teacher.from: {config.from_} is not loaded here; train with it by retain.train")
+        self._trunk = (trunk,)
+        self.encoder = (
+            ENCODERS[config.encoder](vocab_size, memory, config, recompute)
+            if trunk is None
+            else FrozenEncoder(memory, trunk.width)
+        )
+        self.depth = config.layers if trunk is None else trunk.depth  # of the encoder
+        self.recomputes = recompute and trunk is None
+        self.top_k = config.top_k
         self.norm = MemoryNorm(memory.norm, memory.tokens, memory.width)
         self.decoder = Decoder(vocab_size, memory, config)
 
-    def encode(self, tokens: Tensor, steps: Tensor | None = None) -> Tensor:
+    @property
+    def frozen_trunk(self) -> FrozenTrunk | None:
+        """The trunk that reads the tokens and is never trained, where there is one."""
+        return self._trunk[0]
+
+    @property
+    def has_trunk(self) -> bool:
+        """Whether a trunk predicts what comes next."""
+        return self.frozen_trunk is not None or hasattr(self.encoder, "trunk")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """`.to()` and its like reach the frozen trunk, too."""
+        if self.frozen_trunk is not None:
+            self.frozen_trunk._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def encode(self, tokens: Tensor, steps: Tensor | None = None, kept: Labels | None = None) -> Tensor:
         """Return m_t (B, S, K, D) of tokens (B, T) at steps t (S,), all by default, as `encode_with_trunk` does."""
-        return self.encode_with_trunk(tokens, steps, logits=False)[0]
+        return self.encode_with_trunk(tokens, steps, logits=False, kept=kept)[0]
 
     def encode_with_trunk(
-        self, tokens: Tensor, steps: Tensor | None = None, logits: bool = True, real: Tensor | None = None
+        self,
+        tokens: Tensor,
+        steps: Tensor | None = None,
+        logits: bool = True,
+        real: Tensor | None = None,
+        kept: Labels | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Say what the memory should be after steps of a sequence.
 
@@ -79,6 +121,7 @@ class Teacher(nn.Module):
             steps: The t wanted, (S,), in ascending order; None is all t = 0 … T.
             logits: Whether the trunk's logits are wanted.
             real: Which tokens are no padding, (B, T) bool; the norm's statistics leave out what padding makes.
+            kept: What `retain label` kept of a frozen trunk's pass over these tokens, in place of that pass.
 
         Returns:
             The memories m_t, (B, S, K, D) in float32, and the trunk's own logits of y_0 … y_T, (B, T + 1, V), or None
@@ -86,7 +129,13 @@ class Teacher(nn.Module):
         """
         if steps is None:
             steps = torch.arange(tokens.shape[1] + 1, device=tokens.device)
-        memory, trunk_logits = fast(self.encoder)(tokens, steps, logits)
+        if self.frozen_trunk is None:
+            memory, trunk_logits = fast(self.encoder)(tokens, steps, logits)
+        else:
+            states, trunk_logits = self.frozen_trunk(tokens, logits, kept)
+            if trunk_logits is not None and kept is None:  # as labels have them, so that both train alike
+                trunk_logits = expand(compress(states, trunk_logits, self.top_k), trunk_logits.shape[-1])
+            memory, _ = fast(self.encoder)(states, steps, False)
         return self.norm(memory, None if real is None else counted_memories(real)[:, steps]), trunk_logits
 
     @torch.no_grad()

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from retain.config import DMTLoss
+from retain.model.frozen import Labels
 from retain.model.modes import evaluating, without_graph
 from retain.model.rnn import RNN, check_alike
 from retain.model.teacher import Teacher
-from retain.objectives.losses import answer_losses, dynamics_loss, real_tokens
+from retain.objectives.losses import answer_losses, dynamics_loss, kept_labels, real_tokens
 from retain.objectives.segments import rollout_from_teacher, unroll, unroll_alone, window_len
 
 
@@ -29,8 +30,8 @@ class DMT(nn.Module):
         teacher: whose memories are the labels.
         rnn: what is trained. It gets the teacher's memory of nothing as m_0.
         loss: the weights of the losses, and how far the RNN runs on its own.
-        trunk_trained: whether the teacher's trunk has had loss_trunk. Then loss_distill takes its probabilities, else
-            the decoder's.
+        trunk_trained: whether the teacher's trunk has had loss_trunk, or came trained. Then loss_distill takes its
+            probabilities, else the decoder's.
 
     Raises:
         UserError: for a teacher and an RNN of another memory or vocabulary.
@@ -85,15 +86,16 @@ class DMT(nn.Module):
         horizon = self.horizon(float(batch.get("progress", 1.0)), tokens.shape[1])
         alone = self.is_alone(horizon, tokens.shape[1])
         wants_trunk = c.lambda_distill > 0 and self.trunk_trained
+        kept = kept_labels(batch)
         own: Tensor | None = None  # where the rollout itself is what is trained
         with without_graph(), evaluating(teacher):
             if c.label_every > 1:
-                steps, memory, trunk_logits, own = self.some_steps(tokens, horizon, wants_trunk)
+                steps, memory, trunk_logits, own = self.some_steps(tokens, horizon, wants_trunk, kept)
                 tokens, targets = tokens[:, steps[1:] - 1], targets[:, steps]
                 real = None if real is None else real[:, steps[1:] - 1]
             else:
                 # (B, T + 1, K, D), (B, T + 1, V)
-                memory, trunk_logits = teacher.encode_with_trunk(tokens, logits=wants_trunk)
+                memory, trunk_logits = teacher.encode_with_trunk(tokens, logits=wants_trunk, kept=kept)
                 if not alone:
                     own = rollout_from_teacher(self.rnn, memory, tokens, horizon)  # (B, T, K, D)
         at_once = window_len(c.bptt_window, tokens.shape[1])
@@ -121,7 +123,7 @@ class DMT(nn.Module):
         return losses
 
     def some_steps(
-        self, tokens: Tensor, horizon: int, wants_trunk: bool
+        self, tokens: Tensor, horizon: int, wants_trunk: bool, kept: Labels | None
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """One rollout of `horizon` steps from a random place, and every `label_every`-th of its S steps to train.
 
@@ -131,7 +133,7 @@ class DMT(nn.Module):
         """
         start = int(torch.randint(tokens.shape[1] - horizon + 1, ()))
         steps = start + torch.arange(0, horizon + 1, min(self.config.label_every, horizon), device=tokens.device)
-        memory, trunk_logits = self._teacher[0].encode_with_trunk(tokens, steps, wants_trunk)
+        memory, trunk_logits = self._teacher[0].encode_with_trunk(tokens, steps, wants_trunk, kept=kept)
         rolled = self.rnn.rollout(tokens[:, start : start + horizon], memory[:, 0])
         own = torch.cat([memory[:, :1], rolled], 1)[:, steps[1:] - 1 - start]
         trunk_logits = None if trunk_logits is None else trunk_logits[:, steps]
@@ -144,7 +146,7 @@ class DMT(nn.Module):
         readout = self.rnn.readout.depth if self.trains_readout else 0
         alone = self.is_alone(self.horizon(progress, length), length)
         rollout = (length if alone else self.horizon(progress, length)) * self.rnn.depth
-        by_decoder = self.config.lambda_distill and not (self.trunk_trained and hasattr(teacher.encoder, "trunk"))
+        by_decoder = self.config.lambda_distill and not (self.trunk_trained and teacher.has_trunk)
         again = 0 if alone else cell
         forward = teacher.depth + max(rollout + again + readout, teacher.decoder.depth if by_decoder else 0)
         return forward + (cell + readout if self.config.predictive else max(cell, readout))

@@ -12,6 +12,7 @@ from torch import Tensor
 from retain.config import IGNORE
 from retain.errors import UserError
 from retain.model.fast import fast
+from retain.model.frozen import NAMES, Labels
 from retain.model.teacher import Readout
 from retain.ops.elementwise import at_least_float32
 
@@ -67,6 +68,11 @@ def real_tokens(batch: dict[str, Tensor]) -> Tensor | None:
     if real is None and dist.is_initialized() and dist.get_world_size() > 1:
         return torch.ones_like(batch["tokens"], dtype=torch.bool)
     return real
+
+
+def kept_labels(batch: dict[str, Tensor]) -> Labels | None:
+    """The labels of a frozen trunk that a batch brings with it; None if the trunk has to read the tokens."""
+    return {name: batch[name] for name in NAMES} if NAMES[0] in batch else None
 
 
 def counted(which: Tensor) -> Tensor:

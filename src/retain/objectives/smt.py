@@ -17,6 +17,7 @@ from retain.objectives.losses import (
     counted,
     counted_targets,
     dynamics_loss,
+    kept_labels,
     predictive_loss,
     real_tokens,
     uniformity_loss,
@@ -97,14 +98,16 @@ class SMT(nn.Module):
         steps = torch.arange(first, first + count + 1, device=tokens.device)
         real = batch.get("real")
         # (B, S + 1, K, D)
-        memory, trunk_logits = self.teacher.encode_with_trunk(tokens, steps, c.lambda_trunk > 0, real)
+        frozen = self.teacher.frozen_trunk is not None
+        asks_trunk = c.lambda_distill > 0 if frozen else c.lambda_trunk > 0
+        memory, trunk_logits = self.teacher.encode_with_trunk(tokens, steps, asks_trunk, real, kept_labels(batch))
         losses = {}
         if c.lambda_dec:
             chosen = spread(count + 1, c.decodes_per_sequence, tokens.device)
             future, future_targets = futures(tokens, targets, steps[chosen], min(self.future_len, length))
             logits = fast(self.teacher.decoder)(memory[:, chosen], future if self.future_len else None)
             losses["loss_dec"] = predictive_loss(logits, future_targets if self.future_len else future_targets[..., 0])
-        if trunk_logits is not None:
+        if trunk_logits is not None and not frozen:
             losses["loss_trunk"] = predictive_loss(trunk_logits, targets)
         inputs, asked = tokens[:, first : first + count], targets[:, first : first + count + 1]
         own, in_all = on_policy_rows(tokens, c.on_policy), counted_targets(asked) if self.trains_readout else None

@@ -88,12 +88,12 @@ def measure_gradient_flow(run: Run, data: Data) -> dict[str, Any]:
     `bptt`: cross-entropy of the readout along the unrolled RNN, gradient through all of time. `bptt_last`: the same
     with the last target alone, so that how far back it reaches is seen. `smt` (where the run has that phase): Eq. 5
     at the teacher's m_t, every step and as many futures as GRADIENT_TOKENS allow. "initial" is the run's own
-    initialisation, built again from its seed (none where it started from another run); "trained" the model that the
-    run gives.
+    initialisation, built again from its seed (none where run or teacher started from another model); "trained" the
+    model that the run gives.
     """
     config = run.config
     models: dict[str, tuple[RNN, Teacher | None]] = {"trained": (run.rnn, run.teacher)}
-    if config.init_from is None:
+    if config.init_from is None and config.teacher.from_ is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             models = {"initial": build(config, data.vocab_size)} | models

@@ -18,7 +18,9 @@ def describe_run(run: dict[str, Any]) -> str:
     if (settles := positions["settles"]) is not None:
         parts.append(_describe_drift(settles, positions.get("settles_beyond"), has_left(final)))
     elif final["relative_drift"] is None:
-        parts.append("it has no trained teacher, so there is no drift to measure")
+        source = run["config"]["teacher"].get("from_")
+        why = f"its teacher was read by {source}, which is not loaded" if source else "it has no trained teacher"
+        parts.append(f"{why}, so there is no drift to measure")
     geometry = run["geometry"]
     if geometry is not None:
         bad = geometry["rnn"]["collapsed"]

@@ -53,7 +53,7 @@ def own_tokenizer(config: DataConfig, path: Path) -> DataConfig:
     """Use the tokenizer that is in the run folder: the file that the run began with may have changed, or be gone."""
     copy = find_run(path) / "tokenizer.json"
     if isinstance(config, DocumentDataConfig) and config.tokenizer is not None and copy.exists():
-        return dataclasses.replace(config, tokenizer=str(copy.resolve()))
+        return dataclasses.replace(config, tokenizer=str(copy.resolve()), prune_vocab=False)  # it is pruned
     return config
 
 

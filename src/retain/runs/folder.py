@@ -11,8 +11,8 @@ from retain.config.json import flatten, load_config, to_dict
 from retain.errors import UserError
 from retain.runs.lock import is_free
 
-MAY_CHANGE = {"device", "tracker", "data.path"}
-"""Fields that may change when a run is resumed: where it runs, whom it tells, and where its data has moved to."""
+MAY_CHANGE = {"device", "tracker", "data.path", "teacher.from_", "teacher.labels"}
+"""Fields that may change when a run is resumed: where it runs, whom it tells, and where what it reads has moved to."""
 
 
 def phase_folder(path: Path, config: RunConfig, index: int) -> Path:
@@ -41,7 +41,7 @@ def refuse_change(before: RunConfig, now: RunConfig, out: Path, remedy: str = "r
     then, given = flatten(to_dict(before)), flatten(to_dict(now))
     own = str((out / "tokenizer.json").resolve())  # what `load_run` says of a run that has a copy
     for key in sorted(given.keys() - MAY_CHANGE):
-        if key == "data.tokenizer" and given[key] == own:
+        if key in ("data.tokenizer", "data.prune_vocab") and given.get("data.tokenizer") == own:
             continue
         if then.get(key) != given[key]:
             raise UserError(

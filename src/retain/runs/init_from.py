@@ -11,7 +11,7 @@ from retain.errors import UserError
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.runs.checkpoint import load_model
-from retain.runs.run import guided, load_weights, refuse_other_model
+from retain.runs.run import has_teacher, load_weights, refuse_other_model
 
 
 def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, own_cell: str | None = None) -> None:
@@ -25,7 +25,7 @@ def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, own_ce
         raise UserError(f"init_from: {path} holds no config.json; give the folder that `retain train` wrote")
     source = load_config(path / "config.json", drop=True)
     phases = config.trained
-    with_teacher = guided(path) and bool({"smt", "dmt"} & set(phases))
+    with_teacher = has_teacher(path) and bool({"smt", "dmt"} & set(phases))
     untaught = "dmt" in phases and "smt" not in phases[: phases.index("dmt")]
     if untaught and not with_teacher:
         raise UserError(f"init_from: {path} ({', '.join(source.phases)}) has no teacher for dmt to follow")
@@ -34,14 +34,14 @@ def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, own_ce
     read = READ_BY_CELL.get(config.cell.kind, {"heads", "residual"})
     same += [f"cell.{name}" for name in ("heads", "residual") if name in read]
     if with_teacher:
-        same += ["teacher.encoder", "teacher.context_len"]
+        same += ["teacher.encoder", "teacher.context_len", "teacher.from_", "teacher.layer"]
     if untaught and config.dmt.lambda_distill:
         same.append("smt.lambda_trunk")  # whether the trunk was trained, whose probabilities DMT may take
     before, now = flatten(to_dict(source)), flatten(to_dict(config))
     for name in same:
         if before[name] != now[name]:
             raise UserError(
-                f"init_from: {path} has {name} {before[name]} and this run {now[name]}; "
+                f"init_from: {path} has {name.rstrip('_')} {before[name]} and this run {now[name]}; "
                 f"give {' '.join(option_of(name, before[name]))}"
             )
     tensors, state = load_model(path, ["model", "teacher"] if with_teacher else ["model"])

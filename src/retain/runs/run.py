@@ -17,6 +17,7 @@ from retain.config.json import flatten, from_dict, load_config, to_dict
 from retain.devices import check_device, fastest
 from retain.errors import UserError
 from retain.model.cells import CELLS
+from retain.model.frozen import FrozenTrunk
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.runs.checkpoint import find_run, load_files, load_model
@@ -24,10 +25,15 @@ from retain.runs.data import own_tokenizer
 from retain.runs.folder import phase_folder
 
 
-def build(config: RunConfig, vocab_size: int, cell: nn.Module | None = None) -> tuple[RNN, Teacher]:
-    """Build the RNN and the teacher of a run, freshly initialised; `cell` replaces the one the config names."""
+def build(
+    config: RunConfig, vocab_size: int, cell: nn.Module | None = None, trunk: FrozenTrunk | None = None
+) -> tuple[RNN, Teacher]:
+    """Build the RNN and the teacher of a run, freshly initialised.
+
+    `cell` replaces the one the config names. `trunk` is what config.teacher.from_ names, loaded.
+    """
     rnn = RNN(vocab_size, config.memory, config.teacher, config.cell, cell)
-    return rnn, Teacher(vocab_size, config.memory, config.teacher, recompute=config.smt.num_chunks > 1)
+    return rnn, Teacher(vocab_size, config.memory, config.teacher, config.smt.num_chunks > 1, trunk)
 
 
 @contextmanager
@@ -80,11 +86,15 @@ def load_run(
     refuse_other_model(written, state, path)
     if cell is None and (own := state.get("own_cell")):
         raise UserError(f"run: {path} was trained with a cell of your own, {own}; give it, as in load(RUN, cell=…)")
-    rnn, guide = build(config, state["vocab_size"], cell)
-    load_weights(rnn, tensors["model"], path)
+    guide = None
     if teacher:
+        rnn, guide = build(config, state["vocab_size"], cell)
         load_weights(guide, tensors["teacher"], path)
-    return Run(path, config, state, rnn.to(device).eval(), guide.to(device).eval() if teacher else None)
+        guide = guide.to(device).eval()
+    else:
+        rnn = RNN(state["vocab_size"], config.memory, config.teacher, config.cell, cell)
+    load_weights(rnn, tensors["model"], path)
+    return Run(path, config, state, rnn.to(device).eval(), guide)
 
 
 def read_config(path: Path) -> RunConfig:
@@ -110,10 +120,15 @@ def refuse_other_model(config: RunConfig, state: dict[str, Any], path: Path) -> 
             )
 
 
-def guided(path: Path) -> bool:
+def has_teacher(path: Path) -> bool:
     """Whether the run has a trained teacher: an RNN may have been copied without its teacher, to be shipped."""
     alone = (path / "manifest.json").exists() and not (path / "teacher.safetensors").exists()
     return not alone and path.is_dir() and read_config(path).has_teacher
+
+
+def guided(path: Path) -> bool:
+    """Whether the run's teacher can be loaded with it: it has one, and that reads by a trunk of its own."""
+    return has_teacher(path) and read_config(path).teacher.from_ is None
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu", cell: nn.Module | None = None) -> RNN:

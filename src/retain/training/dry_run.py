@@ -24,6 +24,7 @@ from retain.model.teacher import Teacher
 from retain.objectives import BPTT, DMT, SMT
 from retain.ops.graphs import forget, launched
 from retain.runs.run import build
+from retain.runs.trunk import for_teacher, open_trunk
 from retain.training.accelerator import open_accelerator
 from retain.training.phases import cut_part, objective_of
 
@@ -42,10 +43,10 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     little. DMT is probed at its longest rollouts, mixed lengths at the whole one. Returns JSON values, for
     `report_lines`, and raises UserError as `train` does.
     """
-    data = load_data(config.data.at_length(config.data.seq_len))
+    data = for_teacher(config, load_data(config.data.at_length(config.data.seq_len)))
     with open_accelerator(config) as accelerator:
         torch.manual_seed(config.seed)
-        rnn, teacher = build(config, data.vocab_size)
+        rnn, teacher = build(config, data.vocab_size, trunk=open_trunk(config, data))
         rnn.to(accelerator.device)
         teacher.to(accelerator.device)
         for line in config.left_out():

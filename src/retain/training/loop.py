@@ -25,6 +25,7 @@ from retain.runs.init_from import start_from
 from retain.runs.lock import alone
 from retain.runs.progress import Clock, stop_signals
 from retain.runs.run import build
+from retain.runs.trunk import for_teacher, open_trunk, start_embeddings
 from retain.training.accelerator import agree, open_accelerator, start_trackers, together
 from retain.training.batches import Batches
 from retain.training.budgets import Budgets
@@ -77,8 +78,12 @@ def train(
         together(accelerator, lambda: prepare_folder(config, out, resume))
         own_data = data is not None
         data = load_data(own_tokenizer(config.data, out)) if data is None else data
+        data = for_teacher(config, data)
+        trunk = open_trunk(config, data)
         torch.manual_seed(config.seed)
-        rnn, teacher = build(config, data.vocab_size, cell)
+        rnn, teacher = build(config, data.vocab_size, cell, trunk)
+        if trunk is not None and config.teacher.init_embeddings:
+            start_embeddings(trunk, rnn, teacher)
         own_cell = None if cell is None else type(cell).__qualname__
         if config.init_from is not None and not has_begun(out):
             start_from(config, data, rnn, teacher, own_cell)

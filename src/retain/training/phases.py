@@ -78,7 +78,8 @@ def objective_of(index: int, config: RunConfig, rnn: RNN, teacher: Teacher) -> S
         fresh = index == 0 and config.init_from is None  # else the readout has been trained
         return SMT(teacher, rnn, config.smt, config.teacher.future_len, fresh_readout=fresh)
     if name == "dmt":
-        return DMT(teacher, rnn, config.dmt, trunk_trained=config.has_teacher and config.smt.lambda_trunk > 0)
+        trained = teacher.frozen_trunk is not None or (config.has_teacher and config.smt.lambda_trunk > 0)
+        return DMT(teacher, rnn, config.dmt, trunk_trained=trained)
     return BPTT(rnn, config.bptt.bptt_window)
 
 

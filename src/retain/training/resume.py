@@ -36,6 +36,7 @@ def restore(job: Job) -> Loaded | None:
                 f"({before} × batch_size is one batch), or train into a new --out"
             )
         _refuse_other_parts(job, state)
+        _refuse_other_trunk(job, state)
         if job.is_main:
             _warn_of_other_machine(job, state)
             save_config(job.config, out / "config.json")  # what may change has changed
@@ -56,6 +57,16 @@ def _refuse_other_parts(job: Job, state: dict[str, Any]) -> None:
             how = f"give it, as in train(config, out, resume=True, {what}=…)" if before else f"leave out {what}="
             whose = f"{what} of its own" if before else f"the {what} that its config names"
             raise UserError(f"resume: {job.out} was trained with {whose}; {how}")
+
+
+def _refuse_other_trunk(job: Job, state: dict[str, Any]) -> None:
+    """Refuse to go on with another language model than the teacher's weights were trained for."""
+    trunk, before = job.teacher.frozen_trunk, state.get("teacher_from")
+    if trunk is not None and before and any(trunk.identity.get(k) != before.get(k) for k in ("sha256", "revision")):
+        raise UserError(
+            f"resume: {trunk.identity['from']} is not the model that {job.out} read with, its weights differ; bring "
+            f"back {before['from']}, or train into a new --out"
+        )
 
 
 def _warn_of_other_machine(job: Job, state: dict[str, Any]) -> None:

@@ -1,0 +1,167 @@
+"""The frozen trunk of a run's teacher: a language model, the trunk of another run, or labels that were kept of one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from retain.config import DocumentDataConfig, RunConfig
+from retain.data.batches import Data, StreamData
+from retain.data.files import find_cache_folder
+from retain.data.labels import labelled_config, read_manifest, with_labels
+from retain.data.paths import absolute
+from retain.errors import UserError
+from retain.files import replace_file
+from retain.model.frozen import FrozenOwnTrunk, FrozenTrunk, KeptTrunk
+from retain.model.language_model import identify, open_language_model, read_tokenizer
+from retain.model.rnn import RNN
+from retain.model.teacher import Teacher
+from retain.runs.checkpoint import best_checkpoint
+from retain.runs.run import guided, load_run, read_config
+
+TABLES = "tables.safetensors"
+"""Of labels: the state of no tokens, and the rows of the model's embeddings and output layer for each token."""
+
+
+def is_run(source: str) -> bool:
+    """Whether `--teacher.from` names a run folder of ours: one that has a teacher, or could have."""
+    path = Path(source)
+    return (path / "state.json").exists() or (path / "checkpoints").is_dir()
+
+
+def with_source(config: RunConfig, source: str) -> RunConfig:
+    """Have a run's teacher read by `source`, a language model or a run folder, and its data by the tokenizer of that.
+
+    Raises UserError for data that is not read by a tokenizer, where the source needs one.
+    """
+    source, data, tokenizer = absolute(source), config.data, Path(source) / "tokenizer.json"
+    teacher = dataclasses.replace(config.teacher, from_=source)
+    if is_run(source) and not tokenizer.exists():
+        return dataclasses.replace(config, teacher=teacher)
+    if not isinstance(data, DocumentDataConfig):
+        raise UserError(
+            f"data.name: {data.name} is not read by a tokenizer, and {source} has one; give --data FILE or FOLDER"
+        )
+    if is_run(source):
+        end = getattr(read_config(Path(source)).data, "end", None)
+    else:
+        found, _, end = read_tokenizer(source)
+        content = found.to_str().encode()
+        tokenizer = find_cache_folder() / "tokenizers" / f"{hashlib.sha256(content).hexdigest()[:16]}.json"
+        if not tokenizer.exists():
+            tokenizer.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(tokenizer, content)
+    data = dataclasses.replace(data, tokenizer=str(tokenizer.resolve()), end=end)
+    return dataclasses.replace(config, teacher=teacher, data=data)
+
+
+def for_teacher(config: RunConfig, data: Data) -> Data:
+    """Return the data of a run, with the labels that it reads.
+
+    Windows of a stream start where labels are kept, also without any, so that a run with labels is one without.
+    """
+    if config.teacher.from_ is not None and isinstance(data, StreamData):
+        data.aligned = True
+    return data if config.teacher.labels is None else with_labels(data, Path(config.teacher.labels))
+
+
+def open_trunk(config: RunConfig, data: Data) -> FrozenTrunk | None:
+    """Load what the teacher's encoder reads with; None if the run trains a trunk of its own.
+
+    Raises UserError if it cannot be loaded or does not fit the data.
+    """
+    source, layer = config.teacher.from_, config.teacher.layer
+    if source is None:
+        return None
+    if config.teacher.labels is not None:
+        return _open_labels(Path(config.teacher.labels), config, data)
+    if is_run(source):
+        return _open_run(Path(source), layer, data)
+    trunk = open_language_model(source, getattr(data, "tokenizer", None), layer, data.seq_len)
+    if trunk.vocab_size != data.vocab_size:
+        raise UserError(f"data.end: None adds a symbol that {source} lacks; name one of its tokenizer")
+    return trunk
+
+
+def _open_labels(folder: Path, config: RunConfig, data: Data) -> KeptTrunk:
+    manifest = read_manifest(folder)
+    for name, kept in (("layer", manifest["trunk"]["layer"]), ("top_k", manifest["top_k"])):
+        if (asked := getattr(config.teacher, name)) != kept:
+            raise UserError(f"teacher.{name}: {asked} is not that of {folder}, {kept}; leave it out, or label anew")
+    tables = load_file(folder / TABLES)
+    start = tables.pop("start").float()
+    return KeptTrunk(start, data.vocab_size, tables, manifest["trunk"])
+
+
+def with_labels_of(config: RunConfig, folder: Path, source: str | None) -> RunConfig:
+    """Have a run read labels in place of the model that made them, of the data that it labelled.
+
+    Raises UserError if `source` is another model than that.
+    """
+    manifest = read_manifest(folder)
+    trunk = manifest["trunk"]
+    if source is not None and identify_trunk(absolute(source), None).get("sha256") != trunk.get("sha256"):
+        raise UserError(f"labels: {folder} is of {trunk['from']}, another model than {source}; leave out one of them")
+    names = {
+        "from_": trunk["from"],
+        "layer": trunk["layer"],
+        "top_k": manifest["top_k"],
+        "labels": absolute(str(folder)),
+    }
+    teacher = dataclasses.replace(config.teacher, **names)
+    return dataclasses.replace(config, teacher=teacher, data=labelled_config(folder, manifest))
+
+
+def _open_run(path: Path, layer: int | None, data: Data) -> FrozenOwnTrunk:
+    config = read_config(path)
+    if config.teacher.from_ is not None:
+        raise UserError(f"teacher.from: {path} has it from {config.teacher.from_}; give that")
+    if not guided(path) or config.teacher.encoder == "window" or not config.smt.lambda_trunk:
+        raise UserError(f"teacher.from: {path} trained no trunk; give a run with a state or register encoder and smt")
+    run = load_run(path, teacher=True)
+    size, tokenizer = run.state["vocab_size"], path / "tokenizer.json"
+    if size != data.vocab_size:
+        raise UserError(f"teacher.from: {path} has a vocabulary of {size} tokens, this data one of {data.vocab_size}")
+    if (tokenizer.read_text(encoding="utf-8") if tokenizer.exists() else None) != getattr(data, "tokenizer", None):
+        raise UserError(f"teacher.from: {path} read other tokens; give --data.tokenizer {tokenizer}")
+    assert run.teacher is not None
+    trunk: Any = run.teacher.encoder.trunk
+    return FrozenOwnTrunk(trunk, layer, identify_trunk(str(path), layer))
+
+
+def identify_trunk(source: str, layer: int | None) -> dict[str, Any]:
+    """Say what tells this trunk from another, without loading it."""
+    if not is_run(source):
+        return identify(source, layer)
+    path = Path(source)
+    manifest = (path if (path / "manifest.json").exists() else best_checkpoint(path)) / "manifest.json"
+    files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+    return {"from": source, "layer": layer, "sha256": files["teacher.safetensors"]["sha256"]}
+
+
+@torch.no_grad()
+def start_embeddings(trunk: FrozenTrunk, rnn: RNN, teacher: Teacher) -> None:
+    """Start the embeddings and output layers of RNN and decoder as those of the trunk, mapped to their widths."""
+    embeddings, head = (table.float().cpu() for table in trunk.embeddings())
+    tables = [(rnn.embed.weight, embeddings), (teacher.decoder.embed.weight, embeddings)]
+    for weight, table in [*tables, (teacher.decoder.head.weight, head), (rnn.readout.head.weight, head)]:
+        mapped = map_to_width(table, weight.shape[1])
+        scale = weight.square().mean().sqrt() / mapped.square().mean().sqrt().clamp_min(1e-12)
+        weight[:, : mapped.shape[1]] = mapped * scale
+
+
+def map_to_width(table: Tensor, width: int) -> Tensor:
+    """Map the rows of a table (V, W) to a width of at most `width`: to their principal directions, if W is larger."""
+    if table.shape[1] <= width:
+        return table
+    centred = table - table.mean(0)
+    directions = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)  # (W, W), the largest first
+    mapped: Tensor = centred @ directions[:, :width]
+    return mapped
