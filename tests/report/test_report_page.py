@@ -120,6 +120,40 @@ def test_the_page_is_whole(pages, visit, name):
     assert ("quality-beyond" in keys) == ("length" in keys) == (name == "two")
 
 
+@pytest.mark.parametrize("width", [390, 1400])
+def test_nothing_is_covered_or_cut_off(pages, visit, width):
+    """The tool bar lies on no legend, colour bar or caption. Titles of axes and legends are within their plot."""
+    page = visit(pages["retrieval"], width)
+    found = page.evaluate(
+        """() => {
+            const bad = [], place = (e) => e.getBoundingClientRect(), count = { bars: 0, texts: 0 };
+            for (const div of document.querySelectorAll(".plot")) {
+                const words = document.createRange(), box = place(div), bar = place(div.querySelector(".modebar"));
+                words.selectNodeContents(div.parentElement.querySelector("figcaption"));
+                count.bars += bar.width > 0;
+                for (const e of [words, ...div.querySelectorAll(".legend, .colorbar")]) {
+                    const r = place(e);
+                    if (r.left < bar.right && bar.left < r.right && r.top < bar.bottom && bar.top < r.bottom)
+                        bad.push([div.id, "covered", e.toString()]);
+                }
+                for (const e of div.querySelectorAll(".xtitle, .ytitle, .legend, .colorbar")) {
+                    const r = place(e);
+                    count.texts += r.width > 0;
+                    const out = [box.left - r.left, r.right - box.right, box.top - r.top, r.bottom - box.bottom];
+                    if (Math.max(...out) > 1) bad.push([div.id, "cut off", e.textContent]);
+                }
+            }
+            const ids = [...document.querySelectorAll("section, .plot")].map((e) => e.id);
+            const colour = getComputedStyle(document.querySelector("#loss .modebar-btn path")).fill;
+            const share = document.querySelectorAll(".modebar-btn[data-title^=Share]").length;
+            return { bad, count, twice: ids.filter((id, i) => ids.indexOf(id) < i), colour, share };
+        }"""
+    )
+    assert found["bad"] == [] and found["twice"] == [] and found["share"] == 0
+    assert found["count"]["bars"] > 8 and found["count"]["texts"] > 16
+    assert found["colour"] == "rgb(138, 148, 159)"
+
+
 def test_the_switches_switch(pages, visit):
     page = visit(pages["retrieval"])
     state = """() => { const d = document.getElementById("loss"), m = document.getElementById("memory-0-rnn-2");

@@ -7,6 +7,7 @@ tells what a switch of the page changes in it: switch → option → [trace chan
 from __future__ import annotations
 
 import html
+import textwrap
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,8 @@ from retain.report.charts import OTHER, Chart, Colouring, find_colourings
 
 escape = partial(html.escape, quote=False)  # Plotly reads a few HTML tags in its texts
 MARGIN = {"l": 58, "r": 12, "t": 14, "b": 44}
+LINE_LEN = 36
+"""Characters of an axis title's line: Plotly cuts off what is longer than the plot is high."""
 
 
 def draw_chart(chart: Chart) -> dict[str, Any]:
@@ -33,7 +36,7 @@ def draw_chart(chart: Chart) -> dict[str, Any]:
         **_marks(chart, first),
     }
     if chart.log:
-        layout["yaxis"] |= {"type": "log", "exponentformat": "power", "automargin": True}
+        layout["yaxis"] |= {"type": "log", "exponentformat": "power"}
     if len(chart.axes) > 1:
         options = {
             axis: [{"x": [line.x[axis] for line in chart.lines]}, {"xaxis.title.text": words, **_marks(chart, axis)}]
@@ -53,7 +56,8 @@ def draw_chart(chart: Chart) -> dict[str, Any]:
 
 
 def _axis(words: str) -> dict[str, Any]:
-    return {"title": {"text": words, "standoff": 6}, "zeroline": False}
+    lines = "<br>".join(textwrap.wrap(words, LINE_LEN))
+    return {"title": {"text": lines, "standoff": 6}, "zeroline": False, "automargin": True}
 
 
 def _marks(chart: Chart, axis: str) -> dict[str, Any]:

@@ -2,13 +2,18 @@
 "use strict";
 const figures = JSON.parse(document.getElementById("figures").textContent);
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
-const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"], toImageButtonOptions: { format: "svg" } };
+// The tool bar stands beside the caption (page.css), so it has only the buttons that the mouse does not replace. And
+// nothing leaves this page.
+const spare = ["sendChartToCloud", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "resetCameraLastSave3d", "hoverClosest3d"];
+const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: spare, toImageButtonOptions: { format: "svg" } };
 const drawn = new Set();
 
 function theme(three, print) {
   const d = dark.matches && !print;
   const ink = d ? "#c6ced6" : "#39424c", grid = d ? "#2e3742" : "#e1e5ea", clear = "rgba(0,0,0,0)";
   const layout = { paper_bgcolor: clear, plot_bgcolor: clear, "font.color": ink, "font.size": 12 };
+  // Plotly would choose the colours of the tool bar by the ground, which is clear, and so make it dark.
+  Object.assign(layout, { "modebar.bgcolor": clear, "modebar.color": d ? "#7f8b97" : "#8a949f", "modebar.activecolor": ink });
   const axes = three ? ["scene.xaxis", "scene.yaxis", "scene.zaxis"] : ["xaxis", "yaxis"];
   for (const axis of axes) {
     layout[axis + ".gridcolor"] = grid;
