@@ -45,7 +45,7 @@ class SMT(nn.Module):
     Raises:
         UserError: for a teacher and an RNN of another memory or vocabulary.
 
-    Example:
+    Examples:
         >>> objective = SMT(teacher, rnn, SMTLoss(lambda_dyn=0.1), future_len=16)
         >>> objective({"tokens": tokens, "targets": targets})["loss"].backward()
     """
