@@ -1,7 +1,7 @@
 """`make claims`: every claim of the paper, what tests it here, the figures, a verdict; docs/claims.md.
 
 A claim is tested by `retain compare` lines (COMPARISONS). Their numbers are kept as docs/results/claims/NAME.json, and
-what stands there is not run again. Everything takes about 17 hours of two cores; a name runs one line alone, e.g.
+what stands there is not run again. Everything takes about nine hours on two cores; a name runs one line alone, e.g.
 `python -m lab.claims text-gated`. If it is stopped, it goes on where it was. `--tables` only writes the page.
 """
 
