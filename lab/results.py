@@ -280,23 +280,31 @@ def main(argv: list[str] | None = None) -> None:
     folder, target = (QUICK / "kept", QUICK / "results.md") if args.quick else (KEPT, PAGE)
     only_named = {name for section in BY_NAME for name in sections.get(section, {})}
     wanted = args.names or [name for name in (*lines, *STUDIES) if name not in only_named]
+    runs = QUICK if args.quick else RUNS
+
+    def make(name: str) -> None:
+        if name in STUDIES:
+            run_study(name, STUDIES[name](args.quick), runs / name, folder)
+        else:
+            run_comparison(name, lines[name], folder)
+
+    make_each([] if args.tables else wanted, make, lambda: write(page(args.quick, folder), target), runs)
+    print(f"written: {target}")
+
+
+def make_each(names: Sequence[str], make: Callable[[str], None], write_page: Callable[[], None], runs: Path) -> None:
+    """Make results by their names and write their page after each; those that failed are told of in the end."""
     failed = []
     with one_line_errors():
-        for name in [] if args.tables else wanted:
-            runs = (QUICK if args.quick else RUNS) / name
+        for name in names:
             try:
-                if name in STUDIES:
-                    run_study(name, STUDIES[name](args.quick), runs, folder)
-                else:
-                    run_comparison(name, lines[name], folder)
-            except UserError as error:
-                # The others need not wait for it.
+                make(name)
+            except UserError as error:  # the others need not wait for it
                 failed.append(name)
-                print(f"{name}: {error}; to run it anew from its beginning, delete {runs}", file=sys.stderr, flush=True)
-                continue
-            write(page(args.quick, folder), target)
-        write(page(args.quick, folder), target)
-        print(f"written: {target}")
+                print(f"{name}: {error}; to run it anew, delete {runs / name}", file=sys.stderr, flush=True)
+            else:
+                write_page()
+        write_page()
         if failed:
             raise Usage(f"not done: {', '.join(failed)} (see above)")
 

@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from lab import claims
-from lab.claims import comparisons, judge, line_of, main, overall, page
+from lab.claims import comparisons, judge, line_of, main, page, sum_up
 from lab.results import find_comparison
 from retain.cli.compare import parse_comparison
 
@@ -23,12 +23,12 @@ def nothing_kept(tmp_path, monkeypatch):
 def test_every_row_is_a_comparison_that_has_its_methods():
     rows = [row for claim in claims.claims() for row in claim.rows]
     for row in rows:
-        for name, method in ((row.name, "one-step"), *row.against):
+        for name, method in ((row.name, "one-step"), (row.other, row.method)):
             line = line_of(name).replace("--data runs/mnist --data.image-size 28 --data.thresholds ", "")
             comparison, _, _ = parse_comparison(shlex.split(line))
             assert method in comparison.methods
             assert comparison.seeds == 3
-    used = {name for row in rows for name in (row.name, *(name for name, _ in row.against))}
+    used = {name for row in rows for name in (row.name, row.other)}
     assert used == set(comparisons())
     assert {claim.study for claim in claims.claims()} - {""} == set(claims.STUDIES)
 
@@ -38,11 +38,11 @@ def test_a_verdict_needs_more_than_noise_and_more_than_one_seed():
     assert judge([2.0, 2.1, 2.05], [2.4, 2.5, 2.45], higher_is_better=True) == "behind"
     assert judge([2.0, 2.2, 2.1], [2.15, 2.05, 2.2], higher_is_better=False) == "level"
     assert judge([2.0], [2.4], higher_is_better=False) == "ahead (too few seeds for a claim)"
-    assert overall(["ahead", "ahead"]) == "holds"
-    assert overall(["ahead", "level"]) == "holds in part"
-    assert overall(["ahead", None]) == "holds in the 1 of 2 rows that were run"
-    assert overall(["behind", "level"]) == "does not hold"
-    assert overall([None, "ahead (too few seeds for a claim)"]) == "not tested over seeds"
+    assert sum_up(["ahead", "ahead"]) == "holds"
+    assert sum_up(["ahead", "level"]) == "holds in part"
+    assert sum_up(["ahead", None]) == "holds in the 1 of 2 rows that were run"
+    assert sum_up(["behind", "level"]) == "does not hold"
+    assert sum_up([None, "ahead (too few seeds for a claim)"]) == "not tested over seeds"
 
 
 def test_figures_are_of_the_command_that_stands_there(nothing_kept):

@@ -192,7 +192,7 @@ def _explained(source: str, load: Callable[[], T], what: str = "causal language 
         return load()
     except Exception as error:  # a damaged folder may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"teacher.from: {source} has no {what} that transformers loads ({reason})") from None
+        raise UserError(f"teacher.from: {source} has no {what} that transformers loads ({reason})") from error
 
 
 @contextmanager
