@@ -35,7 +35,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def tiny(**changes):
     """A config that no default can change: `smt__lr=1.0` sets smt.lr, anything else a field of the run itself."""
-    shared = {"batch_size": 4, "lr": 1e-3, "lr_schedule": "cosine"}
+    shared = {"batch_size": 4, "lr": 1e-3}
     fields = {
         "preset": "tiny",
         "seed": 1,

@@ -26,7 +26,6 @@ from retain.runs.run import build, load, load_run
 from retain.runs.save import save as retain_save
 from retain.training.loop import train
 from retain.training.phases import BETAS
-from retain.training.step import MAX_GRADIENT_NORM
 
 HUB_PRESETS = [name for name in PRESETS if PRESETS[name]().data.name in ("documents", "images")]
 
@@ -56,19 +55,13 @@ def test_the_papers_settings(preset):
     assert [str(b) for b in dataclasses.replace(c, budget="202steps").budgets()] == ["200steps", "2steps"]
     assert (c.smt.batch_size, c.smt.seq_len, c.dmt.batch_size, c.dmt.seq_len) == (128, 320, 32, 576)
     assert (c.teacher.context_len, c.teacher.future_len, c.dmt.horizon, c.dmt.horizon_growth) == (256, 64, 256, 0.0)
-    assert (c.smt.lr, c.smt.lr_schedule, c.optimizer.warmup, c.dmt.lr, c.dmt.lr_schedule) == (
-        3e-4,
-        "constant",
-        0.01,
-        3e-5,
-        "cosine",
-    )
+    assert (c.smt.lr, c.smt.lr_schedule, c.optimizer.warmup, c.dmt.lr) == (3e-4, "constant", 0.01, 3e-5)
     assert (c.smt.lambda_dec, c.smt.lambda_dyn, c.smt.lambda_unif) == (1, 0.1, 0.001)
     assert (c.dmt.lambda_dyn, c.dmt.lambda_readout, c.dmt.label_every) == (10, 1, 16)
     assert (c.memory.tokens, c.memory.width, c.memory.norm, c.teacher.encoder) == (16, 256, "rms", "window")
     assert (c.teacher.width, c.teacher.heads, c.teacher.layers, c.teacher.decoder_layers) == (256, 8, 8, 4)
     assert (c.cell.kind, c.cell.width, c.cell.heads, c.cell.layers) == ("transformer", 256, 8, 8)
-    assert (c.optimizer.weight_decay, BETAS, MAX_GRADIENT_NORM) == (0.01, (0.9, 0.95), 1.0)
+    assert (c.optimizer.weight_decay, BETAS, c.optimizer.max_grad_norm) == (0.01, (0.9, 0.95), 1.0)
     assert c.precision == "bf16"
     assert c.data.path == {"t": "hf:roneneldan/TinyStories", "m": "hf:ylecun/mnist"}[preset[0]]
 

@@ -46,9 +46,10 @@ CHANGES = [
     ({"smt": {"unroll": 16}}, "smt.bptt_window", 16),
     ({"bptt": {"truncate": 4}}, "bptt.bptt_window", 4),
     ({"smt": {"pieces": 8}}, "smt.num_chunks", 8),
-    ({"dmt": {"schedule": "constant"}}, "dmt.lr_schedule", "constant"),
+    ({"smt": {"schedule": "constant"}}, "smt.lr_schedule", "constant"),
     ({"teacher": {"recompute": True, "width": 64}}, "teacher.width", 64),
-    ({"smt": {"clip": 1.0}, "dmt": {"clip": 1.0}}, "optimizer.weight_decay", 0.01),
+    ({"smt": {"clip": 2.0}, "dmt": {"clip": 2.0}}, "optimizer.max_grad_norm", 2.0),
+    ({"phases": ["bptt"], "dmt": {"lr_schedule": "constant"}, "version": 3}, "dmt.lr", 1e-3),
     ({"smt": {"accumulate": 2}, "dmt": {"accumulate": 2}}, "optimizer.gradient_accumulation_steps", 2),
     ({"phases": ["smt"], "smt": {"clip": 1.0, "warmup": 0.5}}, "optimizer.warmup", 0.5),
     ({"dmt": {"horizon": 1, "horizon_end": 16}}, "dmt.horizon", 16),
@@ -68,7 +69,7 @@ CHANGES += [
     for old, key, value in (
         ({"log_every": 5, "checkpoint_every": "5steps", "seed": 3}, "seed", 3),
         ({"teacher": {"activation_checkpointing": True, "width": 64}}, "teacher.width", 64),
-        ({"optimizer": {"betas": [0.9, 0.95], "max_grad_norm": 1.0, "warmup": 0.5}}, "optimizer.warmup", 0.5),
+        ({"optimizer": {"betas": [0.9, 0.95], "max_grad_norm": 3.0, "warmup": 0.5}}, "optimizer.max_grad_norm", 3.0),
         ({"data": IMAGES | {"revision": "abc"}}, "data.path", "hf:a/b@abc"),
         ({"data": IMAGES | {"revision": None}}, "data.path", "hf:a/b"),
         ({"data": IMAGES | {"threshold": 96, "levels": 256}}, "data.thresholds", [96]),
@@ -95,8 +96,9 @@ LOST = [
     ({"smt": {"budget": "30s"}, "dmt": {"unroll": 1}}, "smt.budget 30s"),
     ({"smt": {"budget": "30s"}, "dmt": {"budget": "9steps"}}, "smt.budget 30s"),
     ({"dmt": {"horizon": 3, "horizon_end": None}}, "dmt.horizon 3"),
-    ({"smt": {"clip": 2.0}, "dmt": {"clip": 2.0}}, "optimizer.max_grad_norm 2.0"),
+    ({"dmt": {"schedule": "constant"}}, "dmt.lr_schedule constant"),
     ({"version": 2, "optimizer": {"betas": [0.5, 0.95]}}, "optimizer.betas [0.5, 0.95]"),
+    ({"version": 3, "dmt": {"lr_schedule": "constant"}}, "dmt.lr_schedule constant"),
 ]
 
 

@@ -68,9 +68,8 @@ def test_every_step_has_its_own_batch_even_after_a_new_phase(tmp_path):
     assert len(set(seen)) == len(seen) == 4 * (2 + 2 + 2)
 
 
-def test_a_run_is_the_plain_loop_over_its_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr("retain.training.step.MAX_GRADIENT_NORM", 0.01)
-    optimizer = OptimizerConfig(warmup=0.4, weight_decay=0.3)
+def test_a_run_is_the_plain_loop_over_its_batches(tmp_path):
+    optimizer = OptimizerConfig(warmup=0.4, weight_decay=0.3, max_grad_norm=0.01)
     config = tiny(phases=("bptt",), budget="5steps", optimizer=optimizer, bptt__lr=0.02, bptt__bptt_window=None)
     run(config, tmp_path / "run")
     data = load_data(config.data)

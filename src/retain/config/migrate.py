@@ -8,7 +8,7 @@ from retain.config.budget import parse_budget
 from retain.config.data import CLASS_OF, TASK_DATA, TASK_SIZES
 from retain.errors import UserError
 
-VERSION = 3
+VERSION = 4
 """Of the form of config.json. The first had no number."""
 RENAMED = {"schedule": "lr_schedule", "unroll": "bptt_window", "truncate": "bptt_window", "pieces": "num_chunks"}
 SHARED = {"warmup": 0.02, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.95, "clip": 1.0, "accumulate": 1}
@@ -38,13 +38,17 @@ def migrate(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     sections = [value for value in values.values() if isinstance(value, dict)]
     version = values.pop("version", 1 if any(OLD & section.keys() for section in sections) else VERSION)
-    if version not in (1, 2, VERSION):
+    if version not in range(1, VERSION + 1):
         raise UserError(f"version: {version!r} is none that this retain reads (1 … {VERSION}); install a newer one")
     lost: list[str] = []
     if version == 1:
         values, lost = _from_1(values)
-    if version < VERSION:
+    if version < 3:
         _from_2(values, lost)
+    if version < 4 and isinstance(dmt := values.get("dmt"), dict):
+        schedule = dmt.pop("lr_schedule", "cosine")
+        if schedule != "cosine" and "dmt" in values.get("phases", ["smt", "dmt"]):
+            lost.append(f"dmt.lr_schedule {schedule}")
     return values, lost
 
 
@@ -53,10 +57,9 @@ def _from_2(values: dict[str, Any], lost: list[str]) -> None:
         values.pop(name, None)
     if isinstance(teacher := values.get("teacher"), dict):
         teacher.pop("activation_checkpointing", None)
-    if isinstance(optimizer := values.get("optimizer"), dict):
-        for name, default in (("betas", [0.9, 0.95]), ("max_grad_norm", 1.0)):
-            if (value := optimizer.pop(name, default)) != default:
-                lost.append(f"optimizer.{name} {value}")
+    optimizer = values.get("optimizer")
+    if isinstance(optimizer, dict) and (betas := optimizer.pop("betas", [0.9, 0.95])) != [0.9, 0.95]:
+        lost.append(f"optimizer.betas {betas}")
     if isinstance(data := values.get("data"), dict):
         if revision := data.pop("revision", None):
             data["path"] = f"{data.get('path', '')}@{revision}"

@@ -21,7 +21,6 @@ class PhaseConfig:
     seq_len: Length | None = None
     """Train on a random part of so many tokens of every sequence, but of tasks and digits; None is data.seq_len."""
     lr: Positive = 3e-3
-    lr_schedule: Literal["constant", "cosine"] = "cosine"
 
 
 @settings
@@ -90,7 +89,14 @@ class DMTLoss:
 
 
 @settings
-class SMTConfig(PhaseConfig, SMTLoss):
+class ScheduledConfig(PhaseConfig):
+    """A phase whose learning rate may stay; that of DMT always falls, as a cosine."""
+
+    lr_schedule: Literal["constant", "cosine"] = "cosine"
+
+
+@settings
+class SMTConfig(ScheduledConfig, SMTLoss):
     """Supervised Memory Training, Eq. 5: teacher and RNN learn together."""
 
 
@@ -102,7 +108,7 @@ class DMTConfig(PhaseConfig, DMTLoss):
 
 
 @settings
-class BPTTConfig(PhaseConfig):
+class BPTTConfig(ScheduledConfig):
     """Backpropagation through time: baseline and finetuning."""
 
     bptt_window: Count | None = None

@@ -179,7 +179,6 @@ def _paper(preset: str, data: DataConfig) -> RunConfig:
             batch_size=32,
             seq_len=576,
             lr=3e-5,
-            lr_schedule="cosine",
             horizon=256,
             horizon_growth=0.0,
             label_every=16,

@@ -87,7 +87,7 @@ def learning_rate(config: PhaseConfig, warmup: float, progress: float) -> float:
     """Compute the rate at `progress` (0 … 1) of a phase: linear warm-up, then constant, or a cosine to a hundredth."""
     if progress < warmup:
         return config.lr * max(progress / warmup, 1e-3)
-    if config.lr_schedule == "constant":
+    if getattr(config, "lr_schedule", "cosine") == "constant":
         return config.lr
     over = min(1.0, (progress - warmup) / (1 - warmup))
     return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * over)))

@@ -12,9 +12,6 @@ from retain.training.job import Job
 from retain.training.losses_log import LossesLog
 from retain.training.phases import Phase, cut_part, learning_rate, mix_seed
 
-MAX_GRADIENT_NORM = 1.0
-"""Gradients are scaled down to this norm."""
-
 
 def take_step(
     job: Job, phase: Phase, batches: Batches, losses: LossesLog, done: float, logged: bool
@@ -30,7 +27,8 @@ def take_step(
         group["lr"] = lr
     names, values, tokens, chain = _backward(job, phase, batches, done)
     norms = _gradient_norms(job) if logged else {}
-    norms["gradient_norm"] = accelerator.clip_grad_norm_(phase.wrapped.parameters(), MAX_GRADIENT_NORM)
+    largest = job.config.optimizer.max_grad_norm
+    norms["gradient_norm"] = accelerator.clip_grad_norm_(phase.wrapped.parameters(), largest)
     values = torch.cat([values, torch.stack([*norms.values()]).detach().float()])
     if accelerator.num_processes > 1 and logged:
         values = accelerator.reduce(values, "mean")
