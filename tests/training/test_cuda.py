@@ -23,7 +23,7 @@ from retain.data import load_data
 from retain.inference.evaluate import evaluate
 from retain.inference.fast_step import fast_step
 from retain.inference.generate import generate
-from retain.inference.label import make_labels
+from retain.training.label import make_labels
 from retain.inference.text import Text
 from retain.model.compiling import fast_parts
 from retain.model.fast import using

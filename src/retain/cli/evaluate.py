@@ -147,7 +147,7 @@ def make_record(run: Run, data: Data, split: Split, batch_size: int, scores: dic
         "data": data.info,
         "versions": run.state["versions"],
     }
-    per_token = 1.0 if data.kind == "text" else (data.bytes_per_token or {}).get(split)
+    per_token = data.bytes_in_token(split)
     for name in ("bits_per_token", "teacher_bits_per_token"):
         bits = record[name] = finite(record[name])
         record[name.replace("token", "byte")] = None if bits is None or per_token is None else bits / per_token

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from retain.config import DocumentDataConfig, RunConfig
 from retain.data.batches import Data, StreamData
+from retain.data.contexts import continued, longest_pass
 from retain.data.files import find_cache_folder
 from retain.data.labels import labelled_config, read_manifest, with_labels
 from retain.data.paths import absolute
@@ -63,13 +64,28 @@ def with_source(config: RunConfig, source: str) -> RunConfig:
 
 
 def for_teacher(config: RunConfig, data: Data) -> Data:
-    """Return the data of a run, with the labels that it reads.
+    """Return the data of a run, with the labels that it reads, and what lies before its sequences.
 
     Windows of a stream start where labels are kept, also without any, so that a run with labels is one without.
+
+    Raises:
+        UserError: Labels are not of this data, or nothing lies before its sequences.
     """
-    if config.teacher.from_ is not None and isinstance(data, StreamData):
-        data.aligned = True
-    return data if config.teacher.labels is None else with_labels(data, Path(config.teacher.labels))
+    given, source = config.teacher, data
+    if config.reads_model:
+        if isinstance(data, StreamData):
+            data.aligned = True
+        data = data if given.labels is None else with_labels(data, Path(given.labels))
+    if not given.context_before:
+        return data
+    live = given.labels is None
+    return continued(data, source, given.context_before, teaches=config.reads_model, live=config.reads_model and live)
+
+
+def for_scoring(config: RunConfig, data: Data) -> Data:
+    """Return data to score the RNN of a run on: its memory is carried over sequences if it was so in training."""
+    before = config.teacher.context_before
+    return continued(data, data, before, teaches=False, live=False) if before else data
 
 
 def open_trunk(config: RunConfig, data: Data) -> FrozenTrunk | None:
@@ -84,7 +100,10 @@ def open_trunk(config: RunConfig, data: Data) -> FrozenTrunk | None:
         return _open_labels(Path(config.teacher.labels), config, data)
     if is_run(source):
         return _open_run(Path(source), layer, data)
-    trunk = open_language_model(source, getattr(data, "tokenizer", None), layer, data.seq_len)
+    before = config.teacher.context_before
+    length = longest_pass(data.seq_len, before) if before else data.seq_len
+    what = "teacher.context_before" if before else "data.seq_len"
+    trunk = open_language_model(source, getattr(data, "tokenizer", None), layer, length, what)
     if trunk.vocab_size != data.vocab_size:
         raise UserError(f"data.end: None adds a symbol that {source} lacks; name one of its tokenizer")
     return trunk
@@ -92,7 +111,8 @@ def open_trunk(config: RunConfig, data: Data) -> FrozenTrunk | None:
 
 def _open_labels(folder: Path, config: RunConfig, data: Data) -> KeptTrunk:
     manifest = read_manifest(folder)
-    for name, kept in (("layer", manifest["trunk"]["layer"]), ("top_k", manifest["top_k"])):
+    known = {"layer": manifest["trunk"]["layer"], "top_k": manifest["top_k"]}
+    for name, kept in (known | {"context_before": manifest.get("context_before", 0)}).items():
         if (asked := getattr(config.teacher, name)) != kept:
             raise UserError(f"teacher.{name}: {asked} is not that of {folder}, {kept}; leave it out, or label anew")
     tables = load_file(folder / TABLES)
@@ -113,6 +133,7 @@ def with_labels_of(config: RunConfig, folder: Path, source: str | None) -> RunCo
         "from_": trunk["from"],
         "layer": trunk["layer"],
         "top_k": manifest["top_k"],
+        "context_before": manifest.get("context_before", 0),
         "labels": absolute(str(folder)),
     }
     teacher = dataclasses.replace(config.teacher, **names)
@@ -148,13 +169,21 @@ def identify_trunk(source: str, layer: int | None) -> dict[str, Any]:
 
 @torch.no_grad()
 def start_embeddings(trunk: FrozenTrunk, rnn: RNN, teacher: Teacher) -> None:
-    """Start the embeddings and output layers of RNN and decoder as those of the trunk, mapped to their widths."""
+    """Start the embeddings and output layers of RNN and decoder as those of the trunk, mapped to their widths.
+
+    A wider one keeps its random numbers where the trunk's has none.
+    """
     embeddings, head = (table.float().cpu() for table in trunk.embeddings())
-    tables = [(rnn.embed.weight, embeddings), (teacher.decoder.embed.weight, embeddings)]
-    for weight, table in [*tables, (teacher.decoder.head.weight, head), (rnn.readout.head.weight, head)]:
+    for weight, table in zip(embeddings_of(rnn, teacher), (embeddings, embeddings, head, head), strict=True):
         mapped = map_to_width(table, weight.shape[1])
         scale = weight.square().mean().sqrt() / mapped.square().mean().sqrt().clamp_min(1e-12)
         weight[:, : mapped.shape[1]] = mapped * scale
+
+
+def embeddings_of(rnn: RNN, teacher: Teacher) -> tuple[nn.Parameter, ...]:
+    """Return the embeddings of RNN and decoder and the output layers of both, (V, width) each."""
+    decoder, readout = teacher.decoder, rnn.readout
+    return rnn.embed.weight, decoder.embed.weight, decoder.head.weight, readout.head.weight
 
 
 def map_to_width(table: Tensor, width: int) -> Tensor:

@@ -16,8 +16,8 @@ import language_models as made  # noqa: E402
 from conftest import tiny, train_tiny  # noqa: E402
 from forks import Forked  # noqa: E402
 from retain.config import DocumentDataConfig  # noqa: E402
-from retain.inference import label  # noqa: E402
-from retain.inference.label import make_labels  # noqa: E402
+from retain.training import label  # noqa: E402
+from retain.training.label import make_labels  # noqa: E402
 from retain.model.language_model import FrozenLanguageModel  # noqa: E402
 from retain.runs.trunk import with_labels_of, with_source  # noqa: E402
 from retain.training.loop import train  # noqa: E402
@@ -90,7 +90,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from retain.config.json import load_config
-from retain.inference import label
+from retain.training import label
 from retain.model.frozen import FrozenTrunk
 
 label.SAVE_SECONDS = 0.0
