@@ -73,6 +73,8 @@ class FrozenTrunk(nn.Module, ABC):
     def freeze_unreached(self, logits: bool) -> None:
         """Freeze those weights that no gradient reaches from the states or, with `logits`, from these."""
         weights = [weight for weight in self.parameters() if weight.requires_grad]
+        if not weights:
+            return
         states, found = self.read(torch.zeros(1, 2, dtype=torch.long, device=weights[0].device), logits)
         total = states.sum() if found is None else states.sum() + found.sum()
         for weight, gradient in zip(weights, torch.autograd.grad(total, weights, allow_unused=True), strict=True):
@@ -124,6 +126,11 @@ class KeptTrunk(FrozenTrunk):
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """Do as `FrozenTrunk.embeddings` says."""
         return self.tables["embeddings"], self.tables["head"]
+
+
+def stand_in(width: int, vocab_size: int) -> KeptTrunk:
+    """Make a trunk without weights in the place of another, to build models that are only counted or checked."""
+    return KeptTrunk(torch.zeros(width), vocab_size, {}, {})
 
 
 class FrozenEncoder(nn.Module):

@@ -116,6 +116,7 @@ class Teacher(nn.Module):
         logits: bool = True,
         real: Tensor | None = None,
         kept: Labels | None = None,
+        whole: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Say what the memory should be after steps of a sequence.
 
@@ -126,10 +127,11 @@ class Teacher(nn.Module):
             real: Which tokens are no padding, (B, T) bool; the norm's statistics leave out what padding makes.
             kept: What a batch brings with it of a given trunk's pass over these tokens: labels, in place of that pass,
                 or what it reads before them (`retain.model.frozen`).
+            whole: Whether logits of a given trunk are wanted as it makes them. Else they are as labels have them.
 
         Returns:
             The memories m_t, (B, S, K, D) in float32, and the trunk's own logits of y_0 … y_T, (B, T + 1, V), or None
-            if there is no trunk or they are not wanted. Those of a frozen trunk are as labels have them.
+            if there is no trunk or they are not wanted.
         """
         if steps is None:
             steps = torch.arange(tokens.shape[1] + 1, device=tokens.device)
@@ -137,8 +139,6 @@ class Teacher(nn.Module):
             memory, trunk_logits = fast(self.encoder)(tokens, steps, logits)
         else:
             states, trunk_logits = self.given_trunk(tokens, logits, kept)
-            # The whole of them is for loss_trunk alone.
-            whole = self.given_trunk.trained and torch.is_grad_enabled()
             if trunk_logits is not None and not whole and NAMES[0] not in (kept or ()):
                 trunk_logits = self.as_kept(trunk_logits)
             memory, _ = fast(self.encoder)(states, steps, False)

@@ -103,7 +103,9 @@ class SMT(nn.Module):
         given = self.teacher.given_trunk
         learns = c.lambda_trunk > 0 and (given is None or given.trained)
         asks_trunk = learns or (given is not None and c.lambda_distill > 0)
-        memory, trunk_logits = self.teacher.encode_with_trunk(tokens, steps, asks_trunk, real, kept_labels(batch))
+        memory, trunk_logits = self.teacher.encode_with_trunk(
+            tokens, steps, asks_trunk, real, kept_labels(batch), whole=learns
+        )
         losses = {}
         if c.lambda_dec:
             chosen = spread(count + 1, c.decodes_per_sequence, tokens.device)
@@ -112,7 +114,7 @@ class SMT(nn.Module):
             losses["loss_dec"] = predictive_loss(logits, future_targets if self.future_len else future_targets[..., 0])
         if trunk_logits is not None and learns:
             losses["loss_trunk"] = predictive_loss(trunk_logits, targets)
-        if trunk_logits is not None and given is not None and given.trained:
+        if trunk_logits is not None and given is not None and learns:
             trunk_logits = self.teacher.as_kept(trunk_logits)
         inputs, asked = tokens[:, first : first + count], targets[:, first : first + count + 1]
         own, in_all = on_policy_rows(tokens, c.on_policy), counted_targets(asked) if self.trains_readout else None

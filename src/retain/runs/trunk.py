@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from retain.config import DocumentDataConfig, RunConfig
-from retain.data.batches import Data, StreamData
+from retain.data.batches import Data, Split, StreamData
 from retain.data.contexts import continued, longest_pass
 from retain.data.files import find_cache_folder
-from retain.data.labels import labelled_config, read_manifest, with_labels
+from retain.data.labels import LABELLED, labelled_config, read_manifest, with_labels
 from retain.data.paths import absolute
 from retain.errors import UserError
 from retain.files import replace_file
@@ -24,8 +24,8 @@ from retain.model.frozen import FrozenOwnTrunk, FrozenTrunk, KeptTrunk
 from retain.model.language_model import identify, open_language_model, read_tokenizer
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
-from retain.runs.checkpoint import best_checkpoint
-from retain.runs.run import guided, load_run, read_config
+from retain.runs.checkpoint import best_checkpoint, load_model
+from retain.runs.run import Run, guided, load_run, load_weights, read_config
 
 TABLES = "tables.safetensors"
 """Of labels: the state of no tokens, and the rows of the model's embeddings and output layer for each token."""
@@ -165,6 +165,33 @@ def identify_trunk(source: str, layer: int | None) -> dict[str, Any]:
     manifest = (path if (path / "manifest.json").exists() else best_checkpoint(path)) / "manifest.json"
     files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
     return {"from": source, "layer": layer, "sha256": files["teacher.safetensors"]["sha256"]}
+
+
+def load_guided(run: Run, data: Data, split: Split, source: str | None, labels: str | None) -> tuple[Run, Data]:
+    """Load a run's teacher with the model that it reads with, or the labels that were kept of that.
+
+    Returns:
+        The run with its teacher, and the data to score both on.
+
+    Raises:
+        UserError: The run has no such teacher, it read with another model, or the split has no labels.
+    """
+    own, device = run.config.teacher, run.rnn.m_0.device
+    if own.from_ is None or not run.config.has_teacher:
+        raise UserError(f"teacher.from: {run.path} has no teacher that reads with a model; leave out {source or labels}")
+    if labels is not None and split not in LABELLED:
+        raise UserError(f"labels: {labels} has none of the {split} split; give --teacher.from, or --split validation")
+    path = None if labels is None else absolute(labels)
+    teacher = dataclasses.replace(own, from_=own.from_ if source is None else absolute(source), labels=path)
+    config = dataclasses.replace(run.config, teacher=teacher)
+    trunk = open_trunk(config, data)
+    before = run.state.get("teacher_from") or {}
+    assert trunk is not None
+    if any(trunk.identity.get(key) != before.get(key) for key in ("sha256", "revision")):
+        raise UserError(f"teacher.from: {source or labels} is not of the model that {run.path} read with; give that")
+    guide = Teacher(run.rnn.vocab_size, config.memory, teacher, trunk=trunk)
+    load_weights(guide, load_model(run.path, ["teacher"], device)[0]["teacher"], run.path)
+    return dataclasses.replace(run, teacher=guide.to(device).eval()), for_teacher(config, data)
 
 
 @torch.no_grad()
