@@ -175,9 +175,12 @@ def evaluate(
             if teacher is not None:
                 kept = kept_labels(batch)
                 kept = None if kept is None else {name: x.to(device) for name, x in kept.items()}
-                labels, logits = teacher.encode_with_trunk(tokens, logits=given, kept=kept, whole=True)
-                if given and logits is not None:
+                if given:
+                    labels, logits = teacher.encode_with_trunk(tokens, kept=kept, whole=True)
+                    assert logits is not None
                     model.count_up(where_asked(targets, logits)[1], answers, at)
+                else:
+                    labels = teacher.encode(tokens, kept=kept)
                 theirs.add(teacher.decoder, where_asked(targets, labels)[1], answers, at)
                 all_real = torch.ones_like(targets).bool()
                 which = counted_memories(batch["real"].to(device)) if "real" in batch else all_real
