@@ -1,5 +1,7 @@
 """What lies before a sequence: passes of a model over blocks of sequences, and scores that follow a text."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,7 @@ def joined(data, before=7, **how):
 
 
 def test_a_pass_reads_what_lies_before_a_block_of_its_own_document_alone():
-    """Blocks of two sequences, as 12 tokens before them are twice 5: and 12 tokens at least, where there are as many."""
+    """Blocks of two sequences, as 12 tokens are twice 5; and so many before each, where there are."""
     _, first, offset = find_passes(stream(), "train", np.arange(12), 12)
     assert first.tolist() == [0, 0, 0, 0, 8, 8, 18, 18, 28, 28, 38, 38]
     assert (first + offset).tolist() == [5 * i for i in range(12)]
@@ -47,7 +49,7 @@ def test_what_is_read_of_a_block_is_what_is_read_of_its_sequences(make):
     data, before = make(), 12
     blocks = list_blocks(data, "train", before)
     read = read_blocks(data, "train", blocks[:-1], before)
-    for row, (a, b) in enumerate(zip(blocks[:-1], blocks[1:], strict=True)):
+    for row, (a, b) in enumerate(pairwise(blocks)):
         for place, number in enumerate(range(a, b)):
             one = joined(data, before).sequences("train", np.array([number]))
             start, offset = int(read["offset"][row]), int(one["offset"][0])

@@ -17,10 +17,10 @@ import language_models as made  # noqa: E402
 from conftest import tiny, train_tiny  # noqa: E402
 from forks import Forked  # noqa: E402
 from retain.config import DocumentDataConfig  # noqa: E402
-from retain.training import label  # noqa: E402
-from retain.training.label import make_labels  # noqa: E402
 from retain.model.language_model import FrozenLanguageModel  # noqa: E402
 from retain.runs.trunk import with_labels_of, with_source  # noqa: E402
+from retain.training import label  # noqa: E402
+from retain.training.label import make_labels  # noqa: E402
 from retain.training.loop import train  # noqa: E402
 
 BOTH = {"smt__lambda_distill": 0.5, "dmt__lambda_distill": 0.5, "validate_every": "6steps"}
@@ -174,8 +174,9 @@ label.SAVE_SECONDS = 0.0
 
 @pytest.mark.slow
 def test_labels_of_two_processes_are_those_of_one_and_go_on_with_any_number(world, tmp_path):
-    from retain.config.json import save_config
     from test_train_processes import two_processes
+
+    from retain.config.json import save_config
 
     c = config(world)
     save_config(c, tmp_path / "config.json")
@@ -252,7 +253,10 @@ BAD_LABELS = [
     (["--labels", "good", "--data.seq-len", "9"], ["labels", "seq_len 12", "this data of 9"]),
     (["--labels", "good", "--teacher.layer", "1"], ["teacher.layer", "1 is not that of", "None", "leave it out"]),
     (["--labels", "good", "--teacher.top-k", "3"], ["teacher.top_k", "3 is not that of", "32", "leave it out"]),
-    (["--labels", "good", "--teacher.context-before", "9"], ["context_before", "9 is not that of", "0", "leave it out"]),
+    (
+        ["--labels", "good", "--teacher.context-before", "9"],
+        ["context_before", "9 is not that of", "0", "leave it out"],
+    ),
     (["--labels", "good", "--teacher.trunk-lr", "0.1"], ["teacher.trunk_lr", "0.1 trains the model", "leave out"]),
     (["--labels", "good", "--smt.seq-len", "9"], ["smt.seq_len", "9", "no whole sequence", "leave it out"]),
 ]

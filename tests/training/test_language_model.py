@@ -338,7 +338,7 @@ def trained_trunk(world, tmp_path_factory):
 
 
 def test_a_trunk_is_trained_in_smt_alone_and_kept_with_the_run(world, trained_trunk):
-    c, folder = trained_trunk
+    folder = trained_trunk[1]
     before = transformers.AutoModelForCausalLM.from_pretrained(world / "llama").state_dict()
     after = {p.name: load_files(p, ["teacher"])[0]["teacher"] for p in sorted((folder / "phases").iterdir())}
     smt, dmt = ({k: v for k, v in t.items() if k.startswith("trunk.")} for t in after.values())

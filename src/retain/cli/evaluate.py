@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Eval:
     """Score the RNN alone, from m_0, on a whole split, next to its teacher.
 
-    --teacher.from M, the model that a run's teacher reads with, or --labels DIR, what was kept of it, has the teacher
-    and the model be scored, too. Labels are of the train and validation splits.
+    If that reads with a language model, give --teacher.from MODEL, or --labels DIR for the train or validation split.
+    The model is then scored, too.
     """
 
     split: Literal["train", "validation", "test", "all"] | None = None
@@ -159,7 +159,9 @@ def make_record(run: Run, data: Data, split: Split, batch_size: int, scores: dic
         "versions": run.state["versions"],
     }
     per_token = data.bytes_in_token(split)
-    for name in [name for name in ("bits_per_token", "teacher_bits_per_token", "model_bits_per_token") if name in record]:
+    for name in [
+        name for name in ("bits_per_token", "teacher_bits_per_token", "model_bits_per_token") if name in record
+    ]:
         bits = record[name] = finite(record[name])
         record[name.replace("token", "byte")] = None if bits is None or per_token is None else bits / per_token
     return record

@@ -152,7 +152,7 @@ def evaluate(
     """
     device = rnn.m_0.device
     own: _Score | None = None
-    memory: Tensor | None = None
+    before: tuple[Tensor, Tensor] | None = None  # the last memories (B, K, D), and the last tokens, that none has read
     drift = _Drift()
     sequences, seconds, read = 0, 0.0, 0
     with evaluating(rnn, teacher):
@@ -163,10 +163,11 @@ def evaluate(
                 positions = torch.arange(targets.shape[1], device=device)
             start = time.perf_counter()
             begin = rnn.init_memory(len(tokens))
-            if "fresh" in batch and memory is not None:  # nothing has read the last token yet, which was predicted
-                carried = rnn.update(memory[: len(tokens), -1], last[: len(tokens)])
+            if "fresh" in batch and before is not None:
+                carried = rnn.update(*(part[: len(tokens)] for part in before))
                 begin = torch.where(batch["fresh"].to(device)[:, None, None], begin, carried)
-            memory, last = torch.cat([begin[:, None], rnn.rollout(tokens, begin)], 1), targets[:, -1].clamp_min(0)
+            memory = torch.cat([begin[:, None], rnn.rollout(tokens, begin)], 1)  # (B, T + 1, K, D)
+            before = memory[:, -1], targets[:, -1].clamp_min(0)
             answers, asked, at = where_asked(targets, memory, positions.expand_as(targets))
             own.add(rnn.readout, asked, answers, at)
             seconds += time.perf_counter() - start

@@ -100,7 +100,9 @@ class FrozenOwnTrunk(FrozenTrunk):
             x = block(x, turn, causal=True)
             states.append(x)
         last = transformer.norm(x)
-        return last if self.layer is None else states[self.layer - 1], self.trunk.head(last[:, skip:]) if logits else None
+        return last if self.layer is None else states[self.layer - 1], self.trunk.head(
+            last[:, skip:]
+        ) if logits else None
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """Do as `FrozenTrunk.embeddings` says: the table of the newest token."""

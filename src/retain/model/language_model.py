@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -84,18 +85,9 @@ def open_language_model(
     Raises:
         UserError: It is no causal language model, or its tokenizer, layers or length do not fit.
     """
-    transformers = _transformers()
-    where = _locate(source)
-    with _quiet():
-        config = _explained(source, lambda: transformers.AutoConfig.from_pretrained(**where))
-        if config.is_encoder_decoder:
-            raise UserError(f"teacher.from: {source} has an encoder and a decoder; give a causal language model")
-        load = transformers.AutoModelForCausalLM.from_pretrained
-        model, found = _explained(source, lambda: load(**where, dtype=torch.float32, output_loading_info=True))
-    if lost := sorted(found["missing_keys"]):
-        raise UserError(f"teacher.from: {source} has no weights for {lost[0]}, it is no causal language model")
+    model = load_language_model(source)
     theirs, start, _ = read_tokenizer(source)
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and length + 1 > longest:
         raise UserError(f"{what}: {length} tokens and a beginning are above the {longest} positions of {source}")
     known = theirs.get_vocab(with_added_tokens=True)
@@ -109,6 +101,25 @@ def open_language_model(
     if source.startswith("hf:"):
         identity["revision"] = getattr(model.config, "_commit_hash", None)
     return FrozenLanguageModel(model, start, _match(source, tokenizer, known), layer, identity)
+
+
+def load_language_model(source: str) -> Any:
+    """Load a causal language model of transformers in float32, as `open_language_model` does, but with its own symbols.
+
+    Raises:
+        UserError: It is none.
+    """
+    transformers = _transformers()
+    where = _locate(source)
+    with _quiet():
+        config = _explained(source, lambda: transformers.AutoConfig.from_pretrained(**where))
+        if config.is_encoder_decoder:
+            raise UserError(f"teacher.from: {source} has an encoder and a decoder; give a causal language model")
+        load = transformers.AutoModelForCausalLM.from_pretrained
+        model, found = _explained(source, lambda: load(**where, dtype=torch.float32, output_loading_info=True))
+    if lost := sorted(found["missing_keys"]):
+        raise UserError(f"teacher.from: {source} has no weights for {lost[0]}, it is no causal language model")
+    return model.eval()
 
 
 def _match(source: str, tokenizer: str | None, known: dict[str, int]) -> list[int]:
@@ -211,7 +222,8 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stderr(io.StringIO()):  # the bar over a .gguf file hears of no setting
+            yield
     finally:
         logging.set_verbosity(before)
         if bars:

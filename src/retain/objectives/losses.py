@@ -71,7 +71,7 @@ def real_tokens(batch: dict[str, Tensor]) -> Tensor | None:
 
 
 def kept_labels(batch: dict[str, Tensor]) -> Labels | None:
-    """What a batch brings with it of a given trunk's pass: labels, or what is to be read; None if the tokens are all."""
+    """What a batch brings with it of a given trunk's pass: labels, or what it reads; None if that is the tokens."""
     return {name: batch[name] for name in (*NAMES, *READ) if name in batch} or None
 
 

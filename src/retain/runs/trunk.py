@@ -178,7 +178,9 @@ def load_guided(run: Run, data: Data, split: Split, source: str | None, labels: 
     """
     own, device = run.config.teacher, run.rnn.m_0.device
     if own.from_ is None or not run.config.has_teacher:
-        raise UserError(f"teacher.from: {run.path} has no teacher that reads with a model; leave out {source or labels}")
+        raise UserError(
+            f"teacher.from: {run.path} has no teacher that reads with a model; leave out {source or labels}"
+        )
     if labels is not None and split not in LABELLED:
         raise UserError(f"labels: {labels} has none of the {split} split; give --teacher.from, or --split validation")
     path = None if labels is None else absolute(labels)
