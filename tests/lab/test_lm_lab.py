@@ -8,7 +8,8 @@ pytest.importorskip("transformers")
 
 import language_models as made
 from conftest import train_tiny
-from lab import language_model, lm_speed
+from lab import language_model, lm_speed, own_teacher
+from retain.experiments.scheduler import SCORES
 from runs import grids_here
 
 SIZES = (
@@ -87,3 +88,24 @@ def test_speeds_are_measured_at_each_context_and_drawn(make, tmp_path, capsys):
     else:  # it has 32 learnt positions
         assert first["model"] is not None and last["model"] is None
     assert out.with_suffix(".png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_rnns_of_several_cells_follow_one_teacher(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/language_model.md").write_text("Words.\n")
+    started = grids_here(monkeypatch)
+    monkeypatch.setattr(own_teacher, "CELLS", {"gated": "", "gru": "--cell.kind gru"})
+    small = "--memory.width 16 --cell.width 16 --smt.batch-size 2 --dmt.batch-size 2 --bptt.batch-size 2"
+    line = ["--teacher-budget", "2steps", "--budget", "3steps", "--seeds", "1"]
+    line += ["--more", f"{small} --validation-sequences 4 --device cpu"]
+    scores = {"test": dict.fromkeys((*SCORES, "bits_per_byte"), 5.0), "answers": False, "chance": None}
+    monkeypatch.setattr("retain.experiments.scheduler.score", lambda *_: scores)
+    own_teacher.main(line)
+    page = (tmp_path / "docs/language_model.md").read_text()
+    assert page.startswith("Words.") and page.count("| 5.000 | 5.000 | 5.000 |") == 2
+    count = len(started)
+    assert count == 6
+    own_teacher.main(line)
+    assert len(started) == count

@@ -376,6 +376,31 @@ def test_dmt_goes_on_from_a_run_with_a_trained_trunk(trained_trunk, tmp_path):
         train(changed(more, teacher__trunk_lr=None), tmp_path / "other", progress_bar=False)
 
 
+def test_the_trained_trunk_is_scored_and_told_of(world, trained_trunk, retain):
+    """As the run left it, not as it was."""
+    _, folder = trained_trunk
+    assert "llama, trained in SMT" in retain("info", folder)[1]
+    code, said, _ = retain("eval", folder, "--teacher.from", world / "llama", "--split", "validation", "--json")
+    assert code == 0
+    found, run = json.loads(said), load_run(folder)
+    data = for_teacher(run.config, load_data(run.config.data))
+    trunk = open_trunk(run.config, data)
+    batches = list(data.windows("validation", 64))
+    before, after = [], []
+    tensors = load_files(folder, ["teacher"])[0]["teacher"]
+    weights = {name.removeprefix("trunk."): x for name, x in tensors.items() if name.startswith("trunk.")}
+    for scores in (before, after):
+        for batch in batches:
+            logits = trunk(batch["tokens"], True, kept_labels(batch))[1].detach()
+            scores.append(
+                torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), reduction="sum")
+            )
+        trunk.load_state_dict(weights)
+    bits = sum(after).item() / found["tokens"] / torch.log(torch.tensor(2.0)).item()
+    assert found["model_bits_per_token"] == pytest.approx(bits, rel=1e-4)
+    assert sum(after) < sum(before), "it has learnt"
+
+
 @pytest.mark.parametrize(("name", "layer"), [("llama", 1), ("gpt2", None)])
 def test_the_trunk_has_a_rate_of_its_own_and_is_frozen_where_nothing_reaches_it(world, name, layer):
     c = config(world, name, teacher__trunk_lr=1e-6, teacher__layer=layer, smt__lambda_trunk=0.0, smt__lr=0.01)
