@@ -46,6 +46,11 @@ LONGER_TEXT = "Text for a quarter of an hour"
 OWN_RATES = "Tasks at the presets' own rates"
 BY_NAME = (PAPERS_CELL, OTHER_CELLS, LONGER_TEXT, OWN_RATES)
 """Sections that are run only by the names of their comparisons."""
+ADDED = {
+    "teacher": {"temperature": 1.0, "context_before": 0, "freeze_embeddings": False},
+    "bptt": {"lambda_distill": 0.0},
+}
+"""Options that were added after figures had been kept, at the values that change nothing."""
 BEYOND = ("stack", "s3")
 """Tasks that are also scored at 2, 4 and 8 times the training length."""
 
@@ -172,7 +177,15 @@ class Kept:
 
 def fingerprint(configs: Sequence[RunConfig]) -> str:
     """Identify the settings that numbers are of."""
-    return hash_settings([leave_out_none(to_dict(config)) for config in configs])
+    return hash_settings([list_settings(config) for config in configs])
+
+
+def list_settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings of a run without those that are as if there were no such option."""
+    settings = leave_out_none(to_dict(config))
+    for part, added in ADDED.items():
+        settings[part] = {k: v for k, v in settings[part].items() if k not in added or v != added[k]}
+    return settings
 
 
 def hash_settings(settings: list[dict[str, Any]]) -> str:
@@ -196,7 +209,7 @@ def find_study(name: str, study: Study, folder: Path) -> Kept:
     """Return what is kept of a study; its settings are those that its runs read, nothing of phases they do not have."""
     found = []
     for config in study.runs.values():
-        settings = leave_out_none(to_dict(config))
+        settings = list_settings(config)
         for phase in {"smt", "dmt", "bptt"} - set(config.phases):
             del settings[phase]
         if len(config.phases) == 1:

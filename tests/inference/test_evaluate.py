@@ -10,6 +10,8 @@ import torch
 import naive
 from naive import assert_close, batch, models
 from retain.config import IGNORE
+from retain.data.batches import StreamData
+from retain.data.contexts import continued
 from retain.inference.evaluate import _Spread, batch_for, evaluate
 
 TIMES = {"seconds", "tokens_per_second"}
@@ -198,3 +200,23 @@ def test_an_rnn_that_runs_away_gives_null_for_its_drift(both):
     rnn.m_0.data.fill_(math.inf)
     found = evaluate(rnn, teacher, [data()])
     assert found["drift"] is found["drift_last"] is found["relative_drift"] is None
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_memory_that_is_carried_over_windows_is_that_of_the_whole_text(both, batch_size):
+    """The slow twin reads each row of windows in one go, from where it begins."""
+    _, rnn = both
+    text = torch.randint(naive.VOCAB, (7 * 40 + 3,)).numpy()
+    data = StreamData({"validation": text}, vocab_size=naive.VOCAB, seq_len=6, info={})
+    carried = continued(data, data, 1, teaches=False, live=False)
+    found = evaluate(rnn, None, carried.windows("validation", batch_size))
+    nats, rows = 0.0, min(batch_size, 41 // 16)
+    for row in torch.from_numpy(text).split(7 * -(-41 // rows)):
+        logits, _ = rnn.eval()(row[None, :-1])
+        first = rnn.readout(rnn.init_memory(1))[:, None]
+        said = torch.cat([first, logits], 1)[0]
+        nats += torch.nn.functional.cross_entropy(said, row, reduction="sum").item()
+    assert found["tokens"] == len(text)
+    assert_close(found["bits_per_token"], nats / len(text) / math.log(2), 1e-5)
+    cold = evaluate(rnn, None, data.windows("validation", batch_size))
+    assert cold["bits_per_token"] != pytest.approx(found["bits_per_token"], rel=1e-3)

@@ -191,6 +191,8 @@ def test_an_option_that_is_off_makes_no_figures_old():
     assert (
         leave_out_none(known) == leave_out_none(to_dict(config)) and "of_tomorrow" not in leave_out_none(known)["data"]
     )
+    for part, added in results.ADDED.items():
+        assert added.items() <= known[part].items(), "these are the defaults"
     changed = dataclasses.replace(config, data=dataclasses.replace(config.data, min_seq_len=4))
     assert len({fingerprint([config]), fingerprint([changed]), fingerprint([config, changed])}) == 3
 

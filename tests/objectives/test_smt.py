@@ -159,9 +159,9 @@ def test_run_of_steps_is_consecutive_and_reaches_every_step():
     seen = set()
     encode = objective.teacher.encode_with_trunk
 
-    def spy(tokens, steps, *settings):
+    def spy(tokens, steps, *settings, **more):
         seen.add(tuple(steps.tolist()))
-        return encode(tokens, steps, *settings)
+        return encode(tokens, steps, *settings, **more)
 
     objective.teacher.encode_with_trunk = spy
     for _ in range(60):

@@ -23,7 +23,6 @@ from retain.data import load_data
 from retain.inference.evaluate import evaluate
 from retain.inference.fast_step import fast_step
 from retain.inference.generate import generate
-from retain.inference.label import make_labels
 from retain.inference.text import Text
 from retain.model.compiling import fast_parts
 from retain.model.fast import using
@@ -37,6 +36,7 @@ from retain.runs.trunk import with_labels_of, with_source
 from retain.serve.batch import AHEAD, Batch, Stream
 from retain.serve.codec import Bytes
 from retain.serve.sampling import Sampling
+from retain.training.label import make_labels
 from retain.training.loop import take_step, train
 from runs import losses
 

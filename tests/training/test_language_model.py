@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,16 +12,18 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 import language_models as made  # noqa: E402
-from conftest import tiny, train_tiny  # noqa: E402
+from conftest import checkpoints_every, tiny, train_tiny  # noqa: E402
 from retain.config import DocumentDataConfig  # noqa: E402
 from retain.data import load_data  # noqa: E402
 from retain.errors import UserError  # noqa: E402
 from retain.model.frozen import compress, expand  # noqa: E402
+from retain.objectives.losses import kept_labels, predictive_loss, softened_cross_entropy  # noqa: E402
 from retain.report.verdict import describe_run  # noqa: E402
 from retain.runs.checkpoint import load_files  # noqa: E402
-from retain.runs.run import load_run  # noqa: E402
-from retain.runs.trunk import map_to_width, open_trunk, with_source  # noqa: E402
+from retain.runs.run import build, load_run  # noqa: E402
+from retain.runs.trunk import for_teacher, map_to_width, open_trunk, with_source  # noqa: E402
 from retain.training.loop import train  # noqa: E402
+from retain.training.phases import cut_part, group_by_rate, objective_of  # noqa: E402
 from runs import Crash, losses, run  # noqa: E402
 
 MODELS = {"llama": made.llama, "gpt2": made.gpt2}
@@ -232,3 +235,221 @@ def test_the_run_is_reported_and_exported_like_any_other(lm_run, tmp_path, retai
     data = load_data(load_run(lm_run).config.data)
     assert (subwords.eos_token, subwords.eos_token_id) == ("</s>", data.end)
     assert subwords("once there was").input_ids == data.encode("once there was")
+
+
+def naive_softened(log_probabilities, teacher_logits, k, temperature):
+    """By hand, a token at a time: k known tokens and one outcome for all others."""
+    total = []
+    for mine, guide in zip(log_probabilities.exp(), teacher_logits.softmax(-1), strict=True):
+        known = guide.topk(k).indices.tolist()
+        others = [i for i in range(len(guide)) if i not in known]
+
+        def soften(p, known=known, others=others):
+            outcomes = torch.stack([*(p[i] for i in known), sum(p[i] for i in others)])
+            return outcomes ** (1 / temperature) / (outcomes ** (1 / temperature)).sum()
+
+        cost = -sum(q * p.log() for q, p in zip(soften(guide), soften(mine), strict=True)) * temperature**2
+        rest, own = (sum(p[i] for i in others) for p in (guide, mine))
+        total.append(cost - rest * sum((mine[i] / own).log() for i in others) / len(others))
+    return torch.stack(total)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_softened_distillation_counts_the_rest_as_one_outcome(temperature):
+    """Values and gradients of the slow twin; at 1 the plain cross-entropy; least where the RNN is as the teacher."""
+    draws = torch.Generator().manual_seed(0)
+    whole = torch.randn(5, 20, generator=draws).double() * 3
+    guide = expand(compress(whole[None], whole[None], 4), 20)[0].double()
+    logits = torch.randn(5, 20, generator=draws).double().requires_grad_()
+    fast = softened_cross_entropy(logits.log_softmax(-1), guide, temperature)
+    slow = naive_softened(logits.log_softmax(-1), guide, 4, temperature)
+    torch.testing.assert_close(fast, slow)
+    weights = torch.randn(5, generator=draws).double()
+    (mine,), (theirs,) = (torch.autograd.grad((loss * weights).sum(), logits) for loss in (fast, slow))
+    torch.testing.assert_close(mine, theirs)
+    if temperature == 1:
+        torch.testing.assert_close(fast, -(guide.softmax(-1) * logits.log_softmax(-1)).sum(-1))
+    best = guide.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(softened_cross_entropy(best.log_softmax(-1), guide, temperature).sum(), best)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_bptt_learns_the_models_probabilities_if_it_is_to(world, tmp_path, temperature):
+    plain = config(world, phases=("bptt",), budget="4steps")
+    train(plain, tmp_path / "plain", progress_bar=False)
+    own = changed(plain, bptt__lambda_distill=2.0, teacher__temperature=temperature)
+    train(own, tmp_path / "own", progress_bar=False)
+    first, other = (json.loads((tmp_path / n / "metrics.jsonl").read_text().splitlines()[0]) for n in ("plain", "own"))
+    assert "loss_distill" not in first and first["loss"] == first["loss_readout"]
+    assert other["loss"] == pytest.approx(other["loss_readout"] + 2.0 * other["loss_distill"], rel=1e-5)
+
+
+def test_bptt_alone_reads_no_model_and_all_windows(world, tmp_path):
+    """Its windows start anywhere, as no label is kept for them."""
+    data = load_data(config(world).data)
+    assert for_teacher(config(world, phases=("bptt",)), data) is data and not data.aligned
+    assert for_teacher(config(world, phases=("bptt",), bptt__lambda_distill=1.0), data).aligned
+
+
+def test_bptt_after_smt_goes_on_from_the_teachers_memory(world):
+    """Where a document does not begin; else from m_0, as without a teacher."""
+    c = config(world, teacher__context_before=30, phases=("smt", "bptt"))
+    data = for_teacher(c, load_data(c.data))
+    rnn, teacher = build(c, data.vocab_size, trunk=open_trunk(c, data))
+    objective = objective_of(1, c, rnn, teacher)
+    batch = data.sequences("train", np.array([0, 1, 7]))
+    assert batch["fresh"].tolist() == [True, False, False]
+    labels = teacher.eval().encode(batch["tokens"], kept=kept_labels(batch))
+    assert not torch.allclose(labels[1, 0], labels[2, 0])
+    torch.testing.assert_close(labels[0, 0], teacher.empty_memory())
+    start = torch.stack([rnn.m_0, labels[1, 0], labels[2, 0]])
+    read = torch.cat([start[:, None], rnn.rollout(batch["tokens"], start)], 1)
+    expected = predictive_loss(rnn.readout(read), batch["targets"])
+    torch.manual_seed(0)
+    window = dataclasses.replace(c.bptt, bptt_window=None)
+    objective = objective_of(1, changed(c, bptt=window), rnn, teacher)
+    torch.testing.assert_close(objective(batch)["loss"], expected)
+
+
+def test_a_part_of_a_sequence_is_read_after_what_lies_before_it(world):
+    c = config(world, teacher__context_before=30)
+    data = for_teacher(c, load_data(c.data))
+    trunk, batch = open_trunk(c, data), data.sequences("train", np.array([0, 1, 7, 8]))
+    whole, _ = trunk(batch["tokens"], False, kept_labels(batch))
+    torch.manual_seed(3)
+    part = cut_part(batch, 5)
+    start = next(i for i in range(8) if torch.equal(batch["tokens"][:, i : i + 5], part["tokens"]))
+    assert start and not part["fresh"].any()
+    states, logits = trunk(part["tokens"], True, kept_labels(part))
+    torch.testing.assert_close(states, whole[:, start : start + 6])
+    assert logits.shape[:2] == (4, 6)
+
+
+@pytest.fixture(scope="module")
+def trained_trunk(world, tmp_path_factory):
+    """A run that trains its trunk, of two layers and a head that is not tied, and its config."""
+    c = config(world, teacher__trunk_lr=0.01, teacher__context_before=20, validate_every="4steps")
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETAIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        run(c, folder)
+    return c, folder
+
+
+def test_a_trunk_is_trained_in_smt_alone_and_kept_with_the_run(world, trained_trunk):
+    folder = trained_trunk[1]
+    before = transformers.AutoModelForCausalLM.from_pretrained(world / "llama").state_dict()
+    after = {p.name: load_files(p, ["teacher"])[0]["teacher"] for p in sorted((folder / "phases").iterdir())}
+    smt, dmt = ({k: v for k, v in t.items() if k.startswith("trunk.")} for t in after.values())
+    assert smt.keys() == dmt.keys() and all(torch.equal(smt[name], dmt[name]) for name in smt)
+    moved = {name for name, value in before.items() if not torch.equal(value, smt[f"trunk.model.{name}"])}
+    assert moved == set(before), "loss_trunk reaches the head, too"
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert "loss_trunk" in records[0]
+
+
+def test_a_resumed_run_with_a_trained_trunk_goes_on_bit_for_bit(trained_trunk, tmp_path):
+    c, folder = trained_trunk
+    for stop in (4, 9):  # in SMT and in DMT
+        cut = tmp_path / f"cut{stop}"
+
+        def crash(number, stop=stop):
+            if number == stop:
+                raise Crash
+
+        with checkpoints_every("3steps"), pytest.raises(Crash):
+            run(c, cut, crash)
+        run(c, cut, resume=True)
+        assert losses(folder) == losses(cut)
+        whole, again = (load_files(path, ["teacher"])[0]["teacher"] for path in (folder, cut))
+        assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_dmt_goes_on_from_a_run_with_a_trained_trunk(trained_trunk, tmp_path):
+    c, folder = trained_trunk
+    more = changed(c, init_from=str(folder), phases=("dmt",), budget="2steps")
+    train(more, tmp_path / "more", progress_bar=False)
+    before, after = (load_files(path, ["teacher"])[0]["teacher"] for path in (folder, tmp_path / "more"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(UserError, match=r"teacher.trunk_lr 0.01 and this run None; give --teacher.trunk-lr 0.01"):
+        train(changed(more, teacher__trunk_lr=None), tmp_path / "other", progress_bar=False)
+
+
+def test_the_trained_trunk_is_scored_and_told_of(world, trained_trunk, retain):
+    """As the run left it, not as it was."""
+    _, folder = trained_trunk
+    assert "llama, trained in SMT" in retain("info", folder)[1]
+    code, said, _ = retain("eval", folder, "--teacher.from", world / "llama", "--split", "validation", "--json")
+    assert code == 0
+    found, run = json.loads(said), load_run(folder)
+    data = for_teacher(run.config, load_data(run.config.data))
+    trunk = open_trunk(run.config, data)
+    batches = list(data.windows("validation", 64))
+    before, after = [], []
+    tensors = load_files(folder, ["teacher"])[0]["teacher"]
+    weights = {name.removeprefix("trunk."): x for name, x in tensors.items() if name.startswith("trunk.")}
+    for scores in (before, after):
+        for batch in batches:
+            logits = trunk(batch["tokens"], True, kept_labels(batch))[1].detach()
+            scores.append(
+                torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), reduction="sum")
+            )
+        trunk.load_state_dict(weights)
+    bits = sum(after).item() / found["tokens"] / torch.log(torch.tensor(2.0)).item()
+    assert found["model_bits_per_token"] == pytest.approx(bits, rel=1e-4)
+    assert sum(after) < sum(before), "it has learnt"
+
+
+@pytest.mark.parametrize(("name", "layer"), [("llama", 1), ("gpt2", None)])
+def test_the_trunk_has_a_rate_of_its_own_and_is_frozen_where_nothing_reaches_it(world, name, layer):
+    c = config(world, name, teacher__trunk_lr=1e-6, teacher__layer=layer, smt__lambda_trunk=0.0, smt__lr=0.01)
+    data = for_teacher(c, load_data(c.data))
+    rnn, teacher = build(c, data.vocab_size, trunk=open_trunk(c, data))
+    objective = objective_of(0, c, rnn, teacher)
+    batch = data.batch(0, 0, 0, 4)
+    objective(batch)["loss"].backward()
+    trained = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
+    assert all(p.grad is not None for _, p in trained), "DDP refuses a weight that no gradient reaches"
+    of_trunk = [n for n, _ in trained if n.startswith("teacher.trunk.")]
+    assert of_trunk and not any("lm_head" in n or "layers.1" in n for n in of_trunk)
+    job = SimpleNamespace(teacher=teacher, config=c, phase_name=lambda: "smt")
+    own, others = group_by_rate(trained, job)[::-1]
+    assert len(own["params"]) == len(of_trunk) and own["scale"] == pytest.approx(1e-4) and others["scale"] == 1.0
+    assert not any(part.training for part in teacher.trunk.modules()), "no dropout"
+
+
+@pytest.mark.parametrize("phases", [("smt", "dmt"), ("bptt",)])
+def test_frozen_embeddings_stay_those_of_the_model(world, tmp_path, phases):
+    c = config(world, teacher__init_embeddings=True, teacher__freeze_embeddings=True, phases=phases, memory__width=16)
+    model = transformers.AutoModelForCausalLM.from_pretrained(world / "llama")
+    for freeze in (True, False):
+        train(changed(c, teacher__freeze_embeddings=freeze), tmp_path / str(freeze), progress_bar=False)
+        rnn = load_run(tmp_path / str(freeze)).rnn
+        pairs = ((rnn.embed, model.get_input_embeddings()), (rnn.readout.head, model.get_output_embeddings()))
+        for mine, theirs in pairs:
+            mine, theirs = mine.weight.detach(), theirs.weight.detach()[: rnn.vocab_size]
+            scale = (mine.square().sum() / theirs.square().sum()).sqrt()
+            assert torch.allclose(mine, theirs * scale, atol=1e-6) == freeze
+
+
+BAD_SETTINGS = [
+    ("llama", {"teacher__freeze_embeddings": True}, "teacher.freeze_embeddings: they would stay random"),
+    (None, {"teacher__temperature": 2.0}, "teacher.temperature: 2.0 is read with teacher.from alone"),
+    (None, {"bptt__lambda_distill": 1.0, "phases": ("bptt",)}, "bptt.lambda_distill: 1.0 is of a model"),
+]
+
+
+@pytest.mark.parametrize(("model", "changes", "message"), BAD_SETTINGS)
+def test_settings_that_say_nothing_are_refused(world, model, changes, message):
+    with pytest.raises(UserError, match=message):
+        tiny(**changes) if model is None else config(world, model, **changes)
+
+
+def test_a_context_is_refused_where_there_is_none_or_the_model_is_too_short(world):
+    with pytest.raises(UserError, match=r"teacher.context_before: 111 tokens and a beginning are above the 80 positi"):
+        long = config(world, teacher__context_before=60)
+        open_trunk(long, load_data(long.data))
+    source = config(world, teacher__context_before=20)
+    with pytest.raises(UserError, match="20 tokens lie before no sequence of retrieval"):
+        for_teacher(changed(source, data=tiny().data), load_data(tiny().data))

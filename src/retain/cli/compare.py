@@ -30,6 +30,9 @@ PRESET            {", ".join(PRESETS)}; or --config FILE
 --jobs N          runs side by side (default: 1)
 --threads N       threads of each run (default: PyTorch's choice)
 --data PATH       what to train on, as for retain train
+--teacher.from M, --labels DIR
+                  a language model for the teachers of smt, one-step and hybrid, as for retain train. Of it bptt, tbptt,
+                  gru and lstm take the tokenizer, and what --teacher.init-embeddings and --bptt.lambda-distill say
 any option of 'retain train PRESET', for all methods, e.g. --data.seq-len 128
 
 Writes results.md, results.json and results.png into DIR, and a run folder for every run under DIR/runs.
@@ -45,7 +48,7 @@ def parse_comparison(argv: list[str]) -> tuple[Comparison, Path, int]:
     """Return the comparison that a `retain compare` line describes, its folder, and how many jobs."""
     names = ("methods", "seeds", "lrs", "sweep-budget", "lengths", "out", "jobs", "threads")
     values, argv = take_options(argv, "compare", names)
-    refuse(argv, "compare", ("--teacher.from", "--labels", "--seed", "--validate-every", "--tracker", "--quiet"))
+    refuse(argv, "compare", ("--seed", "--validate-every", "--tracker", "--quiet"))
     methods, lengths = split_list(values["methods"]), split_list(values["lengths"])
     given = [name_option(word) for word in argv]
     if "tbptt" not in methods and "--bptt.bptt-window" in given:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from retain.cli.arguments import Usage, take_run, warn
+from retain.cli.arguments import Usage, take_option, take_run, warn
 from retain.config import ArrayDataConfig
 from retain.errors import UserError
 from retain.streams import is_terminal
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Eval:
-    """Score the RNN alone, from m_0, on a whole split, next to its teacher."""
+    """Score the RNN alone, from m_0, on a whole split, next to its teacher.
+
+    If that reads with a language model, give --teacher.from MODEL, or --labels DIR for the train or validation split.
+    The model is then scored, too.
+    """
 
     split: Literal["train", "validation", "test", "all"] | None = None
     """None is test, or with --data of a text or a .npy that the run was not trained on the whole file. all is the whole
@@ -42,6 +46,8 @@ class Eval:
 
 def eval_command(argv: list[str]) -> None:
     """Run `retain eval`."""
+    source, argv = take_option(argv, "--teacher.from")
+    labels, argv = take_option(argv, "--labels")
     path, args = take_run(argv, "eval", Eval)
     for name in ("limit", "batch_size", "seq_len"):
         value = getattr(args, name)
@@ -54,17 +60,22 @@ def eval_command(argv: list[str]) -> None:
     from retain.inference.evaluate import batch_for, evaluate, finite
     from retain.inference.likelihood import document_likelihood
     from retain.runs.run import guided, load_run
+    from retain.runs.trunk import for_scoring, load_guided
 
-    run = load_run(path, teacher=guided(path), device=args.device)
-    if run.teacher is None and run.config.has_teacher:
-        source = run.config.teacher.from_
-        why = f"had its teacher read by {source}, which is not loaded" if source else "has no teacher.safetensors"
+    given = source is not None or labels is not None
+    run = load_run(path, teacher=guided(path) and not given, device=args.device)
+    data, split, place = choose_data(run, args)
+    read = for_scoring(run.config, data)
+    if given:
+        run, read = load_guided(run, data, split, source, labels)
+    elif run.teacher is None and run.config.has_teacher:
+        model = run.config.teacher.from_
+        why = f"had its teacher read by {model}, which is not loaded" if model else "has no teacher.safetensors"
         warn(f"{path} {why}, so nothing is compared with its teacher")
-    data, split, source = choose_data(run, args)
     batch_size = args.batch_size or batch_for(data, run.rnn)
-    batches = data.windows(split, batch_size, args.limit)
+    batches = read.windows(split, batch_size, args.limit)
     seen = tqdm(batches, desc=split, unit="batch", leave=False, disable=not is_terminal(sys.stderr))
-    result = make_record(run, data, split, batch_size, evaluate(run.rnn, run.teacher, seen))
+    result = make_record(run, data, split, batch_size, evaluate(run.rnn, run.teacher, seen, given=given))
     if isinstance(data, DocumentsData):
         whole = document_likelihood(run.rnn, data, split, batch_size=batch_size, limit=args.limit)
         result["whole_documents"] = {key: finite(value) for key, value in whole.items()}
@@ -72,7 +83,7 @@ def eval_command(argv: list[str]) -> None:
     part = f"-length{args.seq_len}" if args.seq_len else ""
     part += f"-limit{args.limit}" if args.limit else ""
     if args.data:  # files of one name in two folders are two results
-        digest = hashlib.sha256((source or "").encode(errors="surrogateescape")).hexdigest()[:8]
+        digest = hashlib.sha256((place or "").encode(errors="surrogateescape")).hexdigest()[:8]
         part += f"-{Path(args.data).stem}-{digest}"
     try:
         print(json.dumps(result, indent=2) if args.json else report(result), flush=True)
@@ -147,8 +158,10 @@ def make_record(run: Run, data: Data, split: Split, batch_size: int, scores: dic
         "data": data.info,
         "versions": run.state["versions"],
     }
-    per_token = 1.0 if data.kind == "text" else (data.bytes_per_token or {}).get(split)
-    for name in ("bits_per_token", "teacher_bits_per_token"):
+    per_token = data.bytes_in_token(split)
+    for name in [
+        name for name in ("bits_per_token", "teacher_bits_per_token", "model_bits_per_token") if name in record
+    ]:
         bits = record[name] = finite(record[name])
         record[name.replace("token", "byte")] = None if bits is None or per_token is None else bits / per_token
     return record
@@ -164,6 +177,7 @@ def report(result: dict[str, Any]) -> str:
         teacher = result.get(f"teacher_{key}")
         if result[key] is not None:
             beside = "" if teacher is None else f"   teacher {teacher:{form}}"
+            beside += "" if (model := result.get(f"model_{key}")) is None else f"   model {model:{form}}"
             lines.append(f"{label:<18}{result[key]:{form}}{beside}{more}")
 
     def add_positions(key: str) -> None:

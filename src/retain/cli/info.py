@@ -58,7 +58,8 @@ def info_command(argv: list[str]) -> None:
     made = ", ".join(f"{k} {v}" for k, v in state["versions"].items())
     teacher = f"{c.teacher.encoder} encoder, width {c.teacher.width}, {c.teacher.layers} layers"
     if c.teacher.from_ is not None:
-        teacher = f"read by {c.teacher.from_}, frozen" + (f", from {c.teacher.labels}" if c.teacher.labels else "")
+        how = "frozen" if c.teacher.trunk_lr is None else "trained in SMT"
+        teacher = f"read by {c.teacher.from_}, {how}" + (f", from {c.teacher.labels}" if c.teacher.labels else "")
     lines = [
         f"{path}: {c.preset or 'custom'}, {' then '.join(c.trained)}, {whole}",
         f"  data      {state['data'].get('name')}, vocabulary {state['vocab_size']}, T = {c.data.seq_len}",

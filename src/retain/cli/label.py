@@ -13,12 +13,16 @@ usage: retain label DATA --teacher.from M --out DIR [options]
 
 Run a language model over a data set once, and keep what training needs: hidden states in bfloat16, and the likeliest
 tokens with their probabilities. `retain train PRESET --labels DIR` then does without the model. Killed at any moment,
-the same command goes on.
+the same command goes on. Under torchrun or accelerate launch each process labels its share:
+torchrun --nproc-per-node N -m retain label …
 
   DATA                 a file, a folder or hf:NAME, as of `retain train --data`; or a preset that brings its data
   --teacher.from M     the model's folder for transformers, a .gguf file, hf:NAME, or a run folder of ours
   --out DIR            the folder to write
   --teacher.layer N    the layer whose hidden states are kept, from 1 on (default: the last)
+  --teacher.context-before N
+                       tokens before a sequence that the model reads first, or up to twice as many, but none before a
+                       document's first (default: 0). Training then goes on from what these made
   --teacher.top-k N    so many probabilities are kept at each place (default: 32)
   --data.seq-len N     T, tokens read per sequence (default: 64)
   --text-column C      the column of texts in a dataset (default: text)
@@ -28,7 +32,10 @@ the same command goes on.
   --precision P        auto, bf16 or fp32 (default: auto)
   --quiet              no progress bar
 """
-READ = ("--teacher.from", "--teacher.layer", "--teacher.top-k", "--text-column", "--device", "--precision", "--quiet")
+READ = (
+    *("--teacher.from", "--teacher.layer", "--teacher.top-k", "--teacher.context-before"),
+    *("--text-column", "--device", "--precision", "--quiet"),
+)
 """Options of `retain train` that say something of labels, besides those of the data."""
 
 
@@ -52,8 +59,10 @@ def label_command(argv: list[str]) -> None:
         raise Usage("teacher.from: name the model that labels the data, as in --teacher.from MODEL")
     data = [source] if source in PRESETS else ["text", "--data", source]
     config, _, _, quiet = train_config([*data, *argv, "--out", out])
-    from retain.inference.label import make_labels
+    from retain.training.label import make_labels
 
     manifest = make_labels(config, Path(out), parse_count({"batch-size": size}, "batch-size", 16), not quiet)
+    if not manifest:  # another process has it
+        return
     counts = ", ".join(f"{count:,} sequences of {split}" for split, count in manifest["splits"].items())
     print(f"{out}: {counts}, {sum(manifest['files'].values()):,} bytes\nnext: retain train PRESET --labels {out}")

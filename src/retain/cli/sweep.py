@@ -26,6 +26,8 @@ PRESET            {", ".join(PRESETS)}; or --config FILE
 --jobs N          runs side by side (default: 1)
 --threads N       threads of each run (default: PyTorch's choice)
 --data PATH       what to train on, as for retain train
+--teacher.from M, --labels DIR
+                  a language model for the teachers, as for retain train
 any option of 'retain train PRESET', for all runs, e.g. --data.seq-len 128
 
 Writes results.md, results.json, results.png and, for memory sizes, compression.png into DIR, and a run folder for
@@ -51,7 +53,7 @@ def parse_sweep(argv: list[str]) -> tuple[Sweep, Path, int]:
         section, dot, field = word[2:].partition("=")[0].replace("-", "_").rpartition(".")
         if word.startswith("--") and (name := f"{section}{dot}{field.removeprefix('no_')}") in vary:
             raise Usage(f"vary: {name} is varied and set by {word.partition('=')[0]}, too; leave one of them out")
-    refuse(argv, "sweep", ("--teacher.from", "--labels", "--seed", "--tracker", "--quiet"))
+    refuse(argv, "sweep", ("--seed", "--tracker", "--quiet"))
     config = train_config(argv)[0]
     regular = "validate_every" not in vary and "--validate-every" not in map(name_option, argv)
     if regular:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from retain.config import PHASES, READ_BY_CELL, TASK_DATA, TASK_SIZES, DMTConfig, ImageDataConfig, RunConfig, SMTConfig
 from retain.config.json import option_of
+from retain.config.model import OF_LANGUAGE_MODEL
 
 TOP = """\
 Pretrain an RNN by the phases of a preset, into a run folder.
@@ -34,12 +35,12 @@ BASIC = {
     "": {"init_from", "seed", "phases", "budget", "device", "precision", "compile"},
     "data": {"seq_len", "tokenizer", "prune_vocab", "stream", "image_size", "thresholds", "symbols", "depth", "pairs"},
     "memory": {"tokens", "width"},
-    "teacher": {"width", "layers", "future_len", "layer", "top_k", "init_embeddings"},
+    "teacher": {"width", "layers", "future_len", *OF_LANGUAGE_MODEL},
     "cell": {"kind", "width", "layers"},
     "optimizer": set(),
     "smt": {"share", "batch_size", "lr", "lambda_dyn", "bptt_window"},
     "dmt": {"share", "batch_size", "lr", "lambda_dyn", "bptt_window", "horizon"},
-    "bptt": {"share", "batch_size", "lr", "bptt_window"},
+    "bptt": {"share", "batch_size", "lr", "bptt_window", "lambda_distill"},
 }
 """What people turn; `--help-all` shows the rest, too."""
 ALL_SIZES = {size for sizes in TASK_SIZES.values() for size in sizes}
@@ -51,8 +52,20 @@ def reason_unread(config: RunConfig, section: str, field: str) -> str | None:
     """Why a run does not read this setting; None if it does."""
     phases, kind, window = ", ".join(config.phases), config.cell.kind, config.teacher.encoder == "window"
     source = config.teacher.from_
-    if source is not None and (section, field) in (("smt", "lambda_trunk"), ("teacher", "layers")):
+    given = config.teacher
+    if source is not None and (section, field) == ("teacher", "layers"):
+        return f"the trunk is that of {source}"
+    if source is not None and given.trunk_lr is None and (section, field) == ("smt", "lambda_trunk"):
         return f"the trunk is that of {source}, and frozen"
+    if source is not None and section == "teacher":
+        if field in ("top_k", "temperature") and not distils(config):
+            return "no probabilities are learnt (lambda_distill)"
+        if field == "trunk_lr" and "smt" not in config.phases:
+            return "smt alone trains the model"
+        if field == "freeze_embeddings" and not given.init_embeddings:
+            return "embeddings are not those of the model (teacher.init_embeddings)"
+        if field == "context_before" and isinstance(config.data, ImageDataConfig):
+            return "nothing lies before an image"
     if (section, field) == ("smt", "lambda_trunk"):
         if window:
             return "a window encoder has no trunk"
@@ -84,6 +97,11 @@ def reason_unread(config: RunConfig, section: str, field: str) -> str | None:
     return None
 
 
+def distils(config: RunConfig) -> bool:
+    """Whether a phase learns the teacher's probabilities."""
+    return any(getattr(config, phase).lambda_distill > 0 for phase in config.phases)
+
+
 def covers(phase: SMTConfig | DMTConfig, config: RunConfig) -> bool:
     """Whether the phase trains f over the whole sequence at once."""
     length = phase.seq_len or config.data.seq_len
@@ -104,11 +122,14 @@ def list_options(config: RunConfig) -> list[tuple[str, str]]:
     hidden = {("", "preset"), ("data", "name"), ("data", "path"), ("data", "column")}
     hidden |= {("teacher", "from_"), ("teacher", "labels")}
     if config.teacher.from_ is None:
-        hidden |= {("teacher", name) for name in ("layer", "top_k", "init_embeddings")}
+        hidden |= {("teacher", name) for name in OF_LANGUAGE_MODEL} | {("bptt", "lambda_distill")}
         if getattr(config.data, "tokenizer", None) is None:
             hidden |= {("data", "end"), ("data", "prune_vocab")}
     else:  # which brings its tokenizer
         hidden |= {("teacher", "encoder"), ("data", "tokenizer"), ("data", "end")}
+        hidden |= {("data", "stream"), ("smt", "steps_per_sequence")}  # of little use: a model labels files, every step
+    if config.teacher.labels is not None:  # which say these, and are of the model as it was
+        hidden |= {("teacher", name) for name in ("layer", "top_k", "context_before", "trunk_lr")}
     if config.teacher.encoder != "window":
         hidden.add(("teacher", "context_len"))
     return [o for o in found if o not in hidden and reason_unread(config, *o) is None]

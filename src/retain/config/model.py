@@ -6,7 +6,7 @@ import math
 import re
 from typing import Literal
 
-from retain.config.checks import Count, Depth, Tokens, Width, settings
+from retain.config.checks import Count, Depth, Positive, Tokens, Width, settings
 from retain.errors import UserError
 
 CELLS = ("transformer", "mlp", "gated", "delta", "gru", "lstm", "elman")
@@ -20,6 +20,12 @@ READ_BY_CELL: dict[str, set[str]] = {
     "elman": {"kind"},
 }
 """Fields of `cell` that each kind reads; one's own may read any."""
+
+
+OF_LANGUAGE_MODEL = (
+    *("labels", "layer", "top_k", "temperature", "context_before", "trunk_lr", "init_embeddings", "freeze_embeddings"),
+)
+"""Fields of `teacher` that say something of the model of teacher.from."""
 
 
 @settings
@@ -59,15 +65,32 @@ class TeacherConfig:
     """The layer of it whose hidden states are read, from 1 on; None is the last."""
     top_k: Count = 32
     """loss_distill takes so many of its probabilities at each place; what is left is shared out evenly."""
+    temperature: Positive = 1.0
+    """loss_distill compares probabilities that are softened by this; 1 is as they are."""
+    context_before: Tokens = 0
+    """It reads so many tokens before a sequence, too, or up to twice as many, but none before a document's first. The
+    RNN goes on from what these made, and its scores are of memories that are carried over sequences."""
+    trunk_lr: Positive | None = None
+    """The learning rate of its weights in SMT; None is frozen."""
     init_embeddings: bool = False
     """Embeddings and output layers start as those of it, mapped to the widths of RNN and decoder."""
+    freeze_embeddings: bool = False
+    """These embeddings and output layers stay as they start."""
 
     def __post_init__(self) -> None:
         if self.from_ is not None and self.encoder != "state":
             raise UserError(f"teacher.from: {self.from_} is read by the state encoder, not {self.encoder}; give state")
-        for name in ("labels", "layer", "init_embeddings"):
-            if self.from_ is None and getattr(self, name):
-                raise UserError(f"teacher.{name}: {getattr(self, name)} is read with teacher.from alone; leave it out")
+        for name in OF_LANGUAGE_MODEL:
+            value = getattr(self, name)
+            if self.from_ is None and name != "top_k" and value != getattr(type(self), name):
+                raise UserError(f"teacher.{name}: {value} is read with teacher.from alone; leave it out")
+        if self.trunk_lr is not None and self.labels is not None:
+            raise UserError(
+                f"teacher.trunk_lr: {self.trunk_lr} trains the model, and {self.labels} is of it as it was; leave out "
+                "trunk_lr or labels"
+            )
+        if self.freeze_embeddings and not self.init_embeddings:
+            raise UserError("teacher.freeze_embeddings: they would stay random; give teacher.init_embeddings, too")
         if self.width % (2 * self.heads):
             raise UserError(f"teacher.width: {self.width} must be a multiple of 2 x heads = {2 * self.heads}")
         if self.context_len is not None and self.encoder != "window":

@@ -113,3 +113,5 @@ class BPTTConfig(ScheduledConfig):
 
     bptt_window: Count | None = None
     """The gradient is cut every so many steps, the first time at a random one; None is nowhere."""
+    lambda_distill: NotNegative = 0.0
+    """Cross-entropy of the readout against the probabilities of the model of teacher.from."""

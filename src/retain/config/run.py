@@ -83,6 +83,12 @@ class RunConfig:
                 raise UserError(f"{phase}.{steps}: {value} is longer than {whose}")
 
     @property
+    def reads_model(self) -> bool:
+        """Whether training reads the model of teacher.from, or what was kept of it."""
+        taught = "bptt" not in self.phases or len(set(self.phases)) > 1 or self.bptt.lambda_distill > 0
+        return self.teacher.from_ is not None and taught
+
+    @property
     def has_teacher(self) -> bool:
         """Whether there is a trained teacher: smt trains it, or dmt has it from the run that this one starts from."""
         return "smt" in self.trained or ("dmt" in self.trained and self.init_from is not None)
@@ -117,6 +123,11 @@ class RunConfig:
             raise UserError(
                 "phases: dmt follows the teacher that smt trains; put smt before it, or start from a run that has one "
                 "(--init-from RUN)"
+            )
+        if "bptt" in self.phases and self.bptt.lambda_distill and self.teacher.from_ is None:
+            raise UserError(
+                f"bptt.lambda_distill: {self.bptt.lambda_distill} is of a model that exists; give --teacher.from M or "
+                "--labels DIR"
             )
         if "smt" not in self.phases:
             return

@@ -66,6 +66,10 @@ class Data(ABC):
     def sequences(self, split: Split, index: Ints) -> Batch:
         """Return the sequences of a split with these numbers (B,), in this order."""
 
+    def bytes_in_token(self, split: Split) -> float | None:
+        """Bytes of text that a token of the split stands for, in the mean; None if it is not text."""
+        return 1.0 if self.kind == "text" else (self.bytes_per_token or {}).get(split)
+
     def windows(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
         """Yield a whole split in order, the last batch smaller; or `limit` of its sequences, evenly spaced."""
         index = evenly_spaced(self.count(split), limit)
@@ -200,6 +204,10 @@ class StreamData(Data):
         stream, length = self.splits[split], self.seq_len + 1
         windows = read_windows(stream, index * length, length)
         return to_batch(windows, index[:, None] * length + np.arange(length) < len(stream))
+
+    def places(self, split: Split, index: Ints) -> tuple[Stream, Ints, Ints]:
+        """Return the stream of a split, and where what these sequences (B,) go on from begins in it, and they do."""
+        return self.splits[split], np.zeros_like(index), index * (self.seq_len + 1)
 
 
 @dataclass(eq=False, repr=False)

@@ -51,12 +51,20 @@ class DocumentsData(Data):
 
     def sequences(self, split: Split, index: Ints) -> Batch:
         """Return the sequences of a split with these numbers (B,)."""
-        ends, first, length = self.ends[split], self.first[split], self.seq_len + 1
-        document = np.searchsorted(first, index, side="right") - 1
-        begin = np.where(document > 0, ends.take(np.maximum(document - 1, 0), axis=0), 0)
-        start = begin + (index - first[document]) * length
-        real = start[:, None] + np.arange(length) < ends.take(document, axis=0)[:, None]
-        return to_batch(read_windows(self.tokens[split], start, length), real)
+        stream, _, start = self.places(split, index)
+        end = self.ends[split].take(self._documents_of(split, index), axis=0)
+        real = start[:, None] + np.arange(self.seq_len + 1) < end[:, None]
+        return to_batch(read_windows(stream, start, self.seq_len + 1), real)
+
+    def places(self, split: Split, index: Ints) -> tuple[Stream, Ints, Ints]:
+        """Return the tokens of a split, and where the documents of these sequences (B,) begin in it, and they do."""
+        document = self._documents_of(split, index)
+        begin = np.where(document > 0, self.ends[split].take(np.maximum(document - 1, 0), axis=0), 0)
+        return self.tokens[split], begin, begin + (index - self.first[split][document]) * (self.seq_len + 1)
+
+    def _documents_of(self, split: Split, index: Ints) -> Ints:
+        """Return the numbers of the documents that these sequences (B,) are of."""
+        return np.searchsorted(self.first[split], index, side="right") - 1
 
     def documents(self, split: Split) -> int:
         """Count the documents of a split."""

@@ -290,20 +290,23 @@ def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int],
     """Score the trained RNN on a whole split, next to its teacher; then at other lengths of the sequence."""
     from retain.data import load_data
     from retain.inference.evaluate import batch_for, evaluate
-    from retain.runs.run import load_run
+    from retain.runs.run import guided, load_run
+    from retain.runs.trunk import for_scoring
 
     if not (folder / "manifest.json").exists() or not (folder / "model.safetensors").exists():
         raise UserError(f"its weights were deleted before it was scored; delete {folder} to run it anew")
-    run = load_run(folder, teacher=True, device=device)
-    guide = run.teacher if config.has_teacher else None
-    data = load_data(run.config.data)
+    run = load_run(folder, teacher=guided(folder), device=device)
+    guide = run.teacher
+    data = for_scoring(config, load_data(run.config.data))
     whole = evaluate(run.rnn, guide, data.windows(split, batch_for(data, run.rnn)))
     if not math.isfinite(whole["bits_per_token"]):
         return {"failed": f"the RNN alone has {whole['bits_per_token']} bits per token on {split}"}
     result: Result = {"answers": data.answers, "chance": data.chance if data.answers else None}
     result[split] = {key: whole[key] for key in SCORES}
+    if (size := data.bytes_in_token(split)) is not None:
+        result[split]["bits_per_byte"] = whole["bits_per_token"] / size
     for length in lengths:
-        other = load_data(run.config.data.at_length(length))
+        other = for_scoring(config, load_data(run.config.data.at_length(length)))
         batch = min(batch_for(other, run.rnn), max(1, 2**14 // length))
         scores = evaluate(run.rnn, guide, other.windows(split, batch, LENGTH_SEQUENCES))
         result.setdefault("lengths", {})[str(length)] = {key: scores[key] for key in SCORES}

@@ -143,17 +143,23 @@ def list_runs(sweep: Sweep) -> dict[str, RunConfig]:
 def check_sweep(sweep: Sweep) -> None:
     """Build every combination's data and models before anything is trained. Raises UserError naming the values."""
     from retain.data import load_data
+    from retain.model.frozen import stand_in
     from retain.runs.run import build, weightless
+    from retain.runs.trunk import for_teacher, open_trunk
     from retain.training.phases import objective_of
 
-    sizes: dict[Any, int] = {}
+    found: dict[Any, tuple[int, int | None]] = {}
     for values in sweep.combinations():
         config = with_values(sweep.config, values)
         try:
-            if config.data not in sizes:
-                sizes[config.data] = load_data(config.data).vocab_size
+            read = config.data, config.teacher, config.reads_model
+            if read not in found:
+                data = for_teacher(config, load_data(config.data))
+                trunk = open_trunk(config, data)
+                found[read] = data.vocab_size, None if trunk is None else trunk.width
+            size, width = found[read]
             with weightless(config.cell):
-                rnn, teacher = build(config, sizes[config.data])
+                rnn, teacher = build(config, size, trunk=None if width is None else stand_in(width, size))
                 for index in range(len(config.phases)):
                     objective_of(index, config, rnn, teacher)
         except UserError as error:

@@ -56,6 +56,7 @@ def _main_table(results: Results) -> str:
     """A row of scores and costs for each method; why runs failed; and of which unlike machines runs are."""
     metric, every = results["metric"], [r for m in results["methods"].values() for r in m["runs"]]
     drifts = any(r.get("test", {}).get(DRIFT) is not None for r in every)
+    subwords = results["data"].get("tokenizer") is not None
     paths = any("longest_gradient_path" in m for m in results["methods"].values())
     rows, best, why = [], None, ""
     for method, found in rank_methods(results):
@@ -66,6 +67,8 @@ def _main_table(results: Results) -> str:
         if metric == "accuracy":
             row["chance"] = f"{results['chance']:.3f}"
         row["bits/token"] = mean_and_deviation(s["bits_per_token"] for s in scores)
+        if subwords:
+            row["bits/byte"] = mean_and_deviation(s["bits_per_byte"] for s in scores)
         row["its teacher"] = mean_and_deviation(s[f"teacher_{metric}"] for s in scores)
         if drifts:
             row["relative drift, last position"] = mean_and_deviation((s.get(DRIFT) for s in scores), ".2f")
@@ -73,7 +76,7 @@ def _main_table(results: Results) -> str:
         shown = mean_and_deviation((s[metric] for s in scores), deviation=False)
         best = best or shown
         if good and shown == best and len(results["methods"]) > 1:
-            column = "accuracy" if metric == "accuracy" else "bits/token"
+            column = "accuracy" if metric == "accuracy" else "bits/byte" if subwords else "bits/token"
             row[column] = f"**{row[column]}**"
         if paths:
             row["gradient path, steps"] = f"{found['longest_gradient_path']:,}"

@@ -48,10 +48,13 @@ class _Score:
         """Score a readout on memory (N, K, D), a part at a time, with answers (N,) at positions (N,)."""
         at_once = max(1, min(MEMORIES, LOGITS // readout.head.out_features))
         for part, asked, where in zip(*(torch.split(x, at_once) for x in (memory, answers, positions)), strict=True):
-            logits = fast(readout)(part)  # (N, V)
-            nats = F.cross_entropy(logits.float(), asked, reduction="none").cpu().double()
-            hits = (logits.argmax(-1) == asked).cpu().double()
-            self.sums.index_add_(1, where.cpu(), torch.stack([nats, hits, torch.ones_like(hits)]))
+            self.count_up(fast(readout)(part), asked, where)
+
+    def count_up(self, logits: Tensor, answers: Tensor, positions: Tensor) -> None:
+        """Score logits (N, V)."""
+        nats = F.cross_entropy(logits.float(), answers, reduction="none").cpu().double()
+        hits = (logits.argmax(-1) == answers).cpu().double()
+        self.sums.index_add_(1, positions.cpu(), torch.stack([nats, hits, torch.ones_like(hits)]))
 
     def results(self) -> dict[str, Any]:
         count = self.count.sum().clamp_min(1)
@@ -123,14 +126,18 @@ def _or_none(values: Tensor) -> list[float | None]:
 
 
 @torch.no_grad()
-def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tensor]]) -> dict[str, Any]:
+def evaluate(
+    rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tensor]], *, given: bool = False
+) -> dict[str, Any]:
     """Run the RNN from m_0 over every batch and compare it with its teacher.
 
     Args:
         rnn: Scored alone.
         teacher: None leaves out all that is about the teacher.
         batches: "tokens" (B, T), "targets" (B, T + 1), and optionally "real" (B, T) bool: which tokens are no padding.
-            Drift is over the memories that these tokens made.
+            Drift is over the memories that these tokens made. Where there is "fresh" (B,) bool, sequences that are not
+            go on from the memory after all T + 1 tokens of the same row of the batch before, instead of m_0.
+        given: Whether the given trunk of the teacher, a language model, is scored by itself, too.
 
     Returns:
         JSON values. `bits_per_token` and `accuracy` are over all targets that are not IGNORE. `drift` is the mean
@@ -138,24 +145,29 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
         variance of the teacher's memory across sequences. Both are also given at the last position and by position
         (t = 0 … T; null if undefined, as when no sequence is that long). `tokens` counts targets; `seconds` and
         `tokens_per_second` are for the RNN's own reading, with the answers that are asked for. What is about the
-        teacher, and drift, are null without one.
+        teacher, and drift, are null without one. With `given` there are `model_bits_per_token` and such, too.
 
     Raises:
         UserError: There is no batch.
     """
     device = rnn.m_0.device
     own: _Score | None = None
+    before: tuple[Tensor, Tensor] | None = None  # the last memories (B, K, D), and the last tokens, that none has read
     drift = _Drift()
     sequences, seconds, read = 0, 0.0, 0
     with evaluating(rnn, teacher):
         for batch in batches:
             tokens, targets = batch["tokens"].to(device), batch["targets"].to(device)
             if own is None:
-                own, theirs = _Score(targets.shape[1]), _Score(targets.shape[1])
+                own, theirs, model = (_Score(targets.shape[1]) for _ in range(3))
                 positions = torch.arange(targets.shape[1], device=device)
             start = time.perf_counter()
-            m_0 = rnn.init_memory(len(tokens))
-            memory = torch.cat([m_0[:, None], rnn.rollout(tokens, m_0)], 1)  # (B, T + 1, K, D)
+            begin = rnn.init_memory(len(tokens))
+            if "fresh" in batch and before is not None:
+                carried = rnn.update(*(part[: len(tokens)] for part in before))
+                begin = torch.where(batch["fresh"].to(device)[:, None, None], begin, carried)
+            memory = torch.cat([begin[:, None], rnn.rollout(tokens, begin)], 1)  # (B, T + 1, K, D)
+            before = memory[:, -1], targets[:, -1].clamp_min(0)
             answers, asked, at = where_asked(targets, memory, positions.expand_as(targets))
             own.add(rnn.readout, asked, answers, at)
             seconds += time.perf_counter() - start
@@ -164,7 +176,12 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
             if teacher is not None:
                 kept = kept_labels(batch)
                 kept = None if kept is None else {name: x.to(device) for name, x in kept.items()}
-                labels = teacher.encode(tokens, kept=kept)
+                if given:
+                    labels, logits = teacher.encode_with_trunk(tokens, kept=kept, whole=True)
+                    assert logits is not None
+                    model.count_up(where_asked(targets, logits)[1], answers, at)
+                else:
+                    labels = teacher.encode(tokens, kept=kept)
                 theirs.add(teacher.decoder, where_asked(targets, labels)[1], answers, at)
                 all_real = torch.ones_like(targets).bool()
                 which = counted_memories(batch["real"].to(device)) if "real" in batch else all_real
@@ -176,6 +193,7 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
     found = {
         **scores,
         **{f"teacher_{key}": value for key, value in taught.items()},
+        **({f"model_{key}": value for key, value in model.results().items()} if given else {}),
         **drift.results(),
         "tokens": int(own.count.sum()),
         "sequences": sequences,

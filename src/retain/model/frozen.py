@@ -1,6 +1,7 @@
-"""Frozen trunks: Transformers that exist, whose hidden states the teacher maps to memories (`--teacher.from`).
+"""Trunks that are given: Transformers that exist, whose hidden states the teacher maps to memories (`--teacher.from`).
 
-A trunk stays out of its teacher's module tree: no optimizer, count of parameters or checkpoint has it.
+A frozen one stays out of its teacher's module tree: no optimizer, count of parameters or checkpoint has it. One that is
+trained (teacher.trunk_lr) is in it, so that a run keeps its weights.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from retain.config import MemoryConfig
 from retain.errors import UserError
@@ -20,10 +22,13 @@ Labels = dict[str, Tensor]
 """What is kept of a trunk's pass over tokens (B, T): `states` (B, T + 1, W), and of its probabilities of y_0 … y_T the
 `top_tokens` (B, T + 1, k), their `top_log_probs` (B, T + 1, k), and `log_rest` (B, T + 1) of all others together."""
 NAMES = ("states", "top_tokens", "top_log_probs", "log_rest")
+READ = ("read", "offset")
+"""Where a trunk reads what lies before the tokens, too: what it `read`s (B, P + T) and the `offset` (B,) of the tokens
+in that."""
 
 
 class FrozenTrunk(nn.Module, ABC):
-    """Reads tokens causally; position t has read t of them."""
+    """Reads tokens causally; position t has read t of them. It is always in evaluation mode, without dropout."""
 
     width: int
     """W, numbers in a hidden state."""
@@ -32,21 +37,48 @@ class FrozenTrunk(nn.Module, ABC):
     vocab_size: int
     identity: dict[str, Any]
     """What tells this trunk from another: where it comes from, a checksum or revision, the layer that is read."""
+    trained = False
+    """Whether gradients reach its weights."""
 
     @abstractmethod
-    def read(self, tokens: Tensor, logits: bool) -> tuple[Tensor, Tensor | None]:
-        """Read tokens (B, T): hidden states (B, T + 1, W) and, with `logits`, the logits of y_0 … y_T (B, T + 1, V)."""
+    def read(self, tokens: Tensor, logits: bool, skip: int = 0) -> tuple[Tensor, Tensor | None]:
+        """Read tokens (B, T).
+
+        Returns:
+            The hidden states, (B, T + 1, W), and with `logits` the logits of y_skip … y_T, (B, T + 1 - skip, V).
+        """
 
     @abstractmethod
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """Return the rows of the embedding and of the output layer for each token of the vocabulary, (V, W) each."""
 
-    @torch.no_grad()
-    def forward(self, tokens: Tensor, logits: bool, kept: Labels | None = None) -> tuple[Tensor, Tensor | None]:
-        """Do as `read` does, with `kept` labels of these tokens in place of a pass over them."""
-        if kept is None:
-            return self.read(tokens, logits)
-        return kept["states"].float(), expand(kept, self.vocab_size) if logits else None
+    def forward(self, tokens: Tensor, logits: bool, given: Labels | None = None) -> tuple[Tensor, Tensor | None]:
+        """Do as `read` does, with `given` labels of these tokens, or what is to be read before them (READ)."""
+        with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
+            if given is None:
+                return self.read(tokens, logits)
+            if NAMES[0] in given:
+                return given["states"].float(), expand(given, self.vocab_size) if logits else None
+            offset = given["offset"]
+            skip = int(offset.min())
+            states, found = self.read(given["read"], logits, skip)
+            at = offset[:, None] + torch.arange(tokens.shape[1] + 1, device=offset.device)
+            return _take(states, at), None if found is None else _take(found, at - skip)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode, so that what is read does not hang on dropout."""
+        return super().train(False)
+
+    @torch.enable_grad()
+    def freeze_unreached(self, logits: bool) -> None:
+        """Freeze those weights that no gradient reaches from the states or, with `logits`, from these."""
+        weights = [weight for weight in self.parameters() if weight.requires_grad]
+        if not weights:
+            return
+        states, found = self.read(torch.zeros(1, 2, dtype=torch.long, device=weights[0].device), logits)
+        total = states.sum() if found is None else states.sum() + found.sum()
+        for weight, gradient in zip(weights, torch.autograd.grad(total, weights, allow_unused=True), strict=True):
+            weight.requires_grad_(gradient is not None)
 
 
 class FrozenOwnTrunk(FrozenTrunk):
@@ -60,7 +92,7 @@ class FrozenOwnTrunk(FrozenTrunk):
         self.trunk, self.layer, self.identity = trunk.eval().requires_grad_(False), layer, identity
         self.width, self.depth, self.vocab_size = trunk.head.in_features, len(blocks), trunk.vocab_size
 
-    def read(self, tokens: Tensor, logits: bool) -> tuple[Tensor, Tensor | None]:
+    def read(self, tokens: Tensor, logits: bool, skip: int = 0) -> tuple[Tensor, Tensor | None]:
         """Do as `FrozenTrunk.read` says."""
         x, transformer = self.trunk.inputs(tokens), self.trunk.transformer
         turn, states = transformer.first_angles(x), []
@@ -68,7 +100,9 @@ class FrozenOwnTrunk(FrozenTrunk):
             x = block(x, turn, causal=True)
             states.append(x)
         last = transformer.norm(x)
-        return last if self.layer is None else states[self.layer - 1], self.trunk.head(last) if logits else None
+        return last if self.layer is None else states[self.layer - 1], self.trunk.head(
+            last[:, skip:]
+        ) if logits else None
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """Do as `FrozenTrunk.embeddings` says: the table of the newest token."""
@@ -85,7 +119,7 @@ class KeptTrunk(FrozenTrunk):
         self.register_buffer("start", start)
         self.start: Tensor
 
-    def read(self, tokens: Tensor, logits: bool) -> tuple[Tensor, None]:
+    def read(self, tokens: Tensor, logits: bool, skip: int = 0) -> tuple[Tensor, None]:
         """Read no tokens, as `FrozenTrunk.read` says. Raises UserError for tokens, which have no labels here."""
         if tokens.shape[1]:
             raise UserError("labels: these tokens have none; give teacher.from without labels to have the model read")
@@ -94,6 +128,11 @@ class KeptTrunk(FrozenTrunk):
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """Do as `FrozenTrunk.embeddings` says."""
         return self.tables["embeddings"], self.tables["head"]
+
+
+def stand_in(width: int, vocab_size: int) -> KeptTrunk:
+    """Make a trunk without weights in the place of another, to build models that are only counted or checked."""
+    return KeptTrunk(torch.zeros(width), vocab_size, {}, {})
 
 
 class FrozenEncoder(nn.Module):
@@ -108,6 +147,11 @@ class FrozenEncoder(nn.Module):
         """Map states (B, T + 1, W) at steps (S,) to memories before normalisation (B, S, K, D)."""
         wanted = states if len(steps) == states.shape[1] else states[:, steps]
         return self.to_memory(wanted).unflatten(-1, self.shape), None
+
+
+def _take(values: Tensor, at: Tensor) -> Tensor:
+    """Take the values (B, L, …) at places (B, S)."""
+    return values.gather(1, at[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def compress(states: Tensor, logits: Tensor, top_k: int) -> Labels:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +39,7 @@ class FrozenLanguageModel(FrozenTrunk):
         super().__init__()
         config = model.config.get_text_config()
         self.model, self.start, self.layer, self.identity = model.eval().requires_grad_(False), start, layer, identity
+        self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.width, self.depth, self.vocab_size = config.hidden_size, config.num_hidden_layers, len(vocabulary)
         if layer is not None and layer > self.depth:
             raise UserError(f"teacher.layer: {layer} is above the {self.depth} layers of {identity['from']}")
@@ -48,16 +51,18 @@ class FrozenLanguageModel(FrozenTrunk):
         if not torch.allclose(before, after, rtol=1e-3, atol=1e-4):
             raise UserError(f"teacher.from: {identity['from']} looks ahead, it is no causal language model; give one")
 
-    def read(self, tokens: Tensor, logits: bool) -> tuple[Tensor, Tensor | None]:
+    def read(self, tokens: Tensor, logits: bool, skip: int = 0) -> tuple[Tensor, Tensor | None]:
         """Do as `FrozenTrunk.read` says."""
         ids = torch.cat([tokens.new_full((len(tokens), 1), self.start), self.vocabulary[tokens]], 1)
         settings = {"input_ids": ids, "use_cache": False, "output_hidden_states": True}
         if not logits:  # which are most of the work of a small model
             found = self.model.base_model(**settings)
             return found.hidden_states[-1 if self.layer is None else self.layer], None
+        if skip and self.keeps:
+            settings["logits_to_keep"] = ids.shape[1] - skip
         found = self.model(**settings)
         states = found.hidden_states[-1 if self.layer is None else self.layer]
-        return states, found.logits[..., self.vocabulary]
+        return states, found.logits[:, skip - ids.shape[1] :, self.vocabulary]
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """Do as `FrozenTrunk.embeddings` says."""
@@ -65,32 +70,26 @@ class FrozenLanguageModel(FrozenTrunk):
         return tables[0][self.vocabulary], tables[1][self.vocabulary]
 
 
-def open_language_model(source: str, tokenizer: str | None, layer: int | None, length: int) -> FrozenLanguageModel:
+def open_language_model(
+    source: str, tokenizer: str | None, layer: int | None, length: int, what: str = "data.seq_len"
+) -> FrozenLanguageModel:
     """Load a causal language model for the symbols of a run's tokenizer, frozen, in float32.
 
     Args:
         source: Its folder, a .gguf file, or hf:NAME.
         tokenizer: The run's tokenizer.json; each of its symbols must be one of the model's.
         layer: The layer whose hidden states are read.
-        length: Tokens that are read in a sequence, at most.
+        length: Tokens that are read at once, at most.
+        what: The setting that they follow from.
 
     Raises:
         UserError: It is no causal language model, or its tokenizer, layers or length do not fit.
     """
-    transformers = _transformers()
-    where = _locate(source)
-    with _quiet():
-        config = _explained(source, lambda: transformers.AutoConfig.from_pretrained(**where))
-        if config.is_encoder_decoder:
-            raise UserError(f"teacher.from: {source} has an encoder and a decoder; give a causal language model")
-        load = transformers.AutoModelForCausalLM.from_pretrained
-        model, found = _explained(source, lambda: load(**where, dtype=torch.float32, output_loading_info=True))
-    if lost := sorted(found["missing_keys"]):
-        raise UserError(f"teacher.from: {source} has no weights for {lost[0]}, it is no causal language model")
+    model = load_language_model(source)
     theirs, start, _ = read_tokenizer(source)
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and length + 1 > longest:
-        raise UserError(f"data.seq_len: {length} and a beginning are above the {longest} positions of {source}")
+        raise UserError(f"{what}: {length} tokens and a beginning are above the {longest} positions of {source}")
     known = theirs.get_vocab(with_added_tokens=True)
     rows = model.get_input_embeddings().num_embeddings
     if start >= rows or max(known.values()) >= rows:
@@ -102,6 +101,25 @@ def open_language_model(source: str, tokenizer: str | None, layer: int | None, l
     if source.startswith("hf:"):
         identity["revision"] = getattr(model.config, "_commit_hash", None)
     return FrozenLanguageModel(model, start, _match(source, tokenizer, known), layer, identity)
+
+
+def load_language_model(source: str) -> Any:
+    """Load a causal language model of transformers in float32, as `open_language_model` does, but with its own symbols.
+
+    Raises:
+        UserError: It is none.
+    """
+    transformers = _transformers()
+    where = _locate(source)
+    with _quiet():
+        config = _explained(source, lambda: transformers.AutoConfig.from_pretrained(**where))
+        if config.is_encoder_decoder:
+            raise UserError(f"teacher.from: {source} has an encoder and a decoder; give a causal language model")
+        load = transformers.AutoModelForCausalLM.from_pretrained
+        model, found = _explained(source, lambda: load(**where, dtype=torch.float32, output_loading_info=True))
+    if lost := sorted(found["missing_keys"]):
+        raise UserError(f"teacher.from: {source} has no weights for {lost[0]}, it is no causal language model")
+    return model.eval()
 
 
 def _match(source: str, tokenizer: str | None, known: dict[str, int]) -> list[int]:
@@ -204,7 +222,8 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stderr(io.StringIO()):  # the bar over a .gguf file hears of no setting
+            yield
     finally:
         logging.set_verbosity(before)
         if bars:

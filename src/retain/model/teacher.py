@@ -11,7 +11,7 @@ from retain.config import MemoryConfig, TeacherConfig
 from retain.errors import UserError
 from retain.model.encoders import ENCODERS
 from retain.model.fast import fast
-from retain.model.frozen import FrozenEncoder, FrozenTrunk, Labels, compress, expand
+from retain.model.frozen import NAMES, FrozenEncoder, FrozenTrunk, Labels, compress, expand
 from retain.model.layers import Embedding, Transformer
 from retain.model.memory_norm import MemoryNorm, counted_memories
 from retain.model.modes import evaluating
@@ -60,7 +60,7 @@ class Teacher(nn.Module):
         memory: K memory tokens of width D, and how they are normalised.
         config: The encoder, and the sizes of encoder and decoder.
         recompute: Compute the encoder's activations again in the backward pass, a layer at a time, and keep none.
-        trunk: What reads the tokens, frozen, where config.from_ names it. It is not among the teacher's modules.
+        trunk: What reads the tokens where config.from_ names it. It is among the teacher's modules if it is trained.
     """
 
     def __init__(
@@ -75,6 +75,9 @@ class Teacher(nn.Module):
         if (trunk is None) != (config.from_ is None):
             raise UserError(f"teacher.from: {config.from_} is not loaded here; train with it by retain.train")
         self._trunk = (trunk,)
+        if trunk is not None and config.trunk_lr is not None:
+            self.trunk = trunk
+            trunk.trained = True
         self.encoder = (
             ENCODERS[config.encoder](vocab_size, memory, config, recompute)
             if trunk is None
@@ -82,24 +85,24 @@ class Teacher(nn.Module):
         )
         self.depth = config.layers if trunk is None else trunk.depth  # of the encoder
         self.recomputes = recompute and trunk is None
-        self.top_k = config.top_k
+        self.top_k, self.temperature = config.top_k, config.temperature
         self.norm = MemoryNorm(memory.norm, memory.tokens, memory.width)
         self.decoder = Decoder(vocab_size, memory, config)
 
     @property
-    def frozen_trunk(self) -> FrozenTrunk | None:
-        """The trunk that reads the tokens and is never trained, where there is one."""
+    def given_trunk(self) -> FrozenTrunk | None:
+        """The trunk that was given, where there is one."""
         return self._trunk[0]
 
     @property
     def has_trunk(self) -> bool:
         """Whether a trunk predicts what comes next."""
-        return self.frozen_trunk is not None or hasattr(self.encoder, "trunk")
+        return self.given_trunk is not None or hasattr(self.encoder, "trunk")
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """`.to()` and its like reach the frozen trunk, too."""
-        if self.frozen_trunk is not None:
-            self.frozen_trunk._apply(fn, recurse)
+        """`.to()` and its like reach a frozen trunk, too."""
+        if self.given_trunk is not None and not self.given_trunk.trained:
+            self.given_trunk._apply(fn, recurse)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def encode(self, tokens: Tensor, steps: Tensor | None = None, kept: Labels | None = None) -> Tensor:
@@ -113,6 +116,7 @@ class Teacher(nn.Module):
         logits: bool = True,
         real: Tensor | None = None,
         kept: Labels | None = None,
+        whole: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Say what the memory should be after steps of a sequence.
 
@@ -121,7 +125,9 @@ class Teacher(nn.Module):
             steps: The t wanted, (S,), in ascending order; None is all t = 0 … T.
             logits: Whether the trunk's logits are wanted.
             real: Which tokens are no padding, (B, T) bool; the norm's statistics leave out what padding makes.
-            kept: What `retain label` kept of a frozen trunk's pass over these tokens, in place of that pass.
+            kept: What a batch brings with it of a given trunk's pass over these tokens: labels, in place of that pass,
+                or what it reads before them (`retain.model.frozen`).
+            whole: Whether logits of a given trunk are wanted as it makes them. Else they are as labels have them.
 
         Returns:
             The memories m_t, (B, S, K, D) in float32, and the trunk's own logits of y_0 … y_T, (B, T + 1, V), or None
@@ -129,14 +135,19 @@ class Teacher(nn.Module):
         """
         if steps is None:
             steps = torch.arange(tokens.shape[1] + 1, device=tokens.device)
-        if self.frozen_trunk is None:
+        if self.given_trunk is None:
             memory, trunk_logits = fast(self.encoder)(tokens, steps, logits)
         else:
-            states, trunk_logits = self.frozen_trunk(tokens, logits, kept)
-            if trunk_logits is not None and kept is None:  # as labels have them, so that both train alike
-                trunk_logits = expand(compress(states, trunk_logits, self.top_k), trunk_logits.shape[-1])
+            states, trunk_logits = self.given_trunk(tokens, logits, kept)
+            if trunk_logits is not None and not whole and NAMES[0] not in (kept or ()):
+                trunk_logits = self.as_kept(trunk_logits)
             memory, _ = fast(self.encoder)(states, steps, False)
         return self.norm(memory, None if real is None else counted_memories(real)[:, steps]), trunk_logits
+
+    @torch.no_grad()
+    def as_kept(self, logits: Tensor) -> Tensor:
+        """Return a trunk's logits (..., V) as labels have them, so that both train alike."""
+        return expand(compress(logits, logits, self.top_k), logits.shape[-1])
 
     @torch.no_grad()
     def empty_memory(self) -> Tensor:

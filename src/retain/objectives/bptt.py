@@ -2,43 +2,95 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from retain.model.fast import fast
-from retain.model.rnn import RNN
-from retain.objectives.losses import predictive_loss, where_asked
+from retain.errors import UserError
+from retain.model.modes import evaluating, without_graph
+from retain.model.rnn import RNN, check_alike
+from retain.model.teacher import Teacher
+from retain.objectives.losses import answer_losses, kept_labels
 from retain.objectives.segments import unroll_alone, window_len
 
 
 class BPTT(nn.Module):
-    """Cross-entropy of the readout along the unrolled RNN. m_0 is learnt.
+    """Cross-entropy of the readout along the unrolled RNN (+ λ_distill · distill). m_0 is learnt.
 
     Args:
         rnn: what is trained.
         bptt_window: the gradient is cut every so many steps, from a random one on, so that no two tokens are always on
             two sides of a cut. None is nowhere.
+        lambda_distill: the weight of the cross-entropy against the probabilities of the teacher's given trunk.
+        teacher: has that trunk. It is not trained.
+        taught: whether a sequence that is not `fresh` starts from the teacher's memory. Else all start from m_0.
+
+    Raises:
+        UserError: for a teacher that has no given trunk, or is of another memory or vocabulary than the RNN.
     """
 
-    def __init__(self, rnn: RNN, bptt_window: int | None = None):
+    def __init__(
+        self,
+        rnn: RNN,
+        bptt_window: int | None = None,
+        *,
+        lambda_distill: float = 0.0,
+        teacher: Teacher | None = None,
+        taught: bool = False,
+    ):
         super().__init__()
-        self.rnn, self.bptt_window = rnn, bptt_window
+        self.rnn, self.bptt_window, self.lambda_distill, self.taught = rnn, bptt_window, lambda_distill, taught
+        # Kept out of the module tree, as in DMT.
+        self._teacher = (teacher,)
+        if teacher is not None:
+            check_alike(teacher, rnn)
+        if (lambda_distill or taught) and (teacher is None or teacher.given_trunk is None):
+            raise UserError(f"lambda_distill: {lambda_distill} needs a teacher with a trunk that was given")
         self.train()
         self.requires_grad_(True)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """`.to()` and its like reach the teacher, too."""
+        if self._teacher[0] is not None:
+            self._teacher[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The losses of batch["tokens"] (B, T) and batch["targets"] (B, T + 1): "loss" and "loss_readout", the same."""
+        """The losses of a batch.
+
+        Args:
+            batch: "tokens" (B, T) and "targets" (B, T + 1); optionally "fresh" (B,) bool, which sequences start from
+                m_0 in any case, and what the teacher's trunk is given of them.
+
+        Returns:
+            "loss", to be minimised, "loss_readout" and, if there is a weight on it, "loss_distill".
+        """
         tokens, targets = batch["tokens"], batch["targets"]
-        memory = self.rnn.init_memory(len(tokens))
+        memory, guide = self.rnn.init_memory(len(tokens)), None
+        if teacher := self._teacher[0]:
+            with without_graph(), evaluating(teacher):
+                steps = torch.zeros(1, dtype=torch.long, device=tokens.device)
+                asks = self.lambda_distill > 0
+                labels, guide = teacher.encode_with_trunk(tokens, steps, asks, kept=kept_labels(batch))
+            if self.taught and "fresh" in batch:
+                memory = torch.where(batch["fresh"][:, None, None], memory, labels[:, 0])
         memories = unroll_alone(self.rnn, memory, tokens, window_len(self.bptt_window, tokens.shape[1]))
-        answers, asked = where_asked(targets, torch.cat([memory[:, None], memories], 1))
-        loss = predictive_loss(fast(self.rnn.readout)(asked), answers)
-        return {"loss": loss, "loss_readout": loss}
+        read, temperature = torch.cat([memory[:, None], memories], 1), teacher.temperature if teacher else 1.0
+        losses = answer_losses(self.rnn.readout, read, targets, guide=guide, temperature=temperature)
+        loss = losses["loss_readout"]
+        if guide is not None:
+            loss = loss + self.lambda_distill * losses["loss_distill"]
+        return {"loss": loss, **losses}
 
     def sequential_steps(self, length: int, progress: float = 0.0) -> int:
-        """The longest chain of one optimizer step: all cells and the readout, and back as far as the gradient goes."""
+        """The longest chain of one optimizer step: all cells and the readout, and back as far as the gradient goes.
+
+        Before them comes the teacher's trunk, if there is one.
+        """
         cell, readout = self.rnn.depth, self.rnn.readout.depth
-        return (length * cell + readout) + (readout + window_len(self.bptt_window, length) * cell)
+        before = self._teacher[0].depth if self._teacher[0] is not None else 0
+        return before + (length * cell + readout) + (readout + window_len(self.bptt_window, length) * cell)
 
     def finish(self) -> None:
         """Nothing is left to do: the RNN stands alone."""

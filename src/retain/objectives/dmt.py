@@ -109,7 +109,12 @@ class DMT(nn.Module):
             read = torch.cat([memory[:, :1], predicted if c.predictive else predicted.detach()], 1)
             guide, decoder = (memory, teacher.decoder) if trunk_logits is None else (trunk_logits, None)
             losses |= answer_losses(
-                self.rnn.readout, read, targets, guide=guide if c.lambda_distill else None, decoder=decoder
+                self.rnn.readout,
+                read,
+                targets,
+                guide=guide if c.lambda_distill else None,
+                decoder=decoder,
+                temperature=teacher.temperature,
             )
             if c.lambda_distill:
                 losses["loss"] = losses["loss"] + c.lambda_distill * losses["loss_distill"]

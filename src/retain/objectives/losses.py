@@ -12,7 +12,7 @@ from torch import Tensor
 from retain.config import IGNORE
 from retain.errors import UserError
 from retain.model.fast import fast
-from retain.model.frozen import NAMES, Labels
+from retain.model.frozen import NAMES, READ, Labels
 from retain.model.teacher import Readout
 from retain.ops.elementwise import at_least_float32
 
@@ -71,8 +71,8 @@ def real_tokens(batch: dict[str, Tensor]) -> Tensor | None:
 
 
 def kept_labels(batch: dict[str, Tensor]) -> Labels | None:
-    """The labels of a frozen trunk that a batch brings with it; None if the trunk has to read the tokens."""
-    return {name: batch[name] for name in NAMES} if NAMES[0] in batch else None
+    """What a batch brings with it of a given trunk's pass: labels, or what it reads; None if that is the tokens."""
+    return {name: batch[name] for name in (*NAMES, *READ) if name in batch} or None
 
 
 def counted(which: Tensor) -> Tensor:
@@ -85,21 +85,58 @@ def counted(which: Tensor) -> Tensor:
 
 
 def readout_losses(
-    logits: Tensor, teacher_logits: Tensor, targets: Tensor, count: Tensor | None = None
+    logits: Tensor, teacher_logits: Tensor, targets: Tensor, count: Tensor | None = None, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """`predictive_loss`, and the mean cross-entropy in nats against the teacher's probabilities (Hinton et al. 2015).
 
     Both are means over the targets (...) that count. logits and teacher_logits are (..., V), and no gradient reaches
-    the teacher's.
+    the teacher's. With a `temperature` other than 1 the second is `softened_cross_entropy`.
     """
     log_probabilities = at_least_float32(logits).flatten(0, -2).log_softmax(-1)  # once, for both
-    probabilities = at_least_float32(teacher_logits.detach()).flatten(0, -2).softmax(-1)
+    guide = at_least_float32(teacher_logits.detach()).flatten(0, -2)
     targets = targets.flatten()
     counted = (targets != IGNORE).to(log_probabilities.dtype)
     predictive = F.nll_loss(log_probabilities, targets, ignore_index=IGNORE, reduction="sum")
-    distilled = -((probabilities * log_probabilities).sum(-1) * counted).sum()
+    if temperature == 1:
+        cross_entropy = -(guide.softmax(-1) * log_probabilities).sum(-1)
+    else:
+        cross_entropy = softened_cross_entropy(log_probabilities, guide, temperature)
+    distilled = (cross_entropy * counted).sum()
     count = counted_targets(targets) if count is None else count
     return predictive / count, distilled / count
+
+
+def softened_cross_entropy(log_probabilities: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy against the teacher, both softened by a temperature, times its square (Hinton et al. 2015).
+
+    Of the teacher's probabilities only the largest are known. All other tokens share the rest evenly, which is a guess,
+    and to soften thousands of small equal numbers would give them nearly all of the mass. So all others are one outcome
+    here, with the mass of the rest, and the RNN's are, too. Softened are the probabilities of these outcomes. Among the
+    others the cross-entropy is as without a temperature. So it is least where the RNN predicts as the teacher does,
+    whatever the temperature, and at 1 it is the plain cross-entropy.
+
+    Args:
+        log_probabilities: the RNN's, (N, V).
+        teacher_logits: (N, V); those of the tokens that share the rest are the smallest, and equal.
+        temperature: above 0.
+
+    Returns:
+        (N,), in nats.
+    """
+    guide = teacher_logits.log_softmax(-1)
+    others = guide <= guide.amin(-1, keepdim=True)  # (N, V)
+    low = torch.finfo(guide.dtype).min / 4  # not infinity, of which gradients are undefined
+
+    def outcomes(values: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-probabilities of known tokens and, last, that of all others, softened (N, V + 1); that before."""
+        rest = values.masked_fill(~others, low).logsumexp(-1, keepdim=True)
+        known = values.masked_fill(others, low)
+        return (torch.cat([known, rest], -1) / temperature).log_softmax(-1), rest
+
+    (target, rest), (mine, my_rest) = outcomes(guide), outcomes(log_probabilities)
+    softened = -(target.exp() * mine).sum(-1) * temperature**2
+    among = (log_probabilities - my_rest).masked_fill(~others, 0).sum(-1) / others.sum(-1)
+    return softened - rest[:, 0].exp() * among
 
 
 def answer_losses(
@@ -110,6 +147,7 @@ def answer_losses(
     guide: Tensor | None = None,
     decoder: Readout | None = None,
     count: Tensor | None = None,
+    temperature: float = 1.0,
 ) -> dict[str, Tensor]:
     """The losses of the readout's predictions: "loss_readout" and, with a guide, "loss_distill".
 
@@ -120,6 +158,7 @@ def answer_losses(
         guide: the teacher's logits (B, T, V), or with `decoder` its memory (B, T, K, D).
         decoder: what makes the teacher's logits of its memory.
         count: as in `predictive_loss`.
+        temperature: as in `readout_losses`.
     """
     if guide is None:
         answers, asked = where_asked(targets, memory)
@@ -128,7 +167,7 @@ def answer_losses(
     if decoder is not None:
         with torch.no_grad():
             guide = fast(decoder)(guide)
-    predictive, distilled = readout_losses(fast(readout)(asked), guide, answers, count)
+    predictive, distilled = readout_losses(fast(readout)(asked), guide, answers, count, temperature)
     return {"loss_readout": predictive, "loss_distill": distilled}
 
 

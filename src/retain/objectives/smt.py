@@ -63,6 +63,8 @@ class SMT(nn.Module):
             trunk.head.requires_grad_(False)
             if isinstance(teacher.encoder, RegisterEncoder):  # its registers have a last norm of their own
                 trunk.transformer.norm.requires_grad_(False)
+        if teacher.given_trunk is not None and teacher.given_trunk.trained:
+            teacher.given_trunk.freeze_unreached(loss.lambda_trunk > 0)
         if loss.lambda_dec == 0:
             teacher.decoder.requires_grad_(False)
         elif future_len == 0:
@@ -98,17 +100,22 @@ class SMT(nn.Module):
         steps = torch.arange(first, first + count + 1, device=tokens.device)
         real = batch.get("real")
         # (B, S + 1, K, D)
-        frozen = self.teacher.frozen_trunk is not None
-        asks_trunk = c.lambda_distill > 0 if frozen else c.lambda_trunk > 0
-        memory, trunk_logits = self.teacher.encode_with_trunk(tokens, steps, asks_trunk, real, kept_labels(batch))
+        given = self.teacher.given_trunk
+        learns = c.lambda_trunk > 0 and (given is None or given.trained)
+        asks_trunk = learns or (given is not None and c.lambda_distill > 0)
+        memory, trunk_logits = self.teacher.encode_with_trunk(
+            tokens, steps, asks_trunk, real, kept_labels(batch), whole=learns
+        )
         losses = {}
         if c.lambda_dec:
             chosen = spread(count + 1, c.decodes_per_sequence, tokens.device)
             future, future_targets = futures(tokens, targets, steps[chosen], min(self.future_len, length))
             logits = fast(self.teacher.decoder)(memory[:, chosen], future if self.future_len else None)
             losses["loss_dec"] = predictive_loss(logits, future_targets if self.future_len else future_targets[..., 0])
-        if trunk_logits is not None and not frozen:
+        if trunk_logits is not None and learns:
             losses["loss_trunk"] = predictive_loss(trunk_logits, targets)
+        if trunk_logits is not None and given is not None and learns:
+            trunk_logits = self.teacher.as_kept(trunk_logits)
         inputs, asked = tokens[:, first : first + count], targets[:, first : first + count + 1]
         own, in_all = on_policy_rows(tokens, c.on_policy), counted_targets(asked) if self.trains_readout else None
         moving = real_tokens(batch)  # which transitions count, (B, S)
@@ -138,6 +145,7 @@ class SMT(nn.Module):
                     guide=None if guide is None else guide[:, at],
                     decoder=decoder,
                     count=in_all,
+                    temperature=self.teacher.temperature,
                 )
             return found
 

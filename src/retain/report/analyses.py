@@ -21,6 +21,7 @@ from retain.model.teacher import Teacher
 from retain.objectives import BPTT, SMT
 from retain.objectives.losses import predictive_loss, uniformity_loss
 from retain.runs.run import Run, build
+from retain.runs.trunk import for_scoring
 
 SPLIT: Split = "validation"
 """Never the test split: people choose what to do next by what they see here."""
@@ -33,6 +34,7 @@ GRADIENT_TOKENS = 200_000
 
 def score(run: Run, data: Data, sequences: int = SEQUENCES) -> dict[str, Any]:
     """`evaluate` the RNN alone, and its teacher where that was trained, on validation sequences of length T."""
+    data = for_scoring(run.config, data)
     return evaluate(run.rnn, run.teacher, data.windows(SPLIT, min(128, batch_for(data, run.rnn)), sequences))
 
 

@@ -34,7 +34,7 @@ def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, own_ce
     read = READ_BY_CELL.get(config.cell.kind, {"heads", "residual"})
     same += [f"cell.{name}" for name in ("heads", "residual") if name in read]
     if with_teacher:
-        same += ["teacher.encoder", "teacher.context_len", "teacher.from_", "teacher.layer"]
+        same += ["teacher.encoder", "teacher.context_len", "teacher.from_", "teacher.layer", "teacher.trunk_lr"]
     if untaught and config.dmt.lambda_distill:
         same.append("smt.lambda_trunk")  # whether the trunk was trained, whose probabilities DMT may take
     before, now = flatten(to_dict(source)), flatten(to_dict(config))

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from retain.config import DocumentDataConfig, RunConfig
-from retain.data.batches import Data, StreamData
+from retain.data.batches import Data, Split, StreamData
+from retain.data.contexts import continued, longest_pass
 from retain.data.files import find_cache_folder
-from retain.data.labels import labelled_config, read_manifest, with_labels
+from retain.data.labels import LABELLED, labelled_config, read_manifest, with_labels
 from retain.data.paths import absolute
 from retain.errors import UserError
 from retain.files import replace_file
@@ -23,8 +24,8 @@ from retain.model.frozen import FrozenOwnTrunk, FrozenTrunk, KeptTrunk
 from retain.model.language_model import identify, open_language_model, read_tokenizer
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
-from retain.runs.checkpoint import best_checkpoint
-from retain.runs.run import guided, load_run, read_config
+from retain.runs.checkpoint import best_checkpoint, load_model
+from retain.runs.run import Run, guided, load_run, load_weights, read_config
 
 TABLES = "tables.safetensors"
 """Of labels: the state of no tokens, and the rows of the model's embeddings and output layer for each token."""
@@ -63,13 +64,28 @@ def with_source(config: RunConfig, source: str) -> RunConfig:
 
 
 def for_teacher(config: RunConfig, data: Data) -> Data:
-    """Return the data of a run, with the labels that it reads.
+    """Return the data of a run, with the labels that it reads, and what lies before its sequences.
 
     Windows of a stream start where labels are kept, also without any, so that a run with labels is one without.
+
+    Raises:
+        UserError: Labels are not of this data, or nothing lies before its sequences.
     """
-    if config.teacher.from_ is not None and isinstance(data, StreamData):
-        data.aligned = True
-    return data if config.teacher.labels is None else with_labels(data, Path(config.teacher.labels))
+    given, source = config.teacher, data
+    if config.reads_model:
+        if isinstance(data, StreamData):
+            data.aligned = True
+        data = data if given.labels is None else with_labels(data, Path(given.labels))
+    if not given.context_before:
+        return data
+    live = given.labels is None
+    return continued(data, source, given.context_before, teaches=config.reads_model, live=config.reads_model and live)
+
+
+def for_scoring(config: RunConfig, data: Data) -> Data:
+    """Return data to score the RNN of a run on: its memory is carried over sequences if it was so in training."""
+    before = config.teacher.context_before
+    return continued(data, data, before, teaches=False, live=False) if before else data
 
 
 def open_trunk(config: RunConfig, data: Data) -> FrozenTrunk | None:
@@ -84,7 +100,10 @@ def open_trunk(config: RunConfig, data: Data) -> FrozenTrunk | None:
         return _open_labels(Path(config.teacher.labels), config, data)
     if is_run(source):
         return _open_run(Path(source), layer, data)
-    trunk = open_language_model(source, getattr(data, "tokenizer", None), layer, data.seq_len)
+    before = config.teacher.context_before
+    length = longest_pass(data.seq_len, before) if before else data.seq_len
+    what = "teacher.context_before" if before else "data.seq_len"
+    trunk = open_language_model(source, getattr(data, "tokenizer", None), layer, length, what)
     if trunk.vocab_size != data.vocab_size:
         raise UserError(f"data.end: None adds a symbol that {source} lacks; name one of its tokenizer")
     return trunk
@@ -92,7 +111,8 @@ def open_trunk(config: RunConfig, data: Data) -> FrozenTrunk | None:
 
 def _open_labels(folder: Path, config: RunConfig, data: Data) -> KeptTrunk:
     manifest = read_manifest(folder)
-    for name, kept in (("layer", manifest["trunk"]["layer"]), ("top_k", manifest["top_k"])):
+    known = {"layer": manifest["trunk"]["layer"], "top_k": manifest["top_k"]}
+    for name, kept in (known | {"context_before": manifest.get("context_before", 0)}).items():
         if (asked := getattr(config.teacher, name)) != kept:
             raise UserError(f"teacher.{name}: {asked} is not that of {folder}, {kept}; leave it out, or label anew")
     tables = load_file(folder / TABLES)
@@ -113,6 +133,7 @@ def with_labels_of(config: RunConfig, folder: Path, source: str | None) -> RunCo
         "from_": trunk["from"],
         "layer": trunk["layer"],
         "top_k": manifest["top_k"],
+        "context_before": manifest.get("context_before", 0),
         "labels": absolute(str(folder)),
     }
     teacher = dataclasses.replace(config.teacher, **names)
@@ -146,15 +167,52 @@ def identify_trunk(source: str, layer: int | None) -> dict[str, Any]:
     return {"from": source, "layer": layer, "sha256": files["teacher.safetensors"]["sha256"]}
 
 
+def load_guided(run: Run, data: Data, split: Split, source: str | None, labels: str | None) -> tuple[Run, Data]:
+    """Load a run's teacher with the model that it reads with, or the labels that were kept of that.
+
+    Returns:
+        The run with its teacher, and the data to score both on.
+
+    Raises:
+        UserError: The run has no such teacher, it read with another model, or the split has no labels.
+    """
+    own, device = run.config.teacher, run.rnn.m_0.device
+    if own.from_ is None or not run.config.has_teacher:
+        raise UserError(
+            f"teacher.from: {run.path} has no teacher that reads with a model; leave out {source or labels}"
+        )
+    if labels is not None and split not in LABELLED:
+        raise UserError(f"labels: {labels} has none of the {split} split; give --teacher.from, or --split validation")
+    path = None if labels is None else absolute(labels)
+    teacher = dataclasses.replace(own, from_=own.from_ if source is None else absolute(source), labels=path)
+    config = dataclasses.replace(run.config, teacher=teacher)
+    trunk = open_trunk(config, data)
+    before = run.state.get("teacher_from") or {}
+    assert trunk is not None
+    if any(trunk.identity.get(key) != before.get(key) for key in ("sha256", "revision")):
+        raise UserError(f"teacher.from: {source or labels} is not of the model that {run.path} read with; give that")
+    guide = Teacher(run.rnn.vocab_size, config.memory, teacher, trunk=trunk)
+    load_weights(guide, load_model(run.path, ["teacher"], device)[0]["teacher"], run.path)
+    return dataclasses.replace(run, teacher=guide.to(device).eval()), for_teacher(config, data)
+
+
 @torch.no_grad()
 def start_embeddings(trunk: FrozenTrunk, rnn: RNN, teacher: Teacher) -> None:
-    """Start the embeddings and output layers of RNN and decoder as those of the trunk, mapped to their widths."""
+    """Start the embeddings and output layers of RNN and decoder as those of the trunk, mapped to their widths.
+
+    A wider one keeps its random numbers where the trunk's has none.
+    """
     embeddings, head = (table.float().cpu() for table in trunk.embeddings())
-    tables = [(rnn.embed.weight, embeddings), (teacher.decoder.embed.weight, embeddings)]
-    for weight, table in [*tables, (teacher.decoder.head.weight, head), (rnn.readout.head.weight, head)]:
+    for weight, table in zip(embeddings_of(rnn, teacher), (embeddings, embeddings, head, head), strict=True):
         mapped = map_to_width(table, weight.shape[1])
         scale = weight.square().mean().sqrt() / mapped.square().mean().sqrt().clamp_min(1e-12)
         weight[:, : mapped.shape[1]] = mapped * scale
+
+
+def embeddings_of(rnn: RNN, teacher: Teacher) -> tuple[Tensor, ...]:
+    """Return the embeddings of RNN and decoder and the output layers of both, (V, width) each."""
+    decoder, readout = teacher.decoder, rnn.readout
+    return rnn.embed.weight, decoder.embed.weight, decoder.head.weight, readout.head.weight
 
 
 def map_to_width(table: Tensor, width: int) -> Tensor:

@@ -46,7 +46,7 @@ class Job:
     def state(self) -> dict[str, Any]:
         """What a loader needs beside the weights, and where they come from: state.json."""
         precision = self.accelerator.mixed_precision
-        trunk = self.teacher.frozen_trunk
+        trunk = self.teacher.given_trunk
         return build_state(self.config, self.rnn, self.data, self.progress, own_cell=self.own_cell) | {
             "own_data": self.own_data,
             "teacher_from": None if trunk is None else trunk.identity,

@@ -20,6 +20,7 @@ from retain.ops.graphs import forget
 from retain.runs.checkpoint import Loaded
 from retain.runs.optimizer_state import load_optimizer
 from retain.runs.run import load_weights
+from retain.runs.trunk import embeddings_of
 from retain.training.job import Job
 
 BETAS = (0.9, 0.95)
@@ -51,8 +52,9 @@ def start_phase(job: Job, saved: Loaded | None) -> Iterator[Phase]:
     objective = objective_of(index, job.config, job.rnn, job.teacher)
     objective.zero_grad()  # a user's cell may bring gradients of its own
     named = [(name, q) for name, q in objective.named_parameters() if q.requires_grad]
+    groups = group_by_rate(named, job)
     optimizer = torch.optim.AdamW(
-        [q for _, q in named],
+        groups,
         lr=config.lr,
         betas=BETAS,
         weight_decay=job.config.optimizer.weight_decay,
@@ -73,14 +75,43 @@ def start_phase(job: Job, saved: Loaded | None) -> Iterator[Phase]:
 
 def objective_of(index: int, config: RunConfig, rnn: RNN, teacher: Teacher) -> SMT | DMT | BPTT:
     """Build the objective of phase `index` (0, 1, …). Its class says what that changes in both models."""
-    name = config.phases[index]
+    objective = _build_objective(index, config, rnn, teacher)
+    if config.teacher.freeze_embeddings:
+        for table in embeddings_of(rnn, teacher):
+            table.requires_grad_(False)
+    return objective
+
+
+def _build_objective(index: int, config: RunConfig, rnn: RNN, teacher: Teacher) -> SMT | DMT | BPTT:
+    name, given = config.phases[index], config.teacher
     if name == "smt":
         fresh = index == 0 and config.init_from is None  # else the readout has been trained
         return SMT(teacher, rnn, config.smt, config.teacher.future_len, fresh_readout=fresh)
     if name == "dmt":
-        trained = teacher.frozen_trunk is not None or (config.has_teacher and config.smt.lambda_trunk > 0)
+        trained = teacher.given_trunk is not None or (config.has_teacher and config.smt.lambda_trunk > 0)
         return DMT(teacher, rnn, config.dmt, trunk_trained=trained)
-    return BPTT(rnn, config.bptt.bptt_window)
+    # What follows SMT goes on from where its teacher says that a sequence starts.
+    taught = given.context_before > 0 and "smt" in config.phases[:index]
+    reads = given.from_ is not None and (taught or config.bptt.lambda_distill > 0)
+    return BPTT(
+        rnn,
+        config.bptt.bptt_window,
+        lambda_distill=config.bptt.lambda_distill if reads else 0.0,
+        teacher=teacher if reads else None,
+        taught=taught,
+    )
+
+
+def group_by_rate(named: list[tuple[str, nn.Parameter]], job: Job) -> list[dict[str, Any]]:
+    """Group what is trained by learning rate: a given trunk has one of its own, `scale` times that of the others."""
+    trunk, rate = job.teacher.given_trunk, job.config.teacher.trunk_lr
+    own = {id(q) for q in trunk.parameters()} if trunk is not None and trunk.trained else set()
+    config: PhaseConfig = getattr(job.config, job.phase_name())
+    groups = [
+        {"params": [q for _, q in named if id(q) not in own], "scale": 1.0},
+        {"params": [q for _, q in named if id(q) in own], "scale": (rate or 0.0) / config.lr},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def learning_rate(config: PhaseConfig, warmup: float, progress: float) -> float:
@@ -100,7 +131,12 @@ def cut_part(batch: dict[str, Any], length: int | None) -> dict[str, Any]:
         return batch
     start = int(torch.randint(spare + 1, ()))
     lengths = {"tokens": length, "targets": length + 1, "real": length}
-    return batch | {name: batch[name][:, start : start + n] for name, n in lengths.items() if name in batch}
+    part = batch | {name: batch[name][:, start : start + n] for name, n in lengths.items() if name in batch}
+    if "fresh" in batch and start:
+        part["fresh"] = torch.zeros_like(batch["fresh"])
+    if "offset" in batch:
+        part["offset"] = batch["offset"] + start
+    return part
 
 
 def mix_seed(seed: int, step: int) -> int:

@@ -61,7 +61,7 @@ def _refuse_other_parts(job: Job, state: dict[str, Any]) -> None:
 
 def _refuse_other_trunk(job: Job, state: dict[str, Any]) -> None:
     """Refuse to go on with another language model than the teacher's weights were trained for."""
-    trunk, before = job.teacher.frozen_trunk, state.get("teacher_from")
+    trunk, before = job.teacher.given_trunk, state.get("teacher_from")
     if trunk is not None and before and any(trunk.identity.get(k) != before.get(k) for k in ("sha256", "revision")):
         raise UserError(
             f"resume: {trunk.identity['from']} is not the model that {job.out} read with, its weights differ; bring "

@@ -24,7 +24,7 @@ def take_step(
     p, accelerator = job.progress, job.accelerator
     lr = learning_rate(phase.config, job.config.optimizer.warmup, done)
     for group in phase.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["scale"]
     names, values, tokens, chain = _backward(job, phase, batches, done)
     norms = _gradient_norms(job) if logged else {}
     largest = job.config.optimizer.max_grad_norm

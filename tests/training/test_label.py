@@ -7,6 +7,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,10 +17,10 @@ import language_models as made  # noqa: E402
 from conftest import tiny, train_tiny  # noqa: E402
 from forks import Forked  # noqa: E402
 from retain.config import DocumentDataConfig  # noqa: E402
-from retain.inference import label  # noqa: E402
-from retain.inference.label import make_labels  # noqa: E402
 from retain.model.language_model import FrozenLanguageModel  # noqa: E402
 from retain.runs.trunk import with_labels_of, with_source  # noqa: E402
+from retain.training import label  # noqa: E402
+from retain.training.label import make_labels  # noqa: E402
 from retain.training.loop import train  # noqa: E402
 
 BOTH = {"smt__lambda_distill": 0.5, "dmt__lambda_distill": 0.5, "validate_every": "6steps"}
@@ -54,20 +55,29 @@ def with_pruned_data(c):
     return dataclasses.replace(c, data=dataclasses.replace(c.data, prune_vocab=True))
 
 
-@pytest.mark.parametrize("kind", ["model", "pruned", "documents", "run"])
+@pytest.mark.parametrize("kind", ["model", "pruned", "documents", "run", "context", "documents and context"])
 def test_a_run_with_labels_is_one_with_the_model_to_rounding(world, tmp_path, kind, monkeypatch):
     """The model is gone by then."""
     if kind == "run":
         c = with_source(tiny(data=text_data(world), **BOTH), str(train_tiny(tmp_path / "gone", data=text_data(world))))
     else:
         shutil.copytree(world / "llama", tmp_path / "gone")
-        c = config(world, **({"reset": True} if kind == "documents" else {}))
+        c = config(world, **({"reset": True} if "documents" in kind else {}))
+        if "context" in kind:  # of two sequences a block; what lies before them matters in each phase
+            teacher = dataclasses.replace(c.teacher, context_before=30, temperature=2.0)
+            bptt = dataclasses.replace(c.bptt, lambda_distill=0.5)
+            c = dataclasses.replace(c, teacher=teacher, bptt=bptt, phases=("smt", "dmt", "bptt"), budget="18steps")
         c = with_source(with_pruned_data(c) if kind == "pruned" else c, str(tmp_path / "gone"))
     train(c, tmp_path / "live", progress_bar=False)
     manifest = make_labels(c, tmp_path / "labels", progress_bar=False)
     shutil.rmtree(tmp_path / "gone")
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", None)
-    kept = with_labels_of(tiny(data=c.data, **BOTH), tmp_path / "labels", None)
+    given = c.teacher
+    plain = dataclasses.replace(given, from_=None, context_before=0, temperature=1.0)
+    kept = with_labels_of(dataclasses.replace(c, teacher=plain, bptt=tiny().bptt), tmp_path / "labels", None)
+    assert kept.teacher.context_before == given.context_before
+    kept = dataclasses.replace(kept, bptt=c.bptt)
+    kept = dataclasses.replace(kept, teacher=dataclasses.replace(kept.teacher, temperature=given.temperature))
     assert kept.data.seq_len == c.data.seq_len and kept.teacher.from_ == str(tmp_path / "gone")
     train(kept, tmp_path / "kept", progress_bar=False)
     live, now = losses(tmp_path / "live"), losses(tmp_path / "kept")
@@ -90,7 +100,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from retain.config.json import load_config
-from retain.inference import label
+from retain.training import label
 from retain.model.frozen import FrozenTrunk
 
 label.SAVE_SECONDS = 0.0
@@ -106,6 +116,84 @@ def count(self, tokens, *args, **kwargs):
 FrozenTrunk.forward = count
 label.make_labels(load_config(Path(sys.argv[1])), Path(sys.argv[2]), 4, False)
 """
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_labels_know_what_lies_before_a_window(world, tmp_path, reset):
+    """The slow twin: transformers reads each window after all that its pass has before it."""
+    from retain.data import load_data
+    from retain.data.contexts import find_passes
+    from retain.data.labels import with_labels
+
+    c = config(world, reset=reset)
+    c = dataclasses.replace(c, teacher=dataclasses.replace(c.teacher, context_before=30))
+    make_labels(c, tmp_path / "labels", 6, progress_bar=False)
+    data = load_data(c.data)
+    labelled = with_labels(data, tmp_path / "labels")
+    model = transformers.AutoModelForCausalLM.from_pretrained(world / "llama").eval()
+    number = data.count("train")
+    chosen = np.array([0, 1, 2, 3, 4, 7, number - 2, number - 1])
+    stream, first, offset = find_passes(data, "train", chosen, 30)
+    assert max(offset) > 30
+    for index, start, before in zip(chosen, first, offset, strict=True):
+        batch = labelled.sequences("train", np.array([index]))
+        count = int((batch["targets"] != -100).sum())
+        ids = [0, *np.asarray(stream[start : start + before]).tolist(), *batch["tokens"][0, : count - 1].tolist()]
+        with torch.no_grad():
+            found = model(torch.tensor([ids]), output_hidden_states=True)
+        want = found.hidden_states[-1][0, -count:]
+        torch.testing.assert_close(batch["states"][0, :count].float(), want, atol=0.02, rtol=0.02)
+        likeliest = found.logits[0, -count:, : data.vocab_size].argmax(-1)
+        assert torch.equal(batch["top_tokens"][0, :count, 0], likeliest)
+
+
+SHARED = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from retain.config.json import load_config
+from retain.training import label
+label.make_labels(load_config(Path(sys.argv[1])), Path(sys.argv[2]), 4, False)
+"""
+DYING = """
+import os, signal
+from retain.model.frozen import FrozenTrunk
+forward, calls = FrozenTrunk.forward, 0
+def count(self, tokens, *args, **kwargs):
+    global calls
+    calls += len(tokens) == 4
+    if calls == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return forward(self, tokens, *args, **kwargs)
+FrozenTrunk.forward = count
+from retain.training import label
+label.SAVE_SECONDS = 0.0
+"""
+
+
+@pytest.mark.slow
+def test_labels_of_two_processes_are_those_of_one_and_go_on_with_any_number(world, tmp_path):
+    from test_train_processes import two_processes
+
+    from retain.config.json import save_config
+
+    c = config(world)
+    save_config(c, tmp_path / "config.json")
+    whole = make_labels(c, tmp_path / "one", 4, False)
+    for name, dies in (("two", False), ("killed", True)):
+        workers = two_processes(DYING * dies + SHARED, tmp_path / "config.json", tmp_path / name)
+        for worker in workers:
+            said, _ = worker.communicate()
+            assert worker.returncode == (-signal.SIGKILL if dies else 0), said
+    assert not (tmp_path / "killed").exists()
+    done = np.fromfile(tmp_path / "killed.partial" / "train.done", np.uint8)
+    assert done[:6].all() and not done.all(), "each of the two had done some batches, and saved them"
+    assert make_labels(c, tmp_path / "killed", 4, False) == whole
+    for folder in ("two", "killed"):
+        assert {p.name for p in (tmp_path / folder).iterdir()} == {*whole["files"], "manifest.json"}
+        for name in whole["files"]:
+            assert (tmp_path / folder / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("calls", [1, 9])
@@ -165,6 +253,11 @@ BAD_LABELS = [
     (["--labels", "good", "--data.seq-len", "9"], ["labels", "seq_len 12", "this data of 9"]),
     (["--labels", "good", "--teacher.layer", "1"], ["teacher.layer", "1 is not that of", "None", "leave it out"]),
     (["--labels", "good", "--teacher.top-k", "3"], ["teacher.top_k", "3 is not that of", "32", "leave it out"]),
+    (
+        ["--labels", "good", "--teacher.context-before", "9"],
+        ["context_before", "9 is not that of", "0", "leave it out"],
+    ),
+    (["--labels", "good", "--teacher.trunk-lr", "0.1"], ["teacher.trunk_lr", "0.1 trains the model", "leave out"]),
     (["--labels", "good", "--smt.seq-len", "9"], ["smt.seq_len", "9", "no whole sequence", "leave it out"]),
 ]
 
@@ -197,7 +290,13 @@ def test_labels_that_do_not_fit_are_refused_in_one_line(bad_world, options, frag
 
 @pytest.mark.parametrize(
     ("change", "what"),
-    [({"layer": 1}, "model or layer"), ({"top_k": 4}, "teacher.top_k"), ({}, "data"), (None, "version of retain")],
+    [
+        ({"layer": 1}, "model or layer"),
+        ({"top_k": 4}, "teacher.top_k"),
+        ({"context_before": 20}, "teacher.context_before"),
+        ({}, "data"),
+        (None, "version of retain"),
+    ],
 )
 def test_labels_that_were_begun_with_other_settings_are_not_gone_on_with(world, tmp_path, monkeypatch, change, what):
     class Stop(Exception):

@@ -1,0 +1,363 @@
+"""An RNN from a language model: labels, every row of the table, the model's own score, samples; docs/language_model.md.
+
+python -m lab.language_model NAME --model FILE --text PATH [--budget 30m] [--seeds 1] [--train-bytes N] ...
+
+PATH is a text, a folder of texts, or `stdlib` for the source code of Python. It is cut into three splits, of a folder
+whole files. The model labels training and validation, once; then come the rows, each a `retain compare` line with
+these labels. All lies under OUT, by default runs/language-model/NAME. If it is stopped, the same command goes on.
+Numbers are kept as docs/results/language-model/NAME.json, and what stands there is not run again. `--tables` writes the
+page alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lab.results import Kept, hash_settings, write
+from retain.cli import one_line_errors
+from retain.cli.compare import parse_comparison
+from retain.cli.label import label_command
+from retain.cli.train import train_config
+from retain.config import RunConfig
+from retain.data.files import walk
+from retain.errors import UserError
+from retain.experiments.compare import compare
+from retain.experiments.tables import mean_and_deviation, table
+from retain.files import new_folder, replace_file
+
+PAGE = Path("docs/language_model.md")
+KEPT = Path("docs/results/language-model")
+RUNS = Path("runs/language-model")
+MARKS = ("<!-- language models begin -->", "<!-- language models end -->")
+PARTS = {"train": 0.9, "validation": 0.05, "test": 0.05}
+ROWS: dict[str, tuple[str, str]] = {
+    "SMT → DMT, hybrid": ("hybrid", "--smt.lambda-distill 1 --dmt.lambda-distill 1"),
+    "SMT → DMT, hybrid, from the model's embeddings": (
+        "hybrid",
+        "--smt.lambda-distill 1 --dmt.lambda-distill 1 --teacher.init-embeddings",
+    ),
+    "SMT → DMT, hybrid, no probabilities of the model": ("hybrid", "--smt.lambda-distill 0 --dmt.lambda-distill 0"),
+    "BPTT from scratch": ("bptt", ""),
+    "BPTT from the model's embeddings": ("bptt", "--teacher.init-embeddings"),
+    "BPTT with distillation, no memory labels": ("bptt", "--bptt.lambda-distill 1"),
+}
+"""The rows of the table: a method of `retain compare`, and its options. One row lacks one signal of three."""
+SIZES = "--memory.tokens 1 --memory.width 512 --cell.width 512 --teacher.width 256 --data.seq-len 64"
+"""Of the RNN and of sequences: some 5 M parameters beside what a vocabulary takes."""
+PROMPT, WRITTEN = 40, 60
+"""Tokens of a prompt of the samples, and after it."""
+
+
+def prepare_text(source: str, folder: Path, train_bytes: int | None) -> None:
+    """Write a folder of the three splits of a text, each of whole files of PATH. What is there stays as it is.
+
+    Raises:
+        UserError: There is no text.
+    """
+    if folder.exists():
+        return
+    parts = cut_parts(source)
+    if train_bytes is not None:
+        parts["train"] = cut_bytes(parts["train"], train_bytes)
+    with new_folder(folder) as made:
+        for split, texts in parts.items():
+            for number, text in enumerate(texts):
+                (made / split).mkdir(exist_ok=True)
+                (made / split / f"{number:05d}.txt").write_bytes(text)
+
+
+def cut_parts(source: str) -> dict[str, list[bytes]]:
+    """Read a source and cut it into splits, at the ends of files if there are several, else of lines."""
+    if source == "stdlib":
+        from retain.config import DataConfig
+        from retain.data import load_data
+
+        splits: Any = getattr(load_data(DataConfig()), "splits")  # noqa: B009 - only streams have them
+        return {split: [splits[split].tobytes()] for split in PARTS}
+    path = Path(source)
+    texts = [file.read_bytes() for _, file in sorted(walk(path))] if path.is_dir() else [path.read_bytes()]
+    if len(texts) == 1:
+        texts = texts[0].splitlines(keepends=True)
+    total, passed = sum(map(len, texts)), 0
+    parts: dict[str, list[bytes]] = {split: [] for split in PARTS}
+    for text in texts:
+        share = (passed + len(text) / 2) / total
+        split = "train" if share < PARTS["train"] else "validation" if share < 1 - PARTS["test"] else "test"
+        parts[split].append(text)
+        passed += len(text)
+    if not all(parts.values()):
+        raise UserError(f"text: {source} is too little to be cut into {', '.join(PARTS)}; give more")
+    return parts if path.is_dir() else {split: [b"".join(texts)] for split, texts in parts.items()}
+
+
+def cut_bytes(texts: list[bytes], size: int) -> list[bytes]:
+    """Return the first bytes of texts, up to the last line's end among them."""
+    found: list[bytes] = []
+    for text in texts:
+        found.append(text[:size])
+        size -= len(text)
+        if size <= 0:
+            found[-1] = found[-1][: found[-1].rfind(b"\n") + 1] or found[-1]
+            break
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is run, and where."""
+
+    out: Path
+    model: str
+    text: str
+    budget: str
+    seeds: int
+    lrs: str
+    context: int
+    train_bytes: int | None
+    sizes: str
+    threads: int
+
+    @property
+    def corpus(self) -> Path:
+        """The folder of the three splits."""
+        return self.out / "text"
+
+    def label(self) -> str:
+        """Return the arguments of `retain label`."""
+        length = _value_of(self.sizes, "--data.seq-len")
+        how = f"--data.seq-len {length} --data.prune-vocab --teacher.context-before {self.context}"
+        return f"{self.corpus} --teacher.from {self.model} --out {self.out / 'labels'} {how}"
+
+    def compare(self, row: str) -> str:
+        """Return the arguments of `retain compare` for a row."""
+        method, more = ROWS[row]
+        sizes = self.sizes.replace(f"--data.seq-len {_value_of(self.sizes, '--data.seq-len')}", "")
+        how = f"--budget {self.budget} --seeds {self.seeds} --lrs {self.lrs} --threads {self.threads} {sizes} {more}"
+        out = self.out / "".join(letter if letter.isalnum() else "-" for letter in row.lower())
+        return " ".join(f"text --labels {self.out / 'labels'} --methods {method} {how} --out {out}".split())
+
+
+def _value_of(words: str, option: str) -> str:
+    listed = shlex.split(words)
+    return listed[listed.index(option) + 1]
+
+
+def run(plan: Plan) -> dict[str, Any]:
+    """Do all that is not done yet, and return the numbers of the table."""
+    prepare_text(plan.text, plan.corpus, plan.train_bytes)
+    labelling = plan.out / "labelling.json"
+    if not (plan.out / "labels").exists():
+        start, before = time.monotonic(), _read(labelling).get("seconds", 0.0)
+        label_command(shlex.split(plan.label()))
+        replace_file(labelling, json.dumps({"seconds": before + time.monotonic() - start}).encode())
+    rows = {}
+    for row in ROWS:
+        comparison, out, _ = parse_comparison(shlex.split(plan.compare(row)))
+        results = compare(comparison, out, quiet=False)
+        (found,) = results["methods"].values()
+        folders = [out / "runs" / f"{name}" for name in list_runs(results)]
+        colds = [score_cold(folder) for folder in folders]
+        rows[row] = {
+            "bits_per_byte": [r.get("test", {}).get("bits_per_byte") for r in found["runs"]],
+            "cold_bits_per_byte": colds,
+            "seconds": [r.get("seconds") for r in found["runs"]],
+            "tokens": [r.get("tokens") for r in found["runs"]],
+            "parameters": found["parameters"],
+            "vocabulary_parameters": count_vocabulary(folders[0]),
+            "failed": [r["failed"] for r in found["runs"] if "failed" in r],
+        }
+    whole, samples = plan.out / "model.json", plan.out / "samples.json"
+    if not whole.exists():
+        replace_file(whole, json.dumps(score_model(plan)).encode())
+    if not samples.exists():
+        best = min(rows, key=lambda row: _mean(rows[row]["bits_per_byte"]))
+        out = parse_comparison(shlex.split(plan.compare(best)))[1]
+        folder = next(path for path in sorted((out / "runs").iterdir()) if path.name.endswith("seed0"))
+        replace_file(samples, json.dumps({"row": best, "samples": sample(plan, folder)}).encode())
+    return {"rows": rows, "model": _read(whole), "labels": _read(labelling), "samples": _read(samples)}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else math.inf
+
+
+def list_runs(results: dict[str, Any]) -> list[str]:
+    """Name the folders of the runs that a comparison of one method scored, in the order of seeds."""
+    ((method, found),) = results["methods"].items()
+    factor = found["lr_factor"].replace("/", "over")
+    return [f"{method}-lr{factor}-seed{run['seed']}" for run in found["runs"]]
+
+
+def score_cold(folder: Path) -> float | None:
+    """Score a run's RNN on the test split in bits per byte, from m_0 in every window, as no score of the run is."""
+    from retain.data import load_data
+    from retain.inference.evaluate import batch_for, evaluate, finite
+    from retain.runs.run import load_run
+
+    if not (folder / "model.safetensors").exists():
+        return None
+    found = load_run(folder)
+    data = load_data(found.config.data)
+    bits = evaluate(found.rnn, None, data.windows("test", batch_for(data, found.rnn)))["bits_per_token"]
+    return finite(bits / (data.bytes_in_token("test") or 1.0))
+
+
+def count_vocabulary(folder: Path) -> int | None:
+    """Count the parameters of a run's embedding and output layer."""
+    from retain.runs.run import load_run
+
+    if not (folder / "model.safetensors").exists():
+        return None
+    rnn = load_run(folder).rnn
+    return rnn.embed.weight.numel() + sum(p.numel() for p in rnn.readout.head.parameters())
+
+
+def model_config(plan: Plan) -> RunConfig:
+    """Return a run with the model's own, whole vocabulary."""
+    line = f"text --data {plan.corpus} --teacher.from {plan.model} --teacher.context-before {plan.context} {plan.sizes}"
+    return train_config(shlex.split(line))[0]
+
+
+def score_model(plan: Plan) -> dict[str, Any]:
+    """Score the language model itself on the test split, with its own vocabulary, as labels would have it read."""
+    import torch
+    import torch.nn.functional as F
+
+    from retain.config import IGNORE
+    from retain.data import load_data
+    from retain.objectives.losses import kept_labels
+    from retain.runs.trunk import for_teacher, open_trunk
+
+    config = model_config(plan)
+    plain = load_data(config.data)
+    trunk, data = open_trunk(config, plain), for_teacher(config, plain)
+    assert trunk is not None
+    nats, count = 0.0, 0
+    with torch.inference_mode():
+        for batch in data.windows("test", 8):
+            _, logits = trunk(batch["tokens"], True, kept_labels(batch))
+            assert logits is not None
+            asked = batch["targets"].flatten()
+            nats += float(F.cross_entropy(logits.flatten(0, 1), asked, ignore_index=IGNORE, reduction="sum"))
+            count += int((asked != IGNORE).sum())
+    bits = nats / count / math.log(2)
+    return {"bits_per_token": bits, "bits_per_byte": bits / (data.bytes_in_token("test") or 1.0), "tokens": count}
+
+
+def sample(plan: Plan, folder: Path, count: int = 3, temperature: float = 0.7) -> list[dict[str, str]]:
+    """Have the model and an RNN go on from `count` places of the test text; return prompts, both, and the text."""
+    import torch
+
+    from retain.data import load_data
+    from retain.inference.text import generate_text
+    from retain.model.language_model import load_language_model, read_tokenizer
+    from retain.runs.run import load_run
+
+    data = load_data(model_config(plan).data)
+    stream, length = getattr(data, "splits")["test"], PROMPT + WRITTEN  # noqa: B009 - only streams have them
+    model, found, beginning = load_language_model(plan.model), load_run(folder), read_tokenizer(plan.model)[1]
+    settings = {"max_new_tokens": WRITTEN, "do_sample": True, "temperature": temperature, "top_k": 0}
+    made = []
+    for number in range(count):
+        start = number * max(0, len(stream) - length) // count
+        ids = [int(token) for token in stream[start : start + length]]
+        prompt = data.decode(ids[:PROMPT])
+        torch.manual_seed(number)
+        drawn = model.generate(torch.tensor([[beginning, *ids[:PROMPT]]]), pad_token_id=beginning, **settings)
+        (ours,) = generate_text(found, prompt, WRITTEN, temperature=temperature, seed=number)
+        theirs = data.decode(drawn[0, 1 + PROMPT :].tolist())
+        made.append({"prompt": prompt, "text": data.decode(ids[PROMPT:]), "model": theirs, "RNN": ours})
+    return made
+
+
+def write_table(results: dict[str, Any]) -> str:
+    """Write the table and the samples."""
+    head = ["what", "bits per byte", "from m_0 in each window", "parameters", "of them vocabulary", "tokens read"]
+    own = results["model"]["bits_per_byte"]
+    lines = [["the language model itself", f"{own:.3f}", "", "", "", ""]]
+    for row, found in results["rows"].items():
+        failed = f" ({len(found['failed'])} diverged)" if found["failed"] else ""
+        scores = [mean_and_deviation(found[key]) for key in ("bits_per_byte", "cold_bits_per_byte")]
+        size, words = (f"{found[key]:,}" if found[key] else "–" for key in ("parameters", "vocabulary_parameters"))
+        read = mean_and_deviation(found["tokens"], ",.0f", deviation=False)
+        lines.append([row + failed, *scores, size, words, read])
+    seconds = results["labels"].get("seconds")
+    said = "" if seconds is None else f"To make the labels took {seconds:,.0f} s, which no row counts.\n\n"
+    text = f"Test split, each RNN alone, its memory carried over windows. {said}" + table(head, lines)
+    text += f"\nSamples of *{results['samples']['row']}* and of the model:\n"
+    for drawn in results["samples"]["samples"]:
+        shown = "\n\n".join(f"[{name}]\n{part.strip()}" for name, part in drawn.items())
+        text += f"\n```text\n{shown.replace('```', '')}\n```\n"
+    return text
+
+
+def find(name: str, command: str, plan: Plan) -> Kept:
+    """Return what is kept under a name; its settings are those of the plan, wherever model, text and runs lie."""
+    settings = {key: value for key, value in dataclasses.asdict(plan).items() if key not in ("out", "model", "text")}
+    settings |= {
+        "model": Path(plan.model).name,
+        "text": Path(plan.text).name,
+        "rows": [[*row] for row in ROWS.values()],
+    }
+    return Kept(name, command, hash_settings([settings]), KEPT)
+
+
+def write_page() -> None:
+    """Write all tables that there are numbers for."""
+    text = ""
+    for path in sorted(KEPT.glob("*.json")):
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        text += f"\n### {path.stem}\n\n`{saved['command']}`\n\n{write_table(saved['results'])}"
+    write(text, PAGE, MARKS)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make the table that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m lab.language_model", description=__doc__)
+    parser.add_argument("name", nargs="?", help="what the numbers are kept as")
+    parser.add_argument("--model", help="a folder for transformers, a .gguf file or hf:NAME")
+    parser.add_argument("--text", help="a text, a folder of texts, or stdlib")
+    parser.add_argument("--budget", default="30m", help="of each run, as for retain train")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--lrs", default="1", help="factors on the learning rates, as for retain compare")
+    parser.add_argument("--context", type=int, default=256, help="teacher.context_before")
+    parser.add_argument("--train-bytes", type=int, help="cut the training text to so many bytes")
+    parser.add_argument("--sizes", default=SIZES, help="options of retain train, among them --data.seq-len")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="where runs and labels lie")
+    parser.add_argument("--tables", action="store_true", help="only write the page")
+    args = parser.parse_args(argv)
+    if not args.tables:
+        if None in (args.name, args.model, args.text):
+            parser.error("name the table, --model and --text")
+        more = "" if args.train_bytes is None else f" --train-bytes {args.train_bytes}"
+        command = (
+            f"python -m lab.language_model {args.name} --model {Path(args.model).name} --text {Path(args.text).name} "
+            f"--budget {args.budget} --seeds {args.seeds} --lrs {args.lrs} --context {args.context}{more}"
+        )
+        plan = Plan(
+            out=args.out or RUNS / args.name, model=args.model, text=args.text, budget=args.budget, seeds=args.seeds,
+            lrs=args.lrs, context=args.context, train_bytes=args.train_bytes, sizes=args.sizes, threads=args.threads,
+        )  # fmt: skip
+        with one_line_errors():
+            find(args.name, command, plan).make(lambda: run(plan))
+    write_page()
+    print(f"written: {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
