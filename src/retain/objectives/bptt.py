@@ -32,7 +32,7 @@ class BPTT(nn.Module):
         memory = self.rnn.init_memory(len(tokens))
         memories = unroll_alone(self.rnn, memory, tokens, window_len(self.bptt_window, tokens.shape[1]))
         answers, asked = where_asked(targets, torch.cat([memory[:, None], memories], 1))
-        loss = predictive_loss(fast(self.rnn.readout)(asked), answers)
+        loss = predictive_loss(fast(self.rnn.readout)(asked), answers, likelihood=self.rnn.readout.likelihood)
         return {"loss": loss, "loss_readout": loss}
 
     def sequential_steps(self, length: int, progress: float = 0.0) -> int:

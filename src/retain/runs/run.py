@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from retain.config import CellConfig, RunConfig
+from retain.config import CellConfig, Channels, RunConfig, Symbols
 from retain.config.json import flatten, from_dict, load_config, to_dict
 from retain.devices import check_device, fastest
 from retain.errors import UserError
@@ -26,14 +26,14 @@ from retain.runs.folder import phase_folder
 
 
 def build(
-    config: RunConfig, vocab_size: int, cell: nn.Module | None = None, trunk: FrozenTrunk | None = None
+    config: RunConfig, symbols: Symbols, cell: nn.Module | None = None, trunk: FrozenTrunk | None = None
 ) -> tuple[RNN, Teacher]:
-    """Build the RNN and the teacher of a run, freshly initialised.
+    """Build the RNN and the teacher of a run, freshly initialised, for a vocabulary or a stream of numbers.
 
     `cell` replaces the one the config names. `trunk` is what config.teacher.from_ names, loaded.
     """
-    rnn = RNN(vocab_size, config.memory, config.teacher, config.cell, cell)
-    return rnn, Teacher(vocab_size, config.memory, config.teacher, config.smt.num_chunks > 1, trunk)
+    rnn = RNN(symbols, config.memory, config.teacher, config.cell, cell)
+    return rnn, Teacher(symbols, config.memory, config.teacher, config.smt.num_chunks > 1, trunk)
 
 
 @contextmanager
@@ -88,13 +88,19 @@ def load_run(
         raise UserError(f"run: {path} was trained with a cell of your own, {own}; give it, as in load(RUN, cell=…)")
     guide = None
     if teacher:
-        rnn, guide = build(config, state["vocab_size"], cell)
+        rnn, guide = build(config, symbols_of(state), cell)
         load_weights(guide, tensors["teacher"], path)
         guide = guide.to(device).eval()
     else:
-        rnn = RNN(state["vocab_size"], config.memory, config.teacher, config.cell, cell)
+        rnn = RNN(symbols_of(state), config.memory, config.teacher, config.cell, cell)
     load_weights(rnn, tensors["model"], path)
     return Run(path, config, state, rnn.to(device).eval(), guide)
+
+
+def symbols_of(state: dict[str, Any]) -> Symbols:
+    """Return what the model with this state reads: a vocabulary of so many tokens, or channels of numbers."""
+    channels = state.get("channels")
+    return int(state["vocab_size"]) if channels is None else Channels.from_dict(channels)
 
 
 def read_config(path: Path) -> RunConfig:
