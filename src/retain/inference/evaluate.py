@@ -43,21 +43,30 @@ class _Score:
 
     def __init__(self, positions: int):
         self.nats, self.hits, self.count = self.sums = torch.zeros(3, positions, dtype=torch.float64)
+        self.numbers = False
 
     def add(self, readout: Readout, memory: Tensor, answers: Tensor, positions: Tensor) -> None:
         """Score a readout on memory (N, K, D), a part at a time, with answers (N,) at positions (N,)."""
         at_once = max(1, min(MEMORIES, LOGITS // readout.head.out_features))
         for part, asked, where in zip(*(torch.split(x, at_once) for x in (memory, answers, positions)), strict=True):
             logits = fast(readout)(part)  # (N, V)
-            nats = F.cross_entropy(logits.float(), asked, reduction="none").cpu().double()
-            hits = (logits.argmax(-1) == asked).cpu().double()
-            self.sums.index_add_(1, where.cpu(), torch.stack([nats, hits, torch.ones_like(hits)]))
+            if readout.likelihood is None:
+                nats = F.cross_entropy(logits.float(), asked, reduction="none")
+                hits = logits.argmax(-1) == asked
+                count = torch.ones_like(hits)
+            else:  # asked is (N, 2 · C): each value counts
+                self.numbers = True
+                nats = readout.likelihood.nats(logits.float(), asked).flatten(1).sum(1)
+                count = (~asked.chunk(2, -1)[0].isnan()).sum(1)
+                hits = torch.zeros_like(count)
+            found = torch.stack([x.cpu().double() for x in (nats, hits, count)])
+            self.sums.index_add_(1, where.cpu(), found)
 
     def results(self) -> dict[str, Any]:
         count = self.count.sum().clamp_min(1)
         return {
             "bits_per_token": float(self.nats.sum() / count) / math.log(2),
-            "accuracy": float(self.hits.sum() / count),
+            "accuracy": None if self.numbers else float(self.hits.sum() / count),
             "bits_by_position": _or_none(self.nats / self.count / math.log(2)),
         }
 
@@ -129,12 +138,13 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
     Args:
         rnn: Scored alone.
         teacher: None leaves out all that is about the teacher.
-        batches: "tokens" (B, T), "targets" (B, T + 1), and optionally "real" (B, T) bool: which tokens are no padding.
-            Drift is over the memories that these tokens made.
+        batches: Batches as `retain.data.batches.Batch` has them. Drift is over the memories that were made by tokens
+            that are no padding ("real").
 
     Returns:
-        JSON values. `bits_per_token` and `accuracy` are over all targets that are not IGNORE. `drift` is the mean
-        squared difference of the RNN's memory from the teacher's over t = 1 … T; `relative_drift` is its ratio to the
+        JSON values. `bits_per_token` and `accuracy` are over all targets that are not IGNORE. Where steps are numbers,
+        each value is a target, bits are those of a density in the value's own units, and `accuracy` is null. `drift` is
+        the mean squared difference of the RNN's memory from the teacher's over t = 1 … T; `relative_drift` is its ratio to the
         variance of the teacher's memory across sequences. Both are also given at the last position and by position
         (t = 0 … T; null if undefined, as when no sequence is that long). `tokens` counts targets; `seconds` and
         `tokens_per_second` are for the RNN's own reading, with the answers that are asked for. What is about the
@@ -156,17 +166,17 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
             start = time.perf_counter()
             m_0 = rnn.init_memory(len(tokens))
             memory = torch.cat([m_0[:, None], rnn.rollout(tokens, m_0)], 1)  # (B, T + 1, K, D)
-            answers, asked, at = where_asked(targets, memory, positions.expand_as(targets))
+            answers, asked, at = where_asked(targets, memory, positions.expand(targets.shape[:2]))
             own.add(rnn.readout, asked, answers, at)
             seconds += time.perf_counter() - start
-            read += tokens.numel()
+            read += tokens.shape[:2].numel()
             sequences += len(tokens)
             if teacher is not None:
                 kept = kept_labels(batch)
                 kept = None if kept is None else {name: x.to(device) for name, x in kept.items()}
                 labels = teacher.encode(tokens, kept=kept)
                 theirs.add(teacher.decoder, where_asked(targets, labels)[1], answers, at)
-                all_real = torch.ones_like(targets).bool()
+                all_real = torch.ones(targets.shape[:2], dtype=torch.bool, device=device)
                 which = counted_memories(batch["real"].to(device)) if "real" in batch else all_real
                 drift.add(memory, labels, which)
     if own is None:

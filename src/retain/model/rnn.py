@@ -34,8 +34,8 @@ class RNN(nn.Module):
     Memory is a plain float32 tensor (B, K, D): save it, copy it, batch it, restore it.
 
     Args:
-        symbols: V, the number of tokens; or the channels of a stream of numbers. Its tokens have an axis more, (..., F),
-            and its logits are the parameters of the distribution that `readout.likelihood` scores by.
+        symbols: V, the number of tokens; or the channels of a stream of numbers. Its tokens have one more axis, and its
+            logits are the parameters of the distribution that `readout.likelihood` scores by.
         memory: K memory tokens of width D, and how they are normalised.
         readout: Its width, heads and decoder_layers are read: the readout is a decoder's.
         cell_config: The cell f to build.

@@ -93,27 +93,28 @@ def read(channels: Channels, state: Tensor, row: Tensor) -> Tensor:
     return torch.cat(parts, 1).float()
 
 
-def target(channels: Channels, state: Tensor, values: Tensor) -> Tensor:
-    """Make the target (B, 2 · C) float32 of the values (B, C) that come next: measured (NaN if missing), then scales."""
-    level, scale = measures(channels, state)
-    return torch.cat([(_clean(values) - level) / scale, scale], 1).float()
-
-
-def prepare(channels: Channels, rows: Tensor, following: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Make tokens and targets of a part of a stream.
+def read_rows(channels: Channels, rows: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Read a part of a stream.
 
     Args:
         channels: What a row holds.
         rows: (B, T, C + Q); NaN where a number is missing.
-        following: The values after each row, (B, T, C).
         state: Before the first row, (B, 3, C).
 
     Returns:
-        Tokens (B, T, F), targets (B, T, 2 · C), and the state after the last row.
+        Tokens (B, T, F) float32; the level and the scale (B, T, C) by which the values after each row are measured; and
+        the state after the last row.
     """
-    tokens, targets = [], []
-    for row, after in zip(rows.unbind(1), following.unbind(1), strict=True):
+    tokens, levels, scales = [], [], []
+    for row in rows.unbind(1):
         state = update(channels, state, row[:, : channels.values])
+        level, scale = measures(channels, state)
         tokens.append(read(channels, state, row))
-        targets.append(target(channels, state, after))
-    return torch.stack(tokens, 1), torch.stack(targets, 1), state
+        levels.append(level)
+        scales.append(scale)
+    return torch.stack(tokens, 1), torch.stack(levels, 1), torch.stack(scales, 1), state
+
+
+def target(values: Tensor, level: Tensor, scale: Tensor) -> Tensor:
+    """Make targets (..., 2 · C) float32 of values (..., C): measured, NaN where one is missing; then their scales."""
+    return torch.cat([(_clean(values) - level) / scale, scale], -1).float()

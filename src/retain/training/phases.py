@@ -100,7 +100,10 @@ def cut_part(batch: dict[str, Any], length: int | None) -> dict[str, Any]:
         return batch
     start = int(torch.randint(spare + 1, ()))
     lengths = {"tokens": length, "targets": length + 1, "real": length}
-    return batch | {name: batch[name][:, start : start + n] for name, n in lengths.items() if name in batch}
+    part = batch | {name: batch[name][:, start : start + n] for name, n in lengths.items() if name in batch}
+    if part["targets"].is_floating_point():  # m_0 knows of no level and scale, so it predicts no numbers
+        part["targets"] = torch.cat([torch.full_like(part["targets"][:, :1], math.nan), part["targets"][:, 1:]], 1)
+    return part
 
 
 def mix_seed(seed: int, step: int) -> int:
