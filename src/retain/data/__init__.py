@@ -15,7 +15,7 @@ from retain.config import (
 from retain.data.batches import SPLITS, Batch, Data, Kind, Split, decode, encode
 from retain.data.documents import load_documents
 from retain.data.pixels import load_digits
-from retain.data.series import load_series
+from retain.data.series import read_series
 from retain.data.tasks import load_task
 from retain.data.text import load_npy, load_stdlib, load_text
 from retain.errors import UserError
@@ -35,7 +35,7 @@ def load_data(config: DataConfig, whole: bool = False, like: Channels | None = N
     if isinstance(config, ArrayDataConfig):
         return load_npy(config, whole)
     if isinstance(config, SeriesDataConfig):
-        return load_series(config, whole, like)
+        return read_series(config, whole, like)
     if isinstance(config, DatasetDataConfig):
         return load_documents(config, whole)
     if whole:

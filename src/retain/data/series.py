@@ -63,8 +63,7 @@ class SeriesData(Data):
         for split in () if self.whole else SPLITS:
             if not self.count(split):
                 raise UserError(
-                    f"data.split: {self.config.split} leaves {split} no value of series of {lengths.max()} steps; give it a "
-                    "larger part, or longer series"
+                    f"data.split: {self.config.split} leaves {split} no value; give it a larger part, or longer series"
                 )
         sizes = {split: self.count(split) for split in self.splits}
         self.info = self.info | {"sequences": sizes}
@@ -278,7 +277,7 @@ def check_alike(table: Table, channels: Channels) -> None:
             )
 
 
-def load_series(config: SeriesDataConfig, whole: bool = False, like: Channels | None = None) -> SeriesData:
+def read_series(config: SeriesDataConfig, whole: bool = False, like: Channels | None = None) -> SeriesData:
     """Load the series of a file. Raises UserError naming the field, its value and what would be right."""
     return make_series(read_table(config, like), config, whole, like)
 
@@ -349,4 +348,4 @@ READERS = {
 }
 """Endings of files, and what reads them."""
 
-__all__ = ["OneSeries", "SeriesData", "load_series", "series_data"]
+__all__ = ["OneSeries", "SeriesData", "read_series", "series_data"]

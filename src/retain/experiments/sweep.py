@@ -143,6 +143,7 @@ def list_runs(sweep: Sweep) -> dict[str, RunConfig]:
 def check_sweep(sweep: Sweep) -> None:
     """Build every combination's data and models before anything is trained. Raises UserError naming the values."""
     from retain.data import load_data
+    from retain.data.batches import find_symbols
     from retain.runs.run import build, weightless
     from retain.training.phases import objective_of
 
@@ -151,7 +152,7 @@ def check_sweep(sweep: Sweep) -> None:
         config = with_values(sweep.config, values)
         try:
             if config.data not in sizes:
-                sizes[config.data] = load_data(config.data).vocab_size
+                sizes[config.data] = find_symbols(load_data(config.data))
             with weightless(config.cell):
                 rnn, teacher = build(config, sizes[config.data])
                 for index in range(len(config.phases)):

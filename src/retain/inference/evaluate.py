@@ -144,8 +144,8 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
     Returns:
         JSON values. `bits_per_token` and `accuracy` are over all targets that are not IGNORE. Where steps are numbers,
         each value is a target, bits are those of a density in the value's own units, and `accuracy` is null. `drift` is
-        the mean squared difference of the RNN's memory from the teacher's over t = 1 … T; `relative_drift` is its ratio to the
-        variance of the teacher's memory across sequences. Both are also given at the last position and by position
+        the mean squared difference of the RNN's memory from the teacher's over t = 1 … T; `relative_drift` is its ratio
+        to the variance of the teacher's memory across sequences. Both are also given at the last position and by position
         (t = 0 … T; null if undefined, as when no sequence is that long). `tokens` counts targets; `seconds` and
         `tokens_per_second` are for the RNN's own reading, with the answers that are asked for. What is about the
         teacher, and drift, are null without one.

@@ -19,6 +19,7 @@ from retain.errors import UserError
 from retain.model.cells import CELLS
 from retain.model.frozen import FrozenTrunk
 from retain.model.rnn import RNN
+from retain.model.series_rnn import SeriesRNN
 from retain.model.teacher import Teacher
 from retain.runs.checkpoint import find_run, load_files, load_model
 from retain.runs.data import own_tokenizer
@@ -154,6 +155,24 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", cell: nn.Modul
         CheckpointError: The weights are damaged.
     """
     return load_run(path, device=device, cell=cell).rnn.requires_grad_(False)
+
+
+def load_series(path: str | Path, *, device: str | torch.device = "cpu", cell: nn.Module | None = None) -> SeriesRNN:
+    """Load the RNN of a run of series, ready to read rows of numbers.
+
+    `memory = rnn.init_memory(batch)`, then `distribution, memory = rnn.step(x, memory)` for every row x (B, C + Q).
+    All else is as in `load`. Raises UserError for a run that reads tokens.
+    """
+    return SeriesRNN(load(path, device=device, cell=cell)).requires_grad_(False).eval()
+
+
+def refuse_numbers(run: Run, what: str) -> None:
+    """Raise UserError if the run reads numbers, which `what` does not."""
+    if run.rnn.channels is not None:
+        raise UserError(
+            f"run: {run.path} reads series of numbers, and retain {what} tokens; use retain forecast, retain score or "
+            "retain.load_series"
+        )
 
 
 def load_weights(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path, whose: str = "run") -> None:
