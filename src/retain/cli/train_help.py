@@ -32,7 +32,10 @@ Pretrain an RNN by the phases of a preset, into a run folder.
 """
 BASIC = {
     "": {"init_from", "seed", "phases", "budget", "device", "precision", "compile"},
-    "data": {"seq_len", "tokenizer", "prune_vocab", "stream", "image_size", "thresholds", "symbols", "depth", "pairs"},
+    "data": {
+        *("seq_len", "tokenizer", "prune_vocab", "stream", "image_size", "thresholds", "symbols", "depth", "pairs"),
+        *("time", "series", "target", "covariates", "freq", "head"),
+    },
     "memory": {"tokens", "width"},
     "teacher": {"width", "layers", "future_len", "layer", "top_k", "init_embeddings"},
     "cell": {"kind", "width", "layers"},

@@ -145,7 +145,7 @@ def from_records(records: Sequence[Mapping[str, Any]], config: SeriesDataConfig,
         frequency = parse_frequency(config.freq or like.frequency)  # type: ignore[union-attr, arg-type]
     for number, record in enumerate(records):
         target = np.atleast_2d(_array(record, "target", number))
-        start = record.get("start")
+        start: Any = record.get("start")
         start = start.to_timestamp() if hasattr(start, "to_timestamp") else start
         freq = getattr(record.get("start"), "freqstr", None)
         if frequency is None and freq is not None:

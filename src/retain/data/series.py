@@ -139,8 +139,10 @@ def find_cuts(table: Table, config: SeriesDataConfig) -> Ints:
     shares = np.cumsum(config.split)[:2]
     lengths = np.array([len(series.values) for series in table.series])
     if not table.aligned or table.frequency is None:
-        return np.round(lengths[:, None] * shares).astype(np.int64)
-    times = [np.asarray(table.frequency.times(s.first, len(s.values))).astype(np.int64) for s in table.series]
+        cuts: Ints = np.round(lengths[:, None] * shares).astype(np.int64)
+        return cuts
+    clocks = [np.asarray(table.frequency.times(s.first, len(s.values))) for s in table.series]
+    times = [(t.astype("datetime64[s]") if t.dtype.kind == "M" else t).astype(np.int64) for t in clocks]
     low, high = min(int(t[0]) for t in times), max(int(t[-1]) for t in times)
     step = max(1, (high - low) // max(1, max(len(t) for t in times) - 1))
     at = [low + int((high - low + step) * share) for share in shares]
@@ -182,7 +184,7 @@ def measure(table: Table, cuts: Ints, config: SeriesDataConfig, seq_len: int) ->
     level, size, spread = np.array([_measure_one(channels, part) for part in chosen]).transpose(1, 0, 2)  # (S, C) each
     if by == "mean":
         spread = size
-    found = {name: [] for name in ("level", "spread", "least", "ratio")}  # type: ignore[var-annotated]
+    found: dict[str, list[float]] = {name: [] for name in ("level", "spread", "least", "ratio")}
     for c in range(count):
         moves = spread[:, c][spread[:, c] > 0]
         moves = moves if len(moves) else np.maximum(size[:, c], 1.0)[:1]
@@ -192,7 +194,8 @@ def measure(table: Table, cuts: Ints, config: SeriesDataConfig, seq_len: int) ->
         some = size[:, c] > 0
         ratio = float(np.median(spread[some, c] / size[some, c])) if some.any() else 1.0
         found["ratio"].append(1.0 if by == "mean" else min(1.0, ratio))
-    return dataclasses.replace(channels, **{name: tuple(part) for name, part in found.items()})
+    changes: dict[str, Any] = {name: tuple(part) for name, part in found.items()}
+    return dataclasses.replace(channels, **changes)
 
 
 def _measure_one(channels: Channels, values: Floats) -> Floats:
@@ -220,7 +223,8 @@ def check_values(table: Table, config: SeriesDataConfig) -> None:
             raise UserError(f"data.target: {name!r} holds no value, all are missing; leave it out")
         if np.isinf(there).any():
             raise UserError(f"data.target: {name!r} holds an infinity; write NaN where a value is missing")
-        largest, usual = np.abs(there).max(), np.median(np.abs(there[there != 0])) if there.any() else 1.0
+        largest = np.abs(there).max()
+        usual = np.median(np.minimum(np.abs(there[there != 0]), scale.LARGEST)) if there.any() else 1.0
         if largest > LARGEST * usual or largest > scale.LARGEST:
             raise UserError(
                 f"data.target: {name!r} holds {there[np.abs(there).argmax()]:g}, and its values are about {usual:g}; "

@@ -5,6 +5,7 @@ Calendars are those of pandas and NumPy. Times with a zone are taken in UTC.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,13 @@ class Frequency:
             return pd.DatetimeIndex(np.busday_offset(np.datetime64(first, "D"), np.arange(count), "forward"))
         return first + pd.to_timedelta(self.count * np.arange(count), unit="s")
 
+    def time(self, first: Any, place: int) -> Any:
+        """Return the times of one step alone, (1,), `place` steps after the first."""
+        if self.unit == "s":
+            pd = pandas_library()
+            return pd.DatetimeIndex([first + pd.Timedelta(seconds=self.count * place)])
+        return self.times(first, place + 1)[-1:]
+
     def features(self, times: Any) -> dict[str, npt.NDArray[np.float64]]:
         """Return where each time (N,) stands in its day, week and year, as sine and cosine."""
         if self.unit in ("", "YS"):
@@ -72,10 +80,10 @@ class Frequency:
         seconds = times.hour * 3600 + times.minute * 60 + times.second
         shares = {
             "day": (DAY, seconds / DAY),
-            "week": (7 * DAY, (times.dayofweek + seconds / DAY) / 7),
-            "year": (365 * DAY, (times.dayofyear - 1) / 366 if step < 28 * DAY else (times.month - 1) / 12),
+            "week": (7 * DAY, (times.day_of_week + seconds / DAY) / 7),
+            "year": (365 * DAY, (times.day_of_year - 1) / 366 if step < 28 * DAY else (times.month - 1) / 12),
         }
-        found = {}
+        found: dict[str, npt.NDArray[np.float64]] = {}
         for name, (length, share) in shares.items():
             if step < length:
                 turn = 2 * np.pi * np.asarray(share, dtype=np.float64)
@@ -98,7 +106,9 @@ def read_times(column: Any, name: str) -> Any:
             )
         return numbers.astype(np.int64)
     try:
-        times = pd.DatetimeIndex(pd.to_datetime(column, utc=True))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a format that is looked for row by row
+            times = pd.DatetimeIndex(pd.to_datetime(column, utc=True))
     except (ValueError, TypeError) as error:
         said = " ".join(str(error).split())[:120]
         raise UserError(f"data.time: {name!r} does not hold times ({said}); name another column") from None
@@ -114,7 +124,7 @@ def parse_frequency(text: str) -> Frequency:
         return Frequency("", int(text))
     try:
         offset = pd.tseries.frequencies.to_offset(WORDS.get(text, text))
-        name = offset.name.partition("-")[0]
+        name = offset.rule_code.partition("-")[0]
         if offset.n == 1 and (name == "B" or WORDS.get(name, name) in PERIODS):
             return Frequency(WORDS.get(name, name))
         seconds = 7 * DAY * offset.n if name == "W" else pd.Timedelta(1 * offset).total_seconds()
@@ -140,7 +150,7 @@ def find_frequency(parts: list[Any]) -> Frequency:
     for unit, (low, high) in {"MS": (28, 31), "QS": (90, 92), "YS": (365, 366)}.items():
         if low * DAY <= usual <= high * DAY and usual != 28 * DAY:
             return Frequency(unit)
-    if usual == DAY and not any((part.dayofweek > 4).any() for part in long) and (steps == 3 * DAY).any():
+    if usual == DAY and not any((part.day_of_week > 4).any() for part in long) and (steps == 3 * DAY).any():
         return Frequency("B")
     return Frequency("s", usual)
 

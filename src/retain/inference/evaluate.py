@@ -56,7 +56,7 @@ class _Score:
                 count = torch.ones_like(hits)
             else:  # asked is (N, 2 · C): each value counts
                 self.numbers = True
-                nats = readout.likelihood.nats(logits.float(), asked).flatten(1).sum(1)
+                nats = readout.likelihood.of_steps(logits.float(), asked)
                 count = (~asked.chunk(2, -1)[0].isnan()).sum(1)
                 hits = torch.zeros_like(count)
             found = torch.stack([x.cpu().double() for x in (nats, hits, count)])
@@ -145,9 +145,9 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
         JSON values. `bits_per_token` and `accuracy` are over all targets that are not IGNORE. Where steps are numbers,
         each value is a target, bits are those of a density in the value's own units, and `accuracy` is null. `drift` is
         the mean squared difference of the RNN's memory from the teacher's over t = 1 … T; `relative_drift` is its ratio
-        to the variance of the teacher's memory across sequences. Both are also given at the last position and by position
-        (t = 0 … T; null if undefined, as when no sequence is that long). `tokens` counts targets; `seconds` and
-        `tokens_per_second` are for the RNN's own reading, with the answers that are asked for. What is about the
+        to the variance of the teacher's memory across sequences. Both are also given at the last position and by
+        position (t = 0 … T; null if undefined, as when no sequence is that long). `tokens` counts targets; `seconds`
+        and `tokens_per_second` are for the RNN's own reading, with the answers that are asked for. What is about the
         teacher, and drift, are null without one.
 
     Raises:

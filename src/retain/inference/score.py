@@ -130,8 +130,8 @@ class LineScorer:
             raise UserError(f"line {line}: {time} lies between two steps of {self.frequency}; give each step its time")
         if not stream.place < place <= stream.place + LONGEST_GAP:
             raise UserError(
-                f"line {line}: {time} is {place - stream.place:.0f} steps after the line before; give lines in order, and "
-                f"gaps of at most {LONGEST_GAP} steps"
+                f"line {line}: {time} is {place - stream.place:.0f} steps after the line before; give lines in order, "
+                f"and gaps of at most {LONGEST_GAP} steps"
             )
         return round(place)
 
@@ -139,7 +139,7 @@ class LineScorer:
         """Read the values of the step before and the covariates of step `place`."""
         own = np.zeros(0)
         if self.calendar and self.frequency is not None:
-            at = self.frequency.times(stream.first, place + 1)[-1:]
+            at = self.frequency.time(stream.first, place)
             own = np.array([part[0] for part in self.frequency.features(at).values()])
         x = torch.from_numpy(np.concatenate([stream.values, known, own, codes]))[None, None]
         stream.memory = self.rnn.read(x.to(stream.memory.device), stream.memory)

@@ -77,7 +77,8 @@ class Quantiles(D.Distribution):
         """Return the logarithm of the density."""
         density = (self.taus.diff() / self.at.diff(dim=-1)).log()
         where = (value[..., None] > self.at).sum(-1)  # how many quantiles lie below
-        inner = density.gather(-1, (where - 1).clamp(0, len(self.taus) - 2)[..., None])[..., 0]
+        between = (where - 1).clamp(0, len(self.taus) - 2)[..., None]
+        inner = density.expand(*where.shape, -1).gather(-1, between)[..., 0]
         left, right = self._tails()
         below = density[..., 0] + left * (value - self.at[..., 0])
         above = density[..., -1] - right * (value - self.at[..., -1])
@@ -107,7 +108,7 @@ class Classes(D.Categorical):
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw samples."""
-        drawn: Tensor = super().sample(sample_shape)
+        drawn: Tensor = super().sample(sample_shape)  # type: ignore[no-untyped-call]
         return drawn.to(self.logits.dtype)
 
     @property
@@ -131,19 +132,23 @@ class Steps(D.Distribution):
     @property
     def mean(self) -> Tensor:
         """The mean."""
-        return self.level + self.scale * self.base.mean.double()
+        mean: Tensor = self.level + self.scale * self.base.mean.double()
+        return mean
 
     @property
     def variance(self) -> Tensor:
         """The variance."""
-        return self.scale.square() * self.base.variance.double()
+        variance: Tensor = self.scale.square() * self.base.variance.double()
+        return variance
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw samples."""
-        return self.level + self.scale * self.base.sample(torch.Size(sample_shape)).double()
+        drawn: Tensor = self.level + self.scale * self.base.sample(torch.Size(sample_shape)).double()
+        return drawn
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the logarithm of the density."""
-        z = ((value - self.level) / self.scale).to(self.base.sample().dtype)
+        z = ((value - self.level) / self.scale).to(self.base.mean.dtype)
         scales = self.scale.log()
-        return self.base.log_prob(z).double() - (scales.sum(-1) if self.event_shape else scales)
+        found: Tensor = self.base.log_prob(z).double() - (scales.sum(-1) if self.event_shape else scales)
+        return found

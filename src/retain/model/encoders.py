@@ -17,6 +17,8 @@ The memory of step t depends on tokens[:, :t] alone. The slow twins are in tests
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +47,7 @@ class Trunk(nn.Module):
     def __init__(self, symbols: Symbols, config: TeacherConfig, recompute: bool):
         super().__init__()
         self.vocab_size = count_scores(symbols)
-        self.embed = embedding(symbols, config.width, tables=LOCAL)
+        self.embed: Any = embedding(symbols, config.width, tables=LOCAL)
         self.start = nn.Parameter(torch.randn(config.width) * 0.02)
         self.transformer = Transformer(config.width, config.heads, config.layers, recompute)
         self.head = nn.Linear(config.width, self.vocab_size)

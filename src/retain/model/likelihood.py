@@ -71,11 +71,16 @@ class Likelihood:
         missing = values.isnan()
         scale = scale.nan_to_num(1.0)
         values = values.masked_fill(missing, 0.0)
+        nats: Tensor
         if self.measured:
             nats = scale.log() - self.of(logits, scale).log_prob(values)
         else:
             nats = -self.of(logits, scale).log_prob((values * scale).round())
         return nats.masked_fill(missing, 0.0)
+
+    def of_steps(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Score all values of a step: nats (...) of targets (..., 2 · C)."""
+        return self.nats(logits, targets).sum(-1)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """What is trained, (..., C) or (...): the nats, but for the head of quantiles."""
@@ -180,6 +185,10 @@ class LowRank(Likelihood):
         scales = scale.nan_to_num(1.0).log().masked_fill(missing, 0.0).sum(-1)
         nats: Tensor = scales - there.log_prob(torch.where(missing, of.loc, values)) - added
         return nats
+
+    def of_steps(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Score all values of a step, (...)."""
+        return self.nats(logits, targets)
 
 
 class NegativeBinomial(Likelihood):

@@ -68,8 +68,7 @@ class SeriesRNN(nn.Module):
         """Return the nats (B,) of the values (B, C) that come next; those that are missing surprise nobody."""
         own, state = self._split(memory)
         targets = scale.target(values, *scale.measures(self.channels, state))
-        nats: Tensor = self.likelihood.nats(self.rnn.readout(own).float(), targets)
-        return nats.flatten(1).sum(1)
+        return self.likelihood.of_steps(self.rnn.readout(own).float(), targets)
 
     def step(self, x: Tensor, memory: Tensor) -> tuple[Any, Tensor]:
         """Read one row.
@@ -112,5 +111,5 @@ class SeriesRNN(nn.Module):
         own, state = self._split(memory)
         tokens, levels, scales, state = scale.read_rows(self.channels, x, state)
         memories = self.rnn.rollout(tokens, own)
-        nats = self.likelihood.nats(self.rnn.readout(memories).float(), scale.target(following, levels, scales))
-        return nats.flatten(2).sum(2) if nats.dim() == 3 else nats, self._join(memories[:, -1], state)
+        nats = self.likelihood.of_steps(self.rnn.readout(memories).float(), scale.target(following, levels, scales))
+        return nats, self._join(memories[:, -1], state)

@@ -11,6 +11,8 @@ none: values are taken as they are.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -35,7 +37,12 @@ def begin(channels: Channels, batch: int, device: torch.device | None = None) ->
 
 
 def _constant(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64, device=like.device)
+    return _kept(values, like.device)
+
+
+@functools.lru_cache(maxsize=64)  # a stream asks for the same few at every step
+def _kept(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=device)
 
 
 def measures(channels: Channels, state: Tensor) -> tuple[Tensor, Tensor]:
