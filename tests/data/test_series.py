@@ -95,7 +95,7 @@ def test_records_of_gluonts_and_of_the_hub(tmp_path):
     assert data.channels.covariates == ("dynamic 0", "year sin", "year cos")
     assert len(data.table.series[0].values) == 66 and np.isnan(data.table.series[0].values[60:]).all()
     hub = pd.DataFrame(
-        {"start": pd.Timestamp("2024-01-01"), "item_id": [r["item_id"] for r in ours], "target": list(map(list, target)),
+        {"start": pd.Timestamp("2024-01-01"), "item_id": [f"T{i}" for i in range(4)], "target": list(map(list, target)),
          "feat_static_cat": [[i % 3] for i in range(4)],
          "feat_dynamic_real": [[np.cos(np.arange(66)).tolist()]] * 4}
     )  # fmt: skip
