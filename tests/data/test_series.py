@@ -285,10 +285,6 @@ BAD = {
         hours(), {"target": ("load",), "covariates": ("load",)},
         "data.covariates: 'load' is time or",
     ),
-    "scale of counts": (
-        hours(), {"target": ("load",), "head": "negative_binomial", "scale": "level"},
-        "data.scale: level does",
-    ),
     "columns of an array": (np.zeros((9, 1)), {"target": ("load",)}, "an array has no columns, and .* names one"),
     "four axes": (np.zeros((2, 2, 2, 2)), {}, "an array of float64 of shape .* is none"),
     "words": (np.array(["a", "b"]), {}, "an array of <U1"),

@@ -235,9 +235,6 @@ class SeriesDataConfig(FileDataConfig):
     ] = "student"
     """What the next values are distributed as. lowrank is one Gaussian of all values of a step; in all others they are
     independent. negative_binomial is for counts, bernoulli for 0 and 1, categorical for 0 … V - 1."""
-    scale: Literal["level", "mean", "none"] | None = None
-    """What values are measured by: their running mean and mean absolute deviation (level), their running mean absolute
-    value (mean), or nothing. None: mean for counts, none for 0 and 1 and categories, else level."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -246,16 +243,11 @@ class SeriesDataConfig(FileDataConfig):
             raise UserError(f"data.target: {twice!r} is named twice among time, series and target; name it once")
         if both := next((column for column in self.covariates if column in (*self.target, self.time)), None):
             raise UserError(f"data.covariates: {both!r} is time or target; leave it out, the past of targets is read")
-        wanted = {"negative_binomial": "mean", "bernoulli": "none", "categorical": "none"}.get(self.head)
-        if wanted and self.scale not in (None, wanted):
-            raise UserError(f"data.scale: {self.scale} does not go with the head {self.head}; give {wanted}")
 
     @property
     def measured_by(self) -> str:
-        """The scale, where it is None that of the head."""
-        return self.scale or {"negative_binomial": "mean", "bernoulli": "none", "categorical": "none"}.get(
-            self.head, "level"
-        )
+        """What values are measured by: level and scale; counts by the scale alone, 0 and 1 and categories by nothing."""
+        return {"negative_binomial": "mean", "bernoulli": "none", "categorical": "none"}.get(self.head, "level")
 
 
 DATA_CLASSES = (

@@ -291,7 +291,7 @@ def series_data(source: Any, **fields: Any) -> SeriesData:
 
     Args:
         source: A frame of pandas or polars; an array of floats (N, C) or (S, N, C); or records as GluonTS has them.
-        fields: Those of SeriesDataConfig: time, series, target, covariates, freq, head, scale, seq_len, split.
+        fields: Those of SeriesDataConfig: time, series, target, covariates, freq, head, seq_len, split.
 
     Raises:
         UserError: A field or a value is wrong.

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from pydantic import Field
 
-from retain.config import RunConfig
+from retain.config import RunConfig, Symbols
 from retain.config.budget import Budget
 from retain.config.checks import Count, Positive, check_value, settings
 from retain.config.data import DATA_CLASSES, DataConfig
@@ -147,7 +147,7 @@ def check_sweep(sweep: Sweep) -> None:
     from retain.runs.run import build, weightless
     from retain.training.phases import objective_of
 
-    sizes: dict[Any, int] = {}
+    sizes: dict[Any, Symbols] = {}
     for values in sweep.combinations():
         config = with_values(sweep.config, values)
         try:

@@ -146,8 +146,10 @@ class LineScorer:
 
 
 def _number(text: str, name: str, line: int) -> float:
-    if not text.strip():
+    if not text.strip() or text.strip().lower() == "nan":
         return np.nan
+    if text.strip().lower() in ("true", "false"):  # as pandas writes them
+        return float(text.strip().lower() == "true")
     try:
         value = float(text)
     except ValueError:

@@ -46,7 +46,7 @@ class Decoder(Readout):
 
     def __init__(self, symbols: Symbols, memory: MemoryConfig, config: TeacherConfig):
         super().__init__(symbols, memory, config)
-        self.embed = embedding(symbols, config.width)
+        self.embed: Any = embedding(symbols, config.width)
         shrink(self.embed)
 
     def forward(self, memory: Tensor, future: Tensor | None = None) -> Tensor:
