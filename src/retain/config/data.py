@@ -246,7 +246,7 @@ class SeriesDataConfig(FileDataConfig):
 
     @property
     def measured_by(self) -> str:
-        """What values are measured by: level and scale; counts by the scale alone, 0 and 1 and categories by nothing."""
+        """What values are measured by: level and scale; counts by the scale alone, 0 and 1 and classes by nothing."""
         return {"negative_binomial": "mean", "bernoulli": "none", "categorical": "none"}.get(self.head, "level")
 
 
