@@ -223,7 +223,7 @@ def count_vocabulary(folder: Path) -> int | None:
     if not (folder / "model.safetensors").exists():
         return None
     rnn = load_run(folder).rnn
-    return rnn.embed.weight.numel() + sum(p.numel() for p in rnn.readout.head.parameters())
+    return sum(p.numel() for part in (rnn.embed, rnn.readout.head) for p in part.parameters())
 
 
 def model_config(plan: Plan) -> RunConfig:

@@ -15,6 +15,7 @@ ROOMS = [
     "report",
     "training",
     "hf",
+    "gluonts",
     "export",
     "serve",
     "inference",
@@ -26,7 +27,7 @@ ROOMS = [
     "config",
 ]
 """From top to bottom. What stands in no room (errors, files, devices, ...) is below all of them."""
-SIDE_BY_SIDE = {("experiments", "report"), ("hf", "export"), ("objectives", "data")}
+SIDE_BY_SIDE = {("experiments", "report"), ("hf", "export"), ("hf", "gluonts"), ("objectives", "data")}
 """Neither may look into the other, whichever is named first."""
 
 

@@ -12,6 +12,10 @@ _HOMES = {
     "PRESETS": "retain.config.presets",
     "load": "retain.runs.run",
     "load_run": "retain.runs.run",
+    "load_series": "retain.runs.run",
+    "series_data": "retain.data.series",
+    "SeriesRNN": "retain.model.series_rnn",
+    "forecast": "retain.inference.forecast",
     "save": "retain.runs.save",
     "RNN": "retain.model.rnn",
     "Teacher": "retain.model.teacher",
@@ -38,18 +42,22 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from retain.config import data_config as data_config
     from retain.config.presets import PRESETS as PRESETS
     from retain.data import load_data as load_data
+    from retain.data.series import series_data as series_data
     from retain.inference.evaluate import evaluate as evaluate
     from retain.inference.fast_step import fast_step as fast_step
+    from retain.inference.forecast import forecast as forecast
     from retain.inference.generate import generate as generate
     from retain.inference.text import generate_text as generate_text
     from retain.inference.text import stream_text as stream_text
     from retain.model.rnn import RNN as RNN
+    from retain.model.series_rnn import SeriesRNN as SeriesRNN
     from retain.model.teacher import Teacher as Teacher
     from retain.objectives import BPTT as BPTT
     from retain.objectives import DMT as DMT
     from retain.objectives import SMT as SMT
     from retain.runs.run import load as load
     from retain.runs.run import load_run as load_run
+    from retain.runs.run import load_series as load_series
     from retain.runs.save import save as save
     from retain.training.loop import train as train
 else:  # or any name whatever would be one of type Any

@@ -29,6 +29,7 @@ from retain.config.data import DATA_CLASSES
 from retain.config.json import from_dict, load_config, save_config, to_dict
 from retain.config.presets import PRESETS
 from retain.data import load_data
+from retain.data.batches import find_symbols
 from retain.errors import UserError
 from retain.runs.run import build
 
@@ -68,8 +69,11 @@ def test_every_preset_builds(name, tmp_path):
         path = tmp_path / "small.txt"
         path.write_text("a small text that repeats itself. " * 200)
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(path)))
+    if name == "series":
+        np.save(tmp_path / "x.npy", np.arange(2000.0).reshape(1000, 2))
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(tmp_path / "x.npy")))
     data = load_data(config.data)
-    rnn, teacher = build(config, data.vocab_size)
+    rnn, teacher = build(config, find_symbols(data))
     batch = data.batch(0, 0, 0, 2)
     lengths = {config.data.seq_len >> n for n in range(8 if getattr(config.data, "min_seq_len", None) else 1)}
     assert batch["tokens"].shape[0] == 2 and batch["tokens"].shape[1] in lengths

@@ -9,7 +9,11 @@ BAD = [
     ("retrieval", {"seq_len": 3}, "data.seq_len: 3 is too short for retrieval; give at least 4"),
     ("retrieval", {"symbols": 1}, "data.symbols: 1 leaves retrieval nothing to remember; give at least 2"),
     ("retrieval", {"vocab_size": 5}, "data.vocab_size: 5 is for npy, not retrieval; leave it out"),
-    ("retrieval", {"path": "x"}, "data.path: 'x' is for text, npy, documents, images, not retrieval; leave it out"),
+    (
+        "retrieval",
+        {"path": "x"},
+        "data.path: 'x' is for text, npy, documents, images, series, not retrieval; leave it out",
+    ),
     ("retrieval", {"depth": 3}, "data.depth: 3 is not read by retrieval; leave it out"),
     ("s5", {"symbols": 7}, "data.symbols: 7 is not read by s5; leave it out"),
     ("selective_copy", {"reverse": True}, "data.reverse: True is not read by selective_copy; leave it out"),

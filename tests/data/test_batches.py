@@ -249,7 +249,7 @@ def test_bad_npy_files(tmp_path, case):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"path": "a.txt"}, "data.path: 'a.txt' is for text, npy, documents, images, not stdlib; leave it out"),
+        ({"path": "a.txt"}, "data.path: 'a.txt' is for text, npy, documents, images, series, not stdlib; leave it out"),
         ({"vocab_size": 9}, "data.vocab_size: 9 is for npy, not stdlib; leave it out"),
         ({"seq_len": 2**24}, "data.seq_len: 16777216 needs 16777217 tokens, but train has only"),
     ],

@@ -1,4 +1,4 @@
-"""The command line: retain train, eval, generate, export, serve, label, info, tasks, compare, sweep, report, plot.
+"""The command line: retain train, eval, generate, forecast, score, export, serve, label, info, tasks, and so on.
 
 Heavy imports wait until a command needs them, so that --help answers at once.
 """
@@ -31,6 +31,8 @@ commands:
   train PRESET     pretrain an RNN by one of the presets below
   eval RUN         the RNN alone on a whole split, next to its teacher
   generate RUN     sample from the RNN, streaming
+  forecast RUN     quantiles of what comes next in series of numbers
+  score RUN        how surprising each step of a series is
   export RUN DIR   the RNN for transformers, onnxruntime or a browser
   serve RUN        an HTTP server that OpenAI's clients talk to
   label DATA       labels of a language model, made once for any number of runs
@@ -55,6 +57,8 @@ def main(argv: list[str] | None = None) -> None:
         "train",
         "eval",
         "generate",
+        "forecast",
+        "score",
         "export",
         "serve",
         "label",

@@ -29,8 +29,8 @@ class Eval:
     """
 
     split: Literal["train", "validation", "test", "all"] | None = None
-    """None is test, or with --data of a text or a .npy that the run was not trained on the whole file. all is the whole
-    file or folder, documents and images too."""
+    """None is test, or with --data of a text, a .npy or series that the run was not trained on the whole file. all is
+    the whole file or folder, documents and images too."""
     json: bool = False
     """Print all figures as JSON."""
     limit: int | None = None
@@ -39,6 +39,8 @@ class Eval:
     """Sequences read at once; None is 256, or fewer where vocabulary or memory is large."""
     seq_len: int | None = None
     """Tokens that the RNN reads from one m_0 on; None is the data.seq_len that it was trained with."""
+    horizon: int | None = None
+    """Series only: steps to forecast from many origins of the split; None is the teacher's future_len."""
     data: str | None = None
     """Another file to score on than the one trained on, of the same vocabulary."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -49,13 +51,14 @@ def eval_command(argv: list[str]) -> None:
     source, argv = take_option(argv, "--teacher.from")
     labels, argv = take_option(argv, "--labels")
     path, args = take_run(argv, "eval", Eval)
-    for name in ("limit", "batch_size", "seq_len"):
+    for name in ("limit", "batch_size", "seq_len", "horizon"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise Usage(f"{name}: {value} must be at least 1")
     from tqdm import tqdm
 
     from retain.data.documents import DocumentsData
+    from retain.data.series import SeriesData
     from retain.files import keep_printed
     from retain.inference.evaluate import batch_for, evaluate, finite
     from retain.inference.likelihood import document_likelihood
@@ -64,6 +67,8 @@ def eval_command(argv: list[str]) -> None:
 
     given = source is not None or labels is not None
     run = load_run(path, teacher=guided(path) and not given, device=args.device)
+    if args.horizon is not None and run.rnn.channels is None:
+        raise Usage(f"horizon: {args.horizon} is for series, and this run reads tokens; leave it out")
     data, split, place = choose_data(run, args)
     read = for_scoring(run.config, data)
     if given:
@@ -79,9 +84,16 @@ def eval_command(argv: list[str]) -> None:
     if isinstance(data, DocumentsData):
         whole = document_likelihood(run.rnn, data, split, batch_size=batch_size, limit=args.limit)
         result["whole_documents"] = {key: finite(value) for key, value in whole.items()}
+    if isinstance(data, SeriesData):
+        from retain.inference.backtest import backtest, score_one_step
+
+        result["one_step"] = score_one_step(run.rnn, data, split, args.limit)
+        horizon = args.horizon or max(1, run.config.teacher.future_len)
+        result["forecast"] = backtest(run.rnn, data, split, horizon, limit=args.limit or 200)
     # Of other data, or of a part, it must not pass for the run's own score.
     part = f"-length{args.seq_len}" if args.seq_len else ""
     part += f"-limit{args.limit}" if args.limit else ""
+    part += f"-horizon{args.horizon}" if args.horizon else ""
     if args.data:  # files of one name in two folders are two results
         digest = hashlib.sha256((place or "").encode(errors="surrogateescape")).hexdigest()[:8]
         part += f"-{Path(args.data).stem}-{digest}"
@@ -113,13 +125,14 @@ def choose_data(run: Run, args: Eval) -> tuple[Data, Split, str | None]:
         )
     if args.seq_len is not None:
         config = config.at_length(args.seq_len)
-    split = args.split or ("all" if args.data and config.name in ("text", "npy") else "test")
-    data, known = load_data(config, split == "all"), run.state
+    split = args.split or ("all" if args.data and config.name in ("text", "npy", "series") else "test")
+    like = run.rnn.channels
+    data, known = load_data(config, split == "all", like), run.state
     source = getattr(config, "path", None)
     same_source = source is not None and source == getattr(run.config.data, "path", None)
     if split == "all" and (same_source or same_checksum(data.info, known["data"])):
         if args.split is None:
-            data, split = load_data(config), "test"
+            data, split = load_data(config, like=like), "test"
             warn(f"{args.data} is what the run was trained on; its test split is scored")
         else:
             warn(f"most of {source} is what the run was trained on")
@@ -198,6 +211,7 @@ def report(result: dict[str, Any]) -> str:
     if (whole := result.get("whole_documents")) and whole["bits_per_document"] is not None:
         over = f"over {whole['documents']:,} whole documents"
         lines.append(f"{'bits per document':<18}{whole['bits_per_document']:.1f}   {over}")
+    lines += report_series(result)
     add("drift", "drift", ".4f")
     add("relative drift", "relative_drift", ".3f", f"   {LEFT}" if has_left(result) else "")
     add_positions("relative_drift_by_position")
@@ -205,3 +219,26 @@ def report(result: dict[str, Any]) -> str:
     how = f", up to {result['side_by_side']} sequences at once, {result['precision']}"
     add("tokens per second", "tokens_per_second", ",.0f", how)
     return "\n".join(lines)
+
+
+def report_series(result: dict[str, Any]) -> list[str]:
+    """Return the lines about predictions of numbers; none of other runs."""
+    if "one_step" not in result:
+        return []
+    one, ahead = result["one_step"], result["forecast"]
+
+    def bands(scores: dict[str, Any]) -> str:
+        shares = (f"{float(band):.0%} band {share:.1%}" for band, share in (scores["coverage"] or {}).items())
+        return ", ".join(shares) or "no value to cover"
+
+    def number(value: float | None) -> str:
+        return "none" if value is None else f"{value:.4g}"
+
+    naive = f"seasonal naive {number(ahead['naive']['wql'])}, {number(ahead['naive']['mase'])}"
+    return [
+        f"{'nats per value':<18}{one['nats']:.3f}",
+        f"{'one step ahead':<18}CRPS {number(one['crps'])}, {bands(one)}",
+        f"{'forecast':<18}{ahead['forecasts']} times {ahead['horizon']} steps: weighted quantile loss "
+        f"{number(ahead['wql'])}, MASE {number(ahead['mase'])} ({naive})",
+        f"{'  coverage':<18}{bands(ahead)}",
+    ]

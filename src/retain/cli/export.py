@@ -49,13 +49,14 @@ def export_command(argv: list[str]) -> None:
     if args.int8 and args.to != "onnx":
         raise Usage(f"int8: it is for --to onnx, not for {args.to}; leave it out")
     from retain.files import check_new_folder
-    from retain.runs.run import load_run
+    from retain.runs.run import load_run, refuse_numbers
 
     directory = Path(args.directory)
     check_new_folder(directory)  # before anything is loaded
     module, _, name = TARGETS[args.to].partition(":")
     function = getattr(importlib.import_module(module), name)
     run = load_run(args.run)
+    refuse_numbers(run, "export")
     options: dict[str, Any] = {"onnx": {"int8": args.int8}, "web": {"runtime": args.runtime}}.get(args.to, {})
     if args.to == "hf":
         options["command"] = public_command(run)

@@ -70,9 +70,10 @@ def generate_command(argv: list[str]) -> None:
         raise Usage(f"out: {args.out} must be a .png")
     from retain.inference.fast_step import fast_step
     from retain.inference.text import stream_text
-    from retain.runs.run import load_run
+    from retain.runs.run import load_run, refuse_numbers
 
     run = load_run(path, teacher=False, device=args.device)
+    refuse_numbers(run, "generate")
     sampling: dict[str, Any] = {key: getattr(args, key) for key in ("temperature", "top_k", "top_p", "seed")}
     if args.complete is not None or args.images:
         write_samples(path, args, complete_images(run, path, args, sampling))

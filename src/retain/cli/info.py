@@ -60,9 +60,12 @@ def info_command(argv: list[str]) -> None:
     if c.teacher.from_ is not None:
         how = "frozen" if c.teacher.trunk_lr is None else "trained in SMT"
         teacher = f"read by {c.teacher.from_}, {how}" + (f", from {c.teacher.labels}" if c.teacher.labels else "")
+    reads = f"vocabulary {state['vocab_size']}"
+    if run.rnn.channels is not None:
+        reads = f"{', '.join(run.rnn.channels.names)}, head {run.rnn.channels.head}"
     lines = [
         f"{path}: {c.preset or 'custom'}, {' then '.join(c.trained)}, {whole}",
-        f"  data      {state['data'].get('name')}, vocabulary {state['vocab_size']}, T = {c.data.seq_len}",
+        f"  data      {state['data'].get('name')}, {reads}, T = {c.data.seq_len}",
         f"  RNN       {c.cell.kind} cell, {info['parameters']:,} parameters",
         f"  memory    {c.memory.tokens} x {c.memory.width}, {c.memory.norm} normalised",
         f"  gradient  through at most {c.longest_gradient_path} step{'s' * (c.longest_gradient_path > 1)} of time",
@@ -74,4 +77,5 @@ def info_command(argv: list[str]) -> None:
     print("\n".join(lines))
     for name, (bits, accuracy, current) in scores.items():
         of = "" if current else "   (of an earlier model: score it again)"
-        print(f"  {name}   {'no finite' if bits is None else f'{bits:.3f}'} bits/token, accuracy {accuracy:.3f}{of}")
+        right = "" if accuracy is None else f", accuracy {accuracy:.3f}"
+        print(f"  {name}   {'no finite' if bits is None else f'{bits:.3f}'} bits/token{right}{of}")

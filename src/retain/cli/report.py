@@ -26,7 +26,7 @@ class Plot:
     """One plot of a run as a picture for a paper.
 
     NAME is a curve (loss, loss_dyn, validation_bits_per_token …), drift, absolute-drift, drift-beyond, quality,
-    quality-beyond, length, gradient-initial, gradient-trained, memory, memory-3d or memory-teacher.
+    quality-beyond, calibration, length, gradient-initial, gradient-trained, memory, memory-3d or memory-teacher.
     """
 
     out: str | None = None

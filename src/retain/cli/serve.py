@@ -47,9 +47,10 @@ def serve_command(argv: list[str]) -> None:
         if error.name not in ("fastapi", "starlette", "uvicorn"):
             raise
         raise Usage("serve: needs fastapi and uvicorn; run pip install 'retain[serve]'") from None
-    from retain.runs.run import load_run
+    from retain.runs.run import load_run, refuse_numbers
 
     run = load_run(path, device=args.device)
+    refuse_numbers(run, "serve")
     listening = open_socket(args.host, args.port)
     if not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
         print(f"retain: host: {args.host} is open to other machines, and asks for no password", file=sys.stderr)

@@ -164,6 +164,7 @@ def train_command(argv: list[str]) -> None:
     summary = train(config, out, resume=resume, progress_bar=not quiet)
     if summary:
         bits, path = summary["validation_bits_per_token"], summary["longest_gradient_path"]
+        then = "forecast" if config.data.name == "series" else "generate"
         best = (
             "the RNN alone has no finite score on validation"
             if bits is None
@@ -172,5 +173,5 @@ def train_command(argv: list[str]) -> None:
         print(
             f"{out}: {summary['steps']} steps, {summary['tokens']:,} tokens, {summary['seconds']:.0f} s, "
             f"gradients through at most {path} step{'s' * (path > 1)} of time; {best}\n"
-            f"next: retain eval {quote(str(out))}, retain generate {quote(str(out))}"
+            f"next: retain eval {quote(str(out))}, retain {then} {quote(str(out))}"
         )

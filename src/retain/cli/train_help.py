@@ -33,7 +33,10 @@ Pretrain an RNN by the phases of a preset, into a run folder.
 """
 BASIC = {
     "": {"init_from", "seed", "phases", "budget", "device", "precision", "compile"},
-    "data": {"seq_len", "tokenizer", "prune_vocab", "stream", "image_size", "thresholds", "symbols", "depth", "pairs"},
+    "data": {
+        *("seq_len", "tokenizer", "prune_vocab", "stream", "image_size", "thresholds", "symbols", "depth", "pairs"),
+        *("time", "series", "target", "covariates", "freq", "head"),
+    },
     "memory": {"tokens", "width"},
     "teacher": {"width", "layers", "future_len", *OF_LANGUAGE_MODEL},
     "cell": {"kind", "width", "layers"},
@@ -71,6 +74,8 @@ def reason_unread(config: RunConfig, section: str, field: str) -> str | None:
             return "a window encoder has no trunk"
         if config.has_teacher:  # of another run, maybe, whose trunk dmt may ask
             return None
+    if field == "lambda_distill" and config.data.name == "series":
+        return "series are numbers, and it is for tokens"
     if section in PHASES and field and section not in config.phases:
         return f"{section} is none of this run's phases ({phases})"
     if field == "seq_len" and section in PHASES and config.data.name in ("digits", *TASK_DATA):

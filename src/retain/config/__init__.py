@@ -1,5 +1,6 @@
 """What a run is: frozen dataclasses, checked when built. Nothing heavy is imported, so that --help answers at once."""
 
+from retain.config.channels import HEADS, Channels, Symbols
 from retain.config.data import (
     CLASS_OF,
     EMBEDDED_DATA,
@@ -13,6 +14,7 @@ from retain.config.data import (
     DocumentDataConfig,
     FileDataConfig,
     ImageDataConfig,
+    SeriesDataConfig,
     TaskDataConfig,
     TextDataConfig,
     data_config,
@@ -34,6 +36,7 @@ __all__ = [
     "CELLS",
     "CLASS_OF",
     "EMBEDDED_DATA",
+    "HEADS",
     "IGNORE",
     "LARGEST_VOCABULARY",
     "PHASES",
@@ -45,6 +48,7 @@ __all__ = [
     "ArrayDataConfig",
     "BPTTConfig",
     "CellConfig",
+    "Channels",
     "DMTConfig",
     "DMTLoss",
     "DataConfig",
@@ -58,6 +62,8 @@ __all__ = [
     "RunConfig",
     "SMTConfig",
     "SMTLoss",
+    "SeriesDataConfig",
+    "Symbols",
     "TaskDataConfig",
     "TeacherConfig",
     "TextDataConfig",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import Self
@@ -41,7 +41,7 @@ class DataConfig:
     """What `name` can be in this class."""
 
     name: str = "stdlib"
-    """stdlib, digits, a memory task (see retain tasks), text, npy, documents or images."""
+    """stdlib, digits, a memory task (see retain tasks), text, npy, documents, images or series."""
     seq_len: Length = 64
     """T, tokens read per training sequence; targets are T + 1."""
 
@@ -98,7 +98,7 @@ class TaskDataConfig(DataConfig):
 class FileDataConfig(DataConfig):
     """What all data from files has."""
 
-    NAMES: ClassVar[tuple[str, ...]] = ("text", "npy", "documents", "images")
+    NAMES: ClassVar[tuple[str, ...]] = ("text", "npy", "documents", "images", "series")
 
     path: str = ""
     """What to read (--data PATH)."""
@@ -211,13 +211,55 @@ class ImageDataConfig(DatasetDataConfig):
         return super().at_length(length)
 
 
-DATA_CLASSES = (DataConfig, TaskDataConfig, TextDataConfig, ArrayDataConfig, DocumentDataConfig, ImageDataConfig)
+@settings
+class SeriesDataConfig(FileDataConfig):
+    """Streams of numbers: a CSV, parquet or JSON table, or a .npy of floats (N, C) or (S, N, C). docs/series.md."""
+
+    NAMES: ClassVar[tuple[str, ...]] = ("series",)
+
+    name: str = "series"
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Fractions of the time that train, validation and test take, one after the other."""
+    time: str | None = None
+    """The column of times, dates or step numbers. None: rows are one step apart."""
+    series: str | None = None
+    """The column that names the series of a row. None: all rows are one series."""
+    target: tuple[str, ...] = ()
+    """The columns that are read and predicted. None: the one column of numbers that nothing else names."""
+    covariates: tuple[str, ...] = ()
+    """Columns of numbers or categories that are known in advance, for the step that is predicted too."""
+    freq: str | None = None
+    """The time of a step, as h, 15min, D, B, W, M, Q or Y; None finds it in the times."""
+    head: Literal[
+        "student", "gaussian", "logistics", "quantiles", "lowrank", "negative_binomial", "bernoulli", "categorical"
+    ] = "student"
+    """What the next values are distributed as. lowrank is one Gaussian of all values of a step; in all others they are
+    independent. negative_binomial is for counts, bernoulli for 0 and 1, categorical for 0 … V - 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        named = [*self.target, *(column for column in (self.time, self.series) if column)]
+        if twice := next((column for column in named if named.count(column) > 1), None):
+            raise UserError(f"data.target: {twice!r} is named twice among time, series and target; name it once")
+        if both := next((column for column in self.covariates if column in (*self.target, self.time)), None):
+            raise UserError(f"data.covariates: {both!r} is time or target; leave it out, the past of targets is read")
+
+    @property
+    def measured_by(self) -> str:
+        """What values are measured by: level and scale; counts by the scale alone, 0 and 1 and classes by nothing."""
+        return {"negative_binomial": "mean", "bernoulli": "none", "categorical": "none"}.get(self.head, "level")
+
+
+DATA_CLASSES = (
+    *(DataConfig, TaskDataConfig, TextDataConfig, ArrayDataConfig, DocumentDataConfig, ImageDataConfig),
+    SeriesDataConfig,
+)
 CLASS_OF: dict[str, type[DataConfig]] = {name: cls for cls in DATA_CLASSES for name in cls.NAMES}
 """The class of settings for each `name` of data."""
 
 
 def data_config(name: str = "stdlib", **fields: Any) -> DataConfig:
-    """The settings of the data called `name`: stdlib, digits, a memory task, text, npy, documents or images.
+    """The settings of the data called `name`: stdlib, digits, a memory task, text, npy, documents, images or series.
 
     Raises UserError for a name or a field that is none, or a wrong value.
     """

@@ -16,6 +16,7 @@ from retain.config import (
     MemoryConfig,
     OptimizerConfig,
     RunConfig,
+    SeriesDataConfig,
     SMTConfig,
     TaskDataConfig,
     TeacherConfig,
@@ -56,6 +57,31 @@ def stdlib() -> RunConfig:
 def text() -> RunConfig:
     """Any UTF-8 text file, byte by byte (--data PATH)."""
     return _bytes("text", TextDataConfig(path="TEXT", seq_len=64))
+
+
+def series() -> RunConfig:
+    """Streams of numbers: a CSV, parquet or JSON table, or a .npy of floats (--data PATH; docs/series.md)."""
+    return RunConfig(
+        preset="series",
+        data=SeriesDataConfig(path="SERIES", seq_len=64),
+        memory=MemoryConfig(tokens=1, width=64, norm="batch"),
+        teacher=TeacherConfig(encoder="state", width=64, layers=2, decoder_layers=1, future_len=16),
+        cell=CellConfig(kind="gated", width=128),
+        smt=SMTConfig(
+            share=3,
+            batch_size=16,
+            lr=1e-3,
+            lr_schedule="constant",
+            bptt_window=16,
+            on_policy=0.5,
+            lambda_dyn=0.03,
+        ),
+        dmt=DMTConfig(share=7, batch_size=16, lr=1e-3, bptt_window=32, horizon_growth=0.0, lambda_dyn=0.02),
+        bptt=BPTTConfig(batch_size=16, lr=1e-3),
+        budget="60s",
+        validate_every="5s",
+        precision="fp32",  # a number has more digits than bfloat16 can hold
+    )
 
 
 def digits() -> RunConfig:
@@ -211,6 +237,8 @@ MEMORY_TASKS: tuple[Callable[[], RunConfig], ...] = (
     *(partial(_task, name, future_len=64) for name in ("mqar", "selective_copy")),
 )
 DATASETS = (tinystories, tinystories_paper, mnist, mnist_paper, sketchy)
-PRESETS: dict[str, Callable[[], RunConfig]] = {f().preset: f for f in (stdlib, text, digits, *MEMORY_TASKS, *DATASETS)}
-NEED_DATA = {"text": "a file", "sketchy": "a folder of sketches"}
+PRESETS: dict[str, Callable[[], RunConfig]] = {
+    f().preset: f for f in (stdlib, text, series, digits, *MEMORY_TASKS, *DATASETS)
+}
+NEED_DATA = {"text": "a file", "series": "a table or an array of numbers", "sketchy": "a folder of sketches"}
 """Presets that cannot do without --data, and what they want."""

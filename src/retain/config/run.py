@@ -62,6 +62,7 @@ class RunConfig:
         for name in ("budget", "validate_every"):
             parse_budget(getattr(self, name), name)
         self._check_teacher()
+        self._check_numbers()
         check_memory(self.memory, self.cell.kind)
         if self.memory.norm == "rms" and self.memory.width == 1:
             raise UserError("memory.width: 1 leaves nothing after rms normalisation; use norm batch or a wider memory")
@@ -139,6 +140,16 @@ class RunConfig:
                 raise UserError(f"{phase}.lambda_distill: the teacher predicts nothing; give smt.lambda_dec above 0")
         if self.trained == ("smt",) and not smt.lambda_dec and not smt.lambda_readout and not smt.lambda_distill:
             raise UserError("smt.lambda_readout: nothing trains the readout; give it or smt.lambda_dec above 0")
+
+    def _check_numbers(self) -> None:
+        """Refuse what is made of tokens alone."""
+        if self.data.name != "series":
+            return
+        for phase in (name for name in ("smt", "dmt") if name in self.phases):
+            if weight := getattr(self, phase).lambda_distill:
+                raise UserError(f"{phase}.lambda_distill: {weight} is for tokens, and series are numbers; set it to 0")
+        if self.teacher.from_ is not None:
+            raise UserError(f"teacher.from: {self.teacher.from_} reads tokens, and series are numbers; leave it out")
 
     def budgets(self) -> tuple[Budget, ...]:
         """The budget of each phase, its share of the run's. Where that is no step, the phase is skipped."""

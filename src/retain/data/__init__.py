@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from retain.config import IGNORE, ArrayDataConfig, DataConfig, DatasetDataConfig, TaskDataConfig, TextDataConfig
+from retain.config import (
+    IGNORE,
+    ArrayDataConfig,
+    Channels,
+    DataConfig,
+    DatasetDataConfig,
+    SeriesDataConfig,
+    TaskDataConfig,
+    TextDataConfig,
+)
 from retain.data.batches import SPLITS, Batch, Data, Kind, Split, decode, encode
 from retain.data.documents import load_documents
 from retain.data.pixels import load_digits
+from retain.data.series import read_series
 from retain.data.tasks import load_task
 from retain.data.text import load_npy, load_stdlib, load_text
 from retain.errors import UserError
@@ -13,8 +23,10 @@ from retain.errors import UserError
 __all__ = ["IGNORE", "SPLITS", "Batch", "Data", "Kind", "Split", "decode", "encode", "load_data"]
 
 
-def load_data(config: DataConfig, whole: bool = False) -> Data:
+def load_data(config: DataConfig, whole: bool = False, like: Channels | None = None) -> Data:
     """Load the data a configuration names, in its splits; with `whole`, what its files hold as the one split "all".
+
+    Series are read for a model that has the channels `like`, where there is one.
 
     Raises UserError naming the field, its value and what would be right.
     """
@@ -22,6 +34,8 @@ def load_data(config: DataConfig, whole: bool = False) -> Data:
         return load_text(config, whole)
     if isinstance(config, ArrayDataConfig):
         return load_npy(config, whole)
+    if isinstance(config, SeriesDataConfig):
+        return read_series(config, whole, like)
     if isinstance(config, DatasetDataConfig):
         return load_documents(config, whole)
     if whole:

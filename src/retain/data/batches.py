@@ -11,18 +11,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from retain.config import IGNORE
+from retain.config import IGNORE, Channels, Symbols
 from retain.data.file_array import FileArray, Stream
 from retain.errors import UserError
 
 Batch = dict[str, torch.Tensor]
 """`tokens` (B, T) int64 and `targets` (B, T + 1) int64. Where sequences may be padded, also `real` (B, T) bool: which
-tokens are not padding. Padding is token 0 with the target IGNORE, and counts in no loss."""
+tokens are not padding. Padding is token 0 with the target IGNORE, and counts in no loss.
+
+Of numbers, `tokens` (B, T, F) and `targets` (B, T + 1, 2 · C) are float32, and padding has the target NaN."""
 
 Split = Literal["train", "validation", "test", "all"]
 """"all" is the split of a file that is not cut, because it is only scored."""
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-Kind = Literal["text", "image", "tokens"]
+Kind = Literal["text", "image", "tokens", "numbers"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -47,6 +49,8 @@ class Data(ABC):
     """The token that ends a document, where there is one."""
     tokenizer: str | None = None
     """The tokenizer.json that made the tokens, where there is one."""
+    channels: Channels | None = None
+    """What a step holds where steps are numbers; `vocab_size` then counts the parameters of a prediction."""
     bytes_per_token: dict[Split, float] | None = None
     """Bytes of text that a token stands for, in the mean over each split, where tokens are subwords."""
 
@@ -94,6 +98,12 @@ class Data(ABC):
 
         text: str = Tokenizer.from_str(self.tokenizer).decode([int(t) for t in tokens], skip_special_tokens=False)
         return text
+
+
+def find_symbols(data: Data) -> Symbols:
+    """Return what a model of these sequences is built for; data of a user's own need not tell of channels."""
+    channels: Channels | None = getattr(data, "channels", None)
+    return data.vocab_size if channels is None else channels
 
 
 def encode(text: str, kind: Kind, vocab_size: int) -> list[int]:

@@ -26,7 +26,12 @@ def absolute(path: str) -> str:
 def choose_name(
     path: str, data: DataConfig, text_column: str | None, image_column: str | None, subwords: bool = False
 ) -> str:
-    """Choose what `--data PATH` is read as: text, npy, documents or images. A text of `subwords` is documents."""
+    """Choose what `--data PATH` is read as: text, npy, documents or images. A text of `subwords` is documents.
+
+    Data that is series stays so, whatever the file.
+    """
+    if data.name == "series":
+        return "series"
     if not path.startswith("hf:") and not Path(path).is_dir():
         kind = tell_kind(Path(path).name)
         if kind != "table":

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
-from retain.config import CellConfig, MemoryConfig, RunConfig
+from retain.config import CellConfig, MemoryConfig, RunConfig, Symbols
 from retain.config.budget import parse_budget
 from retain.config.checks import Count, Length, settings
 from retain.config.json import from_dict, to_dict
@@ -101,14 +101,15 @@ def match_parameters(base: RunConfig, kind: str) -> RunConfig:
     UserError if no width comes near enough.
     """
     from retain.data import load_data
+    from retain.data.batches import find_symbols
 
-    vocab_size = load_data(base.data).vocab_size
-    wanted = count_parameters(base, vocab_size)
+    symbols = find_symbols(load_data(base.data))
+    wanted = count_parameters(base, symbols)
 
     def widened(width: int) -> tuple[int, RunConfig]:
         memory, cell = MemoryConfig(tokens=1, width=2 * width, norm="batch"), CellConfig(kind=kind)
         config = dataclasses.replace(base, memory=memory, cell=cell)
-        return count_parameters(config, vocab_size), config
+        return count_parameters(config, symbols), config
 
     widths = range(1, math.isqrt(wanted) + 2)  # a GRU has more parameters than its width squared
     enough = 1 + bisect_left(widths, wanted, key=lambda width: widened(width)[0])
@@ -120,13 +121,13 @@ def match_parameters(base: RunConfig, kind: str) -> RunConfig:
     return best
 
 
-def count_parameters(config: RunConfig, vocab_size: int) -> int:
+def count_parameters(config: RunConfig, symbols: Symbols) -> int:
     """Count the parameters of the RNN that is left when a run is over."""
     from retain.model.rnn import RNN
     from retain.runs.run import weightless
 
     with weightless(config.cell):
-        rnn = RNN(vocab_size, config.memory, config.teacher, config.cell)
+        rnn = RNN(symbols, config.memory, config.teacher, config.cell)
     return sum(p.numel() for p in rnn.parameters())
 
 

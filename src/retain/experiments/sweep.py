@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from pydantic import Field
 
-from retain.config import RunConfig
+from retain.config import RunConfig, Symbols
 from retain.config.budget import Budget
 from retain.config.checks import Count, Positive, check_value, settings
 from retain.config.data import DATA_CLASSES, DataConfig
@@ -143,12 +143,13 @@ def list_runs(sweep: Sweep) -> dict[str, RunConfig]:
 def check_sweep(sweep: Sweep) -> None:
     """Build every combination's data and models before anything is trained. Raises UserError naming the values."""
     from retain.data import load_data
+    from retain.data.batches import find_symbols
     from retain.model.frozen import stand_in
     from retain.runs.run import build, weightless
     from retain.runs.trunk import for_teacher, open_trunk
     from retain.training.phases import objective_of
 
-    found: dict[Any, tuple[int, int | None]] = {}
+    found: dict[Any, tuple[Symbols, tuple[int, int] | None]] = {}
     for values in sweep.combinations():
         config = with_values(sweep.config, values)
         try:
@@ -156,10 +157,10 @@ def check_sweep(sweep: Sweep) -> None:
             if read not in found:
                 data = for_teacher(config, load_data(config.data))
                 trunk = open_trunk(config, data)
-                found[read] = data.vocab_size, None if trunk is None else trunk.width
-            size, width = found[read]
+                found[read] = find_symbols(data), None if trunk is None else (trunk.width, data.vocab_size)
+            symbols, shape = found[read]
             with weightless(config.cell):
-                rnn, teacher = build(config, size, trunk=None if width is None else stand_in(width, size))
+                rnn, teacher = build(config, symbols, trunk=None if shape is None else stand_in(*shape))
                 for index in range(len(config.phases)):
                     objective_of(index, config, rnn, teacher)
         except UserError as error:

@@ -14,6 +14,7 @@ from torch import Tensor
 from retain.data import Data
 from retain.errors import UserError
 from retain.model.fast import fast
+from retain.model.likelihood import Likelihood
 from retain.model.memory_norm import counted_memories
 from retain.model.modes import evaluating
 from retain.model.rnn import RNN
@@ -43,24 +44,35 @@ class _Score:
 
     def __init__(self, positions: int):
         self.nats, self.hits, self.count = self.sums = torch.zeros(3, positions, dtype=torch.float64)
+        self.numbers = False
 
     def add(self, readout: Readout, memory: Tensor, answers: Tensor, positions: Tensor) -> None:
         """Score a readout on memory (N, K, D), a part at a time, with answers (N,) at positions (N,)."""
         at_once = max(1, min(MEMORIES, LOGITS // readout.head.out_features))
         for part, asked, where in zip(*(torch.split(x, at_once) for x in (memory, answers, positions)), strict=True):
-            self.count_up(fast(readout)(part), asked, where)
+            self.count_up(fast(readout)(part), asked, where, readout.likelihood)
 
-    def count_up(self, logits: Tensor, answers: Tensor, positions: Tensor) -> None:
-        """Score logits (N, V)."""
-        nats = F.cross_entropy(logits.float(), answers, reduction="none").cpu().double()
-        hits = (logits.argmax(-1) == answers).cpu().double()
-        self.sums.index_add_(1, positions.cpu(), torch.stack([nats, hits, torch.ones_like(hits)]))
+    def count_up(
+        self, logits: Tensor, answers: Tensor, positions: Tensor, likelihood: Likelihood | None = None
+    ) -> None:
+        """Score logits (N, V), or with a likelihood those of numbers, with answers (N,) or (N, 2 · C)."""
+        if likelihood is None:
+            nats = F.cross_entropy(logits.float(), answers, reduction="none")
+            hits = logits.argmax(-1) == answers
+            count = torch.ones_like(hits)
+        else:  # each value counts
+            self.numbers = True
+            nats = likelihood.of_steps(logits.float(), answers)
+            count = (~answers.chunk(2, -1)[0].isnan()).sum(1)
+            hits = torch.zeros_like(count)
+        found = torch.stack([x.cpu().double() for x in (nats, hits, count)])
+        self.sums.index_add_(1, positions.cpu(), found)
 
     def results(self) -> dict[str, Any]:
         count = self.count.sum().clamp_min(1)
         return {
             "bits_per_token": float(self.nats.sum() / count) / math.log(2),
-            "accuracy": float(self.hits.sum() / count),
+            "accuracy": None if self.numbers else float(self.hits.sum() / count),
             "bits_by_position": _or_none(self.nats / self.count / math.log(2)),
         }
 
@@ -134,17 +146,18 @@ def evaluate(
     Args:
         rnn: Scored alone.
         teacher: None leaves out all that is about the teacher.
-        batches: "tokens" (B, T), "targets" (B, T + 1), and optionally "real" (B, T) bool: which tokens are no padding.
-            Drift is over the memories that these tokens made. Where there is "fresh" (B,) bool, sequences that are not
-            go on from the memory after all T + 1 tokens of the same row of the batch before, instead of m_0.
+        batches: Batches as `retain.data.batches.Batch` has them. Drift is over the memories that were made by tokens
+            that are no padding ("real"). Where there is "fresh" (B,) bool, sequences that are not go on from the memory
+            after all T + 1 tokens of the same row of the batch before, instead of m_0.
         given: Whether the given trunk of the teacher, a language model, is scored by itself, too.
 
     Returns:
-        JSON values. `bits_per_token` and `accuracy` are over all targets that are not IGNORE. `drift` is the mean
-        squared difference of the RNN's memory from the teacher's over t = 1 … T; `relative_drift` is its ratio to the
-        variance of the teacher's memory across sequences. Both are also given at the last position and by position
-        (t = 0 … T; null if undefined, as when no sequence is that long). `tokens` counts targets; `seconds` and
-        `tokens_per_second` are for the RNN's own reading, with the answers that are asked for. What is about the
+        JSON values. `bits_per_token` and `accuracy` are over all targets that are not IGNORE. Where steps are numbers,
+        each value is a target, bits are those of a density in the value's own units, and `accuracy` is null. `drift` is
+        the mean squared difference of the RNN's memory from the teacher's over t = 1 … T; `relative_drift` is its ratio
+        to the variance of the teacher's memory across sequences. Both are also given at the last position and by
+        position (t = 0 … T; null if undefined, as when no sequence is that long). `tokens` counts targets; `seconds`
+        and `tokens_per_second` are for the RNN's own reading, with the answers that are asked for. What is about the
         teacher, and drift, are null without one. With `given` there are `model_bits_per_token` and such, too.
 
     Raises:
@@ -168,10 +181,10 @@ def evaluate(
                 begin = torch.where(batch["fresh"].to(device)[:, None, None], begin, carried)
             memory = torch.cat([begin[:, None], rnn.rollout(tokens, begin)], 1)  # (B, T + 1, K, D)
             before = memory[:, -1], targets[:, -1].clamp_min(0)
-            answers, asked, at = where_asked(targets, memory, positions.expand_as(targets))
+            answers, asked, at = where_asked(targets, memory, positions.expand(targets.shape[:2]))
             own.add(rnn.readout, asked, answers, at)
             seconds += time.perf_counter() - start
-            read += tokens.numel()
+            read += tokens.shape[:2].numel()
             sequences += len(tokens)
             if teacher is not None:
                 kept = kept_labels(batch)
@@ -183,7 +196,7 @@ def evaluate(
                 else:
                     labels = teacher.encode(tokens, kept=kept)
                 theirs.add(teacher.decoder, where_asked(targets, labels)[1], answers, at)
-                all_real = torch.ones_like(targets).bool()
+                all_real = torch.ones(targets.shape[:2], dtype=torch.bool, device=device)
                 which = counted_memories(batch["real"].to(device)) if "real" in batch else all_real
                 drift.add(memory, labels, which)
     if own is None:

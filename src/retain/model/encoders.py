@@ -1,9 +1,9 @@
 """Memory encoders E: tokens → what a memory should hold after each step (the paper, Sec. 3; docs/method.md).
 
-All are built as Encoder(vocab_size, memory_config, teacher_config, recompute) and called with:
+All are built as Encoder(symbols, memory_config, teacher_config, recompute) and called with:
 
 Args:
-    tokens: (B, T).
+    tokens: (B, T), or (B, T, F) of numbers.
     steps: The t wanted, (S,), in ascending order.
     logits: Whether the trunk's logits are wanted.
 
@@ -17,11 +17,15 @@ The memory of step t depends on tokens[:, :t] alone. The slow twins are in tests
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from retain.config import MemoryConfig, TeacherConfig
-from retain.model.layers import Block, Embedding, Norm, Transformer
+from retain.config import MemoryConfig, Symbols, TeacherConfig
+from retain.model.embeddings import NumberEmbedding, embedding, shrink
+from retain.model.layers import Block, Norm, Transformer
+from retain.model.likelihood import count_scores
 from retain.ops.attention import attention
 
 LOCAL = 4
@@ -40,20 +44,23 @@ class Trunk(nn.Module):
     Its input at t is the sum of embeddings of the last LOCAL tokens, one table each.
     """
 
-    def __init__(self, vocab_size: int, config: TeacherConfig, recompute: bool):
+    def __init__(self, symbols: Symbols, config: TeacherConfig, recompute: bool):
         super().__init__()
-        self.vocab_size = vocab_size
-        self.embed = Embedding(LOCAL * vocab_size, config.width)
+        self.vocab_size = count_scores(symbols)
+        self.embed: Any = embedding(symbols, config.width, tables=LOCAL)
         self.start = nn.Parameter(torch.randn(config.width) * 0.02)
         self.transformer = Transformer(config.width, config.heads, config.layers, recompute)
-        self.head = nn.Linear(config.width, vocab_size)
-        nn.init.normal_(self.embed.weight, std=0.02)
+        self.head = nn.Linear(config.width, self.vocab_size)
+        shrink(self.embed)
 
     def inputs(self, tokens: Tensor) -> Tensor:
         """Embed tokens (B, T) as (B, T + 1, W)."""
         x = self.embed(tokens)
         for back in range(1, min(LOCAL, tokens.shape[1])):
-            older = self.embed(tokens[:, :-back] + back * self.vocab_size)
+            if isinstance(self.embed, NumberEmbedding):
+                older = self.embed(tokens[:, :-back], back)
+            else:
+                older = self.embed(tokens[:, :-back] + back * self.vocab_size)
             x = x + nn.functional.pad(older, (0, 0, back, 0))
         return torch.cat([self.start.expand(tokens.shape[0], 1, -1), x], 1)
 
@@ -61,10 +68,10 @@ class Trunk(nn.Module):
 class StateEncoder(nn.Module):
     """A linear map of the trunk's state after t tokens is m_t: one pass labels every step."""
 
-    def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig, recompute: bool):
+    def __init__(self, symbols: Symbols, memory: MemoryConfig, config: TeacherConfig, recompute: bool):
         super().__init__()
         self.shape = (memory.tokens, memory.width)
-        self.trunk = Trunk(vocab_size, config, recompute)
+        self.trunk = Trunk(symbols, config, recompute)
         self.to_memory = nn.Linear(config.width, memory.tokens * memory.width, bias=False)
 
     def forward(self, tokens: Tensor, steps: Tensor, logits: bool = True) -> tuple[Tensor, Tensor | None]:
@@ -81,9 +88,9 @@ class RegisterEncoder(nn.Module):
     the backward pass has a copy of the trunk's keys and values for each GROUP of steps.
     """
 
-    def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig, recompute: bool):
+    def __init__(self, symbols: Symbols, memory: MemoryConfig, config: TeacherConfig, recompute: bool):
         super().__init__()
-        self.trunk = Trunk(vocab_size, config, recompute)
+        self.trunk = Trunk(symbols, config, recompute)
         self.registers = nn.Parameter(torch.randn(memory.tokens, config.width) * 0.02)
         self.norm = Norm(config.width)
         self.to_memory = nn.Linear(config.width, memory.width, bias=False)
@@ -149,14 +156,14 @@ class WindowEncoder(nn.Module):
     It has no trunk.
     """
 
-    def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig, recompute: bool):
+    def __init__(self, symbols: Symbols, memory: MemoryConfig, config: TeacherConfig, recompute: bool):
         super().__init__()
         self.context_len = config.context_len
-        self.embed = Embedding(vocab_size, config.width)
+        self.embed = embedding(symbols, config.width)
         self.registers = nn.Parameter(torch.randn(memory.tokens, config.width) * 0.02)
         self.transformer = Transformer(config.width, config.heads, config.layers, recompute)
         self.to_memory = nn.Linear(config.width, memory.width, bias=False)
-        nn.init.normal_(self.embed.weight, std=0.02)
+        shrink(self.embed)
 
     def forward(self, tokens: Tensor, steps: Tensor, logits: bool = True) -> tuple[Tensor, None]:
         """Encode tokens (B, T) at steps (S,): memories (B, S, K, D), and None for the trunk's logits."""

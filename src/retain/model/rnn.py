@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retain.config import CellConfig, MemoryConfig, TeacherConfig
+from retain.config import CellConfig, Channels, MemoryConfig, Symbols, TeacherConfig
 from retain.errors import UserError
 from retain.model.cells import PROJECTING, LSTMCell, build_cell, check_cell, has_own_rollout, step_through
+from retain.model.embeddings import NumberEmbedding
 from retain.model.fast import fast
+from retain.model.likelihood import count_scores
 from retain.model.shapes import check_axes, check_memory_of
 from retain.model.teacher import Readout, Teacher
 from retain.ops import graphs
@@ -32,7 +34,8 @@ class RNN(nn.Module):
     Memory is a plain float32 tensor (B, K, D): save it, copy it, batch it, restore it.
 
     Args:
-        vocab_size: V, the number of tokens.
+        symbols: V, the number of tokens; or the channels of a stream of numbers. Its tokens have one more axis, and its
+            logits are the parameters of the distribution that `readout.likelihood` scores by.
         memory: K memory tokens of width D, and how they are normalised.
         readout: Its width, heads and decoder_layers are read: the readout is a decoder's.
         cell_config: The cell f to build.
@@ -44,18 +47,24 @@ class RNN(nn.Module):
 
     def __init__(
         self,
-        vocab_size: int,
+        symbols: Symbols,
         memory: MemoryConfig,
         readout: TeacherConfig,
         cell_config: CellConfig,
         cell: nn.Module | None = None,
     ):
         super().__init__()
-        self.vocab_size, self.normalise = vocab_size, memory.norm == "rms"
-        self.embed = nn.Embedding(vocab_size, memory.width)
+        self.symbols, self.vocab_size, self.normalise = symbols, count_scores(symbols), memory.norm == "rms"
+        embed = nn.Embedding if isinstance(symbols, int) else NumberEmbedding
+        self.embed: nn.Embedding | NumberEmbedding = embed(symbols, memory.width)  # type: ignore[arg-type]
         self.cell = build_cell(memory, cell_config) if cell is None else check_cell(cell, memory, type(cell).__name__)
-        self.readout = Readout(vocab_size, memory, readout)
+        self.readout = Readout(symbols, memory, readout)
         self.m_0 = nn.Parameter(torch.randn(memory.tokens, memory.width))
+
+    @property
+    def channels(self) -> Channels | None:
+        """What a step of numbers holds; None if steps are tokens."""
+        return self.symbols if isinstance(self.symbols, Channels) else None
 
     @property
     def projects(self) -> bool:
@@ -74,7 +83,7 @@ class RNN(nn.Module):
     def inputs(self, tokens: Tensor) -> Tensor:
         """Embed tokens (...) as (..., D), and project them if the cell is PROJECTING."""
         project: Any = self.cell.from_input if self.projects else None
-        if project is not None and tokens.numel() >= self.vocab_size:
+        if project is not None and self.channels is None and tokens.numel() >= self.vocab_size:
             # A product for every token of the vocabulary costs less than one for every token that is read, as the slow
             # twin below has it. The gradients of a token's many places are added up in float32: in bfloat16 a large sum
             # stops growing.
@@ -89,8 +98,9 @@ class RNN(nn.Module):
         Raises:
             UserError: There is not one memory for each token. All methods that read raise it.
         """
-        check_memory_of(memory, tokens.shape, self.m_0.shape)
-        return self.advance(memory, self.inputs(tokens.flatten()))
+        streams = tokens.shape if self.channels is None else tokens.shape[:-1]
+        check_memory_of(memory, streams, self.m_0.shape)
+        return self.advance(memory, self.inputs(tokens.flatten(0, len(streams) - 1)))
 
     def advance(self, memory: Tensor, inputs: Tensor) -> Tensor:
         """Do as `update` does, with the flattened result of `inputs`."""
@@ -109,7 +119,7 @@ class RNN(nn.Module):
         Returns:
             The logits of what comes next, (B, V), and the new memory, (B, K, D).
         """
-        check_axes("token", token, "B")
+        check_axes("token", token, "B", self.channels)
         memory = self.update(memory, token)
         return at_least_float32(self.readout(memory)), memory
 
@@ -129,7 +139,7 @@ class RNN(nn.Module):
         Returns:
             The memories after each token, (B, T, K, D).
         """
-        check_axes("tokens", tokens, "B, T")
+        check_axes("tokens", tokens, "B, T", self.channels)
         check_memory_of(memory, tokens.shape[:1], self.m_0.shape)
         if cut is not None and not self.cuts:
             first, every = cut
@@ -169,7 +179,7 @@ class RNN(nn.Module):
         Returns:
             The logits after each token, (B, T, V), and the last memory, (B, K, D).
         """
-        check_axes("tokens", tokens, "B, T")
+        check_axes("tokens", tokens, "B, T", self.channels)
         memory = self.init_memory(len(tokens)) if memory is None else memory
         memories = self.rollout(tokens, memory)
         logits = at_least_float32(self.readout(memories))

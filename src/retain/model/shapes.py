@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from retain.config import Channels
 from retain.errors import UserError
 
 
@@ -14,10 +15,13 @@ def check_streams(memory: Tensor, inputs: Tensor) -> None:
         raise UserError(_differ(len(memory), len(inputs)))
 
 
-def check_axes(name: str, tokens: Tensor, axes: str) -> None:
-    """Raise UserError unless tokens have as many axes as `axes` names, such as "B, T"."""
-    if tokens.dim() != axes.count(",") + 1:
-        raise UserError(f"{name}: {tuple(tokens.shape)} is the wrong shape; give ({axes})")
+def check_axes(name: str, tokens: Tensor, axes: str, channels: Channels | None = None) -> None:
+    """Raise UserError unless tokens have as many axes as `axes` names, such as "B, T"; those of numbers have F more."""
+    numbers = () if channels is None else (channels.token,)
+    count = axes.count(",") + 1
+    if tokens.dim() != count + len(numbers) or tokens.shape[count:] != numbers:
+        wanted = ", ".join([axes, *map(str, numbers)])
+        raise UserError(f"{name}: {tuple(tokens.shape)} is the wrong shape; give ({wanted})")
 
 
 def check_memory_of(memory: Tensor, streams: torch.Size, each: torch.Size) -> None:

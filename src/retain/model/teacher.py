@@ -7,26 +7,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retain.config import MemoryConfig, TeacherConfig
+from retain.config import MemoryConfig, Symbols, TeacherConfig
 from retain.errors import UserError
+from retain.model.embeddings import embedding, no_tokens, shrink
 from retain.model.encoders import ENCODERS
 from retain.model.fast import fast
 from retain.model.frozen import NAMES, FrozenEncoder, FrozenTrunk, Labels, compress, expand
-from retain.model.layers import Embedding, Transformer
+from retain.model.layers import Transformer
+from retain.model.likelihood import count_scores, likelihood_of
 from retain.model.memory_norm import MemoryNorm, counted_memories
 from retain.model.modes import evaluating
 
 
 class Readout(nn.Module):
-    """g: logits of y_t from m_t alone; the decoder with no future. Reads width, heads and decoder_layers of config."""
+    """g: logits of y_t from m_t alone; the decoder with no future. Reads width, heads and decoder_layers of config.
 
-    def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
+    Where steps are numbers, the V logits are the parameters of the distribution that `likelihood` scores them by.
+    """
+
+    def __init__(self, symbols: Symbols, memory: MemoryConfig, config: TeacherConfig):
         super().__init__()
         self.from_memory = nn.Linear(memory.width, config.width)
         self.positions = nn.Parameter(torch.randn(memory.tokens, config.width) * 0.02)
         self.transformer = Transformer(config.width, config.heads, config.decoder_layers)
         self.depth = config.decoder_layers
-        self.head = nn.Linear(config.width, vocab_size)
+        self.head = nn.Linear(config.width, count_scores(symbols))
+        self.likelihood = likelihood_of(symbols)
 
     def forward(self, memory: Tensor) -> Tensor:
         """Read memory (..., K, D) out as logits (..., V)."""
@@ -38,13 +44,16 @@ class Readout(nn.Module):
 class Decoder(Readout):
     """P: a causal Transformer over [m_t as K tokens, x_t … x_{t+F-1}] → logits of y_t … y_{t+F}."""
 
-    def __init__(self, vocab_size: int, memory: MemoryConfig, config: TeacherConfig):
-        super().__init__(vocab_size, memory, config)
-        self.embed = Embedding(vocab_size, config.width)
-        nn.init.normal_(self.embed.weight, std=0.02)
+    def __init__(self, symbols: Symbols, memory: MemoryConfig, config: TeacherConfig):
+        super().__init__(symbols, memory, config)
+        self.embed: Any = embedding(symbols, config.width)
+        shrink(self.embed)
 
     def forward(self, memory: Tensor, future: Tensor | None = None) -> Tensor:
-        """Predict from memory (..., K, D) and the future (..., F): logits (..., F + 1, V); with no future (..., V)."""
+        """Predict from memory (..., K, D) and the future (..., F): logits (..., F + 1, V); with no future (..., V).
+
+        A future of numbers is (..., F, numbers of a token).
+        """
         if future is None:
             return super().forward(memory)
         x = torch.cat([self.from_memory(memory) + self.positions, self.embed(future)], -2)
@@ -56,7 +65,7 @@ class Teacher(nn.Module):
     """Says what the memory should be after every token, and proves it by predicting the future from it.
 
     Args:
-        vocab_size: V, the number of tokens.
+        symbols: V, the number of tokens, or the channels of a stream of numbers.
         memory: K memory tokens of width D, and how they are normalised.
         config: The encoder, and the sizes of encoder and decoder.
         recompute: Compute the encoder's activations again in the backward pass, a layer at a time, and keep none.
@@ -65,7 +74,7 @@ class Teacher(nn.Module):
 
     def __init__(
         self,
-        vocab_size: int,
+        symbols: Symbols,
         memory: MemoryConfig,
         config: TeacherConfig,
         recompute: bool = False,
@@ -74,12 +83,12 @@ class Teacher(nn.Module):
         super().__init__()
         if (trunk is None) != (config.from_ is None):
             raise UserError(f"teacher.from: {config.from_} is not loaded here; train with it by retain.train")
-        self._trunk = (trunk,)
+        self._trunk, self.symbols = (trunk,), symbols
         if trunk is not None and config.trunk_lr is not None:
             self.trunk = trunk
             trunk.trained = True
         self.encoder = (
-            ENCODERS[config.encoder](vocab_size, memory, config, recompute)
+            ENCODERS[config.encoder](symbols, memory, config, recompute)
             if trunk is None
             else FrozenEncoder(memory, trunk.width)
         )
@@ -87,7 +96,7 @@ class Teacher(nn.Module):
         self.recomputes = recompute and trunk is None
         self.top_k, self.temperature = config.top_k, config.temperature
         self.norm = MemoryNorm(memory.norm, memory.tokens, memory.width)
-        self.decoder = Decoder(vocab_size, memory, config)
+        self.decoder = Decoder(symbols, memory, config)
 
     @property
     def given_trunk(self) -> FrozenTrunk | None:
@@ -121,7 +130,7 @@ class Teacher(nn.Module):
         """Say what the memory should be after steps of a sequence.
 
         Args:
-            tokens: (B, T).
+            tokens: (B, T), or (B, T, F) of numbers.
             steps: The t wanted, (S,), in ascending order; None is all t = 0 … T.
             logits: Whether the trunk's logits are wanted.
             real: Which tokens are no padding, (B, T) bool; the norm's statistics leave out what padding makes.
@@ -152,6 +161,6 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def empty_memory(self) -> Tensor:
         """Return m_0, the memory before any token, (K, D): the encoder on an empty context."""
-        tokens = torch.zeros(1, 0, dtype=torch.long, device=self.decoder.positions.device)
+        tokens = no_tokens(self.symbols, self.decoder.positions.device)
         with evaluating(self):
             return self.encode(tokens)[0, 0]

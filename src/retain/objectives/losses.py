@@ -13,12 +13,15 @@ from retain.config import IGNORE
 from retain.errors import UserError
 from retain.model.fast import fast
 from retain.model.frozen import NAMES, READ, Labels
+from retain.model.likelihood import Likelihood, is_asked
 from retain.model.teacher import Readout
 from retain.ops.elementwise import at_least_float32
 
 
 def where_asked(targets: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """The targets that count, (B, T) → (N,), and what stands at their places in the others, (B, T, ...) → (N, ...).
+
+    Targets of numbers have an axis more; one counts if any of its values is there.
 
     A readout can cost more than f, and most memories of a memory task are asked nothing. Only the host can know how
     many are asked, so it waits for an accelerator.
@@ -27,27 +30,33 @@ def where_asked(targets: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         UserError: if there are more or fewer targets than memories.
     """
     for part in others:
-        if part.shape[:2] != targets.shape:
+        if part.shape[:2] != targets.shape[:2]:
             raise UserError(
                 f"targets: {tuple(targets.shape)} beside {tuple(part.shape[:2])} memories; give (B, T + 1), one for "
                 "m_0 and one after every token"
             )
     flat = [part.flatten(0, 1) for part in (targets, *others)]
-    counted = (flat[0] != IGNORE).nonzero()[:, 0]
+    counted = is_asked(flat[0]).nonzero()[:, 0]
     return tuple(flat if len(counted) == len(flat[0]) else [part.index_select(0, counted) for part in flat])
 
 
-def predictive_loss(logits: Tensor, targets: Tensor, count: Tensor | None = None) -> Tensor:
+def predictive_loss(
+    logits: Tensor, targets: Tensor, count: Tensor | None = None, likelihood: Likelihood | None = None
+) -> Tensor:
     """Mean cross-entropy in nats (Eq. 2), 0 if no target counts.
 
     Under `torch.distributed` the mean over processes of what is returned is the mean over all their targets.
 
     Args:
         logits: (..., V).
-        targets: (...), where IGNORE never counts.
+        targets: (...), where IGNORE never counts; of numbers (..., 2 · C), where NaN never does.
         count: divide by this many targets instead (see `counted_targets`), if these logits are one part of a larger
             mean.
+        likelihood: scores targets of numbers; each value is a target.
     """
+    if likelihood is not None:
+        total = likelihood.loss(at_least_float32(logits), targets).sum()
+        return total / (counted_targets(targets) if count is None else count)
     total = F.cross_entropy(
         at_least_float32(logits).flatten(0, -2), targets.flatten(), ignore_index=IGNORE, reduction="sum"
     )
@@ -55,7 +64,9 @@ def predictive_loss(logits: Tensor, targets: Tensor, count: Tensor | None = None
 
 
 def counted_targets(targets: Tensor) -> Tensor:
-    """How many targets are not IGNORE, as `counted` counts."""
+    """How many targets are not IGNORE, or numbers that are not missing, as `counted` counts."""
+    if targets.is_floating_point():
+        return counted(~targets[..., : targets.shape[-1] // 2].isnan())
     return counted(targets != IGNORE)
 
 
@@ -66,7 +77,8 @@ def real_tokens(batch: dict[str, Tensor]) -> Tensor | None:
     """
     real = batch.get("real")
     if real is None and dist.is_initialized() and dist.get_world_size() > 1:
-        return torch.ones_like(batch["tokens"], dtype=torch.bool)
+        tokens = batch["tokens"]
+        return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     return real
 
 
@@ -154,7 +166,7 @@ def answer_losses(
     Args:
         readout: what predicts.
         memory: (B, T, K, D), what it predicts from.
-        targets: (B, T), where IGNORE never counts.
+        targets: (B, T), where IGNORE never counts, or (B, T, 2 · C) of numbers, where NaN never does.
         guide: the teacher's logits (B, T, V), or with `decoder` its memory (B, T, K, D).
         decoder: what makes the teacher's logits of its memory.
         count: as in `predictive_loss`.
@@ -162,7 +174,7 @@ def answer_losses(
     """
     if guide is None:
         answers, asked = where_asked(targets, memory)
-        return {"loss_readout": predictive_loss(fast(readout)(asked), answers, count)}
+        return {"loss_readout": predictive_loss(fast(readout)(asked), answers, count, readout.likelihood)}
     answers, asked, guide = where_asked(targets, memory, guide)
     if decoder is not None:
         with torch.no_grad():

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from retain.config import IGNORE, SMTLoss
+from retain.config import SMTLoss
 from retain.model.encoders import RegisterEncoder
 from retain.model.fast import fast
+from retain.model.likelihood import nothing
 from retain.model.memory_norm import counted_memories
 from retain.model.rnn import RNN, check_alike
 from retain.model.teacher import Teacher
@@ -111,9 +112,10 @@ class SMT(nn.Module):
             chosen = spread(count + 1, c.decodes_per_sequence, tokens.device)
             future, future_targets = futures(tokens, targets, steps[chosen], min(self.future_len, length))
             logits = fast(self.teacher.decoder)(memory[:, chosen], future if self.future_len else None)
-            losses["loss_dec"] = predictive_loss(logits, future_targets if self.future_len else future_targets[..., 0])
+            wanted = future_targets if self.future_len else future_targets[:, :, 0]
+            losses["loss_dec"] = predictive_loss(logits, wanted, likelihood=self.teacher.decoder.likelihood)
         if trunk_logits is not None and learns:
-            losses["loss_trunk"] = predictive_loss(trunk_logits, targets)
+            losses["loss_trunk"] = predictive_loss(trunk_logits, targets, likelihood=self.teacher.decoder.likelihood)
         if trunk_logits is not None and given is not None and learns:
             trunk_logits = self.teacher.as_kept(trunk_logits)
         inputs, asked = tokens[:, first : first + count], targets[:, first : first + count + 1]
@@ -219,10 +221,13 @@ def spread(count: int, wanted: int | None, device: torch.device) -> Tensor:
 def futures(tokens: Tensor, targets: Tensor, steps: Tensor, future_len: int) -> tuple[Tensor, Tensor]:
     """What the decoder is shown and asked after m_t: x_t … x_{t+F-1} (B, S, F), y_t … y_{t+F} (B, S, F + 1).
 
-    Past the end of the sequence the tokens are 0 and the targets IGNORE.
+    Past the end of the sequence the tokens are 0 and the targets IGNORE, those of numbers NaN.
     """
     after = steps[:, None] + torch.arange(future_len + 1, device=tokens.device)  # (S, F + 1)
     length = tokens.shape[1]
-    shown = tokens[:, after[:, :-1].clamp_max(length - 1)] * (after[:, :-1] < length)
-    asked = targets[:, after.clamp_max(length)].masked_fill(after > length, IGNORE)
+    inside, beyond = after[:, :-1] < length, after > length
+    if targets.is_floating_point():
+        inside, beyond = inside[..., None], beyond[..., None]
+    shown = tokens[:, after[:, :-1].clamp_max(length - 1)] * inside
+    asked = targets[:, after.clamp_max(length)].masked_fill(beyond, nothing(targets))
     return shown, asked

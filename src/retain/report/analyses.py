@@ -11,11 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retain.config import IGNORE, RunConfig
+from retain.config import RunConfig
 from retain.data import Data, Split, load_data
-from retain.data.batches import Ints, evenly_spaced
+from retain.data.batches import Ints, evenly_spaced, find_symbols
+from retain.data.series import SeriesData
 from retain.errors import UserError
+from retain.inference.backtest import backtest, score_one_step
 from retain.inference.evaluate import batch_for, evaluate
+from retain.model.likelihood import is_asked, nothing
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives import BPTT, SMT
@@ -98,7 +101,7 @@ def measure_gradient_flow(run: Run, data: Data) -> dict[str, Any]:
     if config.init_from is None and config.teacher.from_ is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            models = {"initial": build(config, data.vocab_size)} | models
+            models = {"initial": build(config, find_symbols(data))} | models
     decoded = (data.seq_len + 1) * (config.teacher.future_len + config.memory.tokens)
     size = max(2, min(16, _count_decoded(data.vocab_size) // decoded))
     batch = next(iter(data.windows(SPLIT, size, size)))
@@ -121,9 +124,10 @@ def measure_bptt_gradient(rnn: RNN, batch: dict[str, Tensor], *, last: bool = Fa
     for token in tokens.unbind(1):
         memories.append(rnn.update(memories[-1], token))
     if last:
-        count = (targets != IGNORE).cumsum(1)
-        targets = targets.masked_fill(count < count[:, -1:], IGNORE)
-    loss = predictive_loss(rnn.readout(torch.stack(memories, 1)), targets)
+        count = is_asked(targets).cumsum(1)
+        before = count < count[:, -1:]
+        targets = targets.masked_fill(before[..., None] if rnn.channels else before, nothing(targets))
+    loss = predictive_loss(rnn.readout(torch.stack(memories, 1)), targets, likelihood=rnn.readout.likelihood)
     return _norms(torch.stack(torch.autograd.grad(loss, memories, allow_unused=True, materialize_grads=True), 1))
 
 
@@ -133,7 +137,7 @@ def measure_smt_gradient(
     """Return ‖∂ loss_smt / ∂ m_t‖ at the teacher's memories, t = 0 … T, with one step of f from each."""
     rnn, teacher = copy.deepcopy(rnn), copy.deepcopy(teacher)
     readout = copy.deepcopy(rnn.readout.state_dict())
-    count, length = batch["tokens"].shape
+    count, length = batch["tokens"].shape[:2]
     per_step = config.teacher.future_len + config.memory.tokens
     decodes = max(4, min(length + 1, _count_decoded(rnn.vocab_size) // (per_step * count)))
     everything = dataclasses.replace(
@@ -167,7 +171,7 @@ def find_geometry(run: Run, data: Data, plotted: int = 1200) -> dict[str, Any]:
     index = evenly_spaced(data.count(SPLIT), 64)
     batch = data.sequences(SPLIT, index)
     tokens = batch["tokens"]
-    real = batch.get("real", torch.ones_like(tokens).bool())  # (B, T)
+    real = batch.get("real", torch.ones(tokens.shape[:2], dtype=torch.bool))  # (B, T)
     with torch.no_grad():
         own = run.rnn.rollout(tokens, run.rnn.init_memory(len(tokens))).float()  # (B, T, K, D)
         labels = None if run.teacher is None else run.teacher.encode(tokens)[:, 1:].float()
@@ -248,8 +252,19 @@ def find_hidden_state(data: Data, tokens: Tensor, index: Ints) -> tuple[str, lis
     return None
 
 
-def name_token(token: int, data: Data) -> str:
-    """Return a token as a reader would write it."""
+def score_forecasts(run: Run, data: Data) -> dict[str, Any] | None:
+    """Score a run of series one step ahead, and over the teacher's horizon from some origins; None of other runs."""
+    if not isinstance(data, SeriesData):
+        return None
+    horizon = max(1, run.config.teacher.future_len)
+    ahead = backtest(run.rnn, data, SPLIT, horizon, limit=100)
+    return {"one_step": score_one_step(run.rnn, data, SPLIT, SEQUENCES), "ahead": ahead}
+
+
+def name_token(token: Any, data: Data) -> str:
+    """Return a token as a reader would write it; of numbers, the first value as it is measured."""
+    if data.kind == "numbers":
+        return f"{math.sinh(token[0]):.0f}"
     if data.kind != "text":
         return str(token)
     return repr(chr(token))[1:-1] if 32 < token < 127 else {32: "space", 10: "newline"}.get(token, f"0x{token:02x}")

@@ -72,6 +72,7 @@ LABELS = {
 LOG = ("loss_dyn", "gradient_norm", "gradient_norm_rnn", "gradient_norm_teacher")
 BITS = (("RNN", "bits_by_position", "solid"), ("teacher", "teacher_bits_by_position", "dot"))
 DRIFT = (("RNN", "relative_drift_by_position", "solid"),)
+CALIBRATION = (("one step ahead", "one_step", "solid"), ("over the horizon", "ahead", "dash"))
 ACCURACY = (("RNN", "accuracy", "solid"), ("teacher", "teacher_accuracy", "dot"))
 POSITION = {"position": "position t"}
 GRADIENTS = (("SMT", "smt", "solid"), ("BPTT", "bptt", "dash"), ("BPTT, last target only", "bptt_last", "dot"))
@@ -93,6 +94,8 @@ def group_charts(runs: list[Run]) -> dict[str, list[Chart]]:
         "quality": [
             compare("quality", "Quality by position, from a cold start", bits, final, BITS),
             compare("quality-beyond", f"Quality {beyond}", bits, longer, BITS, marked=True),
+            compare("calibration", "Calibration of bands: 1:1 is right", "share of values inside", _read_calibration,
+                    CALIBRATION, axes={"band": "central band of the forecast"}),
             compare("length", "Accuracy by length of the sequence", "accuracy", _read_lengths, ACCURACY,
                     axes={"length": "tokens read before the answer"}, marked=True),
         ],
@@ -178,6 +181,14 @@ def _read_positions(run: Run, part: str) -> dict[str, Numbers]:
     scores = (run["positions"] or {}).get(part) or {}
     curves = {key: values for key, values in scores.items() if isinstance(values, list)}
     return {key: values for key, values in curves.items() if sum(v is not None for v in values) > 1}
+
+
+def _read_calibration(run: Run) -> dict[str, Numbers]:
+    """The share of values inside each central band."""
+    scores = run["forecast"] or {}
+    found = {name: part["calibration"] for name, part in scores.items() if part["calibration"]}
+    curves = {name: [share for _, share in pairs] for name, pairs in found.items()}
+    return curves | {"band": [band for pairs in list(found.values())[:1] for band, _ in pairs]} if curves else {}
 
 
 def _read_lengths(run: Run) -> dict[str, Numbers]:

@@ -28,7 +28,7 @@ from retain.runs.save import of_this_model
 T = TypeVar("T")
 STILL_WRITING = 180.0
 """Seconds since the last logged line within which an unfinished run is taken to be running."""
-PARTS = ("positions", "gradient", "geometry", "samples")
+PARTS = ("positions", "gradient", "geometry", "samples", "forecast")
 """Analyses that need the model; a single plot asks for one of them."""
 log = logging.getLogger("retain")
 
@@ -84,7 +84,8 @@ def gather(path: Path, parts: tuple[str, ...] = PARTS, command: Command = comman
     if parts and run is not None and run.state.get("own_data"):
         notes.append("the data: the run was trained on data of your own, which is not loaded here; not analysed")
     elif parts:
-        data = attempt("the data", lambda: load_data(own_tokenizer(config.data, path)))
+        like = None if run is None else run.rnn.channels
+        data = attempt("the data", lambda: load_data(own_tokenizer(config.data, path), like=like))
     found["state"] = None
     if run is not None:
         found["state"] = {k: v for k, v in run.state.items() if k != "optimizer"}
@@ -109,6 +110,7 @@ def gather(path: Path, parts: tuple[str, ...] = PARTS, command: Command = comman
             "gradient": analyses.measure_gradient_flow,
             "geometry": analyses.find_geometry,
             "samples": sample_beside_data,
+            "forecast": analyses.score_forecasts,
         }
         found |= {part: attempt(part, partial(work[part], run, data)) for part in parts}
     # Strict JSON: a number that is not finite is null.

@@ -17,6 +17,7 @@ MEMORY = ("memory", "memory-3d", "memory-teacher")
 FORMATS = (".png", ".svg", ".pdf")
 NEEDS = {
     **dict.fromkeys(("drift", "absolute-drift", "drift-beyond", "quality", "quality-beyond", "length"), "positions"),
+    "calibration": "forecast",
     **dict.fromkeys(("gradient-initial", "gradient-trained"), "gradient"),
     **dict.fromkeys(MEMORY, "geometry"),
 }

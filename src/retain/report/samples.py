@@ -27,8 +27,13 @@ SECONDS = 30.0
 """The teacher reads everything again for each token: it is given up after so long."""
 
 
-def sample_beside_data(run: Run, data: Data) -> dict[str, Any]:
-    """Sample "answers", "images" or "text", the `kind`: `rows` or pictures of RNN, teacher (null if none) and data."""
+def sample_beside_data(run: Run, data: Data) -> dict[str, Any] | None:
+    """Sample "answers", "images" or "text", the `kind`: `rows` or pictures of RNN, teacher (null if none) and data.
+
+    Series have none (`retain forecast` draws what comes next).
+    """
+    if data.kind == "numbers":
+        return None
     if data.answers:
         return sample_answers(run, data)
     if data.kind == "image" and data.image_shape is not None:

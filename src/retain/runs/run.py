@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from retain.config import CellConfig, RunConfig
+from retain.config import CellConfig, Channels, RunConfig, Symbols
 from retain.config.json import flatten, from_dict, load_config, to_dict
 from retain.devices import check_device, fastest
 from retain.errors import UserError
 from retain.model.cells import CELLS
 from retain.model.frozen import FrozenTrunk
 from retain.model.rnn import RNN
+from retain.model.series_rnn import SeriesRNN
 from retain.model.teacher import Teacher
 from retain.runs.checkpoint import find_run, load_files, load_model
 from retain.runs.data import own_tokenizer
@@ -26,14 +27,14 @@ from retain.runs.folder import phase_folder
 
 
 def build(
-    config: RunConfig, vocab_size: int, cell: nn.Module | None = None, trunk: FrozenTrunk | None = None
+    config: RunConfig, symbols: Symbols, cell: nn.Module | None = None, trunk: FrozenTrunk | None = None
 ) -> tuple[RNN, Teacher]:
-    """Build the RNN and the teacher of a run, freshly initialised.
+    """Build the RNN and the teacher of a run, freshly initialised, for a vocabulary or a stream of numbers.
 
     `cell` replaces the one the config names. `trunk` is what config.teacher.from_ names, loaded.
     """
-    rnn = RNN(vocab_size, config.memory, config.teacher, config.cell, cell)
-    return rnn, Teacher(vocab_size, config.memory, config.teacher, config.smt.num_chunks > 1, trunk)
+    rnn = RNN(symbols, config.memory, config.teacher, config.cell, cell)
+    return rnn, Teacher(symbols, config.memory, config.teacher, config.smt.num_chunks > 1, trunk)
 
 
 @contextmanager
@@ -88,13 +89,19 @@ def load_run(
         raise UserError(f"run: {path} was trained with a cell of your own, {own}; give it, as in load(RUN, cell=…)")
     guide = None
     if teacher:
-        rnn, guide = build(config, state["vocab_size"], cell)
+        rnn, guide = build(config, symbols_of(state), cell)
         load_weights(guide, tensors["teacher"], path)
         guide = guide.to(device).eval()
     else:
-        rnn = RNN(state["vocab_size"], config.memory, config.teacher, config.cell, cell)
+        rnn = RNN(symbols_of(state), config.memory, config.teacher, config.cell, cell)
     load_weights(rnn, tensors["model"], path)
     return Run(path, config, state, rnn.to(device).eval(), guide)
+
+
+def symbols_of(state: dict[str, Any]) -> Symbols:
+    """Return what the model with this state reads: a vocabulary of so many tokens, or channels of numbers."""
+    channels = state.get("channels")
+    return int(state["vocab_size"]) if channels is None else Channels.from_dict(channels)
 
 
 def read_config(path: Path) -> RunConfig:
@@ -148,6 +155,24 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", cell: nn.Modul
         CheckpointError: The weights are damaged.
     """
     return load_run(path, device=device, cell=cell).rnn.requires_grad_(False)
+
+
+def load_series(path: str | Path, *, device: str | torch.device = "cpu", cell: nn.Module | None = None) -> SeriesRNN:
+    """Load the RNN of a run of series, ready to read rows of numbers.
+
+    `memory = rnn.init_memory(batch)`, then `distribution, memory = rnn.step(x, memory)` for every row x (B, C + Q).
+    All else is as in `load`. Raises UserError for a run that reads tokens.
+    """
+    return SeriesRNN(load(path, device=device, cell=cell)).requires_grad_(False).eval()
+
+
+def refuse_numbers(run: Run, what: str) -> None:
+    """Raise UserError if the run reads numbers, which `what` does not."""
+    if run.rnn.channels is not None:
+        raise UserError(
+            f"run: {run.path} reads series of numbers, and retain {what} tokens; use retain forecast, retain score or "
+            "retain.load_series"
+        )
 
 
 def load_weights(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path, whose: str = "run") -> None:

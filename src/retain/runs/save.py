@@ -46,14 +46,17 @@ def save(rnn: RNN, config: RunConfig, path: str | Path, *, data: Data | None = N
     own = type(rnn.cell) is not named
     if own and type(rnn.cell) in CELLS.values():
         raise UserError(f"config: its cell is a {named.__name__}, the RNN's a {type(rnn.cell).__name__}")
-    like = RNN(rnn.vocab_size, config.memory, config.teacher, config.cell, rnn.cell if own else None)
+    like = RNN(rnn.symbols, config.memory, config.teacher, config.cell, rnn.cell if own else None)
     if own:  # it is the caller's very cell, which stays as it is
         like.cell = nn.Identity()
     like.to(rnn.m_0)
     if own:
         like.cell = rnn.cell
     load_weights(like, rnn.state_dict(), path, "config")
-    token = torch.zeros(1, dtype=torch.long, device=rnn.m_0.device)
+    device = rnn.m_0.device
+    token = torch.zeros(1, dtype=torch.long, device=device)
+    if rnn.channels is not None:
+        token = torch.zeros(1, rnn.channels.token, device=device)
     with torch.no_grad(), evaluating(rnn, like):  # settings such as norm, heads, residual have no weights
         pairs = zip(rnn.step(token, rnn.init_memory(1)), like.step(token, rnn.init_memory(1)), strict=True)
         if not all(torch.allclose(mine, its, rtol=1e-3, atol=1e-4, equal_nan=True) for mine, its in pairs):
@@ -78,6 +81,7 @@ def build_state(
     return {
         "config": to_dict(config),
         "vocab_size": rnn.vocab_size,
+        **({} if rnn.channels is None else {"channels": rnn.channels.to_dict()}),
         "kind": "tokens" if data is None else data.kind,
         "image_shape": list(data.image_shape) if data is not None and data.image_shape else None,
         "end": getattr(data, "end", None),

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from retain.config import DocumentDataConfig, RunConfig
 from retain.data.batches import Data, Split, StreamData
@@ -212,6 +212,7 @@ def start_embeddings(trunk: FrozenTrunk, rnn: RNN, teacher: Teacher) -> None:
 def embeddings_of(rnn: RNN, teacher: Teacher) -> tuple[Tensor, ...]:
     """Return the embeddings of RNN and decoder and the output layers of both, (V, width) each."""
     decoder, readout = teacher.decoder, rnn.readout
+    assert isinstance(rnn.embed, nn.Embedding)  # numbers go with no language model
     return rnn.embed.weight, decoder.embed.weight, decoder.head.weight, readout.head.weight
 
 

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from retain.config import PhaseConfig, RunConfig
 from retain.config.budget import Budget
 from retain.data import SPLITS, Data, load_data
+from retain.data.batches import find_symbols
 from retain.model.compiling import fast_parts
 from retain.model.fast import using
 from retain.model.rnn import RNN
@@ -46,7 +47,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     data = for_teacher(config, load_data(config.data.at_length(config.data.seq_len)))
     with open_accelerator(config) as accelerator:
         torch.manual_seed(config.seed)
-        rnn, teacher = build(config, data.vocab_size, trunk=open_trunk(config, data))
+        rnn, teacher = build(config, find_symbols(data), trunk=open_trunk(config, data))
         rnn.to(accelerator.device)
         teacher.to(accelerator.device)
         for line in config.left_out():

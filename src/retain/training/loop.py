@@ -14,6 +14,7 @@ from torch import nn
 from retain.config import RunConfig
 from retain.config.json import save_config
 from retain.data import Data, load_data
+from retain.data.batches import find_symbols
 from retain.data.scan import told
 from retain.errors import ChangedData, Interrupted, TrainingError
 from retain.model.compiling import fast_parts
@@ -81,7 +82,7 @@ def train(
         data = for_teacher(config, data)
         trunk = open_trunk(config, data)
         torch.manual_seed(config.seed)
-        rnn, teacher = build(config, data.vocab_size, cell, trunk)
+        rnn, teacher = build(config, find_symbols(data), cell, trunk)
         if trunk is not None and config.teacher.init_embeddings:
             start_embeddings(trunk, rnn, teacher)
         own_cell = None if cell is None else type(cell).__qualname__

@@ -136,6 +136,8 @@ def cut_part(batch: dict[str, Any], length: int | None) -> dict[str, Any]:
         part["fresh"] = torch.zeros_like(batch["fresh"])
     if "offset" in batch:
         part["offset"] = batch["offset"] + start
+    if part["targets"].is_floating_point():  # m_0 knows of no level and scale, so it predicts no numbers
+        part["targets"] = torch.cat([torch.full_like(part["targets"][:, :1], math.nan), part["targets"][:, 1:]], 1)
     return part
 
 

@@ -48,7 +48,7 @@ def _backward(job: Job, phase: Phase, batches: Batches, done: float) -> tuple[li
         # All that is random in a step follows from (seed, step), so that resuming needs no generator's state.
         torch.manual_seed(mix_seed(job.config.seed, job.progress.step) + micro)
         part = cut_part(whole, config.seq_len)
-        tokens += part["tokens"].numel()
+        tokens += part["tokens"].shape[:2].numel()
         length = max(length, part["tokens"].shape[1])
         batch = {name: x.to(accelerator.device, non_blocking=True) for name, x in part.items()} | {"progress": done}
         with nullcontext() if micro == len(taken) - 1 else accelerator.no_sync(phase.wrapped):

@@ -1,0 +1,355 @@
+"""Streams of numbers as sequences to learn: windows of series, split by time."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from retain.config import Channels, SeriesDataConfig
+from retain.data.batches import SPLITS, Batch, Data, Ints, Split
+from retain.data.files import make_read_error
+from retain.data.frames import Floats, OneSeries, Table, from_array, from_frame, from_records
+from retain.data.times import pandas_library
+from retain.errors import UserError
+from retain.model.likelihood import count_scores
+from retain.ops import scale
+
+LARGEST = 1e6
+"""A value so many times the usual size of its column is refused: it stands for something else."""
+MEASURED = 512
+"""Series, and MEASURED_STEPS of each, that say what levels and scales are before a stream begins."""
+MEASURED_STEPS = 4096
+
+
+@dataclasses.dataclass(eq=False, repr=False, kw_only=True)
+class SeriesData(Data):
+    """Windows of T steps of series, split by time.
+
+    Training windows start anywhere, each as a stream that begins: at m_0, with no level and scale of its own. Windows
+    of the other splits read up to T/2 steps that come before, which count nowhere, and then as many that count. So
+    every value of a split is predicted exactly once. A series of fewer than T steps is padded.
+
+    A step t reads the values of t - 1 and the covariates of t, and the values of t are what m_{t+1} must predict; m_0
+    predicts nothing.
+    """
+
+    table: Table
+    config: SeriesDataConfig
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.channels is not None
+        series = self.table.series
+        self.cuts = (
+            np.array([[0, 0, len(s.values)] for s in series]) if self.whole else find_cuts(self.table, self.config)
+        )
+        lengths = np.array([len(s.values) for s in series])
+        self.starts = np.maximum(self.cuts[:, 0] - self.seq_len + 1, (self.cuts[:, 0] > 0).astype(int))
+        self.first = np.concatenate([[0], self.starts.cumsum()])
+        self.scored: dict[Split, Ints] = {}
+        bounds = [*self.cuts.T, lengths]
+        for number, split in enumerate(["all"] if self.whole else SPLITS):
+            if self.whole or number:
+                begin = np.zeros_like(lengths) if self.whole else bounds[number - 1]
+                end = lengths if self.whole else bounds[number] if number < 2 else lengths
+                self.scored[split] = self._windows(begin, end)  # type: ignore[index]
+        for split in () if self.whole else SPLITS:
+            if not self.count(split):
+                raise UserError(
+                    f"data.split: {self.config.split} leaves {split} no value; give it a larger part, or longer series"
+                )
+        sizes = {split: self.count(split) for split in self.splits}
+        self.info = self.info | {"sequences": sizes}
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that there are."""
+        return ("all",) if self.whole else SPLITS
+
+    def _windows(self, begin: Ints, end: Ints) -> Ints:
+        """Cut the steps begin … end - 1 of each series into windows (N, 4): series, start, and which steps count."""
+        stride, found = max(1, self.seq_len // 2), []
+        for number, (first, last) in enumerate(zip(begin.tolist(), end.tolist(), strict=True)):
+            values, at = self.table.series[number].values, first
+            while at < last:
+                # A window that starts a series counts whole.
+                stop = min(last, self.seq_len if at == 0 else at + stride)
+                if not np.isnan(values[at:stop]).all():
+                    found.append((number, max(0, stop - self.seq_len), at, stop))
+                at = stop
+        return np.array(found, dtype=np.int64).reshape(-1, 4)
+
+    def count(self, split: Split) -> int:
+        """Count the windows of a split; of train, those that start at any step."""
+        return int(self.first[-1]) if split == "train" else len(self.scored[split])
+
+    def sequences(self, split: Split, index: Ints) -> Batch:
+        """Return the windows of a split with these numbers (B,)."""
+        if split == "train":
+            number = np.searchsorted(self.first, index, side="right") - 1
+            start = index - self.first[number]
+            stop = np.minimum(start + self.seq_len, self.cuts[number, 0])
+            return self.read(np.stack([number, start, start, stop], 1))
+        return self.read(self.scored[split][index])
+
+    def read(self, windows: Ints) -> Batch:
+        """Read windows (B, 4): the series, the step it starts at, and the first and the end of the steps that count."""
+        channels, length = self.channels, self.seq_len
+        assert channels is not None
+        count = channels.values
+        rows = np.full((len(windows), length, channels.row), np.nan)
+        following = np.full((len(windows), length, count), np.nan)
+        real = np.zeros((len(windows), length), bool)
+        for i, (number, start, first, stop) in enumerate(windows.tolist()):
+            series = self.table.series[number]
+            there = min(length, stop - start)
+            rows[i, 1:there, :count] = series.values[start : start + there - 1]
+            rows[i, :there, count:] = series.covariates[start : start + there]
+            following[i, first - start : stop - start] = series.values[first:stop]
+            real[i, :there] = True
+        state = scale.begin(channels, len(windows))
+        tokens, levels, scales, _ = scale.read_rows(channels, torch.from_numpy(rows), state)
+        targets = scale.target(torch.from_numpy(following), levels, scales)
+        padding = torch.from_numpy(~real)[..., None]
+        batch = {
+            "tokens": tokens.masked_fill(padding, 0.0),
+            "targets": torch.cat([torch.full_like(targets[:, :1], torch.nan), targets], 1),
+        }
+        # Also where a batch has none, if another may have: all must be told alike.
+        return batch | ({"real": torch.from_numpy(real)} if self.padded else {})
+
+    @property
+    def padded(self) -> bool:
+        """Whether any window may be padded."""
+        return bool((self.cuts < self.seq_len).any())
+
+
+def find_cuts(table: Table, config: SeriesDataConfig) -> Ints:
+    """Return where the steps of each series are cut into train, validation and test, (S, 2).
+
+    Series on one clock are cut at the same time, others each after the same part of its own steps.
+    """
+    shares = np.cumsum(config.split)[:2]
+    lengths = np.array([len(series.values) for series in table.series])
+    if not table.aligned or table.frequency is None:
+        cuts: Ints = np.round(lengths[:, None] * shares).astype(np.int64)
+        return cuts
+    clocks = [np.asarray(table.frequency.times(s.first, len(s.values))) for s in table.series]
+    times = [(t.astype("datetime64[s]") if t.dtype.kind == "M" else t).astype(np.int64) for t in clocks]
+    low, high = min(int(t[0]) for t in times), max(int(t[-1]) for t in times)
+    step = max(1, (high - low) // max(1, max(len(t) for t in times) - 1))
+    at = [low + int((high - low + step) * share) for share in shares]
+    return np.array([np.searchsorted(t, at) for t in times])
+
+
+def measure(table: Table, cuts: Ints, config: SeriesDataConfig, seq_len: int) -> Channels:
+    """Find the channels of a table: what levels and scales are in its training split."""
+    by, count = config.measured_by, len(table.names)
+    train = [(s.values[: cut[0]], s.covariates[: cut[0]]) for s, cut in zip(table.series, cuts, strict=True)]
+    values = [part for part, _ in train if not np.isnan(part).all()]
+    if not values:
+        raise UserError("data.target: no value of the training split is there; all are missing")
+    classes = int(max(np.nanmax(part) for part in values)) + 1 if config.head == "categorical" else 0
+    numbers = np.concatenate([covariates[:, : len(table.covariates)] for _, covariates in train])
+    there = np.where(np.isnan(numbers).all(0), 0.0, numbers) if len(numbers) else np.zeros((1, numbers.shape[1]))
+    deviation = np.nanstd(there, 0)
+    ones, zeros = (1.0,) * count, (0.0,) * count
+    channels = Channels(
+        names=table.names,
+        head=config.head,
+        scale=by,
+        steps=max(2, seq_len // 2),
+        level=zeros,
+        spread=ones,
+        least=ones,
+        ratio=ones,
+        covariates=table.covariates,
+        shift=tuple(np.nanmean(there, 0).tolist()),
+        stretch=tuple(np.where(deviation > 1e-12, deviation, 1.0).tolist()),
+        categories=table.categories,
+        kinds=table.kinds,
+        classes=classes,
+        frequency=None if table.frequency is None else str(table.frequency),
+    )
+    if by == "none":
+        return channels
+    chosen = [values[i] for i in np.unique(np.linspace(0, len(values) - 1, MEASURED).round().astype(int))]
+    level, size, spread = np.array([_measure_one(channels, part) for part in chosen]).transpose(1, 0, 2)  # (S, C) each
+    if by == "mean":
+        spread = size
+    found: dict[str, list[float]] = {name: [] for name in ("level", "spread", "least", "ratio")}
+    for c in range(count):
+        moves = spread[:, c][spread[:, c] > 0]
+        moves = moves if len(moves) else np.maximum(size[:, c], 1.0)[:1]
+        found["spread"].append(float(np.median(moves)))
+        found["least"].append(float(np.quantile(moves, 0.1)))
+        found["level"].append(0.0 if by == "mean" else float(np.median(level[:, c])))
+        some = size[:, c] > 0
+        ratio = float(np.median(spread[some, c] / size[some, c])) if some.any() else 1.0
+        found["ratio"].append(1.0 if by == "mean" else min(1.0, ratio))
+    changes: dict[str, Any] = {name: tuple(part) for name, part in found.items()}
+    return dataclasses.replace(channels, **changes)
+
+
+def _measure_one(channels: Channels, values: Floats) -> Floats:
+    """Return the mean, mean absolute value and mean absolute deviation from the running level, each (C,)."""
+    some = values[:MEASURED_STEPS]
+    some = np.where(np.isnan(some).all(0), 0.0, some)
+    level = np.nanmean(some, 0)
+    running, spread, weight = np.zeros((3, some.shape[1]))
+    for seen, row in enumerate(some):
+        there = ~np.isnan(row)
+        apart = np.where(there, row - running, 0.0)
+        if seen:
+            spread, weight = spread + np.abs(apart), weight + there
+        running = running + apart * max(1 / (seen + 1), 1 / channels.steps)
+    return np.array([level, np.nanmean(np.abs(some), 0), spread / np.maximum(weight, 1)])
+
+
+def check_values(table: Table, config: SeriesDataConfig) -> None:
+    """Raise UserError for values that the head cannot have, or that no scale can measure."""
+    every = np.concatenate([series.values for series in table.series])
+    for number, name in enumerate(table.names):
+        column = every[:, number]
+        there = column[~np.isnan(column)]
+        if not len(there):
+            raise UserError(f"data.target: {name!r} holds no value, all are missing; leave it out")
+        if np.isinf(there).any():
+            raise UserError(f"data.target: {name!r} holds an infinity; write NaN where a value is missing")
+        largest = np.abs(there).max()
+        usual = np.median(np.minimum(np.abs(there[there != 0]), scale.LARGEST)) if there.any() else 1.0
+        if largest > LARGEST * usual or largest > scale.LARGEST:
+            raise UserError(
+                f"data.target: {name!r} holds {there[np.abs(there).argmax()]:g}, and its values are about {usual:g}; "
+                "leave it empty if it stands for a missing value"
+            )
+        wrong: npt.NDArray[np.bool_] = np.zeros(len(there), bool)
+        what = ""
+        if config.head == "negative_binomial":
+            wrong, what = (there < 0) | (there != np.round(there)), "a count 0, 1, …"
+        elif config.head == "bernoulli":
+            wrong, what = (there != 0) & (there != 1), "0 or 1"
+        elif config.head == "categorical":
+            wrong, what = (there < 0) | (there != np.round(there)) | (there >= 2**16), "a category 0 … 65535"
+        if wrong.any():
+            raise UserError(
+                f"data.head: {config.head} is for {what}, and {name!r} holds {there[wrong.argmax()]:g}; give another"
+            )
+
+
+def make_series(
+    table: Table, config: SeriesDataConfig, whole: bool = False, like: Channels | None = None
+) -> SeriesData:
+    """Make the sequences of a table for a model with the channels `like`, or for a new one. Raises UserError."""
+    check_values(table, config)
+    channels = measure(table, find_cuts(table, config), config, config.seq_len) if like is None else like
+    if like is not None:
+        check_alike(table, like)
+    digest = hashlib.sha256()
+    for series in table.series:
+        digest.update(series.values.tobytes() + series.covariates.tobytes())
+    info = {
+        "name": "series",
+        "path": config.path,
+        "series": len(table.series),
+        "steps": sum(len(series.values) for series in table.series),
+        "missing": int(sum(np.isnan(series.values).sum() for series in table.series)),
+        "frequency": channels.frequency,
+        "sha256": digest.hexdigest(),
+    }
+    return SeriesData(
+        vocab_size=count_scores(channels), channels=channels, seq_len=config.seq_len, kind="numbers", info=info,
+        table=table, config=config, whole=whole,
+    )  # fmt: skip
+
+
+def check_alike(table: Table, channels: Channels) -> None:
+    """Raise UserError where a table is not one that a model with these channels reads."""
+    theirs = {"target": table.names, "covariates": (*table.covariates, *table.categories)}
+    for option, mine in {"target": channels.names, "covariates": (*channels.covariates, *channels.categories)}.items():
+        if len(theirs[option]) != len(mine):
+            raise UserError(
+                f"data.{option}: the run has {len(mine)} ({', '.join(mine) or 'none'}), the data {len(theirs[option])} "
+                f"({', '.join(theirs[option]) or 'none'}); give data of the run's"
+            )
+
+
+def read_series(config: SeriesDataConfig, whole: bool = False, like: Channels | None = None) -> SeriesData:
+    """Load the series of a file. Raises UserError naming the field, its value and what would be right."""
+    return make_series(read_table(config, like), config, whole, like)
+
+
+def series_data(source: Any, **fields: Any) -> SeriesData:
+    """Make data to train on of what is in memory, for `retain.train(config, out, data=…)`.
+
+    Args:
+        source: A frame of pandas or polars; an array of floats (N, C) or (S, N, C); or records as GluonTS has them.
+        fields: Those of SeriesDataConfig: time, series, target, covariates, freq, head, seq_len, split.
+
+    Raises:
+        UserError: A field or a value is wrong.
+    """
+    config = SeriesDataConfig(path="in memory", **fields)
+    return make_series(to_table(source, config), config)
+
+
+def to_table(source: Any, config: SeriesDataConfig, like: Channels | None = None) -> Table:
+    """Take a frame, an array or records as series."""
+    if isinstance(source, np.ndarray):
+        return from_array(source, config)
+    if isinstance(source, Sequence) or not hasattr(source, "columns"):
+        records: list[Mapping[str, Any]] = list(source)
+        return from_records(records, config, like)
+    return from_frame(source, config, like)
+
+
+def read_table(config: SeriesDataConfig, like: Channels | None = None) -> Table:
+    """Read the series of a file. Raises UserError for one that cannot be read as its ending says."""
+    path = Path(config.path)
+    endings = path.suffixes
+    kind = next((e for e in reversed(endings) if e in READERS), None)
+    if config.path.startswith("hf:"):
+        raise UserError(f"data.path: {config.path} is on the hub; download its parquet file, and give that")
+    if kind is None:
+        raise UserError(
+            f"data.path: {config.path!r} ends in none of {', '.join(READERS)}; write the series as one of them"
+        )
+    try:
+        if kind == ".npy":
+            with path.open("rb"):
+                return from_array(np.load(path), config)
+        pd = pandas_library()
+        settings = {"lines": True} if kind == ".jsonl" else {}
+        frame = getattr(pd, READERS[kind])(path, **({"sep": "\t"} if kind == ".tsv" else settings))
+    except OSError as error:
+        raise make_read_error(path, error) from None
+    except ImportError:
+        raise UserError("data: parquet files need pyarrow; run pip install 'retain[series]'") from None
+    except UserError:
+        raise
+    except (ValueError, KeyError) as error:  # pandas and pyarrow raise kinds of it
+        said = " ".join(str(error).split())[:120]
+        raise UserError(f"data.path: {config.path!r} cannot be read as its ending says ({said})") from None
+    if {"start", "target"} <= set(frame.columns) and len(frame) and hasattr(frame["target"].iloc[0], "__len__"):
+        return from_records(frame.to_dict("records"), config, like)
+    return from_frame(frame, config, like)
+
+
+READERS = {
+    ".csv": "read_csv",
+    ".tsv": "read_csv",
+    ".parquet": "read_parquet",
+    ".jsonl": "read_json",
+    ".json": "read_json",
+    ".npy": "load",
+}
+"""Endings of files, and what reads them."""
+
+__all__ = ["OneSeries", "SeriesData", "read_series", "series_data"]

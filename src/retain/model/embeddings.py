@@ -1,0 +1,57 @@
+"""What a step reads, as a vector: a row of a table for a token, a linear map for a step of numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from retain.config.channels import Channels, Symbols
+from retain.model.layers import Embedding
+
+
+class NumberEmbedding(nn.Module):
+    """A linear map of the numbers of a token (..., F), plus a row of a table for each of its codes.
+
+    Args:
+        channels: What a token holds.
+        width: W.
+        tables: How many such maps there are, for tokens at so many places.
+    """
+
+    def __init__(self, channels: Channels, width: int, tables: int = 1):
+        super().__init__()
+        self.numbers, self.width, self.codes = channels.numbers, width, channels.codes
+        self.linear = nn.Linear(channels.numbers, tables * width) if channels.numbers else None
+        self.kinds = nn.ModuleList(nn.Embedding(size, tables * width) for size in channels.codes)
+
+    def forward(self, tokens: Tensor, table: int = 0) -> Tensor:
+        """Embed tokens (..., F) as (..., W)."""
+        place = slice(table * self.width, (table + 1) * self.width)
+        parts = []
+        if self.linear is not None:
+            numbers = tokens[..., : self.numbers].to(self.linear.weight.dtype)
+            parts.append(nn.functional.linear(numbers, self.linear.weight[place], self.linear.bias[place]))
+        for number, kind in enumerate(self.kinds):
+            codes = tokens[..., self.numbers + number].long().clamp(0, self.codes[number] - 1)
+            parts.append(nn.functional.embedding(codes, kind.weight[:, place]))  # type: ignore[index]
+        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+
+def embedding(symbols: Symbols, width: int, tables: int = 1) -> nn.Module:
+    """Build the embedding of what a step reads, with `tables` of it for tokens at so many places."""
+    if isinstance(symbols, Channels):
+        return NumberEmbedding(symbols, width, tables)
+    return Embedding(tables * symbols, width)
+
+
+def shrink(embed: nn.Module) -> None:
+    """Have a table of tokens start small, as beside a Transformer."""
+    if isinstance(embed, nn.Embedding):
+        nn.init.normal_(embed.weight, std=0.02)
+
+
+def no_tokens(symbols: Symbols, device: torch.device) -> Tensor:
+    """Return a sequence without a token: (1, 0) int64, or (1, 0, F) of numbers."""
+    if isinstance(symbols, Channels):
+        return torch.zeros(1, 0, symbols.token, device=device)
+    return torch.zeros(1, 0, dtype=torch.long, device=device)

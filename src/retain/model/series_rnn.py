@@ -1,0 +1,115 @@
+"""The RNN of a stream of numbers, with its running level and scale: rows in, distributions out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retain.errors import UserError
+from retain.model.rnn import RNN
+from retain.ops import scale
+
+
+class SeriesRNN(nn.Module):
+    """Reads rows of numbers at constant memory and constant cost per step, and predicts the values of the next.
+
+    A row (B, C + Q) has the values of a step and the covariates of the step that comes next, NaN where a number is
+    missing; `channels` names them. A stream begins with a row without values: it holds the first step's covariates.
+
+    Memory is a plain float32 tensor (B, K + R, D): save it, copy it, batch it, restore it. Its last R rows are the
+    stream's level and scale, with float64 kept as two float32.
+
+    Args:
+        rnn: Built for channels.
+
+    Raises:
+        UserError: The RNN reads tokens.
+    """
+
+    def __init__(self, rnn: RNN):
+        super().__init__()
+        if rnn.channels is None or rnn.readout.likelihood is None:
+            raise UserError("run: it reads tokens, not numbers; use retain.load")
+        self.rnn, self.channels, self.likelihood = rnn, rnn.channels, rnn.readout.likelihood
+        numbers = 2 * scale.STATE * self.channels.values
+        self.rows = math.ceil(numbers / rnn.m_0.shape[1])
+
+    def init_memory(self, batch: int) -> Tensor:
+        """Return the memory of streams that have not begun, (B, K + R, D)."""
+        memory = self.rnn.init_memory(batch)
+        return self._join(memory, scale.begin(self.channels, batch, memory.device))
+
+    def _join(self, memory: Tensor, state: Tensor) -> Tensor:
+        high = state.flatten(1).float()
+        kept = torch.cat([high, (state.flatten(1) - high.double()).float()], 1)
+        kept = nn.functional.pad(kept, (0, self.rows * memory.shape[2] - kept.shape[1]))
+        return torch.cat([memory.float(), kept.unflatten(1, (self.rows, -1))], 1)
+
+    def _split(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (self.rnn.m_0.shape[0] + self.rows, self.rnn.m_0.shape[1])
+        if memory.dim() != 3 or memory.shape[1:] != shape:
+            raise UserError(f"memory: {tuple(memory.shape)} is the wrong shape; give (B, {shape[0]}, {shape[1]})")
+        count = scale.STATE * self.channels.values
+        high, low = memory[:, -self.rows :].flatten(1)[:, : 2 * count].double().split(count, 1)
+        return memory[:, : -self.rows], (high + low).unflatten(1, (scale.STATE, -1))
+
+    def predict(self, memory: Tensor) -> Any:
+        """Return the distribution of the values (B, C) that come next, in their own units.
+
+        It is of `torch.distributions` or like them: `log_prob`, `sample` and `mean`.
+        """
+        own, state = self._split(memory)
+        return self.likelihood.distribution(self.rnn.readout(own).float(), *scale.measures(self.channels, state))
+
+    def surprise(self, values: Tensor, memory: Tensor) -> Tensor:
+        """Return the nats (B,) of the values (B, C) that come next; those that are missing surprise nobody."""
+        own, state = self._split(memory)
+        targets = scale.target(values, *scale.measures(self.channels, state))
+        return self.likelihood.of_steps(self.rnn.readout(own).float(), targets)
+
+    def step(self, x: Tensor, memory: Tensor) -> tuple[Any, Tensor]:
+        """Read one row.
+
+        Args:
+            x: (B, C + Q).
+            memory: (B, K + R, D).
+
+        Returns:
+            The distribution of the values (B, C) that come next, and the new memory.
+        """
+        memory = self.read(x[:, None], memory)
+        return self.predict(memory), memory
+
+    def read(self, x: Tensor, memory: Tensor) -> Tensor:
+        """Read rows (B, T, C + Q) one after another: the memory after the last."""
+        if x.dim() != 3 or x.shape[2] != self.channels.row:
+            raise UserError(f"x: {tuple(x.shape)} is the wrong shape; give (B, T, {self.channels.row})")
+        own, state = self._split(memory)
+        if not x.shape[1]:
+            return memory
+        tokens, _, _, state = scale.read_rows(self.channels, x, state)
+        return self._join(self.rnn.rollout(tokens, own)[:, -1], state)
+
+    def forward(self, x: Tensor, memory: Tensor | None = None) -> tuple[Any, Tensor]:
+        """Read rows (B, T, C + Q) from a memory, or as a stream that begins.
+
+        Returns:
+            The distribution of the values (B, T, C) after each row, and the last memory.
+        """
+        memory = self.init_memory(len(x)) if memory is None else memory
+        own, state = self._split(memory)
+        tokens, levels, scales, state = scale.read_rows(self.channels, x, state)
+        memories = self.rnn.rollout(tokens, own)
+        found = self.likelihood.distribution(self.rnn.readout(memories).float(), levels, scales)
+        return found, self._join(memories[:, -1], state)
+
+    def surprises(self, x: Tensor, following: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Read rows (B, T, C + Q): the nats (B, T) of the values `following` (B, T, C) each, and the last memory."""
+        own, state = self._split(memory)
+        tokens, levels, scales, state = scale.read_rows(self.channels, x, state)
+        memories = self.rnn.rollout(tokens, own)
+        nats = self.likelihood.of_steps(self.rnn.readout(memories).float(), scale.target(following, levels, scales))
+        return nats, self._join(memories[:, -1], state)

@@ -1,0 +1,127 @@
+"""The running level and scale of a stream of numbers, and the tokens and targets that are made by them.
+
+Both follow from the values before alone. A stream begins with none: then they are what the training data has in the
+middle. What is kept of a stream is a state of three numbers for each value, in float64: how many values were read,
+level and spread. With n values read, a new one has the weight max(1 / n, 1 / steps).
+
+level: values are measured from the running mean in units of the running mean absolute deviation from it.
+mean: values are measured from 0 in units of the running mean absolute value, as counts are.
+none: values are taken as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from retain.config.channels import Channels
+
+STATE = 3
+"""Numbers that are kept for each value of a stream."""
+SETTLED = 8
+"""From so many values on, one that lies more than OUTLIER scales away counts as one that lies there."""
+OUTLIER = 10.0
+SMALLEST = 1e-4
+"""A scale is at least this part of the level, and of the scale of a stream that moves little."""
+LARGEST = 1e30
+"""A value of a larger size counts as missing."""
+
+
+def begin(channels: Channels, batch: int, device: torch.device | None = None) -> Tensor:
+    """Return the state of streams that have not begun, (B, 3, C) float64."""
+    state = torch.zeros(batch, STATE, channels.values, dtype=torch.float64, device=device)
+    state[:, 1], state[:, 2] = _constant(channels.level, state), _constant(channels.spread, state)
+    return state
+
+
+def _constant(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return _kept(values, like.device)
+
+
+@functools.lru_cache(maxsize=64)  # a stream asks for the same few at every step
+def _kept(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=device)
+
+
+def measures(channels: Channels, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the level and the scale (B, C) by which the next values are measured."""
+    if channels.scale == "none":
+        return torch.zeros_like(state[:, 1]), torch.ones_like(state[:, 2])
+    least = SMALLEST * (state[:, 1].abs() + _constant(channels.least, state))
+    return state[:, 1], torch.maximum(state[:, 2], least)
+
+
+def update(channels: Channels, state: Tensor, values: Tensor) -> Tensor:
+    """Read values (B, C), NaN where one is missing: the next state."""
+    values = _clean(values)
+    seen, (level, scale) = ~values.isnan(), measures(channels, state)
+    count = state[:, 0] + 1
+    if channels.scale == "none":
+        return torch.stack([count.where(seen, state[:, 0]), state[:, 1], state[:, 2]], 1)
+    weight = (1 / count).clamp_min(1 / channels.steps)
+    if channels.scale == "mean":
+        level = torch.zeros_like(level)
+    # One value tells of its scale by its size alone.
+    at_first = torch.maximum(values.abs() * _constant(channels.ratio, state), _constant(channels.least, state))
+    apart = values - level
+    near = torch.where(count > SETTLED, torch.maximum(-OUTLIER * scale, torch.minimum(apart, OUTLIER * scale)), apart)
+    new_level = torch.where(count == 1, values, level + weight * near)
+    new_spread = torch.where(count == 1, at_first, state[:, 2] + weight * (near.abs() - state[:, 2]))
+    if channels.scale == "mean":
+        new_level = level
+    new = torch.stack([count, new_level, new_spread], 1)
+    return new.where(seen[:, None], state)
+
+
+def _clean(values: Tensor) -> Tensor:
+    """Return values in float64, NaN for what no scale can measure."""
+    values = values.double()
+    return values.masked_fill(~(values.abs() <= LARGEST), torch.nan)
+
+
+def read(channels: Channels, state: Tensor, row: Tensor) -> Tensor:
+    """Make the token (B, F) float32 of a row (B, C + Q), by the state after its values."""
+    values, covariates = _clean(row[:, : channels.values]), row[:, channels.values :].double()
+    numbers, codes = covariates.split((len(channels.covariates), len(channels.categories)), 1)
+    parts = []
+    if not channels.classes:
+        level, scale = measures(channels, state)
+        usual = torch.ones_like(scale) if channels.scale == "none" else _constant(channels.spread, state)
+        parts += [((values - level) / scale).asinh().nan_to_num(0.0), values.isnan().double()]
+        parts += [(level / scale).asinh() / 4, (scale / usual).log() / 8, state[:, 0].log1p() / 4]
+    if channels.covariates:
+        usual = (numbers - _constant(channels.shift, state)) / _constant(channels.stretch, state)
+        parts += [usual.asinh().nan_to_num(0.0), numbers.isnan().double()]
+    parts.append(codes.nan_to_num(0.0))
+    if channels.classes:
+        parts.append((values + 1).nan_to_num(0.0))
+    return torch.cat(parts, 1).float()
+
+
+def read_rows(channels: Channels, rows: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Read a part of a stream.
+
+    Args:
+        channels: What a row holds.
+        rows: (B, T, C + Q); NaN where a number is missing.
+        state: Before the first row, (B, 3, C).
+
+    Returns:
+        Tokens (B, T, F) float32; the level and the scale (B, T, C) by which the values after each row are measured; and
+        the state after the last row.
+    """
+    tokens, levels, scales = [], [], []
+    for row in rows.unbind(1):
+        state = update(channels, state, row[:, : channels.values])
+        level, scale = measures(channels, state)
+        tokens.append(read(channels, state, row))
+        levels.append(level)
+        scales.append(scale)
+    return torch.stack(tokens, 1), torch.stack(levels, 1), torch.stack(scales, 1), state
+
+
+def target(values: Tensor, level: Tensor, scale: Tensor) -> Tensor:
+    """Make targets (..., 2 · C) float32 of values (..., C): measured, NaN where one is missing; then their scales."""
+    return torch.cat([(_clean(values) - level) / scale, scale], -1).float()
