@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from retain.plots import PALETTE
+from retain.plots import METHODS
 
 PATH = Path("docs/diagram.svg")
-BLUE, ORANGE, GREEN = PALETTE[:3]
+BLUE, ORANGE, GREEN = METHODS["one-step"], METHODS["bptt"], METHODS["gru"]
 INK, FAINT = "#26323d", "#7a8590"
 PANEL, HEIGHT = 330, 345
 STEPS, FIRST, GAP, RADIUS = 4, 50, 76, 19

@@ -16,7 +16,7 @@ from retain.experiments.tables import (
     table,
     write_tables,
 )
-from retain.plots import PALETTE, add_legend, new_figure, tidy_axes
+from retain.plots import DPI, FAINT, PALETTE, add_legend, new_figure, tidy_axes
 
 LEVELS = 4
 """Losses of the compression curve, where none are given."""
@@ -171,14 +171,14 @@ def plot_quality(results: Results, path: Path) -> bool:
         if len(groups) > 1:
             axes.plot([], [], ":", color="0.4", label="teachers")
         if results["chance"] is not None:
-            axes.axhline(results["chance"], color="0.6", linestyle="--", linewidth=1)
+            axes.axhline(results["chance"], color=FAINT, linestyle=":", linewidth=1)
         axes.set_xlabel(field)
         tidy_axes(axes)
         if axes.get_legend_handles_labels()[0]:
             add_legend(axes)
     panels[0].set_ylabel(describe_quality(results))
     figure.suptitle(describe_runs(results), fontsize=10)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=DPI)
     return True
 
 
@@ -227,5 +227,5 @@ def plot_compression(results: Results, path: Path) -> bool:
     if any(entry["tokens"] for entry in results["compression"]["by_level"]):
         add_legend(panels[-1])
     figure.suptitle(f"Compression: {describe_runs(results)}", fontsize=10)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=DPI)
     return True
