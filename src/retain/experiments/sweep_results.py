@@ -19,7 +19,7 @@ from retain.experiments.tables import (
 from retain.plots import DPI, FAINT, PALETTE, add_legend, new_figure, tidy_axes
 
 LEVELS = 4
-"""Losses of the compression curve, where none are given."""
+"""Losses of the compression curve, if none are given."""
 
 
 def reached_by_all(point: dict[str, Any], level: float, cost: str) -> float:
@@ -66,7 +66,7 @@ def find_compression(points: list[dict[str, Any]], levels: tuple[float, ...] = (
 
 
 def write_results(results: Results, out: Path) -> None:
-    """Write results.json, results.md and, where matplotlib is installed, results.png and compression.png."""
+    """Write results.json, results.md and, if matplotlib is installed, results.png and compression.png."""
     write_tables(results, markdown(results), out)
     plot_quality(results, out / "results.png")
     if results["compression"]:

@@ -19,7 +19,7 @@ Results = dict[str, Any]
 
 
 def write_results(results: Results, out: Path) -> None:
-    """Write results.json, results.md and, where matplotlib is installed, results.png."""
+    """Write results.json, results.md and, if matplotlib is installed, results.png."""
     write_tables(results, markdown(results), out)
     plot(results, out / "results.png")
 
@@ -68,7 +68,7 @@ def short_table(results: Results) -> str:
 
 
 def _main_table(results: Results) -> str:
-    """A row of scores and costs for each method; why runs failed; and of which unlike machines runs are."""
+    """A row of scores and costs for each method; why runs failed; and the machines, if they are unlike."""
     metric, every = results["metric"], [r for m in results["methods"].values() for r in m["runs"]]
     drifts = any(r.get("test", {}).get(DRIFT) is not None for r in every)
     paths = any("longest_gradient_path" in m for m in results["methods"].values())
@@ -217,7 +217,7 @@ def draw_curves(axes: Any, runs: list[dict[str, Any]], cost: str, metric: str, c
     """Draw the mean of a method's seeds against a cost, and the range of the seeds as a band."""
     import numpy as np
 
-    # One that diverged ends early, and the line of the others with it; it is shown where there is no other.
+    # One that diverged ends early, and the line of the others with it; it is shown if there is no other.
     drawn = [r for r in runs if r["curve"]]
     curves = [r["curve"] for r in [r for r in drawn if "failed" not in r] or drawn]
     if not curves:

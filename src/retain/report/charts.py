@@ -12,7 +12,7 @@ from retain.plots import FAINT, METHODS, PALETTE, pick_colours
 from retain.report.history import AXES
 
 Numbers = list[Any]
-"""Floats, None where there is none."""
+"""Floats, None if there is none."""
 Run = dict[str, Any]
 """What `gather` found of a run."""
 OTHER = FAINT
@@ -46,11 +46,11 @@ class Chart:
 
 @dataclass(frozen=True)
 class Colouring:
-    """The colours of points: a number for each point and, where the numbers stand for words, each word's colour."""
+    """The colours of points: a number for each point and, if the numbers stand for words, each word's colour."""
 
     values: list[int]
     words: Sequence[tuple[str, str]] = ()
-    """(word, colour) of the numbers 0, 1, …; none where the numbers are a scale."""
+    """(word, colour) of the numbers 0, 1, …; none if the numbers are a scale."""
 
 
 LABELS = {
@@ -246,7 +246,7 @@ def _compare(
 
 
 def find_colourings(geometry: dict[str, Any]) -> dict[str, Colouring]:
-    """Return the ways to colour the memories: by the task's hidden state where it is known, position, last token."""
+    """Return the ways to colour the memories: by the task's hidden state if it is known, position, last token."""
     points = geometry["points"]
     found = {"position": Colouring(points["position"]), "last token": _colour_words(points["last_token"])}
     return found if points["hidden"] is None else {points["hidden_name"]: _colour_words(points["hidden"])} | found

@@ -22,7 +22,7 @@ LINE_LEN = 36
 def draw_chart(chart: Chart) -> dict[str, Any]:
     """Return a line plot, drawn against its first axis."""
     first = next(iter(chart.axes))
-    # The words above the plot say it already where they are the same.
+    # The caption above the plot says it already if the words are the same.
     y_words = "" if chart.y == chart.title else chart.y.replace("m_t", "m<sub>t</sub>")
     layout: dict[str, Any] = {
         "height": 300,

@@ -32,7 +32,7 @@ function set(target, changes) {
   }
 }
 
-let has3d; // asked only when the first 3-D plot is drawn: it takes long where there is no graphics card
+let has3d; // asked only when the first 3-D plot is drawn: it takes long without a graphics card
 function webgl() {
   try { has3d ??= !!document.createElement("canvas").getContext("webgl"); } catch { has3d = false; }
   return has3d;

@@ -25,9 +25,9 @@ STYLE = {"solid": "-", "dash": "--", "dot": ":"}
 
 
 def save_plot(run: Path, name: str, out: Path, axis: str = "step", colour: str | None = None) -> None:
-    """Draw the plot `name` of the run into `out` (.png, .svg, .pdf), against `axis` where it has several.
+    """Draw the plot `name` of the run into `out` (.png, .svg, .pdf), against `axis` if it has several.
 
-    Raises UserError for a plot that this run does not have, naming those it has, and where `out` cannot be written.
+    Raises UserError for a plot that this run does not have, naming those it has, and if `out` cannot be written.
     """
     _new_figure()  # says what to install before anything is computed
     found = gather(run, (NEEDS[name],) if name in NEEDS else ())
@@ -64,7 +64,7 @@ def _draw_lines(chart: Chart, axis: str) -> Figure:
         (axis,) = chart.axes
     figure, axes = _new_figure()
     for line in chart.lines:
-        # A lone NaN, where there is no value, breaks the line as it should.
+        # A missing value is NaN, which breaks the line.
         y = [float("nan") if v is None else v for v in line.y]
         axes.plot(line.x[axis], y, STYLE[line.dash], color=line.colour, label=line.name, lw=1.5)
     for place, word in chart.marks.get(axis, []):

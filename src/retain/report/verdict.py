@@ -56,8 +56,8 @@ def _describe_lack(curves: dict[str, Any]) -> list[str]:
     if decoder < trunk + 0.3 or decoder < 2 * trunk:
         return []
     return [
-        f"its teacher's memory does NOT hold the future that its trunk can tell (loss_dec {decoder:.2f}, loss_trunk "
-        f"{trunk:.2f}), and no RNN can follow that: docs/following.md says what to turn"
+        f"its teacher's memory does NOT hold the future that its trunk can predict (loss_dec {decoder:.2f}, loss_trunk "
+        f"{trunk:.2f}), so no RNN can follow it: docs/following.md says what to turn"
     ]
 
 
@@ -78,7 +78,7 @@ def _describe_drift(settles: dict[str, Any], beyond: dict[str, Any] | None, left
 
 
 def make_row(run: dict[str, Any]) -> dict[str, Any]:
-    """Return the headline figures of a run, null where there are none."""
+    """Return the headline figures of a run, null if there are none."""
     positions, geometry, test = run["positions"], run["geometry"], run["test"] or {}
     final = positions["final"] if positions else {}
     progress, last = (run["state"] or {}).get("progress", {}), run["history"]["last"] or {}
