@@ -88,8 +88,11 @@ for (const field of document.querySelectorAll("fieldset[data-switch]")) {
   field.addEventListener("change", () => plots.forEach((div) => change(div, field)));
 }
 
+// On paper two plots stand side by side, and no window tells them their width.
+const PAPER = 310;
 function rethemed(print) {
-  for (const div of drawn) if (div.data) Plotly.relayout(div, theme(div.hasAttribute("data-three"), print));
+  const size = { autosize: !print, width: print ? PAPER : null };
+  for (const div of drawn) if (div.data) Plotly.relayout(div, { ...theme(div.hasAttribute("data-three"), print), ...size });
 }
 dark.addEventListener("change", () => rethemed(false));
 window.addEventListener("beforeprint", () => { plots.forEach(draw); rethemed(true); });

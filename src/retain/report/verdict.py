@@ -63,18 +63,18 @@ def _describe_lack(curves: dict[str, Any]) -> list[str]:
 
 def _describe_drift(settles: dict[str, Any], beyond: dict[str, Any] | None, left: bool) -> str:
     end, before = settles["last_quarter"], settles["third_quarter"]
-    blind = ", as far off as a memory that knows nothing of its sequence" if end > 0.9 else ""
+    note = ", as far off as a memory that knows nothing of its sequence" if end > 0.9 else ""
     if left:
-        blind = f" ({LEFT}: judge it by its bits)"
+        note = f"; {LEFT}, so judge it by its bits"
     if not settles["levels_off"]:
-        return f"relative drift still grows at the end of the sequence, {before:.2f} to {end:.2f}{blind}"
-    text = f"relative drift levels off at {end:.2f}{blind}"
+        return f"relative drift still grows at the end of the sequence, {before:.2f} to {end:.2f}{note}"
+    text = f"relative drift levels off at {end:.2f}"
     if beyond is None:
-        return text
+        return text + note
     far = format(beyond["last_quarter"], ".2f" if beyond["last_quarter"] < 100 else ",.0f")
     if beyond["levels_off"]:
-        return f"{text} ({far} far beyond the training length)"
-    return f"{text}, but grows to {far} beyond the training length"
+        return f"{text} ({far} far beyond the training length){note}"
+    return f"{text}, but grows to {far} beyond the training length{note}"
 
 
 def make_row(run: dict[str, Any]) -> dict[str, Any]:
