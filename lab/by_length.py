@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lab.studies import SOLVED
 from retain.experiments.tables import Results, mean_and_deviation, table
-from retain.plots import new_figure
+from retain.plots import DPI, METHODS, add_legend, new_figure, tidy_axes
 
 COSTS = {"seconds": "seconds", "sequential_steps": "sequential steps"}
 
@@ -63,7 +63,13 @@ def plot_by_length(comparisons: list[Results], path: Path) -> bool:
         for method in list_methods(comparisons):
             found = [find_solved(results, method) for results in comparisons]
             # A length that was never solved is missing from the line.
-            axis.plot(lengths, [float("nan") if f is None else f[cost] for f in found], marker="o", label=method)
+            axis.plot(
+                lengths,
+                [float("nan") if f is None else f[cost] for f in found],
+                marker="o",
+                color=METHODS[method],
+                label=method,
+            )
         axis.set_xscale("log", base=2)
         axis.set_xticks(lengths, [str(length) for length in lengths])
         axis.xaxis.set_minor_locator(NullLocator())
@@ -76,7 +82,7 @@ def plot_by_length(comparisons: list[Results], path: Path) -> bool:
             axis.set_ylim(bottom=0)
         axis.set_xlabel("length trained on, T")
         axis.set_ylabel(f"{label} until {SOLVED} was seen")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
-    figure.savefig(path, dpi=100)
+        tidy_axes(axis)
+    add_legend(axis)
+    figure.savefig(path, dpi=DPI)
     return True

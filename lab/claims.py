@@ -2,24 +2,29 @@
 
 The claims and their `retain compare` lines are in lab/claim_list.py. Numbers are kept as docs/results/claims/NAME.json,
 and what stands there is not run again. Everything takes about nine hours on two cores; a name runs one line alone, e.g.
-`python -m lab.claims text-gated`. If it is stopped, it goes on where it was. `--tables` only writes the page.
+`python -m lab.claims text-gated`. If it is stopped, it goes on where it was. `--tables` only writes the page and draws
+its pictures (lab/claim_plots.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lab.claim_list import LENGTHS, RUNS, TASKS, WITH_LENGTHS, Row, claims, comparisons, line_of
+from lab import claim_plots
+from lab.claim_list import LENGTHS, RUNS, TASKS, WITH_LENGTHS, Claim, Row, claims, comparisons, line_of
 from lab.results import Kept, find_comparison, make_each, run_comparison, write
+from lab.studies import CREDIT_LENGTHS
 from retain.experiments.tables import mean_and_deviation, table
 
 PAGE = Path("docs/claims.md")
 KEPT = Path("docs/results/claims")
+CREDIT = Path("docs/results/credit.json")
 MARKS = ("<!-- claims begin -->", "<!-- claims end -->")
 
 
@@ -63,23 +68,24 @@ def measure(row: Row) -> tuple[list[str], str | None]:
     return [row.what, mean_and_deviation(ours), mean_and_deviation(theirs), f"{difference:+.3f}", verdict], verdict
 
 
-def sum_up(verdicts: Sequence[str | None]) -> str:
-    """Sum the rows of a claim up."""
+def sum_up(verdicts: Sequence[str | None]) -> tuple[str, str]:
+    """Return the verdict on a claim of these rows, and what it rests on. A claim that is half tested holds in part."""
     known = [verdict for verdict in verdicts if verdict is not None and "(" not in verdict]
+    counts = [(known.count(word), word) for word in ("ahead", "level", "behind")]
+    note = f"{len(known)} of {len(verdicts)} rows run" + "".join(f", {n} {word}" for n, word in counts if n)
     if not known:
-        return "not tested over seeds"
-    verdict = "holds" if set(known) == {"ahead"} else "holds in part" if "ahead" in known else "does not hold"
-    if len(known) < len(verdicts):
-        verdict += f" in the {len(known)} of {len(verdicts)} rows that were run"
-    return verdict
+        return "not tested yet", note
+    whole = len(known) == len(verdicts) and set(known) == {"ahead"}
+    return "holds" if whole else "holds in part" if "ahead" in known else "does not hold here", note
 
 
-def drift() -> tuple[str, str]:
-    """Return relative drift along DMT of the runs on text, and whether it settles below where DMT began."""
-    rows, settled = [], []
+def drift() -> tuple[str, str, str]:
+    """Return relative drift along DMT, whether it settles below where DMT began, and in how many comparisons."""
+    rows, settled, missing = [], [], 0
     for name in ("text-transformer", "text-gated", *(f"{task}-transformer" for task in TASKS)):
         results = kept(name)
         if results is None:
+            missing += 1
             continue
         curves = [[p["relative_drift"] for p in r["curve"]] for r in results["methods"]["one-step"]["runs"]]
         # Validations after a quarter (SMT is nearly over), after half of the run, before the end and at the end.
@@ -88,14 +94,15 @@ def drift() -> tuple[str, str]:
         settled.append(end < statistics.mean(at[0]) and abs(end - before) <= 0.1 * before)
         rows.append([name, *(mean_and_deviation(values, ".2f") for values in at), "yes" if settled[-1] else "no"])
     if not rows:
-        return "", "not run yet"
+        return "", "not tested yet", ""
     head = ["comparison, one-step", "a quarter of the run", "half", "nine tenths", "the end", "settled"]
-    verdict = "holds" if all(settled) else "holds in part" if any(settled) else "does not hold"
-    return table(head, rows), f"{verdict} ({sum(settled)} of {len(settled)} comparisons settle)"
+    whole = all(settled) and not missing
+    verdict = "holds" if whole else "holds in part" if any(settled) else "does not hold here"
+    return table(head, rows), verdict, f"{sum(settled)} of {len(settled)} comparisons settle; {missing} not run"
 
 
-def lengths() -> tuple[str, str]:
-    """Return the RNN and its teacher at and beyond the training length, and who is ahead at four times of it."""
+def lengths() -> tuple[str, str, str]:
+    """Return the RNN and its teacher at and beyond the training length, who is ahead at four times of it, and where."""
     rows: list[list[str]] = []
     beyond: list[str | None] = []
     for name in WITH_LENGTHS:
@@ -113,13 +120,13 @@ def lengths() -> tuple[str, str]:
         pairs = [f"{mean_and_deviation(a)} ({mean_and_deviation(b)})" for a, b in zip(own, theirs, strict=True)]
         rows.append([f"{name} ({'accuracy' if accuracy else 'bits/token'})", *pairs, verdict])
     if not rows:
-        return "", "not run yet"
+        return "", "not tested yet", ""
     head = ["comparison, one-step (its teacher)", *(f"T = {n}" for n in LENGTHS), f"at {LENGTHS[-1]}"]
-    return table(head, rows), sum_up(beyond)
+    return (table(head, rows), *sum_up(beyond))
 
 
-def gradients() -> tuple[str, str]:
-    """Return how the gradient's norm at m_t depends on t, for the RNNs of text-transformer that one-step trained."""
+def gradient_flows() -> list[dict[str, Any]] | None:
+    """Return the gradients at each m_t of the RNNs of text-transformer that one-step trained, None if unknown."""
     from retain.data import load_data
     from retain.report.analyses import measure_gradient_flow
     from retain.runs.run import load_run
@@ -131,46 +138,99 @@ def gradients() -> tuple[str, str]:
         runs = [load_run(folder, teacher=True) for folder in folders]
         flows.make(lambda: [measure_gradient_flow(run, load_data(run.config.data)) for run in runs])
     saved = flows.read() if flows.is_current() else None
-    if saved is None:
-        return "", "not run yet"
+    return None if saved is None else saved["results"]
+
+
+def gradients() -> tuple[str, str, str]:
+    """Return how the gradient's norm at m_t depends on t, whether it is flat for SMT alone, and the seeds."""
+    flows = gradient_flows()
+    if flows is None:
+        return "", "not tested yet", ""
     rows, ratios = [], {}
     for when in ("initial", "trained"):
         for loss, what in (("smt", "SMT"), ("bptt_last", "BPTT, the last target alone")):
             # From m_1 to m_{T-1}: m_0 is the same for all sequences, and m_T has no step of f after it.
-            ratios[when, loss] = [flow[when][loss][1] / flow[when][loss][-2] for flow in saved["results"]]
+            ratios[when, loss] = [flow[when][loss][1] / flow[when][loss][-2] for flow in flows]
             shown = f"{statistics.geometric_mean(ratios[when, loss]):.2g}"
             rows.append([f"{what}, {when}", shown, ", ".join(f"{ratio:.2g}" for ratio in ratios[when, loss])])
     flat = all(0.2 < ratio < 5 for when in ("initial", "trained") for ratio in ratios[when, "smt"])
     fades = all(not 0.2 < ratio < 5 for ratio in ratios["trained", "bptt_last"])
-    verdict = "holds" if flat and fades else "holds for SMT" if flat else "does not hold"
+    verdict = "holds" if flat and fades else "holds in part" if flat else "does not hold here"
+    note = (
+        f"{len(flows)} seeds"
+        if flat == fades
+        else f"{len(flows)} seeds; "
+        + ("flat for SMT, and BPTT's does not vanish" if flat else "BPTT's vanishes, but SMT's is not flat")
+    )
     text = "Both losses on the RNNs that one-step supervision trained, at their start and at their end.\n\n"
-    return text + table(["gradient's norm at m_1, over that at m_{T-1}", "mean", "seeds"], rows), verdict
+    return text + table(["gradient's norm at m_1, over that at m_{T-1}", "mean", "seeds"], rows), verdict, note
+
+
+def credit() -> dict[int, list[dict[str, Any]]]:
+    """Return length → the curve of retrieval with one token of future, of lab/studies.py."""
+    results = json.loads(CREDIT.read_text(encoding="utf-8"))["results"]
+    return {length: results[f"joint-{length}"]["curve"] for length in CREDIT_LENGTHS}
 
 
 STUDIES = {"drift": drift, "lengths": lengths, "gradients": gradients}
+PLOTS = {
+    "drift": lambda: claim_plots.plot_drift(kept),
+    "lengths": lambda: claim_plots.plot_lengths(kept),
+    "gradients": lambda: claim_plots.plot_gradients(gradient_flows()),
+    "credit": lambda: claim_plots.plot_credit(credit()),
+    "chains": claim_plots.plot_chains,
+}
+
+
+def draw(claim: Claim) -> None:
+    """Draw a claim's picture, if there is anything to draw."""
+    figure = PLOTS[claim.study]() if claim.study else claim_plots.plot_rows(claim.rows, kept) if claim.rows else None
+    if figure is not None:
+        claim_plots.save(figure, claim, KEPT)
+
+
+def write_all() -> None:
+    """Write the page, and draw its pictures."""
+    write(page(), PAGE, MARKS)
+    for claim in claims():
+        draw(claim)
+
+
+def section(claim: Claim) -> tuple[str, str, str]:
+    """Return what a claim's section shows, the verdict, and what that rests on."""
+    body, verdict, note = "", claim.verdict, claim.note
+    if claim.study in STUDIES:
+        body, verdict, note = STUDIES[claim.study]()
+    commands = ""
+    if claim.rows:
+        found = [measure(row) for row in claim.rows]
+        verdict, note = sum_up([verdict for _, verdict in found])
+        body = table(["what", "one-step", claim.rows[0].method, "difference", "one-step is"], [row for row, _ in found])
+        names = dict.fromkeys(name for row in claim.rows for name in (row.name, row.other))
+        lines = "\n".join(f"retain compare {line_of(name)}" for name in names)
+        commands = f"\n<details markdown>\n<summary>The commands</summary>\n\n```text\n{lines}\n```\n\n</details>\n"
+    shown = claim.picture
+    if not shown and ((claim.rows and any(verdict for _, verdict in found)) or (claim.study and verdict[:3] != "not")):
+        other = claim.rows[0].method if claim.rows else ""
+        words = (
+            f"One-step against {other.replace('bptt', 'BPTT')}: mean and range of three seeds. Diamonds: test scores."
+        )
+        see = claim.see or words
+        shown = (f"results/claims/claim-{claim_plots.anchor(claim)}.png", see)
+    picture = f"![{shown[1]}]({shown[0]})\n\n*{shown[1]}*\n" if shown else ""
+    parts = [part for part in (picture, body, claim.tested and f"{claim.tested}\n") if part]
+    return "\n".join(parts) + commands, verdict, note
 
 
 def page() -> str:
-    """Write all claims: a table of verdicts, then for each what was run, its figures and its plots."""
+    """Write all claims: a table of verdicts, then for each its picture, its figures and the commands."""
     head, sections = [], ""
     for claim in claims():
-        anchor = claim.title.lower().replace(" ", "-").replace(",", "")
-        verdict, body = claim.verdict, claim.tested and f"{claim.tested}\n"
-        if claim.study:
-            body, verdict = STUDIES[claim.study]()
-        if claim.rows:
-            found = [measure(row) for row in claim.rows]
-            verdict = sum_up([verdict for _, verdict in found])
-            head_of_rows = ["what", "one-step", claim.rows[0].method, "difference", "one-step is"]
-            body = table(head_of_rows, [row for row, _ in found]) + (body and f"\n{body}")
-            for name in dict.fromkeys(name for row in claim.rows for name in (row.name, row.other)):
-                if kept(name) is not None:
-                    body += f"\n`retain compare {line_of(name)}`\n"
-                    if (KEPT / f"{name}.png").exists():
-                        body += f"\n![{name}: quality against cost](results/claims/{name}.png)\n"
-        head.append([f"[{claim.title}](#{anchor})", claim.text, verdict])
-        sections += f"\n## {claim.title}\n\n{claim.text} **{verdict[0].upper()}{verdict[1:]}.**\n\n{body}"
-    words = table(["claim", "what it says", "verdict"], head).replace("---:", "---")  # sentences stand to the left
+        body, verdict, note = section(claim)
+        head.append([f"[{claim.title}](#{claim_plots.anchor(claim)})", claim.text, f"**{verdict}**", note])
+        said = f"**{verdict[0].upper()}{verdict[1:]}**{f' ({note})' if note else ''}."
+        sections += f"\n## {claim.title}\n\n{claim.text} {said}\n\n{body}"
+    words = table(["claim", "what it says", "verdict", "what it rests on"], head).replace("---:", "---")
     return words + sections
 
 
@@ -187,8 +247,8 @@ def main(argv: list[str] | None = None) -> None:
     names = [] if args.tables else args.names or [*comparisons()]
     make_each(
         names,
-        lambda name: run_comparison(name, line_of(name), KEPT, jobs=args.jobs),
-        lambda: write(page(), PAGE, MARKS),
+        lambda name: run_comparison(name, line_of(name), KEPT, jobs=args.jobs, picture=False),
+        write_all,
         RUNS,
     )
     print(f"written: {PAGE}")

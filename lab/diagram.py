@@ -1,19 +1,25 @@
-"""Draws docs/diagram.svg: where the gradient goes in BPTT, in SMT and in DMT. `python -m lab.diagram`."""
+"""Draws docs/diagram.svg, where the gradient goes in BPTT, in SMT and in DMT, and the pictures of docs/method.md.
+
+`python -m lab.diagram`.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from retain.plots import PALETTE
+from retain.plots import METHODS
 
-PATH = Path("docs/diagram.svg")
-BLUE, ORANGE, GREEN = PALETTE[:3]
+DOCS = Path("docs")
+BLUE, ORANGE, GREEN = METHODS["one-step"], METHODS["bptt"], METHODS["gru"]
 INK, FAINT = "#26323d", "#7a8590"
 PANEL, HEIGHT = 330, 345
 STEPS, FIRST, GAP, RADIUS = 4, 50, 76, 19
 """Memories of a panel: how many, where the first is, how far apart, and how large."""
 ROW = 190
 """Height of the row of memories."""
+MIDDLE = FIRST + GAP * (STEPS - 1) / 2
 
 
 def text(x: float, y: float, words: str, size: int = 14, colour: str = INK, weight: int = 400) -> str:
@@ -95,8 +101,49 @@ def dmt() -> list[str]:
     return [*teacher(high), *pulls, *steps(low), *memories("m", BLUE, high), *memories("m̂", GREEN, low)]
 
 
+def predict() -> list[str]:
+    """Return the panel of the teacher: the encoder reads the past, the decoder tells the future from the memory."""
+    tokens = [f'x<tspan font-size="10" dy="4">{name}</tspan>' for name in ("t-3", "t-2", "t-1", "t", "t+1", "t+2")]
+    drawn = []
+    for number, words in enumerate(tokens):
+        x = 60 + 62 * number + (90 if number > 2 else 0)
+        past = number < 3
+        drawn.append(text(x, 205, words, 15, INK if past else FAINT))
+        if past:
+            drawn.append(arrow(f"M{x} 186V166", INK))
+        else:
+            drawn.append(arrow(f"M{x} 166V180", GREEN))
+    for x, width, words, colour in ((30, 184, "encoder E", BLUE), (306, 184, "decoder P", GREEN)):
+        drawn.append(
+            f'<rect x="{x}" y="120" width="{width}" height="34" rx="6" fill="{colour}" fill-opacity="0.14" '
+            f'stroke="{colour}"/>{text(x + width / 2, 142, words)}'
+        )
+    drawn.append(arrow("M216 137H234", BLUE))
+    drawn.append(arrow("M282 137H298", BLUE))
+    drawn.append(f'<circle cx="260" cy="137" r="20" fill="#fff" stroke="{BLUE}" stroke-width="2"/>')
+    drawn.append(text(260, 142, 'm<tspan font-size="10" dy="4">t</tspan>'))
+    drawn.append(text(122, 232, "the past", 13, FAINT))
+    drawn.append(text(398, 232, "the future, predicted", 13, FAINT))
+    return drawn
+
+
+def spread() -> list[str]:
+    """Return the panel of uniformity: memory tokens as directions, collapsed and spread."""
+    drawn = []
+    for x, words, angles in (
+        (130, "collapsed: loss_unif near 0", [78, 84, 88, 92, 97, 101]),
+        (390, "spread: loss_unif well below -1", [10, 72, 128, 190, 250, 312]),
+    ):
+        drawn.append(f'<circle cx="{x}" cy="135" r="62" fill="none" stroke="#d5dbe0" stroke-width="2"/>')
+        for angle in angles:
+            right, up = 62 * math.cos(math.radians(angle)), 62 * math.sin(math.radians(angle))
+            drawn.append(f'<circle cx="{x + right:.1f}" cy="{135 - up:.1f}" r="7" fill="{BLUE}" fill-opacity="0.75"/>')
+        drawn.append(text(x, 228, words))
+    return drawn
+
+
 def draw() -> str:
-    """Return the whole picture as SVG."""
+    """Return the picture of the README as SVG."""
     panels = (
         ("BPTT", bptt, "The gradient goes back through every step.", "The steps wait for each other."),
         ("1. SMT", smt, "Each step has a target of its own.", "All steps are trained at once."),
@@ -104,31 +151,61 @@ def draw() -> str:
     )
     parts = []
     for number, (title, panel, first, second) in enumerate(panels):
-        middle = FIRST + GAP * (STEPS - 1) / 2
         words = [
-            text(middle, 40, title, 18, INK, 600),
-            text(middle, HEIGHT - 34, first),
-            text(middle, HEIGHT - 14, second),
+            text(MIDDLE, 40, title, 18, INK, 600),
+            text(MIDDLE, HEIGHT - 34, first),
+            text(MIDDLE, HEIGHT - 14, second),
         ]
         parts.append(f'<g transform="translate({number * PANEL} 0)">{"".join([*words, *panel()])}</g>')
+    width, legend = PANEL * len(panels), "orange: the way of the gradient; dashed: each memory and its target"
+    rules = [f'<path d="M{PANEL * n} 24V{HEIGHT - 24}" stroke="#d5dbe0"/>' for n in (1, 2)]
+    return frame(
+        width,
+        HEIGHT + 20,
+        [*rules, *parts, text(width / 2, HEIGHT + 9, legend, 13, FAINT)],
+        "BPTT sends the gradient back through every step. SMT trains each step alone on the memories of a teacher. DMT "
+        "trains the RNN on its own memories.",
+    )
+
+
+def draw_panel(panel: Callable[[], list[str]], title: str, says: str, width: int, height: int, top: int = 0) -> str:
+    """Return one panel as SVG, moved up by `top`."""
+    parts = [text(width / 2, 30, title, 16, INK, 600), f'<g transform="translate(0 {-top})">{"".join(panel())}</g>']
+    return frame(width, height, parts, says)
+
+
+def frame(width: int, height: int, parts: Sequence[str], says: str) -> str:
+    """Return a whole SVG, white also in dark mode; `says` is read to those who do not see it."""
     heads = "".join(
         f'<marker id="{name}" viewBox="0 0 8 8" refX="1" refY="4" markerWidth="4" markerHeight="4" orient="auto">'
         f'<path d="M0 0L8 4L0 8z" fill="{colour}"/></marker>'
         for name, colour in (("ink", INK), ("blue", BLUE), ("orange", ORANGE), ("green", GREEN))
     )
-    width, legend = PANEL * len(panels), "orange: the way of the gradient; dashed: each memory and its target"
-    rules = "".join(f'<path d="M{PANEL * n} 24V{HEIGHT - 24}" stroke="#d5dbe0"/>' for n in (1, 2))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT + 20}" width="{width}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif" role="img" '
-        'aria-label="BPTT sends the gradient back through every step. SMT trains each step alone on the memories of a '
-        'teacher. DMT trains the RNN on its own memories.">'
-        f'<defs>{heads}</defs><rect width="{width}" height="{HEIGHT + 20}" rx="10" fill="#fff" stroke="#d5dbe0"/>'
-        f"{rules}{''.join(parts)}"
-        f"{text(width / 2, HEIGHT + 9, legend, 13, FAINT)}"
-        "</svg>\n"
+        f'aria-label="{says}"><defs>{heads}</defs>'
+        f'<rect width="{width}" height="{height}" rx="10" fill="#fff" stroke="#d5dbe0"/>{"".join(parts)}</svg>\n'
     )
 
 
+PICTURES: dict[str, Callable[[], str]] = {
+    "diagram.svg": draw,
+    "method/bptt.svg": lambda: draw_panel(
+        bptt, "BPTT", "The gradient goes back through every step of the RNN.", PANEL, 235, 30),
+    "method/teacher.svg": lambda: draw_panel(
+        predict, "The teacher (Eq. 2)", "The encoder makes a memory of the past, the decoder the future.",
+        520, 190, 55),
+    "method/smt.svg": lambda: draw_panel(
+        smt, "Dynamics in SMT (Eq. 3)", "f is trained from each memory of the teacher to the next, all at once.",
+        PANEL, 245, 15),
+    "method/uniformity.svg": lambda: draw_panel(
+        spread, "Uniformity (Eq. 4)", "Memories that all point one way, and memories that are spread.", 520, 240, 5),
+    "method/dmt.svg": lambda: draw_panel(
+        dmt, "DMT (Eq. 6)", "The RNN runs on its own memories, and each is drawn to the teacher's.", PANEL, 290, 15),
+}  # fmt: skip
+
 if __name__ == "__main__":
-    PATH.write_text(draw(), encoding="utf-8")
+    for name, made in PICTURES.items():
+        (DOCS / name).parent.mkdir(exist_ok=True)
+        (DOCS / name).write_text(made(), encoding="utf-8")

@@ -1,8 +1,9 @@
 """`make figures`: the scaling figures, each made by one `retain sweep`, which runs if it has not.
 
-The numbers of each are kept as docs/figures/NAME.json. What stands there is not run again, and the page
-docs/figures.md can be made from the repository alone. It takes about an hour on two cores. If it is stopped, it goes on
-where it was. Budgets are in optimizer steps, so that a busy machine changes nothing but the seconds.
+The numbers of each are kept as docs/figures/NAME.json. What stands there is not run again, and the tables of
+docs/figures.md, each between marks of its name, can be made from the repository alone. It takes about an hour on two
+cores. If it is stopped, it goes on where it was. Budgets are in optimizer steps, so that a busy machine changes nothing
+but the seconds.
 """
 
 from __future__ import annotations
@@ -11,16 +12,15 @@ import argparse
 import shlex
 from pathlib import Path
 
-from lab.results import Kept, fingerprint, write
+from lab.results import Kept, fingerprint, write_pages
 from retain.cli import one_line_errors
 from retain.cli.sweep import parse_sweep
 from retain.experiments.sweep import list_runs, run_sweep
-from retain.experiments.sweep_results import markdown
+from retain.experiments.sweep_results import markdown, plot_compression, plot_quality
 
 PAGE = Path("docs/figures.md")
 KEPT = Path("docs/figures")
 RUNS = Path("runs/figures")
-MARKS = ("<!-- figures begin -->", "<!-- figures end -->")
 PICTURES = {"": "results.png", "-compression": "compression.png"}
 """What follows a figure's name in the name of its picture → what the sweep calls the picture."""
 SHARED = "--jobs 2 --threads 1"
@@ -75,14 +75,26 @@ def run(name: str, folder: Path) -> None:
     find_sweep(name, folder).make(lambda: run_sweep(sweep, out, jobs=jobs, quiet=False), pictures)
 
 
-def page(folder: Path) -> str:
-    """Write all figures that there are, each under the command that made it."""
-    text = ""
+def blocks(folder: Path) -> dict[str, str]:
+    """Return name → the pictures of a figure and, folded, the command that made it and its numbers."""
+    made = {}
     for name, (title, _) in FIGURES.items():
         kept = find_sweep(name, folder)
         shown = "".join(f"{picture}\n" for ending in PICTURES if (picture := kept.show(title, ending)))
-        text += f"\n## {title}\n\n" + kept.write(markdown, before=shown)
-    return text
+        numbers = kept.write(markdown)
+        made[name] = (
+            f"{shown}<details markdown>\n<summary>The command and the numbers</summary>\n\n{numbers}\n</details>\n"
+        )
+    return made
+
+
+def draw(folder: Path) -> None:
+    """Draw the pictures anew from the numbers that are kept."""
+    for name in FIGURES:
+        if (saved := find_sweep(name, folder).read()) is not None:
+            plot_quality(saved["results"], folder / f"{name}.png")
+            if saved["results"]["compression"]:
+                plot_compression(saved["results"], folder / f"{name}-compression.png")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -96,8 +108,9 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         for name in [] if args.page else args.names or list(FIGURES):
             run(name, KEPT)
-            write(page(KEPT), PAGE, MARKS)
-        write(page(KEPT), PAGE, MARKS)
+            write_pages(blocks(KEPT), [PAGE])
+        write_pages(blocks(KEPT), [PAGE])
+        draw(KEPT)
         print(f"written: {PAGE}")
 
 

@@ -1,9 +1,10 @@
-"""`make results`: the comparisons this project stands by, run if they have not, and their tables.
+"""`make results`: the comparisons this project stands by, run if they have not, and their tables and pictures.
 
 Each is one `retain compare` line. Its numbers are kept as docs/results/NAME.json. What stands there is not run again,
-and the tables of docs/results.md can be made from the repository alone. It takes about seven hours on two cores. If it
-is stopped, it goes on where it was. `make results-quick` makes the same tables from one seed and short budgets, under
-runs/results-quick, within half an hour. What is in BY_NAME takes three hours more, and is run only if it is named.
+and the tables of docs/results-*.md can be made from the repository alone: each stands there between marks of its name.
+It takes about seven hours on two cores. If it is stopped, it goes on where it was. `make results-quick` makes the same
+tables from one seed and short budgets, under runs/results-quick, within half an hour. What is in BY_NAME takes three
+hours more, and is run only if it is named.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -29,8 +31,10 @@ from retain.errors import UserError
 from retain.experiments.compare import compare
 from retain.files import replace_file
 
-PAGE = Path("docs/results.md")
+PAGES = tuple(Path(f"docs/results-{part}.md") for part in ("tasks", "text", "cells", "recipe"))
 KEPT = Path("docs/results")
+GPU = Path("docs/gpu/stdlib.json")
+"""A comparison that was run by hand on a borrowed GPU."""
 RUNS = Path("runs/results")
 QUICK = Path("runs/results-quick")
 BEGIN, END = "<!-- results begin -->", "<!-- results end -->"
@@ -218,12 +222,13 @@ def find_study(name: str, study: Study, folder: Path) -> Kept:
     return Kept(name, study.command, hash_settings(found), folder)
 
 
-def run_comparison(name: str, arguments: str, folder: Path, jobs: str | None = None) -> None:
-    """Run a comparison if it has not, and keep its numbers and picture; `jobs` runs side by side, or as it says."""
+def run_comparison(name: str, arguments: str, folder: Path, jobs: str | None = None, picture: bool = True) -> None:
+    """Run a comparison if it has not; keep its numbers and its `picture`. `jobs` run side by side, or as it says."""
     words = shlex.split(arguments) + ([] if jobs is None else ["--jobs", jobs])
     comparison, out, side_by_side = parse_comparison(words)
     kept = find_comparison(name, arguments, folder)
-    kept.make(lambda: compare(comparison, out, jobs=side_by_side, quiet=False), {"": out / "results.png"})
+    pictures = {"": out / "results.png"} if picture else {}
+    kept.make(lambda: compare(comparison, out, jobs=side_by_side, quiet=False), pictures)
 
 
 def run_study(name: str, study: Study, out: Path, folder: Path) -> None:
@@ -237,34 +242,81 @@ def run_study(name: str, study: Study, out: Path, folder: Path) -> None:
     find_study(name, study, folder).make(work)
 
 
-def page(quick: bool, folder: Path) -> str:
-    """Write all tables that there are numbers for, each under the command that made them."""
-    from lab.by_length import plot_by_length, tabulate_by_length
-    from retain.experiments.tables import markdown
+BY_LENGTH = "retrieval-by-length"
 
-    sections = comparisons(quick)
-    every = {name: line for lines in sections.values() for name, line in lines.items()}
-    text = ""
-    for section, lines in sections.items():
-        text += f"\n## {section}\n"
+
+def blocks(quick: bool, folder: Path) -> dict[str, str]:
+    """Return name → what stands between the marks of a comparison or a study, of what there are numbers for."""
+    from lab.by_length import tabulate_by_length
+
+    made = {}
+    for lines in comparisons(quick).values():
         for name, arguments in lines.items():
-            kept = find_comparison(name, arguments, folder)
-            picture = kept.show(f"{name}: quality against cost")
-            text += f"\n### {name}\n\n" + kept.write(markdown, after=picture and f"\n{picture}")
-        if section == LONGER:
-            found = [find_comparison(name, every[name], folder) for name in ("retrieval", *lines)]
-            read = {kept: saved["results"] for kept in found if (saved := kept.read())}
-            if read:
-                text += "\n### retrieval, by length\n\n"
-                if not all(kept.is_current() for kept in read):
-                    text += STALE.replace("Run", "Some of it run")
-                text += tabulate_by_length([*read.values()])
-                if plot_by_length([*read.values()], folder / "retrieval-by-length.png"):
-                    text += f"\n![retrieval: cost of solving it]({folder.name}/retrieval-by-length.png)\n"
+            made[name] = block(find_comparison(name, arguments, folder))
+    if read := read_lengths(quick, folder):
+        stale = "" if all(kept.is_current() for kept in read) else STALE.replace("Run", "Some of it run")
+        picture = f"![Cost of solving retrieval, by length]({folder.name}/{BY_LENGTH}.png)\n"
+        made[BY_LENGTH] = f"{stale}{picture}\n{tabulate_by_length([*read.values()])}"
     for name, make in STUDIES.items():
         study = make(quick)
-        text += f"\n## {study.title}\n\n" + find_study(name, study, folder).write(study.table)
-    return text
+        made[name] = find_study(name, study, folder).write(study.table)
+    return made
+
+
+def read_lengths(quick: bool, folder: Path) -> dict[Kept, Any]:
+    """Return the results of retrieval at every length that was run."""
+    lines = {name: line for section in comparisons(quick).values() for name, line in section.items()}
+    names = [name for name in ("retrieval", *comparisons(quick).get(LONGER, {})) if name in lines]
+    found = [find_comparison(name, lines[name], folder) for name in names]
+    return {kept: saved["results"] for kept in found if (saved := kept.read())} if LONGER in comparisons(quick) else {}
+
+
+def block(kept: Kept) -> str:
+    """Write a comparison: its scores, its picture and, folded, the command and all that was measured."""
+    from retain.experiments.tables import markdown, short_table
+
+    saved = kept.read()
+    if saved is None:
+        return kept.write(markdown)
+    stale = "" if kept.is_current() else STALE
+    picture = kept.show(f"{kept.name}: quality against cost")
+    return (
+        f"{stale}{short_table(saved['results'])}\n{picture}\n<details markdown>\n"
+        f"<summary>The command, costs and learning rates</summary>\n\n```text\n{saved['command']}\n```\n\n"
+        f"{markdown(saved['results'])}\n</details>\n"
+    )
+
+
+def draw(quick: bool, folder: Path) -> None:
+    """Draw the pictures anew from the numbers that are kept."""
+    from lab.by_length import plot_by_length
+    from retain.experiments.tables import plot
+
+    for lines in comparisons(quick).values():
+        for name, arguments in lines.items():
+            if (saved := find_comparison(name, arguments, folder).read()) is not None:
+                plot(saved["results"], folder / f"{name}.png")
+    if GPU.exists() and not quick:
+        plot(json.loads(GPU.read_text(encoding="utf-8")), GPU.with_suffix(".png"))
+    if read := read_lengths(quick, folder):
+        plot_by_length([*read.values()], folder / f"{BY_LENGTH}.png")
+
+
+def fill(text: str, made: dict[str, str]) -> str:
+    """Put each block between the marks of its name in a page, and leave the words around them alone."""
+
+    def put(place: re.Match[str]) -> str:
+        name = place[1]
+        return f"<!-- {name} begin -->\n{made[name]}<!-- {name} end -->" if name in made else place[0]
+
+    return re.sub(r"<!-- (\S+) begin -->\n.*?<!-- \1 end -->", put, text, flags=re.S)
+
+
+def write_pages(made: dict[str, str], pages: Sequence[Path]) -> None:
+    """Fill the marks of all pages."""
+    for path in pages:
+        if path.exists():
+            path.write_text(fill(path.read_text(encoding="utf-8"), made), encoding="utf-8")
 
 
 def write(text: str, path: Path, marks: tuple[str, str] = (BEGIN, END)) -> None:
@@ -290,7 +342,7 @@ def main(argv: list[str] | None = None) -> None:
     unknown = set(args.names) - {*lines, *STUDIES}
     if unknown:
         parser.error(f"names: {', '.join(sorted(unknown))} not among {', '.join([*lines, *STUDIES])}")
-    folder, target = (QUICK / "kept", QUICK / "results.md") if args.quick else (KEPT, PAGE)
+    folder = QUICK / "kept" if args.quick else KEPT
     only_named = {name for section in BY_NAME for name in sections.get(section, {})}
     wanted = args.names or [name for name in (*lines, *STUDIES) if name not in only_named]
     runs = QUICK if args.quick else RUNS
@@ -301,8 +353,16 @@ def main(argv: list[str] | None = None) -> None:
         else:
             run_comparison(name, lines[name], folder)
 
-    make_each([] if args.tables else wanted, make, lambda: write(page(args.quick, folder), target), runs)
-    print(f"written: {target}")
+    def write_tables() -> None:
+        made = blocks(args.quick, folder)
+        if args.quick:
+            write("".join(f"\n## {name}\n\n{text}" for name, text in made.items()), QUICK / "results.md")
+        else:
+            write_pages(made, PAGES)
+
+    make_each([] if args.tables else wanted, make, write_tables, runs)
+    draw(args.quick, folder)
+    print(f"written: {QUICK / 'results.md' if args.quick else ', '.join(map(str, PAGES))}")
 
 
 def make_each(names: Sequence[str], make: Callable[[str], None], write_page: Callable[[], None], runs: Path) -> None:

@@ -1,7 +1,8 @@
 """`make docs`: the site of docs/ in build/site, which opens offline. A warning is an error.
 
 Pages are gathered in build/docs. Some are made there: the options, from the help texts of the commands; the changelog
-and the guide for contributors, whose links start from the root of the repository.
+and the guide for contributors, whose links start from the root of the repository; and the tutorials, whose code is run
+(lab/tutorials.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -35,8 +37,35 @@ def gather() -> None:
             Path(name).read_text(encoding="utf-8").replace("](docs/", "](").replace("](CHANGELOG.md", "](changelog.md")
         )
         (BUILT / name.lower()).write_text(text, encoding="utf-8")
+    log = BUILT / "log.md"
+    log.write_text(with_contents(log.read_text(encoding="utf-8")), encoding="utf-8")
     shutil.copy("lab/iframe-worker.js", BUILT)
     (BUILT / "options.md").write_text(options(), encoding="utf-8")
+
+
+def with_contents(text: str) -> str:
+    """Put a list of the dated entries of the log where its comment asks for one."""
+    found = re.findall(r"^## (\d{4}-.*)$", text, re.M)
+    anchors = [re.sub(r"[^\w\s-]", "", title.lower()).replace(" ", "-") for title in found]
+    entries = [f"- [{title}](#{anchor})" for title, anchor in zip(found, anchors, strict=True)]
+    return text.replace("<!-- contents -->", "\n".join(["## Entries", "", *entries]))
+
+
+def run_tutorials() -> list[str]:
+    """Run the tutorials, two at a time, and put their pages into build/docs; return what those that fail say."""
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path("src").resolve()), os.getcwd()]),
+    }
+
+    def run(page: Path) -> str:
+        line = [sys.executable, "-m", "lab.tutorials", str(page), str(BUILT / "tutorials")]
+        done = subprocess.run(line, env=env, capture_output=True, text=True)
+        return done.stderr if done.returncode else ""
+
+    with ThreadPoolExecutor(2) as pool:
+        return [said for said in pool.map(run, sorted(DOCS.glob("tutorials/*.md"))) if said]
 
 
 def options() -> str:
@@ -91,6 +120,8 @@ def dead_links() -> list[str]:
 
 if __name__ == "__main__":
     gather()
+    if failed := run_tutorials():
+        sys.exit("\n".join(failed))
     built = subprocess.run([sys.executable, "-m", "zensical", "build", "--strict", "--clean"]).returncode
     if dead := [] if built else dead_links():
         print("\n".join(["These links lead nowhere:", *dead]), file=sys.stderr)

@@ -1,26 +1,55 @@
-"""What all pictures share: a figure without a display, and the colours of lines."""
+"""The one style of all pictures: a colour for each method, and Matplotlib figures that need no display."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PALETTE = ("#2f7ed8", "#e2711d", "#2a9d5c", "#b5489e", "#c9a227", "#d1495b", "#5f6caf", "#7a8590")
-"""Told apart on white and on black, and by most colour-blind readers (order after Okabe and Ito)."""
+METHODS = {
+    "one-step": "#2381e6",
+    "hybrid": "#29bbcf",
+    "smt": "#5147dd",
+    "smt+bptt": "#7f828a",
+    "bptt": "#cd4b03",
+    "tbptt": "#e7a637",
+    "gru": "#66a04c",
+    "lstm": "#a43e9a",
+}
+"""Method → its colour in every picture. Colour-blind readers can tell any two apart (tests/test_plots.py)."""
+PALETTE = tuple(METHODS[name] for name in ("one-step", "bptt", "gru", "lstm", "tbptt", "hybrid", "smt", "smt+bptt"))
+"""The same colours in the order for lines that are no methods."""
+FAINT = "#9aa3ad"
+"""Marks, chance, and what stands behind the lines."""
+DPI = 110
 
 
-def new_figure(path: Path, width: float, height: float) -> Any:
-    """Return an empty Matplotlib figure, in inches; None, with a line on stderr, if matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure  # without pyplot: no display is looked for
-    except ImportError:
-        print(f"{path}: not drawn, matplotlib is not installed; pip install 'retain[plot]'", file=sys.stderr)
-        return None
+def pick_colours(methods: Sequence[str | None]) -> list[str]:
+    """Return a colour for each line: that of its method, or the next free one if another line has it already."""
+    own = [METHODS.get(name or "") if name not in methods[:i] else None for i, name in enumerate(methods)]
+    free = [colour for colour in PALETTE if colour not in own] or list(PALETTE)
+    spare = iter(free * len(own))
+    return [colour or next(spare) for colour in own]
+
+
+def empty_figure(width: float, height: float) -> Any:
+    """Return an empty Matplotlib figure, in inches. Raises ImportError if matplotlib is not installed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # without pyplot: no display is looked for
+
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def new_figure(path: Path, width: float, height: float) -> Any:
+    """Return an empty figure for the file `path`; None, with a line on stderr, if matplotlib is not installed."""
+    try:
+        return empty_figure(width, height)
+    except ImportError:
+        print(f"{path}: not drawn, matplotlib is not installed; pip install 'retain[plot]'", file=sys.stderr)
+        return None
 
 
 def tidy_axes(axes: Any) -> None:
@@ -29,6 +58,6 @@ def tidy_axes(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def add_legend(axes: Any) -> None:
+def add_legend(axes: Any, **options: Any) -> None:
     """Give Matplotlib axes a small legend without a frame."""
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, **options)

@@ -24,6 +24,7 @@ from retain.experiments.compare import count_parameters
 from retain.experiments.sweep import Sweep, check_sweep, describe_budget, list_runs, parse_value, run_sweep
 from retain.experiments.sweep_results import choose_levels, find_compression, markdown, place_values, plot_quality
 from retain.inference.evaluate import evaluate
+from retain.plots import PALETTE
 from retain.runs.run import load_run
 from runs import OWN_CELL, Crash, crash_at, grids_here, watched
 
@@ -169,7 +170,7 @@ def test_the_pictures(finished, tmp_path):
             assert image.width > 900 and image.height > 300
             colours = {c for n, c in image.convert("RGB").getcolors(2**24) if n > 20}
         # The first colours of the palette, one for each line.
-        assert len(colours & {(47, 126, 216), (226, 113, 29), (42, 157, 92), (181, 72, 158)}) >= least
+        assert len(colours & {tuple(bytes.fromhex(colour[1:])) for colour in PALETTE[:4]}) >= least
     one = json.loads(json.dumps(results))
     one |= {"vary": {"memory.width": [4]}, "points": one["points"][:1], "seeds": 1}
     one["points"][0] |= {"values": {"memory.width": 4}, "runs": [{"seed": 0, "failed": "loss became nan", "curve": []}]}
@@ -405,8 +406,8 @@ def test_figures_are_kept_and_not_run_again(here, tmp_path, monkeypatch, capsys)
     other = "retrieval --vary data.seq-len=16"
     monkeypatch.setattr(figures, "FIGURES", {"memory": ("Memory", line), "other": ("Other", other)})
     (tmp_path / "docs").mkdir()
-    begin, end = figures.MARKS
-    (tmp_path / "docs/figures.md").write_text(f"# Mine\n\nBefore.\n\n{begin}\nstale\n{end}\n\nAfter.\n")
+    marks = "".join(f"<!-- {name} begin -->\nstale\n<!-- {name} end -->\n" for name in ("memory", "other"))
+    (tmp_path / "docs/figures.md").write_text(f"# Mine\n\nBefore.\n\n{marks}\nAfter.\n")
     figures.main(["memory"])
     text = (tmp_path / "docs/figures.md").read_text()
     assert text.startswith("# Mine\n\nBefore.\n") and text.endswith("After.\n") and "stale" not in text

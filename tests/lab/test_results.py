@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import shlex
 import shutil
 
@@ -10,7 +11,7 @@ import pytest
 
 from lab import figures, results
 from lab.by_length import find_solved, plot_by_length, tabulate_by_length
-from lab.results import BEGIN, BY_NAME, END, STALE, comparisons, find_study, fingerprint, leave_out_none, main, write
+from lab.results import BY_NAME, STALE, comparisons, fill, find_study, fingerprint, leave_out_none, main, write
 from lab.studies import ABLATED, WITHOUT, ablation, ablation_table, credit, credit_table, slug
 from retain.cli.compare import parse_comparison
 from retain.config.json import from_dict, to_dict
@@ -127,6 +128,10 @@ def test_credit_table_says_when_each_length_was_solved():
     assert lines[3] == ["64", "–", "–", "–", "0.300"]
 
 
+PAGE = "docs/results-tasks.md"
+REST = ("other", "ablation", "credit")
+
+
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -134,22 +139,23 @@ def small(monkeypatch, tmp_path):
     line = "retrieval --methods bptt --seeds 1 --budget 3steps --lrs 1 --jobs 1 --threads 1 --data.seq-len 8"
     line += " --data.min-seq-len None --cell.width 8 --teacher.width 16 --memory.width 16 --out runs/results/retrieval"
     monkeypatch.setattr(results, "comparisons", lambda quick: {"Tasks": {"other": line + "-2", "retrieval": line}})
+    (tmp_path / "docs").mkdir()
+    marks = "".join(f"\n<!-- {name} begin -->\nstale\n<!-- {name} end -->\n" for name in ("retrieval", *REST))
+    (tmp_path / PAGE).write_text(f"# Figures\n\nWords before.\n{marks}\nWords after.\n")
     return f"retain compare {line}"
 
 
 def test_what_is_kept_is_not_run_again(small, tmp_path, monkeypatch, capsys):
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs/results.md").write_text(f"# Figures\n\nWords before.\n\n{BEGIN}\nstale\n{END}\n\nWords after.\n")
     main(["retrieval"])
-    text = (tmp_path / "docs/results.md").read_text()
-    assert text.startswith("# Figures\n\nWords before.\n") and text.endswith(f"{END}\n\nWords after.\n")
-    assert "stale" not in text and f"`{small}`" in text and "| bptt |" in text and text.count("Not run yet.") == 3
+    text = (tmp_path / PAGE).read_text()
+    assert text.startswith("# Figures\n\nWords before.\n") and text.endswith("<!-- credit end -->\n\nWords after.\n")
+    assert "stale" not in text and f"\n{small}\n" in text and "| bptt |" in text and text.count("Not run yet.") == 3
     assert (tmp_path / "docs/results/retrieval.png").exists() and "(results/retrieval.png)" in text
     assert (tmp_path / "docs/results/retrieval.json").stat().st_size < 10_000
     shutil.rmtree(tmp_path / "runs")
     monkeypatch.setattr(results, "compare", lambda *a, **k: pytest.fail("it is done"))
     main(["retrieval"])
-    assert (tmp_path / "docs/results.md").read_text() == text
+    assert (tmp_path / PAGE).read_text() == text
 
 
 def test_figures_of_an_earlier_command_stay_under_it_and_are_run_again(small, tmp_path):
@@ -159,11 +165,11 @@ def test_figures_of_an_earlier_command_stay_under_it_and_are_run_again(small, tm
     saved["command"] += " --lengths 4"
     path.write_text(json.dumps(saved))
     main(["--tables"])
-    text = (tmp_path / "docs/results.md").read_text()
-    assert f"`{small} --lengths 4`\n\n{STALE}" in text and "| bptt |" in text
+    text = (tmp_path / PAGE).read_text()
+    assert f"<!-- retrieval begin -->\n{STALE}" in text and f"\n{small} --lengths 4\n" in text and "| bptt |" in text
     main(["retrieval"])
     assert json.loads(path.read_text())["command"] == small
-    assert STALE not in (tmp_path / "docs/results.md").read_text()
+    assert STALE not in (tmp_path / PAGE).read_text()
 
 
 def test_what_a_preset_no_longer_says_is_shown_as_such_and_run_again(small, tmp_path, monkeypatch, capsys):
@@ -171,7 +177,7 @@ def test_what_a_preset_no_longer_says_is_shown_as_such_and_run_again(small, tmp_
     before = PRESETS["retrieval"]
     monkeypatch.setitem(PRESETS, "retrieval", lambda: dataclasses.replace(before(), validation_sequences=7))
     main(["--tables"])
-    assert STALE in (tmp_path / "docs/results.md").read_text()
+    assert STALE in (tmp_path / PAGE).read_text()
     with pytest.raises(SystemExit) as stop:  # the run folder is of the old preset, and nothing of it is lost
         main(["retrieval", "other"])
     said = capsys.readouterr().err
@@ -181,7 +187,7 @@ def test_what_a_preset_no_longer_says_is_shown_as_such_and_run_again(small, tmp_
     assert (tmp_path / "docs/results/other.json").exists(), "what comes after it is done all the same"
     shutil.rmtree(tmp_path / "runs")
     main(["retrieval"])
-    assert STALE not in (tmp_path / "docs/results.md").read_text()
+    assert STALE not in (tmp_path / PAGE).read_text()
 
 
 def test_an_option_that_is_off_makes_no_figures_old():
@@ -224,23 +230,26 @@ def test_a_study_is_run_once_on_its_split_and_kept(small, tmp_path, monkeypatch)
     main(["ablation"])
     main(["ablation"])
     assert calls == [(len(ablated().runs), "runs/results/ablation", "validation")]
-    assert "| as shipped | 0.500 ± 0.000 |" in (tmp_path / "docs/results.md").read_text()
+    assert "| as shipped | 0.500 ± 0.000 |" in (tmp_path / PAGE).read_text()
     kept = json.loads((tmp_path / "docs/results/ablation.json").read_text())["results"]
     assert kept.keys() == ablated().runs.keys() and not any("config" in r for r in kept.values())
 
 
-@pytest.mark.parametrize("module, marks", [(results, (BEGIN, END)), (figures, figures.MARKS)])
-def test_the_pages_in_the_repository_are_of_their_figures(module, marks, monkeypatch):
-    monkeypatch.setattr("lab.by_length.plot_by_length", lambda *a: True)
-    made = results.page(False, results.KEPT) if module is results else figures.page(figures.KEPT)
-    written = module.PAGE.read_text().partition(marks[0])[2].partition(marks[1])[0]
+@pytest.mark.parametrize("module, pages", [(results, results.PAGES), (figures, [figures.PAGE])])
+def test_the_pages_in_the_repository_are_of_their_figures(module, pages):
+    """Every table has one place, and what stands there is what the kept numbers make."""
+    made = module.blocks(False, results.KEPT) if module is results else module.blocks(figures.KEPT)
+    written = [page.read_text(encoding="utf-8") for page in pages]
+    places = [name for text in written for name in re.findall("<!-- (.+) begin -->", text)]
+    assert sorted(places) == sorted(made)
 
     def plain(text):  # whether presets have changed since is another matter
         for said in (STALE.replace("Run", "Some of it run"), STALE):
             text = text.replace(said, "")
         return text
 
-    assert plain(written).strip() == plain(made).strip()
+    for text in written:
+        assert plain(fill(text, made)) == plain(text)
 
 
 def test_unknown_names_are_refused(small, capsys):
@@ -254,7 +263,7 @@ def test_a_page_without_marks_gets_them(tmp_path):
     (tmp_path / "page.md").write_text("# Mine\n")
     write("one\n", tmp_path / "page.md")
     write("two\n", tmp_path / "page.md")
-    assert (tmp_path / "page.md").read_text() == f"# Mine\n\n{BEGIN}\ntwo\n{END}\n"
+    assert (tmp_path / "page.md").read_text() == f"# Mine\n\n{results.BEGIN}\ntwo\n{results.END}\n"
 
 
 def test_lengths_in_one_table_tell_when_each_was_solved(tmp_path):

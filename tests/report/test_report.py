@@ -390,7 +390,7 @@ def test_words_of_drift(here, beyond, words):
     said = [None if x is None else dict(zip(keys, x, strict=True)) for x in (here, beyond)]
     assert _describe_drift(*said, left=False).endswith(words)
     told = _describe_drift(*said, left=True)
-    assert "knows nothing" not in told and f"({LEFT}: judge it by its bits)" in told
+    assert "knows nothing" not in told and f"; {LEFT}, so judge it by its bits" in told
 
 
 def test_words_of_quality():

@@ -194,11 +194,17 @@ def test_wide_and_narrow_light_dark_and_print(pages, visit):
             """[...document.querySelectorAll(".plot")].every((d) => d.clientWidth > 0.5 * Math.min(innerWidth, 500)
                && Math.abs(d.querySelector("svg, canvas").getBoundingClientRect().width - d.clientWidth) < 2)"""
         )
+    page.set_viewport_size({"width": 1400, "height": 900})
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     white = ink["light"]
     page.wait_for_function(f"{tick} === '{white}'")
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    page.set_viewport_size({"width": 700, "height": 900})  # A4 between its margins
+    widths = (
+        """[...document.querySelectorAll(".plot")].map((d) => [d.clientWidth, d.querySelector("svg").clientWidth])"""
+    )
+    assert all(0.8 * there < drawn <= there for there, drawn in page.evaluate(widths)), "plots fit their place on paper"
     assert len(page.pdf()) > 50_000
     assert page.complaints == []
 

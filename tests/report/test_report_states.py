@@ -108,8 +108,11 @@ def test_a_run_whose_text_is_gone(text_run, tmp_path, retain):
         (["report", "/nowhere"], "run: /nowhere is not a folder"),
         (["report", "RUN", "/tmp"], "run: /tmp holds no config.json"),
         (["report", "RUN", "--out", "page.pdf"], "out: page.pdf must be an .html"),
-        (["report", "RUN", "--out", "RUN/config.html"], "config.json goes with config.html"),
-        (["report", "RUN", "--out", "foreign.html"], "foreign.html is there and has no foreign.json beside it"),
+        (["report", "RUN", "--out", "RUN/config.html"], "config.json would go with config.html"),
+        (
+            ["report", "RUN", "--out", "foreign.html"],
+            "foreign.html exists and is no report: it has no foreign.json beside it",
+        ),
         (["report", "RUN", "--nonsense"], "--nonsense"),
         (["plot", "RUN"], "retain plot: name a run folder and a plot"),
         (["plot", "RUN", "nonsense"], "name: 'nonsense' is not a plot of"),

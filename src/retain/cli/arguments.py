@@ -38,7 +38,7 @@ def parse(cls: Any, argv: list[str], prog: str, default: Any = None, description
     except SystemExit as stop:
         if not stop.code:
             raise
-    # A box with a title, of |, + and - where the terminal has no better; rules in it part the message from advice.
+    # A box with a title, of |, + and - if the terminal has no better; rules in it part the message from advice.
     lines = [line.strip("│╭╮╰╯─| \t") for line in stderr.getvalue().splitlines()[1:]]
     parts = " ".join("\n" if re.fullmatch(r"[-+]*", line) else line for line in lines).split("\n")
     message = next((part for part in map(str.strip, parts) if part), "")
@@ -90,7 +90,7 @@ def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
 
 
 def take_options(argv: list[str], command: str, names: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
-    """Take the command's own options out of argv. Raises Usage where the rest names no run."""
+    """Take the command's own options out of argv. Raises Usage if the rest names no run."""
     values: dict[str, str | None] = {}
     for name in names:
         values[name], argv = take_option(argv, f"--{name}")

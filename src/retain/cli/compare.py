@@ -37,10 +37,13 @@ any option of 'retain train PRESET', for all methods, e.g. --data.seq-len 128
 
 Writes results.md, results.json and results.png into DIR, and a run folder for every run under DIR/runs.
 
-methods: one-step and hybrid SMT and DMT by these recipes (retain train --recipe); smt as preset and options say;
-smt+bptt the same and BPTT for the last third of the budget; bptt and tbptt the very RNN that smt trains, by BPTT, whole
-and truncated where DMT's gradient is (dmt.bptt_window; else to a quarter of the sequence); gru and lstm by BPTT, as
-wide as gives the RNN the same number of parameters.
+methods:
+  one-step, hybrid  SMT and DMT by this recipe (retain train --recipe)
+  smt               SMT and DMT as preset and options say
+  smt+bptt          the same, and BPTT for the last third of the budget
+  bptt              the RNN of smt, by BPTT through the whole sequence
+  tbptt             the same, truncated as DMT is (dmt.bptt_window; else to a quarter of the sequence)
+  gru, lstm         by BPTT, with as many parameters
 """
 
 

@@ -29,20 +29,20 @@ class Eval:
     """
 
     split: Literal["train", "validation", "test", "all"] | None = None
-    """None is test, or with --data of a text, a .npy or series that the run was not trained on the whole file. all is
-    the whole file or folder, documents and images too."""
+    """None is test, or all with --data of another text, .npy or series. all is the whole file or folder, also of
+    documents and images."""
     json: bool = False
     """Print all figures as JSON."""
     limit: int | None = None
     """At most this many sequences, spread over the split; None is all of it."""
     batch_size: int | None = None
-    """Sequences read at once; None is 256, or fewer where vocabulary or memory is large."""
+    """Sequences read at once; None is 256, or fewer if vocabulary or memory is large."""
     seq_len: int | None = None
-    """Tokens that the RNN reads from one m_0 on; None is the data.seq_len that it was trained with."""
+    """Tokens that the RNN reads from one m_0 on; None is the data.seq_len of its training."""
     horizon: int | None = None
     """Series only: steps to forecast from many origins of the split; None is the teacher's future_len."""
     data: str | None = None
-    """Another file to score on than the one trained on, of the same vocabulary."""
+    """Another file to score on, of the same vocabulary."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
 
@@ -99,7 +99,7 @@ def eval_command(argv: list[str]) -> None:
         part += f"-{Path(args.data).stem}-{digest}"
     try:
         print(json.dumps(result, indent=2) if args.json else report(result), flush=True)
-    finally:  # also where a full disk has no place for what is printed
+    finally:  # also if a full disk has no place for what is printed
         keep_printed(path / f"eval-{split}{part}.json", json.dumps(result, indent=2))
 
 

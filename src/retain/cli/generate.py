@@ -28,11 +28,11 @@ KEPT = 100_000
 
 @dataclass(frozen=True)
 class Generate:
-    """Sample from the RNN alone, streaming; images become a PNG grid."""
+    """Sample from the RNN alone, token by token; images become a PNG grid."""
 
     prompt: str = ""
     """What the RNN reads first: text, or for other data tokens separated by spaces.
-    @FILE reads it from a UTF-8 file, - from stdin, without the last line break; @@TEXT is the prompt @TEXT."""
+    @FILE reads it from a UTF-8 file and - from stdin, both without the last line break. @@TEXT is the prompt @TEXT."""
     length: int | None = None
     """Tokens to sample; None is 500, or whole images."""
     temperature: float = 1.0
@@ -42,20 +42,20 @@ class Generate:
     top_p: float | None = None
     """Sample among the fewest tokens whose probability reaches p."""
     stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Text only: it ends before this string, which is not printed. May be given several times."""
+    """Text only: stop before this string. May be given several times."""
     seed: int = 0
-    """The same seed gives the same samples; with another count, others."""
+    """The same seed and count give the same samples."""
     count: int | None = None
-    """How many to sample side by side; None is 1, of images 32.
+    """How many to sample side by side; None is 1, or 32 images.
     Several texts are printed when all have ended, each after a line '--- 1 of N ---'."""
     complete: int | None = None
     """Images only: complete the lower half of this many images of the test split."""
     images: tuple[str, ...] = ()
     """Images only: complete the lower half of these image files."""
     out: str | None = None
-    """Images only: the PNG; None is samples.png, or completed.png, in the run folder."""
+    """Images only: the PNG; None is samples.png or completed.png in the run folder."""
     compile: bool = False
-    """For long texts: compile the step first, which takes a minute, and then costs less for every token."""
+    """For long texts: compile the step first. That takes a minute, and every token is then cheaper."""
     device: Literal["cpu", "cuda", "mps"] = "cpu"
 
 
@@ -97,13 +97,13 @@ def generate_command(argv: list[str]) -> None:
 def complete_images(run: Run, path: Path, args: Generate, sampling: dict[str, Any]) -> dict[str, Any]:
     """Draw a PNG with a row per image: given, completed and truth. Returns them and its path as JSON values."""
     if args.compile or args.count is not None or args.stop:
-        raise Usage("compile, count, stop: what is completed is the images that are named, as they are; leave it out")
+        raise Usage("compile, count, stop: completing images reads none of these; leave it out")
     if args.complete is not None and args.images:
         raise Usage("complete, images: give one of them")
     if args.complete is not None and args.complete < 1:
         raise Usage(f"complete: {args.complete} must be at least 1")
     if args.prompt or args.length is not None:
-        raise Usage("prompt, length: the upper half of the images is given and the lower sampled; leave them out")
+        raise Usage("prompt, length: completing samples the lower half of the images; leave them out")
     import torch
 
     from retain.inference.complete import complete, save_image_grid, true_images

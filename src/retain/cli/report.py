@@ -18,7 +18,7 @@ class Report:
     """One self-contained HTML page about a run, or several side by side, and a JSON of its numbers next to it."""
 
     out: str | None = None
-    """The page, .html; None is report.html, in the run folder where there is one run, else here."""
+    """The page, .html; None is report.html, in the run folder if there is one run, else here."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Plot:
     out: str | None = None
     """The picture, .png, .svg or .pdf; None is NAME.png in the run folder."""
     x: Literal["step", "seconds", "tokens", "sequential_steps"] = "step"
-    """Curves of training: what they are drawn against."""
+    """The x axis of training curves."""
     colour: str | None = None
-    """Memories: by 'position', 'last token' or the task's own hidden state; None is that, or position where it has
-    none."""
+    """Memories: by 'position', 'last token' or the task's own hidden state; None is that hidden state, or
+    position if the task has none."""
 
 
 def report_command(argv: list[str]) -> None:

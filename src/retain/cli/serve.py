@@ -20,13 +20,13 @@ class Serve:
     """
 
     port: int = 8000
-    """Where it listens; 0 is any port that is free."""
+    """The port to listen on; 0 is any free port."""
     host: str = "127.0.0.1"
-    """127.0.0.1 is this machine alone, 0.0.0.0 all its networks. Whoever reaches the port may use it."""
+    """127.0.0.1 is this machine alone, 0.0.0.0 all its networks. Anyone who reaches the port may use it."""
     sessions: str | None = None
     """The folder of the sessions; None is sessions, in the run folder."""
     streams: int = 64
-    """Texts that are made side by side, as one batch."""
+    """Texts that are sampled at once, as one batch."""
     queue: int = 256
     """Texts that wait for a place; more are refused with status 503."""
     device: Literal["cpu", "cuda", "mps"] = "cpu"

@@ -45,7 +45,7 @@ def tasks_command(argv: list[str]) -> None:
 def describe(name: str) -> dict[str, Any]:
     """Return a task at its default size, and a sample at a small one.
 
-    `reads` names the tokens x_0 …, `answers` the answers after each, y_1 …, None where there is none.
+    `reads` names the tokens x_0 …, `answers` the answers after each, y_1 …, None if there is none.
     """
     from retain.data.batches import make_generator
     from retain.data.tasks import TASKS, build_task

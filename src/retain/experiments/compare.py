@@ -58,7 +58,7 @@ class Comparison:
             )
         if "bptt" in self.config.phases and {"smt", "smt+bptt", *RECIPES} & set(self.methods):
             raise UserError(
-                f"phases: {' '.join(self.config.phases)}: SMT trains no BPTT here, which smt+bptt shows; "
+                f"phases: {' '.join(self.config.phases)}: the smt methods have no BPTT phase, but smt+bptt adds one; "
                 "give --phases smt dmt"
             )
         for text in self.lrs:
@@ -122,7 +122,7 @@ def match_parameters(base: RunConfig, kind: str) -> RunConfig:
 
 
 def count_parameters(config: RunConfig, symbols: Symbols) -> int:
-    """Count the parameters of the RNN that is left when a run is over."""
+    """Count the parameters of the RNN that a run gives, without the teacher."""
     from retain.model.rnn import RNN
     from retain.runs.run import weightless
 
@@ -239,7 +239,7 @@ def summarise(
 
 
 def describe_cost(comparison: Comparison, jobs: int) -> str:
-    """Say how many runs of which budget the whole comparison is, and how long they train where that is known."""
+    """Say how many runs of which budget the whole comparison is, and how long they train if that is known."""
     methods, trial, whole = len(comparison.methods), comparison.trial_budget, comparison.config.budget
     trials = methods * len(comparison.lrs) if len(comparison.lrs) > 1 else 0
     runs = methods * (comparison.seeds - (trials > 0 and trial == whole))  # a whole trial is seed 0's run
@@ -249,7 +249,7 @@ def describe_cost(comparison: Comparison, jobs: int) -> str:
     if any(budget.unit != "s" for _, _, budget in parts):
         return said
     minutes = sum(count * budget.amount for count, _, budget in parts) / jobs / 60
-    return f"{said}, {jobs} at a time: {minutes:.0f} minutes of training where nothing is done yet"
+    return f"{said}, {jobs} at a time: {minutes:.0f} minutes of training if nothing is done yet"
 
 
 def choose_rate(rates: dict[str, dict[str, Any]]) -> str:

@@ -120,7 +120,7 @@ def run_all(
 
 
 def read_result(folder: Path, config: RunConfig) -> Result | None:
-    """Return the result of a finished run, None where it is not finished. Raises UserError if it is another run's."""
+    """Return the result of a finished run, None if it is not finished. Raises UserError if it is another run's."""
     path = folder / "result.json"
     if not path.exists():
         return None
@@ -135,7 +135,7 @@ def read_result(folder: Path, config: RunConfig) -> Result | None:
 
 
 def _refuse_changed_data(runs: dict[str, RunConfig], results: dict[str, Result], out: Path) -> None:
-    """What is run now must not stand beside a finished run of other data."""
+    """Refuse to run beside a finished run of other data. Raises UserError."""
     from retain.data import load_data
     from retain.runs.data import data_changed
 
@@ -326,7 +326,7 @@ def read_curve(metrics: Path, points: int = CURVE) -> list[dict[str, float]]:
 
 
 def measure_peak_memory(device: str) -> int:
-    """Return how many bytes this process held at most, of the accelerator where there is one, else of the machine."""
+    """Return how many bytes this process held at most, of the accelerator if there is one, else of the machine."""
     if device.startswith("cuda"):
         import torch
 

@@ -97,7 +97,7 @@ def parse_value(name: str, text: str) -> Any:
 
 
 def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
-    """Return the run with these values of dotted fields. Raises UserError where they do not go together."""
+    """Return the run with these values of dotted fields. Raises UserError if they do not go together."""
     fields = to_dict(config)
     for name, value in values.items():
         *path, last = name.split(".")

@@ -16,10 +16,10 @@ from retain.experiments.tables import (
     table,
     write_tables,
 )
-from retain.plots import PALETTE, add_legend, new_figure, tidy_axes
+from retain.plots import DPI, FAINT, PALETTE, add_legend, new_figure, tidy_axes
 
 LEVELS = 4
-"""Losses of the compression curve, where none are given."""
+"""Losses of the compression curve, if none are given."""
 
 
 def reached_by_all(point: dict[str, Any], level: float, cost: str) -> float:
@@ -66,7 +66,7 @@ def find_compression(points: list[dict[str, Any]], levels: tuple[float, ...] = (
 
 
 def write_results(results: Results, out: Path) -> None:
-    """Write results.json, results.md and, where matplotlib is installed, results.png and compression.png."""
+    """Write results.json, results.md and, if matplotlib is installed, results.png and compression.png."""
     write_tables(results, markdown(results), out)
     plot_quality(results, out / "results.png")
     if results["compression"]:
@@ -171,14 +171,14 @@ def plot_quality(results: Results, path: Path) -> bool:
         if len(groups) > 1:
             axes.plot([], [], ":", color="0.4", label="teachers")
         if results["chance"] is not None:
-            axes.axhline(results["chance"], color="0.6", linestyle="--", linewidth=1)
+            axes.axhline(results["chance"], color=FAINT, linestyle=":", linewidth=1)
         axes.set_xlabel(field)
         tidy_axes(axes)
         if axes.get_legend_handles_labels()[0]:
             add_legend(axes)
     panels[0].set_ylabel(describe_quality(results))
     figure.suptitle(describe_runs(results), fontsize=10)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=DPI)
     return True
 
 
@@ -227,5 +227,5 @@ def plot_compression(results: Results, path: Path) -> bool:
     if any(entry["tokens"] for entry in results["compression"]["by_level"]):
         add_legend(panels[-1])
     figure.suptitle(f"Compression: {describe_runs(results)}", fontsize=10)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=DPI)
     return True

@@ -11,7 +11,7 @@ from typing import Any
 
 from retain.errors import UserError
 from retain.files import replace_file
-from retain.plots import new_figure
+from retain.plots import DPI, FAINT, METHODS, add_legend, new_figure, tidy_axes
 
 COSTS = {"seconds": "seconds", "tokens": "tokens", "sequential_steps": "sequential steps"}
 DRIFT = "relative_drift_last"
@@ -19,7 +19,7 @@ Results = dict[str, Any]
 
 
 def write_results(results: Results, out: Path) -> None:
-    """Write results.json, results.md and, where matplotlib is installed, results.png."""
+    """Write results.json, results.md and, if matplotlib is installed, results.png."""
     write_tables(results, markdown(results), out)
     plot(results, out / "results.png")
 
@@ -52,8 +52,23 @@ def markdown(results: Results) -> str:
     return text
 
 
+def short_table(results: Results) -> str:
+    """Return the scores alone: a row for each method, the best first and in bold."""
+    metric = results["metric"]
+    words = "accuracy ↑" if metric == "accuracy" else "bits/token ↓"
+    ranked = rank_methods(results)
+    scores = {name: [r["test"] for r in found["runs"] if "test" in r] for name, found in ranked}
+    best = mean_and_deviation((s[metric] for s in scores[ranked[0][0]]), deviation=False)
+    rows = []
+    for name, found in scores.items():
+        own = mean_and_deviation(s[metric] for s in found)
+        is_best = found and len(scores) > 1 and own.split()[0] == best
+        rows.append([name, f"**{own}**" if is_best else own, mean_and_deviation(s[f"teacher_{metric}"] for s in found)])
+    return table(["method", words, "its teacher"], rows)
+
+
 def _main_table(results: Results) -> str:
-    """A row of scores and costs for each method; why runs failed; and of which unlike machines runs are."""
+    """A row of scores and costs for each method; why runs failed; and the machines, if they are unlike."""
     metric, every = results["metric"], [r for m in results["methods"].values() for r in m["runs"]]
     drifts = any(r.get("test", {}).get(DRIFT) is not None for r in every)
     subwords = results["data"].get("tokenizer") is not None
@@ -177,38 +192,43 @@ def plot(results: Results, path: Path) -> bool:
     figure = new_figure(path, 13, 4)
     if figure is None:
         return False
-    import numpy as np
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, ScalarFormatter
 
     metric, chance = results["metric"], results["chance"]
     values = [p[metric] for found in results["methods"].values() for r in found["runs"] for p in r["curve"]]
     axes = figure.subplots(1, len(COSTS), sharey=True)
     for axis, (cost, label) in zip(axes, COSTS.items(), strict=True):
-        for number, (method, found) in enumerate(results["methods"].items()):
-            # One that diverged ends early, and the line of the others with it; it is shown where there is no other.
-            drawn = [r for r in found["runs"] if r["curve"]]
-            curves = [r["curve"] for r in [r for r in drawn if "failed" not in r] or drawn]
-            if not curves:
-                continue
-            # Seeds are validated at slightly different costs: their mean is taken on a common axis.
-            start = max(curve[0][cost] for curve in curves)
-            x = np.linspace(start, max(start, min(curve[-1][cost] for curve in curves)), 50)
-            y = np.array([np.interp(x, [p[cost] for p in c], [p[metric] for p in c]) for c in curves])
-            marker = "o" if len(curves[0]) == 1 else None
-            axis.plot(x, y.mean(0), color=f"C{number}", label=method, marker=marker)
-            if len(curves) > 1:
-                axis.fill_between(x, y.min(0), y.max(0), color=f"C{number}", alpha=0.15, linewidth=0)
+        for method, found in results["methods"].items():
+            draw_curves(axis, found["runs"], cost, metric, METHODS[method], method)
         if chance is not None and not is_far_below(chance, values):
-            axis.axhline(chance, color="grey", linestyle=":", linewidth=1)
+            axis.axhline(chance, color=FAINT, linestyle=":", linewidth=1)
         axis.set_xlabel(label)
         if cost == "sequential_steps":
             axis.set_xscale("log")
             axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(EngFormatter(sep="") if axis.get_xlim()[1] > 1e3 else ScalarFormatter())
-        axis.grid(alpha=0.3)
+        tidy_axes(axis)
     axes[0].set_ylabel(describe_quality(results))
-    axes[-1].legend(fontsize="small")
-    figure.suptitle(describe_runs(results))
-    figure.savefig(path, dpi=100)
+    add_legend(axes[-1])
+    figure.suptitle(describe_runs(results), fontsize=10)
+    figure.savefig(path, dpi=DPI)
     return True
+
+
+def draw_curves(axes: Any, runs: list[dict[str, Any]], cost: str, metric: str, colour: str, label: str) -> None:
+    """Draw the mean of a method's seeds against a cost, and the range of the seeds as a band."""
+    import numpy as np
+
+    # One that diverged ends early, and the line of the others with it; it is shown if there is no other.
+    drawn = [r for r in runs if r["curve"]]
+    curves = [r["curve"] for r in [r for r in drawn if "failed" not in r] or drawn]
+    if not curves:
+        return
+    # Seeds are validated at slightly different costs: their mean is taken on a common axis.
+    start = max(curve[0][cost] for curve in curves)
+    x = np.linspace(start, max(start, min(curve[-1][cost] for curve in curves)), 50)
+    y = np.array([np.interp(x, [p[cost] for p in c], [p[metric] for p in c]) for c in curves])
+    axes.plot(x, y.mean(0), color=colour, label=label, marker="o" if len(curves[0]) == 1 else None)
+    if len(curves) > 1:
+        axes.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.15, linewidth=0)

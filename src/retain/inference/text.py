@@ -92,7 +92,7 @@ def _pieces(stream: Iterator[Tensor], texts: list[Text]) -> Iterator[list[Piece]
 
 
 def _make_reader(kind: str, tokenizer: Any, before: list[int]) -> tuple[Callable[[int], str], Callable[[], str]]:
-    """Make what turns each token after those `before` into text, and what gives the text that is left at the end."""
+    """Make what turns each token after those `before` into text, and what gives the rest of the text at the end."""
     if tokenizer:
         subwords = Subwords(tokenizer, before)
         return subwords.read, subwords.rest
@@ -108,7 +108,7 @@ class Text:
 
     Args:
         read: Gives the text that a token completes.
-        rest: Gives the text that is left when no more tokens come.
+        rest: Gives the rest of the text when no more tokens come.
         stop: Strings that end the text, and are no part of it.
         end: The token that ends the text.
     """

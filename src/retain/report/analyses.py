@@ -1,4 +1,4 @@
-"""What a trained run's models are asked: by position, gradient flow, the geometry of memory. All return JSON values."""
+"""Measurements of a trained run: by position, gradient flow, the geometry of memory. All return JSON values."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GRADIENT_TOKENS = 200_000
 
 
 def score(run: Run, data: Data, sequences: int = SEQUENCES) -> dict[str, Any]:
-    """`evaluate` the RNN alone, and its teacher where that was trained, on validation sequences of length T."""
+    """`evaluate` the RNN alone, and its teacher if that was trained, on validation sequences of length T."""
     data = for_scoring(run.config, data)
     return evaluate(run.rnn, run.teacher, data.windows(SPLIT, min(128, batch_for(data, run.rnn)), sequences))
 
@@ -69,8 +69,8 @@ def find_settling(scored: dict[str, Any]) -> dict[str, Any] | None:
     """Tell whether relative drift by position levels off: compare the third and the last quarter of t = 1 … T.
 
     Drift is summed over a quarter and divided by the variance there, so that a position at which all sequences look
-    alike does not decide. It levels off where the last quarter is at most a tenth above the third. None where there
-    is no drift or are too few positions.
+    alike does not decide. It levels off if the last quarter is at most a tenth above the third. None if there
+    is no drift or there are too few positions.
     """
     pairs = zip(scored["drift_by_position"] or [], scored["relative_drift_by_position"] or [], strict=True)
     parts = [(drift, drift / relative) for drift, relative in pairs if drift is not None and relative]
@@ -83,7 +83,7 @@ def find_settling(scored: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _count_decoded(vocab_size: int) -> int:
-    """How many positions go through the decoder for a gradient, fewer where the vocabulary is large."""
+    """How many positions go through the decoder for a gradient, fewer if the vocabulary is large."""
     return GRADIENT_TOKENS * 256 // max(256, vocab_size)
 
 
@@ -91,9 +91,9 @@ def measure_gradient_flow(run: Run, data: Data) -> dict[str, Any]:
     """Measure the gradient of each sequence's loss at m_t, t = 0 … T: its mean norm, at the start and now.
 
     `bptt`: cross-entropy of the readout along the unrolled RNN, gradient through all of time. `bptt_last`: the same
-    with the last target alone, so that how far back it reaches is seen. `smt` (where the run has that phase): Eq. 5
+    with the last target alone, so that how far back it reaches is seen. `smt` (if the run has that phase): Eq. 5
     at the teacher's m_t, every step and as many futures as GRADIENT_TOKENS allow. "initial" is the run's own
-    initialisation, built again from its seed (none where run or teacher started from another model); "trained" the
+    initialisation, built again from its seed (none if run or teacher started from another model); "trained" the
     model that the run gives.
     """
     config = run.config
@@ -164,9 +164,9 @@ def _norms(gradient: Tensor) -> list[float]:
 def find_geometry(run: Run, data: Data, plotted: int = 1200) -> dict[str, Any]:
     """Find where memories lie: principal components, effective rank, uniformity, and whether they have collapsed.
 
-    `rnn` and `teacher` (null where it was not trained) each have the figures of `measure_spread`; `points` are some of
+    `rnn` and `teacher` (null if it was not trained) each have the figures of `measure_spread`; `points` are some of
     the RNN's memories and of the teacher's in the RNN's first three principal components, with position, last token
-    and the task's hidden state where it is known. Memories of padding are left out, and m_0, one point for all.
+    and the task's hidden state if it is known. Memories of padding and m_0, one point for all, are left out.
     """
     index = evenly_spaced(data.count(SPLIT), 64)
     batch = data.sequences(SPLIT, index)
@@ -207,7 +207,7 @@ def measure_spread(memories: Tensor, real: Tensor) -> dict[str, Any]:
     """Measure how memories (B, T, K, D) are spread, and say what is wrong with them; `real` (B, T) bool tells which.
 
     `effective_rank`: exp of the entropy of the singular values' shares (Roy & Vetterli 2007), of K·D at most.
-    `uniformity`: Eq. 4, 0 where all memories point one way. `between_sequences`: share of the variance that is
+    `uniformity`: Eq. 4, 0 if all memories point one way. `between_sequences`: share of the variance that is
     between sequences at one position; near 0 the memory counts steps and knows nothing of what was read. Of one
     sequence alone there is none (null).
     """

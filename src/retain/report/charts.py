@@ -8,25 +8,25 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from retain.plots import PALETTE
+from retain.plots import FAINT, METHODS, PALETTE, pick_colours
 from retain.report.history import AXES
 
 Numbers = list[Any]
-"""Floats, None where there is none."""
+"""Floats, None if there is none."""
 Run = dict[str, Any]
 """What `gather` found of a run."""
-OTHER = "#9aa3ad"
+OTHER = FAINT
 WORD_COLOURS = (*PALETTE[:7], "#17becf", "#8c564b", "#84cc16")
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: `x` by axis, `colour` an index into the palette."""
+    """One curve: `x` by axis."""
 
     name: str
     x: dict[str, Numbers]
     y: Numbers
-    colour: int
+    colour: str
     dash: str = "solid"
     """solid, dash or dot."""
 
@@ -46,11 +46,11 @@ class Chart:
 
 @dataclass(frozen=True)
 class Colouring:
-    """The colours of points: a number for each point and, where the numbers stand for words, each word's colour."""
+    """The colours of points: a number for each point and, if the numbers stand for words, each word's colour."""
 
     values: list[int]
     words: Sequence[tuple[str, str]] = ()
-    """(word, colour) of the numbers 0, 1, …; none where the numbers are a scale."""
+    """(word, colour) of the numbers 0, 1, …; none if the numbers are a scale."""
 
 
 LABELS = {
@@ -76,6 +76,24 @@ CALIBRATION = (("one step ahead", "one_step", "solid"), ("over the horizon", "ah
 ACCURACY = (("RNN", "accuracy", "solid"), ("teacher", "teacher_accuracy", "dot"))
 POSITION = {"position": "position t"}
 GRADIENTS = (("SMT", "smt", "solid"), ("BPTT", "bptt", "dash"), ("BPTT, last target only", "bptt_last", "dot"))
+OF_LOSS = {"smt": METHODS["one-step"], "bptt": METHODS["bptt"], "bptt_last": METHODS["bptt"]}
+"""The colours of gradients, if they are of one run. SMT's is of one step of f."""
+
+
+def name_method(run: Run) -> str:
+    """Return the method of `retain compare` that a run is nearest to: it decides the colour of the run."""
+    config = run["config"]
+    if config["phases"] == ["bptt"]:
+        kind = config["cell"]["kind"]
+        return kind if kind in METHODS else "bptt" if config["bptt"]["bptt_window"] is None else "tbptt"
+    if "bptt" in config["phases"]:
+        return "smt+bptt"
+    return "one-step" if run["longest_gradient_path"] == 1 else "hybrid"
+
+
+def colour_runs(runs: list[Run]) -> list[str]:
+    """Return each run's colour: its method's, as in every picture of the project."""
+    return pick_colours([name_method(run) for run in runs])
 
 
 def group_charts(runs: list[Run]) -> dict[str, list[Chart]]:
@@ -123,7 +141,7 @@ def chart_history(runs: list[Run]) -> list[Chart]:
     axes = {axis: words for axis, words in AXES.items() if curves and all(axis in c for c in curves)}
     several = len(runs) > 1
     marks = {axis: _phase_marks(runs, axis) for axis in axes}
-    charts = []
+    charts, colours = [], colour_runs(runs)
     for name in names:
         label, validation = LABELS.get(name, name), name.startswith("validation_")
         kinds = [(name, "RNN" if validation else label, "solid")]
@@ -135,7 +153,7 @@ def chart_history(runs: list[Run]) -> list[Chart]:
                 if (curve := run["history"]["curves"].get(key)) is None:
                     continue
                 words = (f"{run['name']}, {who}" if validation else run["name"]) if several else who
-                lines.append(Line(words, {a: curve[a] for a in axes}, curve["value"], i, dash))
+                lines.append(Line(words, {a: curve[a] for a in axes}, curve["value"], colours[i], dash))
         charts.append(Chart(name, label, axes, label, lines, name in LOG, marks))
     return charts
 
@@ -156,7 +174,7 @@ def _phase_marks(runs: list[Run], axis: str) -> list[tuple[float, str]]:
 def chart_drift(runs: list[Run], relative: bool) -> Chart:
     """Describe drift by position, as each phase left the RNN."""
     key = "relative_drift_by_position" if relative else "drift_by_position"
-    several = len(runs) > 1
+    several, colours = len(runs) > 1, colour_runs(runs)
     lines = []
     for i, run in enumerate(runs):
         if (positions := run["positions"]) is None:
@@ -168,8 +186,10 @@ def chart_drift(runs: list[Run], relative: bool) -> Chart:
             if values is not None:
                 # RNN and teacher share m_0; its rounding error would stretch a log scale by ten decades.
                 y = [None, *values[1:]]
-                dash = "solid" if j == len(models) - 1 else "dash"
-                lines.append(Line(words, {"position": list(range(len(y)))}, y, i if several else j, dash))
+                last = j == len(models) - 1
+                dash = "solid" if last else ("dash", "dot")[j % 2]
+                colour = colours[i] if several or last else OTHER
+                lines.append(Line(words, {"position": list(range(len(y)))}, y, colour, dash))
     if relative:
         y_words = "relative drift (1: as far off as an empty memory)"
         return Chart("drift", "Relative drift by position", POSITION, y_words, lines)
@@ -222,21 +242,22 @@ def _compare(
     """
     lines: list[Line] = []
     marks = set()
+    colours = colour_runs(runs)
     (axis,) = axes
     for i, run in enumerate(runs):
         curves = read(run)
-        for j, (who, name, dash) in enumerate(kinds):
+        for who, name, dash in kinds:
             if name in curves:
                 y = curves[name]
                 x = {axis: curves.get(axis) or list(range(len(y)))}
                 words = f"{run['name']}, {who}" if len(runs) > 1 else who
-                lines.append(Line(words, x, y, j if colour_kinds else i, dash))
+                lines.append(Line(words, x, y, OF_LOSS[name] if colour_kinds else colours[i], dash))
                 marks.add((run["config"]["data"]["seq_len"], "T"))
     return Chart(key, title, axes, y_words, lines, log, {axis: sorted(marks)} if marked else {})
 
 
 def find_colourings(geometry: dict[str, Any]) -> dict[str, Colouring]:
-    """Return the ways to colour the memories: by the task's hidden state where it is known, position, last token."""
+    """Return the ways to colour the memories: by the task's hidden state if it is known, position, last token."""
     points = geometry["points"]
     found = {"position": Colouring(points["position"]), "last token": _colour_words(points["last_token"])}
     return found if points["hidden"] is None else {points["hidden_name"]: _colour_words(points["hidden"])} | found

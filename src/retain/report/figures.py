@@ -11,7 +11,6 @@ import textwrap
 from functools import partial
 from typing import Any
 
-from retain.plots import PALETTE
 from retain.report.charts import OTHER, Chart, Colouring, find_colourings
 
 escape = partial(html.escape, quote=False)  # Plotly reads a few HTML tags in its texts
@@ -23,7 +22,7 @@ LINE_LEN = 36
 def draw_chart(chart: Chart) -> dict[str, Any]:
     """Return a line plot, drawn against its first axis."""
     first = next(iter(chart.axes))
-    # The words above the plot say it already where they are the same.
+    # The caption above the plot says it already if the words are the same.
     y_words = "" if chart.y == chart.title else chart.y.replace("m_t", "m<sub>t</sub>")
     layout: dict[str, Any] = {
         "height": 300,
@@ -47,7 +46,7 @@ def draw_chart(chart: Chart) -> dict[str, Any]:
         {
             "type": "scatter", "x": line.x[first], "y": line.y, "name": line.name,
             "mode": "lines+markers" if len(line.y) <= 40 else "lines",
-            "line": {"color": PALETTE[line.colour % len(PALETTE)], "dash": line.dash, "width": 2},
+            "line": {"color": line.colour, "dash": line.dash, "width": 2},
             "marker": {"size": 5}, "hovertemplate": "%{y:.4g} at %{x:,}<extra>%{fullData.name}</extra>",
         }
         for line in chart.lines

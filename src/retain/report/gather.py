@@ -1,4 +1,4 @@
-"""All that a page tells about one run, gathered as JSON values; what cannot be had becomes a note, never an error."""
+"""Everything that a page says about one run, as JSON values. A part that fails becomes a note, never an error."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def command_by_file(config: RunConfig, path: Path) -> str:
 
 
 def gather(path: Path, parts: tuple[str, ...] = PARTS, command: Command = command_by_file) -> dict[str, Any]:
-    """Gather everything about the run at `path`. Raises UserError where there is no run."""
+    """Gather everything about the run at `path`. Raises UserError if there is no run."""
     if not path.is_dir() or not (path / "config.json").exists():
         what = "holds no config.json" if path.is_dir() else "is not a folder"
         raise UserError(f"run: {path} {what}; give the folder that `retain train` wrote")
@@ -82,7 +82,9 @@ def gather(path: Path, parts: tuple[str, ...] = PARTS, command: Command = comman
     run = attempt("the model", lambda: load_run(path, teacher=teacher)) if parts else None
     data = None
     if parts and run is not None and run.state.get("own_data"):
-        notes.append("the data: the run was trained on data of your own, which is not loaded here; not analysed")
+        notes.append(
+            "the data: the run was trained on data of your own, which cannot be loaded here, so it is not analysed"
+        )
     elif parts:
         like = None if run is None else run.rnn.channels
         data = attempt("the data", lambda: load_data(own_tokenizer(config.data, path), like=like))
@@ -91,15 +93,17 @@ def gather(path: Path, parts: tuple[str, ...] = PARTS, command: Command = comman
         found["state"] = {k: v for k, v in run.state.items() if k != "optimizer"}
         found["parameters"] = sum(p.numel() for p in run.rnn.parameters())
         if isinstance(found["test"], dict) and not of_this_model(found["test"], run.state):
-            notes.append(f"eval-test.json is of an earlier model and is left out; run retain eval {path} again")
+            notes.append(f"eval-test.json is of an earlier model and is not shown; run retain eval {path} again")
             found["test"] = None
     if run is not None and data is not None:
         trained_on = run.state.get("data") or {}
         if any(key.startswith("sha256") for key in trained_on) and not same_checksum(trained_on, data.info):
-            notes.append("the data here has another checksum than the data the run was trained on; figures may differ")
+            notes.append(
+                "the data here differ from the data the run was trained on (another checksum), so figures may differ"
+            )
         if data.vocab_size != run.state["vocab_size"]:
             own = run.state["vocab_size"]
-            notes.append(f"the data: vocabulary {data.vocab_size}, the run's is {own}; not analysed")
+            notes.append(f"the data: its vocabulary is {data.vocab_size} and the run's {own}, so it is not analysed")
             data = None
     found["answers"] = data.answers if data is not None else None
     found["chance"] = data.chance if data is not None and data.answers else None
@@ -131,7 +135,7 @@ def find_status(path: Path, config: RunConfig, history: dict[str, Any], notes: l
         where = f"the first is line {history['first_bad']}"
         notes.append(f"metrics.jsonl: {history['bad']} of {history['lines']} lines cannot be read; {where}")
     elif history["bad"]:
-        notes.append("metrics.jsonl: its last line is cut short and is left out")
+        notes.append("metrics.jsonl: its last line is cut short and is not read")
     if not history["lines"]:
         notes.append("metrics.jsonl: nothing is logged yet, so there are no curves")
     begun = {p["phase"] for p in history["phases"]}

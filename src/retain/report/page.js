@@ -32,7 +32,7 @@ function set(target, changes) {
   }
 }
 
-let has3d; // asked only when the first 3-D plot is drawn: it takes long where there is no graphics card
+let has3d; // asked only when the first 3-D plot is drawn: it takes long without a graphics card
 function webgl() {
   try { has3d ??= !!document.createElement("canvas").getContext("webgl"); } catch { has3d = false; }
   return has3d;
@@ -88,8 +88,11 @@ for (const field of document.querySelectorAll("fieldset[data-switch]")) {
   field.addEventListener("change", () => plots.forEach((div) => change(div, field)));
 }
 
+// On paper two plots stand side by side, and no window tells them their width.
+const PAPER = 310;
 function rethemed(print) {
-  for (const div of drawn) if (div.data) Plotly.relayout(div, theme(div.hasAttribute("data-three"), print));
+  const size = { autosize: !print, width: print ? PAPER : null };
+  for (const div of drawn) if (div.data) Plotly.relayout(div, { ...theme(div.hasAttribute("data-three"), print), ...size });
 }
 dark.addEventListener("change", () => rethemed(false));
 window.addEventListener("beforeprint", () => { plots.forEach(draw); rethemed(true); });

@@ -19,12 +19,16 @@ HERE = Path(__file__).parent
 
 
 def make_report(paths: list[Path], out: Path, command: Command = command_by_file) -> dict[str, Any]:
-    """Gather what the JSON next to the page `out` holds. Raises UserError for what is no run, or no report's file."""
+    """Gather what the JSON next to the page `out` holds.
+
+    Raises:
+        UserError: if a path is no run, or `out` is a file of something else.
+    """
     numbers = out.with_suffix(".json")
     if numbers.exists() and not _is_report(numbers):
-        raise UserError(f"out: {numbers} goes with {out.name}, but is there and no report; name another --out")
+        raise UserError(f"out: {numbers} would go with {out.name}, but is no report; name another --out")
     if out.exists() and not numbers.exists():
-        raise UserError(f"out: {out} is there and has no {numbers.name} beside it, as a report has; name another --out")
+        raise UserError(f"out: {out} exists and is no report: it has no {numbers.name} beside it; name another --out")
     read_plotly()  # says what to install before anything is computed
     runs = [gather(path, command=command) for path in paths]
     names = [run["name"] for run in runs]
@@ -49,7 +53,7 @@ def keep_report(report: dict[str, Any], out: Path) -> None:
 
 
 def read_plotly() -> str:
-    """Return Plotly's own script. Raises UserError where it is not installed."""
+    """Return Plotly's own script. Raises UserError if it is not installed."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
@@ -106,7 +110,7 @@ def render(report: dict[str, Any]) -> str:
 
 
 def format_number(value: Any, form: str = ".3f") -> str:
-    """Write a figure for a table, – where there is none."""
+    """Write a figure for a table, – if there is none."""
     if value is None:
         return "–"
     return format(value, form) if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retain.errors import UserError
-from retain.plots import PALETTE, add_legend, tidy_axes
+from retain.plots import FAINT, add_legend, empty_figure, tidy_axes
 from retain.report.charts import Chart, chart_by_name, find_colourings
 from retain.report.gather import PARTS, gather
 
@@ -26,9 +26,9 @@ STYLE = {"solid": "-", "dash": "--", "dot": ":"}
 
 
 def save_plot(run: Path, name: str, out: Path, axis: str = "step", colour: str | None = None) -> None:
-    """Draw the plot `name` of the run into `out` (.png, .svg, .pdf), against `axis` where it has several.
+    """Draw the plot `name` of the run into `out` (.png, .svg, .pdf), against `axis` if it has several.
 
-    Raises UserError for a plot that this run does not have, naming those it has, and where `out` cannot be written.
+    Raises UserError for a plot that this run does not have, naming those it has, and if `out` cannot be written.
     """
     _new_figure()  # says what to install before anything is computed
     found = gather(run, (NEEDS[name],) if name in NEEDS else ())
@@ -52,10 +52,9 @@ def save_plot(run: Path, name: str, out: Path, axis: str = "step", colour: str |
 
 def _new_figure(**options: Any) -> tuple[Figure, Any]:
     try:
-        from matplotlib.figure import Figure  # without pyplot: no display is looked for
+        figure = empty_figure(5.2, 3.4)
     except ImportError:
         raise UserError("plot: needs matplotlib; run pip install 'retain[report]'") from None
-    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     return figure, figure.add_subplot(**options)
 
 
@@ -66,11 +65,11 @@ def _draw_lines(chart: Chart, axis: str) -> Figure:
         (axis,) = chart.axes
     figure, axes = _new_figure()
     for line in chart.lines:
-        # A lone NaN, where there is no value, breaks the line as it should.
+        # A missing value is NaN, which breaks the line.
         y = [float("nan") if v is None else v for v in line.y]
-        axes.plot(line.x[axis], y, STYLE[line.dash], color=PALETTE[line.colour % len(PALETTE)], label=line.name, lw=1.5)
+        axes.plot(line.x[axis], y, STYLE[line.dash], color=line.colour, label=line.name, lw=1.5)
     for place, word in chart.marks.get(axis, []):
-        axes.axvline(place, color="0.6", lw=0.8, ls="--")
+        axes.axvline(place, color=FAINT, lw=0.8, ls="--")
         axes.annotate(word, (place, 1), xycoords=("data", "axes fraction"), xytext=(3, -3),
                       textcoords="offset points", va="top", fontsize=8, color="0.4")  # fmt: skip
     if chart.log:

@@ -154,5 +154,5 @@ def sample_answers(run: Run, data: Data, count: int = 6) -> dict[str, Any]:
 
 
 def name_token(token: int, names: Sequence[str]) -> str:
-    """Return a token's name, or its number where it has none."""
+    """Return a token's name, or its number if it has none."""
     return names[token] if token < len(names) else str(token)

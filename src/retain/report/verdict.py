@@ -56,29 +56,29 @@ def _describe_lack(curves: dict[str, Any]) -> list[str]:
     if decoder < trunk + 0.3 or decoder < 2 * trunk:
         return []
     return [
-        f"its teacher's memory does NOT hold the future that its trunk can tell (loss_dec {decoder:.2f}, loss_trunk "
-        f"{trunk:.2f}), and no RNN can follow that: docs/following.md says what to turn"
+        f"its teacher's memory does NOT hold the future that its trunk can predict (loss_dec {decoder:.2f}, loss_trunk "
+        f"{trunk:.2f}), so no RNN can follow it: docs/following.md says what to turn"
     ]
 
 
 def _describe_drift(settles: dict[str, Any], beyond: dict[str, Any] | None, left: bool) -> str:
     end, before = settles["last_quarter"], settles["third_quarter"]
-    blind = ", as far off as a memory that knows nothing of its sequence" if end > 0.9 else ""
+    note = ", as far off as a memory that knows nothing of its sequence" if end > 0.9 else ""
     if left:
-        blind = f" ({LEFT}: judge it by its bits)"
+        note = f"; {LEFT}, so judge it by its bits"
     if not settles["levels_off"]:
-        return f"relative drift still grows at the end of the sequence, {before:.2f} to {end:.2f}{blind}"
-    text = f"relative drift levels off at {end:.2f}{blind}"
+        return f"relative drift still grows at the end of the sequence, {before:.2f} to {end:.2f}{note}"
+    text = f"relative drift levels off at {end:.2f}"
     if beyond is None:
-        return text
+        return text + note
     far = format(beyond["last_quarter"], ".2f" if beyond["last_quarter"] < 100 else ",.0f")
     if beyond["levels_off"]:
-        return f"{text} ({far} far beyond the training length)"
-    return f"{text}, but grows to {far} beyond the training length"
+        return f"{text} ({far} far beyond the training length){note}"
+    return f"{text}, but grows to {far} beyond the training length{note}"
 
 
 def make_row(run: dict[str, Any]) -> dict[str, Any]:
-    """Return the headline figures of a run, null where there are none."""
+    """Return the headline figures of a run, null if there are none."""
     positions, geometry, test = run["positions"], run["geometry"], run["test"] or {}
     final = positions["final"] if positions else {}
     progress, last = (run["state"] or {}).get("progress", {}), run["history"]["last"] or {}

@@ -323,7 +323,7 @@ def _remedy(folder: Path) -> str:
 
 @contextmanager
 def explain_failure(path: str | Path, previous: Iterable[Path] = ()) -> Iterator[None]:
-    """Raise CheckpointError where the disk refuses: `path` cannot be written, but a `previous` folder is still good."""
+    """Raise CheckpointError if the disk refuses: `path` cannot be written, but a `previous` folder is still good."""
     try:
         yield
     except OSError as error:

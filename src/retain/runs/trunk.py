@@ -40,7 +40,7 @@ def is_run(source: str) -> bool:
 def with_source(config: RunConfig, source: str) -> RunConfig:
     """Have a run's teacher read by `source`, a language model or a run folder, and its data by the tokenizer of that.
 
-    Raises UserError for data that is not read by a tokenizer, where the source needs one.
+    Raises UserError for data that is not read by a tokenizer, if the source needs one.
     """
     source, data, tokenizer = absolute(source), config.data, Path(source) / "tokenizer.json"
     teacher = dataclasses.replace(config.teacher, from_=source)

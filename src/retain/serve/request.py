@@ -71,7 +71,7 @@ WANTED = {
     "prompt": "send a text, a list of texts, or tokens as a list of numbers or of such lists",
     "stop": "send one to four strings of 1 to 256 characters",
 }
-"""What fields must be, where pydantic's words for it are many."""
+"""What fields must be, for those that pydantic describes at length."""
 
 
 def explain_errors(errors: Sequence[Mapping[str, Any]]) -> Refusal:

@@ -32,7 +32,7 @@ def open_accelerator(config: RunConfig, out: Path | None = None) -> Iterator[Acc
     check_device(config.device)
     tracker = None if out is None else _choose_tracker(config)
     cuda = torch.cuda.is_available() and config.device in ("auto", "cuda")
-    # Where there is no accelerator, processes are only told of each other if it is the CPU that is asked for.
+    # Without an accelerator, processes are told of each other only if the device is the CPU.
     cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     auto_bf16 = config.precision == "auto" and fast_bf16(torch.device("cuda" if cuda else "cpu"))
     precision = "bf16" if config.precision == "bf16" or auto_bf16 else "no"

@@ -117,7 +117,7 @@ def train(
 
 
 def train_phases(job: Job, saved: Loaded | None, stop: threading.Event, progress_bar: bool) -> None:
-    """Train what is left of the phases, each until its budget is spent: stop?, step, log, validate, save.
+    """Train the rest of the phases, each until its budget is spent: stop?, step, log, validate, save.
 
     `saved` is the checkpoint that the first of them goes on from. Every collaborator knows its own schedule.
     """

@@ -43,7 +43,7 @@ class Phase:
 
 @contextmanager
 def start_phase(job: Job, saved: Loaded | None) -> Iterator[Phase]:
-    """Build the objective and optimizer of the current phase, as they were `saved` where it goes on from a checkpoint.
+    """Build the objective and optimizer of the current phase, as they were `saved` if it goes on from a checkpoint.
 
     What the phase held on a device is let go at the end of the `with` block.
     """
