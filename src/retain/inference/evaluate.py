@@ -13,6 +13,7 @@ from torch import Tensor
 
 from retain.data import Data
 from retain.errors import UserError
+from retain.inference.memory_use import MemoryUse
 from retain.model.fast import fast
 from retain.model.memory_norm import counted_memories
 from retain.model.modes import evaluating
@@ -138,7 +139,8 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
         variance of the teacher's memory across sequences. Both are also given at the last position and by position
         (t = 0 … T; null if undefined, as when no sequence is that long). `tokens` counts targets; `seconds` and
         `tokens_per_second` are for the RNN's own reading, with the answers that are asked for. What is about the
-        teacher, and drift, are null without one.
+        teacher, and drift, are null without one. For a memory of levels (fsq) there is also what
+        `MemoryUse.results` returns.
 
     Raises:
         UserError: There is no batch.
@@ -146,6 +148,7 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
     device = rnn.m_0.device
     own: _Score | None = None
     drift = _Drift()
+    use = MemoryUse(rnn.levels) if rnn.norm == "fsq" else None
     sequences, seconds, read = 0, 0.0, 0
     with evaluating(rnn, teacher):
         for batch in batches:
@@ -161,13 +164,15 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
             seconds += time.perf_counter() - start
             read += tokens.numel()
             sequences += len(tokens)
+            all_real = torch.ones_like(targets).bool()
+            which = counted_memories(batch["real"].to(device)) if "real" in batch else all_real
+            if use is not None:
+                use.add(memory, which)
             if teacher is not None:
                 kept = kept_labels(batch)
                 kept = None if kept is None else {name: x.to(device) for name, x in kept.items()}
                 labels = teacher.encode(tokens, kept=kept)
                 theirs.add(teacher.decoder, where_asked(targets, labels)[1], answers, at)
-                all_real = torch.ones_like(targets).bool()
-                which = counted_memories(batch["real"].to(device)) if "real" in batch else all_real
                 drift.add(memory, labels, which)
     if own is None:
         raise UserError("evaluate: the split holds no sequence")
@@ -177,6 +182,7 @@ def evaluate(rnn: RNN, teacher: Teacher | None, batches: Iterable[dict[str, Tens
         **scores,
         **{f"teacher_{key}": value for key, value in taught.items()},
         **drift.results(),
+        **({} if use is None else use.results()),
         "tokens": int(own.count.sum()),
         "sequences": sequences,
         "seconds": seconds,

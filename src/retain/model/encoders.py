@@ -17,10 +17,13 @@ The memory of step t depends on tokens[:, :t] alone. The slow twins are in tests
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from retain.config import MemoryConfig, TeacherConfig
+from retain.model.delta_block import DeltaBlock
 from retain.model.layers import Block, Embedding, Norm, Transformer
 from retain.ops.attention import attention
 
@@ -35,24 +38,25 @@ WINDOW_NUMBERS = 2**26
 
 
 class Trunk(nn.Module):
-    """A causal Transformer over [start, x_0 … x_{T-1}]; position t has read t tokens.
+    """A causal Transformer, or a stack of `DeltaBlock`, over [start, x_0 … x_{T-1}]; position t has read t tokens.
 
-    Its input at t is the sum of embeddings of the last LOCAL tokens, one table each.
+    Its input at t is the sum of embeddings of the last LOCAL tokens (of a delta trunk `local`), one table each.
     """
 
     def __init__(self, vocab_size: int, config: TeacherConfig, recompute: bool):
         super().__init__()
-        self.vocab_size = vocab_size
-        self.embed = Embedding(LOCAL * vocab_size, config.width)
+        self.vocab_size, self.local = vocab_size, config.local if config.trunk == "delta" else LOCAL
+        self.embed = Embedding(self.local * vocab_size, config.width)
         self.start = nn.Parameter(torch.randn(config.width) * 0.02)
-        self.transformer = Transformer(config.width, config.heads, config.layers, recompute)
+        block = partial(DeltaBlock, householders=config.householders) if config.trunk == "delta" else Block
+        self.transformer = Transformer(config.width, config.heads, config.layers, recompute, block)
         self.head = nn.Linear(config.width, vocab_size)
         nn.init.normal_(self.embed.weight, std=0.02)
 
     def inputs(self, tokens: Tensor) -> Tensor:
         """Embed tokens (B, T) as (B, T + 1, W)."""
         x = self.embed(tokens)
-        for back in range(1, min(LOCAL, tokens.shape[1])):
+        for back in range(1, min(self.local, tokens.shape[1])):
             older = self.embed(tokens[:, :-back] + back * self.vocab_size)
             x = x + nn.functional.pad(older, (0, 0, back, 0))
         return torch.cat([self.start.expand(tokens.shape[0], 1, -1), x], 1)
