@@ -41,13 +41,22 @@ def test_no_tokens_and_gates_that_forget_all():
 
 
 def test_a_negative_eigenvalue_tracks_parity_and_reflections_a_permutation():
-    """β = 2 turns a sign at each 1. Two reflections are a cycle of three things, which one is not."""
+    """β = 2 turns a sign at each 1, and two reflections bring three things into a circle."""
     bits = torch.randint(2, (1, 40), generator=torch.Generator().manual_seed(0))
     k, first = torch.ones(1, 40, 1, 1), torch.arange(40) == 0
     v = (first * 1.0).view(1, 40, 1, 1)
     rate = torch.where(first, torch.ones(40), 2.0 * bits[0]).view(1, 40, 1)
     sign = ops.delta_rule(torch.ones(1, 40, 1), k, v, rate, torch.zeros(1, 40))[0, :, 0]
     assert torch.equal(sign, 1 - 2.0 * (bits[0].cumsum(0) - bits[0, 0]).remainder(2))
+    # The first token stores what is 0, 1, 2 at the places e_0, e_1, e_2; each later one swaps two pairs of places.
+    e = torch.eye(3)
+    swaps = F.normalize(torch.stack([e[0] - e[1], e[1] - e[2], e[0] - e[0]]), dim=-1)
+    k = torch.cat([e[None], swaps.expand(3, 3, 3)])[None]
+    v = torch.cat([torch.arange(3.0).view(1, 3, 1), torch.zeros(3, 3, 1)])[None]
+    rate = torch.tensor([[1.0, 1.0, 1.0]] + [[2.0, 2.0, 0.0]] * 3)[None]
+    q = e[:1].expand(1, 4, 3)
+    found = ops.delta_rule(q, k, v, rate, torch.zeros(1, 4))[0, :, 0].round().int().tolist()
+    assert sorted(found[:3]) == [0, 1, 2] and found[3] == found[0] == 0
 
 
 def test_the_sequential_steps_are_the_chunks():
