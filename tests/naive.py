@@ -8,7 +8,6 @@ import math
 import torch
 
 from retain.config import IGNORE, CellConfig, MemoryConfig, SMTConfig, TeacherConfig
-from retain.model.encoders import LOCAL
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives import smt as objectives_smt
@@ -79,12 +78,15 @@ def models(
     tokens=2,
     layers=2,
     recompute=False,
+    trunk="attention",
 ):
     """A small teacher and RNN in float64, far from their initialisation."""
     torch.manual_seed(0)
     memory = MemoryConfig(tokens=4 if cell == "delta" else tokens, width=4, norm=norm)  # two stores
     teaching = TeacherConfig(
         encoder=encoder,
+        trunk=trunk,
+        local=2 if trunk == "delta" else 1,
         width=8,
         heads=2,
         layers=2,
@@ -155,10 +157,20 @@ def attention(q, k, v, causal=False, mask=None):
     return scores.softmax(-1) @ v
 
 
+def nearest_level(x, levels):
+    """Straight-through: tanh, and to it the constant that makes it the nearest level."""
+    grid = torch.linspace(-1, 1, levels, dtype=x.dtype)
+    bounded = x.tanh()
+    rounded = grid[(bounded[..., None] - grid).abs().argmin(-1)]
+    return bounded + (rounded - bounded).detach()
+
+
 def memory_norm(norm, memory, counted=None):
     """memory (B, S, K, D), without touching the running statistics."""
     if norm.kind == "rms":
         return memory / (memory.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    if norm.kind == "fsq":
+        return nearest_level(memory, norm.levels)
     mean, variance = norm.mean, norm.variance
     if norm.training:
         some = memory.flatten(0, 1) if counted is None else memory[counted]
@@ -170,14 +182,46 @@ def trunk_inputs(trunk, row):
     """row (t,) → (t + 1, W): the start, then each token and the few before it, one embedding table each."""
     x = [trunk.start]
     for t in range(len(row)):
-        x.append(sum(trunk.embed.weight[back * VOCAB + row[t - back]] for back in range(min(LOCAL, t + 1))))
+        x.append(sum(trunk.embed.weight[back * VOCAB + row[t - back]] for back in range(min(trunk.local, t + 1))))
     return torch.stack(x)
+
+
+def delta_rule(q, k, v, rate, log_gate):
+    """One sequence, one write after another: q (L, C), k (L, R, C), v (L, R, E), rate (L, R), log_gate (L,)."""
+    state, read = q.new_zeros(q.shape[-1], v.shape[-1]), []
+    for t in range(len(q)):
+        state = log_gate[t].exp() * state
+        for key, value, beta in zip(k[t], v[t], rate[t], strict=True):
+            state = state + beta * torch.outer(key, value - state.T @ key)
+        read.append(state.T @ q[t])
+    return torch.stack(read)
+
+
+def delta_layer(block, x):
+    """A layer of the delta trunk on one sequence (S, W), head by head."""
+    normed, heads, writes = block.norm_attention(x), [], block.householders
+    rates = block.rates(normed)
+    for h, qkv in enumerate(block.qkv(normed).chunk(block.heads, -1)):
+        q, k, v = qkv.view(len(x), 1 + 2 * writes, -1).split((1, writes, writes), 1)
+        beta = 2 * rates[:, block.heads :].view(len(x), block.heads, writes)[:, h].sigmoid()
+        log_gate = rates[:, h].sigmoid().log()
+        read = delta_rule(
+            q[:, 0] / q[:, 0].norm(dim=-1, keepdim=True), k / k.norm(dim=-1, keepdim=True), v, beta, log_gate
+        )
+        heads.append(block.norm_heads(read))
+    x = x + block.project(torch.cat(heads, -1))
+    return x + block.down(block.up(block.norm_mlp(x)).relu().square())
 
 
 def state_label(encoder, row):
     """The whole prefix for one memory (K, D), and the trunk's logits (V,)."""
-    x = trunk_inputs(encoder.trunk, row)
-    state = encoder.trunk.transformer(x, mask=torch.ones(len(x), len(x), dtype=torch.bool).tril())[-1]
+    x, transformer = trunk_inputs(encoder.trunk, row), encoder.trunk.transformer
+    if hasattr(transformer.blocks[0], "householders"):
+        for block in transformer.blocks:
+            x = delta_layer(block, x)
+        state = transformer.norm(x)[-1]
+    else:
+        state = transformer(x, mask=torch.ones(len(x), len(x), dtype=torch.bool).tril())[-1]
     return encoder.to_memory(state).view(encoder.shape), encoder.trunk.head(state)
 
 
@@ -225,6 +269,10 @@ def decode(decoder, memory, future):
 
 def update(rnn, memory, token):
     """f on one memory (K, D) and one token."""
+    if rnn.norm == "fsq":
+        inwards = 1 - 0.5 / (rnn.levels - 1)
+        new = rnn.cell(torch.atanh(memory[None].clamp(-1, 1) * inwards), rnn.embed.weight[token][None])[0]
+        return nearest_level(new, rnn.levels)
     new = rnn.cell(memory[None], rnn.embed.weight[token][None])[0]
     return new / (new.square().mean(-1, keepdim=True) + 1e-6).sqrt() if rnn.normalise else new
 

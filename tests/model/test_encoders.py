@@ -8,13 +8,19 @@ from naive import VOCAB, assert_close, gradients, models, most_held
 from retain.model.encoders import LOCAL
 from retain.objectives.smt import futures
 
-KINDS = [("state", None), ("register", None), ("window", None), ("window", 3)]
+KINDS = [("state", None), ("register", None), ("window", None), ("window", 3), ("state", "delta")]
 LENGTH = 7  # more than LOCAL and than the window
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: f"{kind[0]}-{kind[1]}")
 def kind(request):
     return request.param
+
+
+def encoders(kind, **settings):
+    """The models of one of KINDS: what stands beside an encoder is its window, or its trunk."""
+    of_kind = {"trunk": "delta"} if kind[1] == "delta" else {"context_len": kind[1]}
+    return models(kind[0], **of_kind, **settings)
 
 
 @pytest.fixture
@@ -30,7 +36,7 @@ def test_lengths_reach_past_what_a_position_sums():
 @pytest.mark.parametrize("steps", [range(LENGTH + 1), [0, 1, 4], [5], [6, 2]], ids=str)
 def test_encoder_equals_naive(kind, tokens, steps, group, monkeypatch):
     monkeypatch.setattr("retain.model.encoders.GROUP", group)  # of labels of the register encoder; the last is not full
-    encoder = models(kind[0], context_len=kind[1])[0].encoder
+    encoder = encoders(kind)[0].encoder
     fast, fast_trunk = encoder(tokens, torch.tensor(list(steps)))
     slow, slow_trunk = naive.encode(encoder, kind[0], tokens, steps)
     assert fast.shape == (3, len(steps), 2, 4)
@@ -46,7 +52,7 @@ def test_encoder_equals_naive(kind, tokens, steps, group, monkeypatch):
 
 @pytest.mark.parametrize("norm", ["rms", "batch"])
 def test_memory_is_blind_to_what_it_has_not_read(kind, tokens, norm):
-    teacher = models(kind[0], context_len=kind[1], norm=norm)[0].eval()
+    teacher = encoders(kind, norm=norm)[0].eval()
     before, trunk_before = teacher.encode_with_trunk(tokens)
     for s in range(LENGTH):
         changed = tokens.clone()
@@ -55,7 +61,7 @@ def test_memory_is_blind_to_what_it_has_not_read(kind, tokens, norm):
         moved = (after - before).abs().amax((0, 2, 3))  # by t
         assert moved[: s + 1].max() < 1e-12, f"m_t for t <= {s} saw x_{s}"
         assert moved[s + 1] > 1e-6, f"m_{s + 1} did not see x_{s}"
-        if kind[1] is not None:
+        if kind[0] == "window" and kind[1] is not None:
             assert s + kind[1] >= LENGTH or moved[s + 1 + kind[1] :].max() < 1e-12
         else:
             assert moved[s + 1 :].min() > 1e-9
@@ -65,7 +71,7 @@ def test_memory_is_blind_to_what_it_has_not_read(kind, tokens, norm):
 
 
 def test_m_0_is_the_empty_context_whatever_the_tokens(kind, tokens):
-    teacher = models(kind[0], context_len=kind[1])[0]
+    teacher = encoders(kind)[0]
     assert teacher.training
     statistics = {k: v.clone() for k, v in teacher.norm.state_dict().items()}
     m_0 = teacher.empty_memory()
@@ -77,7 +83,7 @@ def test_m_0_is_the_empty_context_whatever_the_tokens(kind, tokens):
 
 
 def test_steps_are_labelled_independently(kind, tokens):
-    teacher = models(kind[0], context_len=kind[1])[0].eval()
+    teacher = encoders(kind)[0].eval()
     every = teacher.encode(tokens)
     for steps in ([3], [2, 3, 4], [0, LENGTH]):
         assert_close(teacher.encode(tokens, torch.tensor(steps)), every[:, steps])
@@ -166,7 +172,7 @@ def test_logits_that_are_not_wanted_leave_the_memory_as_it_is(kind, tokens):
 def test_layers_computed_again_are_the_same_and_not_held(kind, tokens, wanted):
     found, most = [], []
     for recompute in (False, True):
-        encoder = models(kind[0], context_len=kind[1], recompute=recompute)[0].encoder
+        encoder = encoders(kind, recompute=recompute)[0].encoder
 
         def loss(encoder=encoder):
             memory, logits = encoder(tokens, torch.tensor(list(wanted)))

@@ -9,7 +9,7 @@ from retain.config import CELLS, CellConfig, MemoryConfig, TeacherConfig
 from retain.errors import UserError
 from retain.model.rnn import RNN
 
-CASES = [(cell, norm) for cell in CELLS for norm in ("rms", "batch")]
+CASES = [*((cell, norm) for cell in CELLS for norm in ("rms", "batch")), ("gated", "fsq"), ("transformer", "fsq")]
 
 
 @pytest.fixture(params=CASES, ids="-".join)

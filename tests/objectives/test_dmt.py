@@ -9,7 +9,7 @@ from retain.config import CELLS, IGNORE, DMTConfig
 from retain.objectives import BPTT, DMT, SMT, rollout_from_teacher, unroll
 from retain.objectives.segments import own_memories, unroll_alone
 
-CASES = [(cell, norm) for cell in CELLS for norm in ("rms", "batch")]
+CASES = [*((cell, norm) for cell in CELLS for norm in ("rms", "batch")), ("gated", "fsq"), ("transformer", "fsq")]
 
 
 def config(**changes):

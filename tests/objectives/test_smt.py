@@ -22,7 +22,7 @@ def both(objective, kind, data, **cut):
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-@pytest.mark.parametrize("norm", ["rms", "batch"])
+@pytest.mark.parametrize("norm", ["rms", "batch", "fsq"])
 @pytest.mark.parametrize("cell, future_len", [("mlp", 3), ("transformer", 0), ("gru", 8)])
 def test_smt_equals_naive(kind, norm, cell, future_len):
     objective = SMT(*models(kind, cell, norm, future_len=future_len), smt_config(), future_len)

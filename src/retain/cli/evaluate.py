@@ -215,6 +215,10 @@ def report(result: dict[str, Any]) -> str:
     add("drift", "drift", ".4f")
     add("relative drift", "relative_drift", ".3f", f"   {LEFT}" if has_left(result) else "")
     add_positions("relative_drift_by_position")
+    if "memory_bits" in result:
+        used = f"entropy {result['memory_entropy']:.2f}, number by number {result['memory_entropy_by_number']:.1f}"
+        seen = f"{result['different_memories']:,} of {result['memories']:,} memories differ"
+        add("memory bits", "memory_bits", ",.0f", f"   {used}; {seen}")
     add("parameters", "parameters", ",")
     how = f", up to {result['side_by_side']} sequences at once, {result['precision']}"
     add("tokens per second", "tokens_per_second", ",.0f", how)

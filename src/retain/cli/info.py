@@ -63,11 +63,15 @@ def info_command(argv: list[str]) -> None:
     reads = f"vocabulary {state['vocab_size']}"
     if run.rnn.channels is not None:
         reads = f"{', '.join(run.rnn.channels.names)}, head {run.rnn.channels.head}"
+    norm = f"{c.memory.norm} normalised"
+    if c.memory.norm == "fsq":
+        bits = c.memory.tokens * c.memory.width * math.log2(c.memory.levels)
+        norm = f"numbers of {c.memory.levels} levels (fsq), {bits:,.0f} bits"
     lines = [
         f"{path}: {c.preset or 'custom'}, {' then '.join(c.trained)}, {whole}",
         f"  data      {state['data'].get('name')}, {reads}, T = {c.data.seq_len}",
         f"  RNN       {c.cell.kind} cell, {info['parameters']:,} parameters",
-        f"  memory    {c.memory.tokens} x {c.memory.width}, {c.memory.norm} normalised",
+        f"  memory    {c.memory.tokens} x {c.memory.width}, {norm}",
         f"  gradient  through at most {c.longest_gradient_path} step{'s' * (c.longest_gradient_path > 1)} of time",
         f"  teacher   {teacher}",
         f"  model     step {p['step']}, after {p['seconds']:.0f} s and {p['tokens']:,} tokens; "

@@ -28,6 +28,9 @@ Pretrain an RNN by the phases of a preset, into a run folder.
   --labels DIR        what `retain label` kept of such a model on this data: training then does without the model
   --recipe R          one-step: no gradient goes back past one application of f (the paper's, and the default with a
                       transformer cell); hybrid: f is trained over windows of steps (the default with other cells)
+  --teacher.trunk delta
+                      the teacher's trunk without attention, which tracks state (docs/limits.md)
+  --dmt.rollout R     jacobi or newton: DMT's rollout by iterations for all steps at once (default: loop)
   --dry-run           train nothing: print sizes, memory, and FLOPs and time from a few steps (--json: as JSON)
   --quiet             no progress bar of training
 """
@@ -37,8 +40,8 @@ BASIC = {
         *("seq_len", "tokenizer", "prune_vocab", "stream", "image_size", "thresholds", "symbols", "depth", "pairs"),
         *("time", "series", "target", "covariates", "freq", "head"),
     },
-    "memory": {"tokens", "width"},
-    "teacher": {"width", "layers", "future_len", *OF_LANGUAGE_MODEL},
+    "memory": {"tokens", "width", "levels"},
+    "teacher": {"trunk", "householders", "local", "width", "layers", "future_len", *OF_LANGUAGE_MODEL},
     "cell": {"kind", "width", "layers"},
     "optimizer": set(),
     "smt": {"share", "batch_size", "lr", "lambda_dyn", "bptt_window"},
@@ -97,7 +100,7 @@ def reason_unread(config: RunConfig, section: str, field: str) -> str | None:
         return f"there is no teacher in a run of {phases}"
     if (section, field) == ("smt", "on_policy") and covers(config.smt, config):
         return "f runs over the whole sequence (smt.bptt_window)"
-    if section == "dmt" and field.startswith("horizon") and covers(config.dmt, config):
+    if section == "dmt" and (field.startswith("horizon") or field == "rollout") and covers(config.dmt, config):
         return "f runs over the whole sequence (dmt.bptt_window)"
     return None
 
@@ -137,6 +140,12 @@ def list_options(config: RunConfig) -> list[tuple[str, str]]:
         hidden |= {("teacher", name) for name in ("layer", "top_k", "context_before", "trunk_lr")}
     if config.teacher.encoder != "window":
         hidden.add(("teacher", "context_len"))
+    if config.memory.norm != "fsq":
+        hidden.add(("memory", "levels"))
+    if config.dmt.rollout == "loop":
+        hidden.add(("dmt", "rollout"))
+    if config.teacher.trunk == "attention":
+        hidden |= {("teacher", name) for name in ("trunk", "householders", "local")}
     return [o for o in found if o not in hidden and reason_unread(config, *o) is None]
 
 

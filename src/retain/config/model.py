@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from retain.config.checks import Count, Depth, Positive, Tokens, Width, settings
 from retain.errors import UserError
@@ -36,8 +38,17 @@ class MemoryConfig:
     """K, number of memory tokens."""
     width: Width = 128
     """D, width of a memory token."""
-    norm: Literal["rms", "batch"] = "batch"
-    """rms: unit RMS over D (the paper). batch: unit variance per dimension, by batch statistics."""
+    norm: Literal["rms", "batch", "fsq"] = "batch"
+    """rms: unit RMS over D (the paper). batch: unit variance per dimension, by batch statistics. fsq: each number is
+    rounded to one of a few levels."""
+    levels: Count = 5
+    """fsq: how many levels a number has."""
+
+    def __post_init__(self) -> None:
+        if self.levels < 2:
+            raise UserError(f"memory.levels: {self.levels} leaves nothing to tell apart; give at least 2")
+        if self.levels != 5 and self.norm != "fsq":
+            raise UserError(f"memory.levels: {self.levels} is read by memory.norm fsq alone; give it")
 
 
 @settings
@@ -46,6 +57,12 @@ class TeacherConfig:
 
     encoder: Literal["state", "register", "window"] = "state"
     """state: one causal pass labels every step. register: K registers per step. window: the paper's."""
+    trunk: Literal["attention", "delta"] = "attention"
+    """What the layers of the state encoder are. delta: gated DeltaNet, which has no attention and tracks state."""
+    householders: Annotated[int, Field(gt=0, le=64)] = 2
+    """delta: writes per token, each a reflection. A permutation of n things needs up to n - 1, over all layers."""
+    local: Annotated[int, Field(gt=0, le=64)] = 1
+    """delta: how many newest tokens a position reads at once. With 1 a state is tracked soonest; text wants 4."""
     width: Width = 128
     heads: Width = 4
     layers: Depth = 3
@@ -91,6 +108,12 @@ class TeacherConfig:
             )
         if self.freeze_embeddings and not self.init_embeddings:
             raise UserError("teacher.freeze_embeddings: they would stay random; give teacher.init_embeddings, too")
+        if self.trunk == "delta" and (self.encoder != "state" or self.from_ is not None):
+            reads = f"the trunk is that of {self.from_}" if self.from_ else f"the {self.encoder} encoder has none"
+            raise UserError(f"teacher.trunk: delta is a trunk of the state encoder, and {reads}; leave it out")
+        for name, default in (("householders", 2), ("local", 1)):
+            if self.trunk != "delta" and getattr(self, name) != default:
+                raise UserError(f"teacher.{name}: {getattr(self, name)} is read by teacher.trunk delta alone; give it")
         if self.width % (2 * self.heads):
             raise UserError(f"teacher.width: {self.width} must be a multiple of 2 x heads = {2 * self.heads}")
         if self.context_len is not None and self.encoder != "window":

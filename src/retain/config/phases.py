@@ -80,12 +80,17 @@ class DMTLoss:
     """f is trained over windows of so many steps with gradient through them; 1 is the paper's, None all of them."""
     label_every: Count = 1
     """More than 1: one rollout of `horizon` steps from a random place, trained at every so many of its steps."""
+    rollout: Literal["loop", "jacobi", "newton"] = "loop"
+    """How the RNN runs on its own: step by step, or all steps at once by iterations that begin at the teacher's
+    memories. If 16 of them are not enough, the loop is run. newton (quasi-DEER) needs fewer and dearer ones."""
 
     def __post_init__(self) -> None:
         if self.bptt_window != 1 and self.label_every > 1:
             raise UserError(
                 f"bptt_window: {self.bptt_window} needs the label of every step, not of every {self.label_every}th"
             )
+        if self.rollout != "loop" and self.label_every > 1:
+            raise UserError(f"rollout: {self.rollout} begins at the label of every step; leave out label_every")
 
 
 @settings

@@ -242,7 +242,7 @@ def describe(run: Run) -> dict[str, Any]:
             "logits": ["batch", rnn.vocab_size],
             "next_memory": ["batch", tokens, width],
         },
-        "m_0": _as_json(rnn.m_0.detach().cpu()),
+        "m_0": _as_json(rnn.init_memory(1)[0].detach().cpu()),
     }
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from retain.data import Data
 from retain.errors import UserError
+from retain.inference.memory_use import MemoryUse
 from retain.model.fast import fast
 from retain.model.likelihood import Likelihood
 from retain.model.memory_norm import counted_memories
@@ -158,7 +159,8 @@ def evaluate(
         to the variance of the teacher's memory across sequences. Both are also given at the last position and by
         position (t = 0 … T; null if undefined, as when no sequence is that long). `tokens` counts targets; `seconds`
         and `tokens_per_second` are for the RNN's own reading, with the answers that are asked for. What is about the
-        teacher, and drift, are null without one. With `given` there are `model_bits_per_token` and such, too.
+        teacher, and drift, are null without one. With `given` there are `model_bits_per_token` and such, too. For
+        a memory of levels (fsq) there is also what `MemoryUse.results` returns.
 
     Raises:
         UserError: There is no batch.
@@ -167,6 +169,7 @@ def evaluate(
     own: _Score | None = None
     before: tuple[Tensor, Tensor] | None = None  # the last memories (B, K, D), and the last tokens, that none has read
     drift = _Drift()
+    use = MemoryUse(rnn.levels) if rnn.norm == "fsq" else None
     sequences, seconds, read = 0, 0.0, 0
     with evaluating(rnn, teacher):
         for batch in batches:
@@ -186,6 +189,10 @@ def evaluate(
             seconds += time.perf_counter() - start
             read += tokens.shape[:2].numel()
             sequences += len(tokens)
+            all_real = torch.ones(targets.shape[:2], dtype=torch.bool, device=device)
+            which = counted_memories(batch["real"].to(device)) if "real" in batch else all_real
+            if use is not None:
+                use.add(memory, which)
             if teacher is not None:
                 kept = kept_labels(batch)
                 kept = None if kept is None else {name: x.to(device) for name, x in kept.items()}
@@ -196,8 +203,6 @@ def evaluate(
                 else:
                     labels = teacher.encode(tokens, kept=kept)
                 theirs.add(teacher.decoder, where_asked(targets, labels)[1], answers, at)
-                all_real = torch.ones(targets.shape[:2], dtype=torch.bool, device=device)
-                which = counted_memories(batch["real"].to(device)) if "real" in batch else all_real
                 drift.add(memory, labels, which)
     if own is None:
         raise UserError("evaluate: the split holds no sequence")
@@ -208,6 +213,7 @@ def evaluate(
         **{f"teacher_{key}": value for key, value in taught.items()},
         **({f"model_{key}": value for key, value in model.results().items()} if given else {}),
         **drift.results(),
+        **({} if use is None else use.results()),
         "tokens": int(own.count.sum()),
         "sequences": sequences,
         "seconds": seconds,

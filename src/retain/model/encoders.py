@@ -17,12 +17,14 @@ The memory of step t depends on tokens[:, :t] alone. The slow twins are in tests
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from retain.config import MemoryConfig, Symbols, TeacherConfig
+from retain.model.delta_block import DeltaBlock
 from retain.model.embeddings import NumberEmbedding, embedding, shrink
 from retain.model.layers import Block, Norm, Transformer
 from retain.model.likelihood import count_scores
@@ -39,24 +41,25 @@ WINDOW_NUMBERS = 2**26
 
 
 class Trunk(nn.Module):
-    """A causal Transformer over [start, x_0 … x_{T-1}]; position t has read t tokens.
+    """A causal Transformer, or a stack of `DeltaBlock`, over [start, x_0 … x_{T-1}]; position t has read t tokens.
 
-    Its input at t is the sum of embeddings of the last LOCAL tokens, one table each.
+    Its input at t is the sum of embeddings of the last LOCAL tokens (of a delta trunk `local`), one table each.
     """
 
     def __init__(self, symbols: Symbols, config: TeacherConfig, recompute: bool):
         super().__init__()
-        self.vocab_size = count_scores(symbols)
-        self.embed: Any = embedding(symbols, config.width, tables=LOCAL)
+        self.vocab_size, self.local = count_scores(symbols), config.local if config.trunk == "delta" else LOCAL
+        self.embed: Any = embedding(symbols, config.width, tables=self.local)
         self.start = nn.Parameter(torch.randn(config.width) * 0.02)
-        self.transformer = Transformer(config.width, config.heads, config.layers, recompute)
+        block = partial(DeltaBlock, householders=config.householders) if config.trunk == "delta" else Block
+        self.transformer = Transformer(config.width, config.heads, config.layers, recompute, block)
         self.head = nn.Linear(config.width, self.vocab_size)
         shrink(self.embed)
 
     def inputs(self, tokens: Tensor) -> Tensor:
         """Embed tokens (B, T) as (B, T + 1, W)."""
         x = self.embed(tokens)
-        for back in range(1, min(LOCAL, tokens.shape[1])):
+        for back in range(1, min(self.local, tokens.shape[1])):
             if isinstance(self.embed, NumberEmbedding):
                 older = self.embed(tokens[:, :-back], back)
             else:

@@ -141,12 +141,19 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A stack of blocks and a final norm. With `recompute` a backward pass computes a layer again, and none is held."""
 
-    def __init__(self, width: int, heads: int, layers: int, recompute: bool = False):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        layers: int,
+        recompute: bool = False,
+        block: Callable[[int, int], Block] = Block,
+    ):
         super().__init__()
         self.recompute = recompute
         self.head_size = width // heads
         tabulate(self.head_size)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.blocks = nn.ModuleList(block(width, heads) for _ in range(layers))
         self.norm = Norm(width)
 
     def layers(self) -> Iterator[Block]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retain.ops.elementwise import at_least_float32, rms
+from retain.ops.fsq import quantise
 
 MOMENTUM = 0.1
 """How much of a batch's statistics goes into the running ones, at least."""
@@ -22,15 +23,17 @@ class MemoryNorm(nn.Module):
     batch: zero mean and unit variance of each of the K x D dimensions over the batch and time of the teacher's memories
     (Ioffe & Szegedy 2015, no affine map; running statistics outside training). The cell's output stays as it is. Under
     `torch.distributed` the statistics are those of all processes.
+    fsq: one of `levels` levels from -1 to 1, by `retain.ops.fsq.quantise`, for the teacher's memory and the cell's
+    output alike.
     """
 
     mean: Tensor
     variance: Tensor
     seen: Tensor
 
-    def __init__(self, kind: Literal["rms", "batch"], tokens: int, width: int):
+    def __init__(self, kind: Literal["rms", "batch", "fsq"], tokens: int, width: int, levels: int = 5):
         super().__init__()
-        self.kind = kind
+        self.kind, self.levels = kind, levels
         if kind == "batch":
             self.register_buffer("mean", torch.zeros(tokens, width))
             self.register_buffer("variance", torch.ones(tokens, width))
@@ -41,6 +44,8 @@ class MemoryNorm(nn.Module):
         memory = at_least_float32(memory)
         if self.kind == "rms":
             return rms(memory)
+        if self.kind == "fsq":
+            return quantise(memory, self.levels)
         if self.training:
             mean, variance, count = _moments(memory, counted)
             if dist.is_initialized() and dist.get_world_size() > 1:

@@ -18,6 +18,7 @@ from retain.model.shapes import check_axes, check_memory_of
 from retain.model.teacher import Readout, Teacher
 from retain.ops import graphs
 from retain.ops.elementwise import at_least_float32, rms
+from retain.ops.fsq import quantise, unbound
 from retain.ops.windows import Cut
 
 STEPWISE = (*PROJECTING, LSTMCell)
@@ -54,12 +55,19 @@ class RNN(nn.Module):
         cell: nn.Module | None = None,
     ):
         super().__init__()
-        self.symbols, self.vocab_size, self.normalise = symbols, count_scores(symbols), memory.norm == "rms"
+        self.symbols, self.vocab_size = symbols, count_scores(symbols)
+        self.norm, self.levels = memory.norm, memory.levels
         embed = nn.Embedding if isinstance(symbols, int) else NumberEmbedding
         self.embed: nn.Embedding | NumberEmbedding = embed(symbols, memory.width)  # type: ignore[arg-type]
         self.cell = build_cell(memory, cell_config) if cell is None else check_cell(cell, memory, type(cell).__name__)
         self.readout = Readout(symbols, memory, readout)
-        self.m_0 = nn.Parameter(torch.randn(memory.tokens, memory.width))
+        m_0 = torch.randn(memory.tokens, memory.width)
+        self.m_0 = nn.Parameter(m_0.tanh() if memory.norm == "fsq" else m_0)
+
+    @property
+    def normalise(self) -> bool:
+        """Whether what the cell returns is normalised."""
+        return self.norm != "batch"
 
     @property
     def channels(self) -> Channels | None:
@@ -78,7 +86,8 @@ class RNN(nn.Module):
 
     def init_memory(self, batch: int) -> Tensor:
         """Return the memory before any token, (B, K, D): a copy, the caller's own."""
-        return self.m_0.repeat(batch, 1, 1)
+        m_0 = quantise(unbound(self.m_0, self.levels), self.levels) if self.norm == "fsq" else self.m_0
+        return m_0.repeat(batch, 1, 1)
 
     def inputs(self, tokens: Tensor) -> Tensor:
         """Embed tokens (...) as (..., D), and project them if the cell is PROJECTING."""
@@ -106,8 +115,12 @@ class RNN(nn.Module):
         """Do as `update` does, with the flattened result of `inputs`."""
         memory = at_least_float32(memory)
         settings = {"projected": True} if self.projects else {}
-        new = fast(self.cell)(memory.flatten(0, -3), inputs, **settings).to(memory.dtype)
-        return (rms(new) if self.normalise else new).view(memory.shape)
+        # A cell that returns an fsq memory as it was given keeps it: it works on what is rounded to that memory.
+        read = unbound(memory, self.levels) if self.norm == "fsq" else memory
+        new = fast(self.cell)(read.flatten(0, -3), inputs, **settings).to(memory.dtype).view(memory.shape)
+        if self.norm == "fsq":
+            return quantise(new, self.levels)
+        return rms(new) if self.norm == "rms" else new
 
     def step(self, token: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Read one token.
@@ -201,9 +214,9 @@ def _graphs_of(rnn: RNN) -> graphs.Replayed:
 
 def check_alike(teacher: Teacher, rnn: RNN) -> None:
     """Raise UserError unless teacher and RNN have the same memory, normalisation of it and vocabulary."""
-    norm = "rms" if rnn.normalise else "batch"
     theirs = {
-        "memory.norm": (teacher.norm.kind, norm),
+        "memory.norm": (teacher.norm.kind, rnn.norm),
+        "memory.levels": (teacher.norm.levels, rnn.levels),
         "memory": ((len(teacher.decoder.positions), teacher.decoder.from_memory.in_features), tuple(rnn.m_0.shape)),
         "vocab_size": (teacher.decoder.head.out_features, rnn.vocab_size),
     }

@@ -17,6 +17,7 @@ from retain.model.layers import Transformer
 from retain.model.likelihood import count_scores, likelihood_of
 from retain.model.memory_norm import MemoryNorm, counted_memories
 from retain.model.modes import evaluating
+from retain.ops.delta_rule import count_chunks
 
 
 class Readout(nn.Module):
@@ -93,9 +94,10 @@ class Teacher(nn.Module):
             else FrozenEncoder(memory, trunk.width)
         )
         self.depth = config.layers if trunk is None else trunk.depth  # of the encoder
+        self.householders = config.householders if config.trunk == "delta" else None
         self.recomputes = recompute and trunk is None
         self.top_k, self.temperature = config.top_k, config.temperature
-        self.norm = MemoryNorm(memory.norm, memory.tokens, memory.width)
+        self.norm = MemoryNorm(memory.norm, memory.tokens, memory.width, memory.levels)
         self.decoder = Decoder(symbols, memory, config)
 
     @property
@@ -107,6 +109,11 @@ class Teacher(nn.Module):
     def has_trunk(self) -> bool:
         """Whether a trunk predicts what comes next."""
         return self.given_trunk is not None or hasattr(self.encoder, "trunk")
+
+    def chain(self, length: int) -> int:
+        """Return the longest chain of layers in a pass over so many tokens: a delta trunk reads chunk by chunk."""
+        chunks = 1 if self.householders is None else count_chunks(length + 1, self.householders)
+        return self.depth * chunks
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """`.to()` and its like reach a frozen trunk, too."""

@@ -14,6 +14,7 @@ from retain.model.modes import evaluating, without_graph
 from retain.model.rnn import RNN, check_alike
 from retain.model.teacher import Teacher
 from retain.objectives.losses import answer_losses, dynamics_loss, kept_labels, real_tokens
+from retain.objectives.parallel import rollout_in_parallel
 from retain.objectives.segments import rollout_from_teacher, unroll, unroll_alone, window_len
 
 
@@ -43,6 +44,8 @@ class DMT(nn.Module):
         self.rnn, self.config, self.trunk_trained = rnn, loss, trunk_trained
         # Kept out of the module tree: a frozen teacher has no parameter that an optimizer or DDP should see.
         self._teacher = (teacher,)
+        self.iterations: int | None = None
+        """Applications of f, one after another, of the last rollout in parallel."""
         self.train()
         self.requires_grad_(True)
         rnn.m_0.requires_grad_(False)
@@ -88,6 +91,7 @@ class DMT(nn.Module):
         wants_trunk = c.lambda_distill > 0 and self.trunk_trained
         kept = kept_labels(batch)
         own: Tensor | None = None  # where the rollout itself is what is trained
+        counts: dict[str, Tensor] = {}
         with without_graph(), evaluating(teacher):
             if c.label_every > 1:
                 steps, memory, trunk_logits, own = self.some_steps(tokens, horizon, wants_trunk, kept)
@@ -97,7 +101,7 @@ class DMT(nn.Module):
                 # (B, T + 1, K, D), (B, T + 1, V)
                 memory, trunk_logits = teacher.encode_with_trunk(tokens, logits=wants_trunk, kept=kept)
                 if not alone:
-                    own = rollout_from_teacher(self.rnn, memory, tokens, horizon)  # (B, T, K, D)
+                    own, counts = self.roll_out(memory, tokens, horizon)  # (B, T, K, D)
         at_once = window_len(c.bptt_window, tokens.shape[1])
         if own is None:
             predicted = unroll_alone(self.rnn, memory[:, 0], tokens, at_once)  # (B, T, K, D)
@@ -125,7 +129,20 @@ class DMT(nn.Module):
                 # A batch may hold one sequence several times, as small black and white images do.
                 losses["relative_drift"] = losses["loss_dyn"] / variance.clamp_min(1e-8)
         losses["horizon"] = torch.full((), float(tokens.shape[1] if alone else horizon), device=tokens.device)
-        return losses
+        return losses | counts
+
+    def roll_out(self, memory: Tensor, tokens: Tensor, horizon: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The RNN's own memories, as `rollout_from_teacher` gives them, and what `config.rollout` counts on the way.
+
+        "rollout_iterations" are those of a rollout in parallel. "rollout_fallback" is 1 if they were not enough, so
+        that the loop was run.
+        """
+        if self.config.rollout == "loop":
+            return rollout_from_teacher(self.rnn, memory, tokens, horizon), {}
+        own, iterations, fell_back = rollout_in_parallel(self.rnn, memory, tokens, horizon, self.config.rollout)
+        self.iterations = iterations + fell_back * horizon
+        counts = {"rollout_iterations": float(iterations), "rollout_fallback": float(fell_back)}
+        return own, {name: torch.full((), count, device=tokens.device) for name, count in counts.items()}
 
     def some_steps(
         self, tokens: Tensor, horizon: int, wants_trunk: bool, kept: Labels | None
@@ -150,10 +167,13 @@ class DMT(nn.Module):
         cell = self.rnn.depth * window_len(self.config.bptt_window, length)
         readout = self.rnn.readout.depth if self.trains_readout else 0
         alone = self.is_alone(self.horizon(progress, length), length)
-        rollout = (length if alone else self.horizon(progress, length)) * self.rnn.depth
+        steps = length if alone else self.horizon(progress, length)
+        if not alone and self.iterations is not None:
+            steps = self.iterations
+        rollout = steps * self.rnn.depth
         by_decoder = self.config.lambda_distill and not (self.trunk_trained and teacher.has_trunk)
         again = 0 if alone else cell
-        forward = teacher.depth + max(rollout + again + readout, teacher.decoder.depth if by_decoder else 0)
+        forward = teacher.chain(length) + max(rollout + again + readout, teacher.decoder.depth if by_decoder else 0)
         return forward + (cell + readout if self.config.predictive else max(cell, readout))
 
     def finish(self) -> None:

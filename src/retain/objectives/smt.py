@@ -174,7 +174,7 @@ class SMT(nn.Module):
 
     def sequential_steps(self, length: int, progress: float = 0.0) -> int:
         """The longest chain of one optimizer step: the encoder, then the decoder or f with its rollout and readout."""
-        c, encoder = self.config, self.teacher.depth
+        c, encoder = self.config, self.teacher.chain(length)
         count = length if c.steps_per_sequence is None else min(c.steps_per_sequence, length)
         count = -(-count // c.num_chunks)  # chunks do not wait for each other
         again = encoder if self.teacher.recomputes else 0

@@ -30,11 +30,14 @@ def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, own_ce
     if untaught and not with_teacher:
         raise UserError(f"init_from: {path} ({', '.join(source.phases)}) has no teacher for dmt to follow")
     # Also settings that the shapes of weights do not tell.
-    same = ["memory.tokens", "memory.width", "memory.norm", "cell.kind", "teacher.heads"]
+    same = ["memory.tokens", "memory.width", "memory.norm", "memory.levels", "cell.kind", "teacher.heads"]
     read = READ_BY_CELL.get(config.cell.kind, {"heads", "residual"})
     same += [f"cell.{name}" for name in ("heads", "residual") if name in read]
     if with_teacher:
-        same += ["teacher.encoder", "teacher.context_len", "teacher.from_", "teacher.layer", "teacher.trunk_lr"]
+        same += [
+            *("teacher.encoder", "teacher.trunk", "teacher.local", "teacher.context_len"),
+            *("teacher.from_", "teacher.layer", "teacher.trunk_lr"),
+        ]
     if untaught and config.dmt.lambda_distill:
         same.append("smt.lambda_trunk")  # whether the trunk was trained, whose probabilities DMT may take
     before, now = flatten(to_dict(source)), flatten(to_dict(config))
