@@ -57,7 +57,7 @@ class TeacherConfig:
     context_len: Count | None = None
     """C, how far back the window encoder looks; None is all the way."""
     from_: str | None = None
-    """A causal language model that exists, as the trunk of the state encoder: its folder, a .gguf file, hf:NAME,
+    """A causal language model that exists, as the frozen trunk of the state encoder: its folder, a .gguf file, hf:NAME,
     or a run folder of ours."""
     labels: str | None = None
     """What `retain label` kept of it: training then does without the model."""

@@ -1,4 +1,4 @@
-"""Labels: what `retain label` kept of a given trunk's pass over a data set, read beside the tokens of each batch."""
+"""Labels: what `retain label` kept of a frozen trunk's pass over a data set, read beside the tokens of each batch."""
 
 from __future__ import annotations
 

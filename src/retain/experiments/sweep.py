@@ -143,7 +143,7 @@ def list_runs(sweep: Sweep) -> dict[str, RunConfig]:
 def check_sweep(sweep: Sweep) -> None:
     """Build every combination's data and models before anything is trained. Raises UserError naming the values."""
     from retain.data import load_data
-    from retain.model.given import stand_in
+    from retain.model.frozen import stand_in
     from retain.runs.run import build, weightless
     from retain.runs.trunk import for_teacher, open_trunk
     from retain.training.phases import objective_of

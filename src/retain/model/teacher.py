@@ -11,7 +11,7 @@ from retain.config import MemoryConfig, TeacherConfig
 from retain.errors import UserError
 from retain.model.encoders import ENCODERS
 from retain.model.fast import fast
-from retain.model.given import NAMES, GivenEncoder, GivenTrunk, Labels, compress, expand
+from retain.model.frozen import NAMES, FrozenEncoder, FrozenTrunk, Labels, compress, expand
 from retain.model.layers import Embedding, Transformer
 from retain.model.memory_norm import MemoryNorm, counted_memories
 from retain.model.modes import evaluating
@@ -69,7 +69,7 @@ class Teacher(nn.Module):
         memory: MemoryConfig,
         config: TeacherConfig,
         recompute: bool = False,
-        trunk: GivenTrunk | None = None,
+        trunk: FrozenTrunk | None = None,
     ):
         super().__init__()
         if (trunk is None) != (config.from_ is None):
@@ -81,7 +81,7 @@ class Teacher(nn.Module):
         self.encoder = (
             ENCODERS[config.encoder](vocab_size, memory, config, recompute)
             if trunk is None
-            else GivenEncoder(memory, trunk.width)
+            else FrozenEncoder(memory, trunk.width)
         )
         self.depth = config.layers if trunk is None else trunk.depth  # of the encoder
         self.recomputes = recompute and trunk is None
@@ -90,7 +90,7 @@ class Teacher(nn.Module):
         self.decoder = Decoder(vocab_size, memory, config)
 
     @property
-    def given_trunk(self) -> GivenTrunk | None:
+    def given_trunk(self) -> FrozenTrunk | None:
         """The trunk that was given, where there is one."""
         return self._trunk[0]
 
@@ -126,7 +126,7 @@ class Teacher(nn.Module):
             logits: Whether the trunk's logits are wanted.
             real: Which tokens are no padding, (B, T) bool; the norm's statistics leave out what padding makes.
             kept: What a batch brings with it of a given trunk's pass over these tokens: labels, in place of that pass,
-                or what it reads before them (`retain.model.given`).
+                or what it reads before them (`retain.model.frozen`).
             whole: Whether logits of a given trunk are wanted as it makes them. Else they are as labels have them.
 
         Returns:

@@ -17,7 +17,7 @@ from retain.config.json import flatten, from_dict, load_config, to_dict
 from retain.devices import check_device, fastest
 from retain.errors import UserError
 from retain.model.cells import CELLS
-from retain.model.given import GivenTrunk
+from retain.model.frozen import FrozenTrunk
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.runs.checkpoint import find_run, load_files, load_model
@@ -26,7 +26,7 @@ from retain.runs.folder import phase_folder
 
 
 def build(
-    config: RunConfig, vocab_size: int, cell: nn.Module | None = None, trunk: GivenTrunk | None = None
+    config: RunConfig, vocab_size: int, cell: nn.Module | None = None, trunk: FrozenTrunk | None = None
 ) -> tuple[RNN, Teacher]:
     """Build the RNN and the teacher of a run, freshly initialised.
 
