@@ -27,7 +27,6 @@ from retain.cli.compare import parse_comparison
 from retain.cli.label import label_command
 from retain.cli.train import train_config
 from retain.config import RunConfig
-from retain.data.files import walk
 from retain.errors import UserError
 from retain.experiments.compare import compare
 from retain.experiments.tables import mean_and_deviation, table
@@ -82,6 +81,8 @@ def cut_parts(source: str) -> dict[str, list[bytes]]:
 
         splits: Any = getattr(load_data(DataConfig()), "splits")  # noqa: B009 - only streams have them
         return {split: [splits[split].tobytes()] for split in PARTS}
+    from retain.data.files import walk
+
     path = Path(source)
     texts = [file.read_bytes() for _, file in sorted(walk(path))] if path.is_dir() else [path.read_bytes()]
     if len(texts) == 1:

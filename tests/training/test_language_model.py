@@ -11,9 +11,12 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
+from test_train_processes import two_workers  # noqa: E402
+
 import language_models as made  # noqa: E402
 from conftest import checkpoints_every, tiny, train_tiny  # noqa: E402
 from retain.config import DocumentDataConfig  # noqa: E402
+from retain.config.json import save_config  # noqa: E402
 from retain.data import load_data  # noqa: E402
 from retain.errors import UserError  # noqa: E402
 from retain.model.frozen import compress, expand  # noqa: E402
@@ -453,3 +456,15 @@ def test_a_context_is_refused_where_there_is_none_or_the_model_is_too_short(worl
     source = config(world, teacher__context_before=20)
     with pytest.raises(UserError, match="20 tokens lie before no sequence of retrieval"):
         for_teacher(changed(source, data=tiny().data), load_data(tiny().data))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_two_processes_train_one_trunk(world, tmp_path, name):
+    """Every weight that they train has a gradient in both, as DDP wants; tied ones count once."""
+    c = config(world, name, teacher__trunk_lr=0.01, phases=("smt", "dmt", "bptt"), bptt__lambda_distill=1.0)
+    save_config(changed(c, budget="6steps"), tmp_path / "config.json")
+    for worker in two_workers(tmp_path / "config.json", tmp_path / "run"):
+        said, _ = worker.communicate()
+        assert worker.returncode == 0, said
+    assert len(losses(tmp_path / "run")) == 6
