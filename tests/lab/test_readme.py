@@ -14,9 +14,8 @@ from lab import diagram
 from retain.cli import main
 
 ROOT = Path(__file__).parents[2]
-PAGES = [
-    ROOT / name for name in ("README.md", *(f"docs/{n}.md" for n in ("start", "train", "data", "python", "report")))
-]
+PAGES_OF_DOCS = ("start", "train", "data", "python", "report", "resume", "gpu", "memory")
+PAGES = [ROOT / name for name in ("README.md", *(f"docs/{n}.md" for n in PAGES_OF_DOCS))]
 """In this order: a run that a page trains, a later page may use."""
 
 
