@@ -325,3 +325,15 @@ def test_files_that_are_none(name, tmp_path):
         read_table(config_of(path=str(tmp_path / f"absent{name[1:]}"))) if name != "x.xls" else read_table(
             config_of(path="absent.csv")
         )
+
+
+def test_series_that_are_alike_and_stand_still_have_one_level_and_scale():
+    rng = np.random.default_rng(0)
+    still = 5 + rng.normal(size=(3, 200, 1))
+    assert series_data(still, seq_len=16).channels.scale == "fixed"
+    trend = still + np.arange(200)[:, None] / 20
+    unlike = still + np.array([0.0, 3.0, 9.0])[:, None, None]
+    wider = still * np.array([1.0, 9.0, 30.0])[:, None, None]
+    assert {series_data(x, seq_len=16).channels.scale for x in (trend, unlike, wider)} == {"level"}
+    z = series_data(still, seq_len=16).batch(0, 0, 0, 64)["targets"][..., 0]
+    assert abs(float(z.nanmean())) < 0.1 and 0.9 < float(z.abs().nanmean()) < 1.1

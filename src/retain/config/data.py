@@ -246,8 +246,8 @@ class SeriesDataConfig(FileDataConfig):
 
     @property
     def measured_by(self) -> str:
-        """What values are measured by: level and scale; counts by the scale alone, 0 and 1 and classes by nothing."""
-        return {"negative_binomial": "mean", "bernoulli": "none", "categorical": "none"}.get(self.head, "level")
+        """What values are measured by: running level and scale, a running scale of counts, 0 and 1 of classes."""
+        return {"negative_binomial": "mean", "bernoulli": "fixed", "categorical": "fixed"}.get(self.head, "level")
 
 
 DATA_CLASSES = (
