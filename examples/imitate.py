@@ -23,6 +23,8 @@ from retain.model.series_rnn import SeriesRNN
 
 LENGTH = 200
 """Steps of an episode."""
+WINDOW = 50
+"""Steps that are trained at a time, from any step of an episode on."""
 
 
 def expert(angle: float, speed: float) -> float:
@@ -80,11 +82,11 @@ def main() -> None:
     parser.add_argument("--out", default="runs/imitate")
     args = parser.parse_args()
     rows, _ = play(ask_expert, args.episodes, seed=0, noise=0.3)
-    data = retain.series_data(rows, seq_len=LENGTH)
+    data = retain.series_data(rows, seq_len=WINDOW, scale="fixed")  # angles and actions keep their units
     config = retain.PRESETS["series"]()
     fields: dict[str, Any] = {"phases": ("bptt",)} if args.bptt else {}
     config = dataclasses.replace(
-        config, data=SeriesDataConfig(path="in memory", seq_len=LENGTH), budget=args.budget, tracker=None, **fields
+        config, data=SeriesDataConfig(path="in memory", seq_len=WINDOW), budget=args.budget, tracker=None, **fields
     )
     retain.train(config, args.out, data=data)
     _, best = play(ask_expert, 50, seed=1)

@@ -154,7 +154,8 @@ def find_cuts(table: Table, config: SeriesDataConfig) -> Ints:
 
 def measure(table: Table, cuts: Ints, config: SeriesDataConfig, seq_len: int) -> Channels:
     """Find the channels of a table: what levels and scales are in its training split."""
-    by, count = config.measured_by, len(table.names)
+    count = len(table.names)
+    by = {"negative_binomial": "mean", "bernoulli": "fixed", "categorical": "fixed"}.get(config.head, "level")
     train = [(s.values[: cut[0]], s.covariates[: cut[0]]) for s, cut in zip(table.series, cuts, strict=True)]
     values = [part for part, _ in train if not np.isnan(part).all()]
     if not values:
@@ -184,8 +185,9 @@ def measure(table: Table, cuts: Ints, config: SeriesDataConfig, seq_len: int) ->
     if by == "fixed":
         return channels
     chosen = [values[i] for i in np.unique(np.linspace(0, len(values) - 1, MEASURED).round().astype(int))]
-    if by == "level" and (constants := find_constants(chosen)) is not None:
-        level, spread = (tuple(part.tolist()) for part in constants)
+    one_level, one_spread, alike = find_constants(chosen)
+    if config.scale == "fixed" or (config.scale is None and by == "level" and alike):
+        level, spread = (tuple(part.tolist()) for part in (one_level, one_spread))
         return dataclasses.replace(channels, scale="fixed", level=level, spread=spread, least=spread)
     level, size, spread = np.array([_measure_one(channels, part) for part in chosen]).transpose(1, 0, 2)  # (S, C) each
     if by == "mean":
@@ -204,8 +206,8 @@ def measure(table: Table, cuts: Ints, config: SeriesDataConfig, seq_len: int) ->
     return dataclasses.replace(channels, **changes)
 
 
-def find_constants(parts: list[Floats]) -> tuple[Floats, Floats] | None:
-    """Find the one level and scale (C,) that all of these series (L, C) have and keep; None where they differ.
+def find_constants(parts: list[Floats]) -> tuple[Floats, Floats, bool]:
+    """Find the level and scale (C,) of these series (L, C), and whether all of them have these and keep them.
 
     A mean of a series, or of a quarter of it, may lie STILL scales from the level of all, and its mean absolute
     deviation may be a third or the triple of theirs.
@@ -217,13 +219,13 @@ def find_constants(parts: list[Floats]) -> tuple[Floats, Floats] | None:
         spreads = np.array([np.nanmean(np.abs(part - mean), 0) for part, mean in zip(parts, means, strict=True)])
         spread = np.nanmedian(spreads, 0)
         quarters = [np.nanmean(piece, 0) for part in parts for piece in np.array_split(part, 4) if len(piece)]
-    if not (np.isfinite(level) & (spread > 0)).all():
-        return None
+    level = np.nan_to_num(level)
+    spread = np.where(spread > 0, spread, np.maximum(np.abs(level), 1.0))
     apart = np.abs(np.concatenate([means, np.array(quarters)]) - level) / spread
     ratio = spreads / spread
     some = [np.nanquantile(x, q, axis=0) for x, q in ((apart, 0.95), (ratio, 0.95), (-ratio, 0.95))]
     alike = (some[0] <= STILL) & (some[1] <= 3) & (-some[2] >= 1 / 3)
-    return (level, spread) if alike.all() else None
+    return level, spread, bool(alike.all())
 
 
 def _measure_one(channels: Channels, values: Floats) -> Floats:
@@ -319,7 +321,7 @@ def series_data(source: Any, **fields: Any) -> SeriesData:
 
     Args:
         source: A frame of pandas or polars; an array of floats (N, C) or (S, N, C); or records as GluonTS has them.
-        fields: Those of SeriesDataConfig: time, series, target, covariates, freq, head, seq_len, split.
+        fields: Those of SeriesDataConfig: time, series, target, covariates, freq, head, scale, seq_len, split.
 
     Raises:
         UserError: A field or a value is wrong.

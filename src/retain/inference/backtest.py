@@ -95,7 +95,7 @@ def score_one_step(rnn: RNN, data: SeriesData, split: Split, limit: int | None =
             drawn = likelihood.of(logits, scales).sample(torch.Size([SAMPLES]))  # (S, B, T, C)
             # By their scales, so that values of any level add up.
             drawn, truth = (drawn * scales, truth * scales) if likelihood.measured else (drawn, truth * scales)
-            found.add(drawn.flatten(1).double().cpu().numpy(), truth.flatten().double().cpu().numpy())
+            found.add(drawn.flatten(1).cpu().double().numpy(), truth.flatten().cpu().double().numpy())
     results = found.results()
     del results["wql"]  # it is of values less their level
     return {"nats": nats / max(count, 1), **results}
