@@ -14,6 +14,7 @@ LINES = {
     "own_cell": "--budget 4steps",
     "own_loop": "--steps 3",
     "compare_with_bptt": "--preset copy --budget 2steps",
+    "imitate": "--budget 2steps --episodes 12",
 }
 """In this order: a stream is read by the RNN that was trained on text."""
 
@@ -55,6 +56,11 @@ def test_own_cell(example):
 def test_own_loop(example):
     out = example("own_loop")
     assert out.startswith("SMT {") and "\nDMT {" in out and "\naccuracy 0." in out
+
+
+def test_imitate(example):
+    out = example("imitate")
+    assert re.search(r"^return: expert -1\d\d, RNN -\d+, nothing done -1\d\d\d$", out, re.M)
 
 
 def test_compare_with_bptt(example, folder):

@@ -73,7 +73,7 @@ class Predictor(RepresentablePredictor):  # type: ignore[misc]
 
     def _predict(self, entries: list[dict[str, Any]], num_samples: int) -> Iterator[Any]:
         channels = self.rnn.channels
-        config = SeriesDataConfig(path="in memory", freq=channels.frequency)
+        config = SeriesDataConfig(path="in memory")
         table = from_records(entries, config, channels)
         check_alike(table, channels)
         contexts, covariates = [], []

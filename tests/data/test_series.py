@@ -100,7 +100,7 @@ def test_records_of_gluonts_and_of_the_hub(tmp_path):
          "feat_dynamic_real": [[np.cos(np.arange(66)).tolist()]] * 4}
     )  # fmt: skip
     hub.to_parquet(tmp_path / "hub.parquet")
-    stored = read_series(config_of(path=str(tmp_path / "hub.parquet"), seq_len=8, freq="M"))
+    stored = read_series(config_of(path=str(tmp_path / "hub.parquet"), seq_len=8, time="start", freq="M"))
     assert stored.channels == data.channels
     for one, other in zip(stored.table.series, data.table.series, strict=True):
         assert one.name == other.name
@@ -280,6 +280,12 @@ BAD = {
         pd.concat([hours(20), hours(1, "2090-01-01")]), {"time": "time", "target": ("load",)},
         "21 rows take .* steps of 3600s; give data.freq",
     ),
+    "freq alone": (hours(), {"target": ("load",), "freq": "h"}, "data.freq: h is the step of times; name their column"),
+    "scale of classes": (
+        hours(),
+        {"target": ("load",), "head": "bernoulli", "scale": "running"},
+        "data.scale: running does not go with the head bernoulli; leave it out",
+    ),
     "time as target": (hours(), {"time": "time", "target": ("time",)}, "data.target: 'time' is named twice"),
     "target as covariate": (
         hours(), {"target": ("load",), "covariates": ("load",)},
@@ -325,3 +331,17 @@ def test_files_that_are_none(name, tmp_path):
         read_table(config_of(path=str(tmp_path / f"absent{name[1:]}"))) if name != "x.xls" else read_table(
             config_of(path="absent.csv")
         )
+
+
+def test_series_that_are_alike_and_stand_still_have_one_level_and_scale():
+    rng = np.random.default_rng(0)
+    still = 5 + rng.normal(size=(3, 200, 1))
+    assert series_data(still, seq_len=16).channels.scale == "fixed"
+    trend = still + np.arange(200)[:, None] / 20
+    unlike = still + np.array([0.0, 3.0, 9.0])[:, None, None]
+    wider = still * np.array([1.0, 9.0, 30.0])[:, None, None]
+    assert {series_data(x, seq_len=16).channels.scale for x in (trend, unlike, wider)} == {"level"}
+    assert series_data(still, seq_len=16, scale="running").channels.scale == "level"
+    assert series_data(trend, seq_len=16, scale="fixed").channels.scale == "fixed"
+    z = series_data(still, seq_len=16).batch(0, 0, 0, 64)["targets"][..., 0]
+    assert abs(float(z.nanmean())) < 0.1 and 0.9 < float(z.abs().nanmean()) < 1.1

@@ -21,7 +21,7 @@ CONTINUOUS = ("student", "gaussian", "logistics", "quantiles", "lowrank")
 
 
 def channels_of(head="student", count=2, **changes):
-    by = {"bernoulli": "none", "categorical": "none", "negative_binomial": "mean"}.get(head, "level")
+    by = {"bernoulli": "fixed", "categorical": "fixed", "negative_binomial": "mean"}.get(head, "level")
     ones = (1.0,) * count
     fields = {"names": tuple("abcdef"[:count]), "head": head, "scale": by, "steps": 8, "spread": ones}
     fields |= {"level": (0.0,) * count, "least": (0.5,) * count, "ratio": (0.1,) * count}
@@ -113,7 +113,7 @@ def test_memory_is_blind_to_the_future(encoder):
         assert (before[:, end:] - after[:, end:]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("by", ["level", "mean", "none"])
+@pytest.mark.parametrize("by", ["level", "mean", "fixed"])
 def test_tokens_and_measures_follow_from_the_past(by):
     channels = channels_of(scale=by)
     rows = rows_of(channels)
@@ -123,7 +123,7 @@ def test_tokens_and_measures_follow_from_the_past(by):
     for one, other in zip(before[:3], after[:3], strict=True):
         assert torch.equal(one[:, :5], other[:, :5])
     assert not torch.equal(before[0][:, 5:], after[0][:, 5:])
-    assert by == "none" or not torch.equal(before[2][:, 5:], after[2][:, 5:])
+    assert by == "fixed" or not torch.equal(before[2][:, 5:], after[2][:, 5:])
 
 
 @pytest.mark.parametrize("by", ["level", "mean"])
@@ -172,7 +172,7 @@ def test_nats_are_those_of_the_distribution_one_by_one(head):
     values = rows_of(channels, 4)[:, 2, :2]
     values[1, 0] = torch.nan
     level = torch.zeros(4, 2) if head not in CONTINUOUS else torch.full((4, 2), 19.0)
-    scales = torch.ones(4, 2) if channels.scale == "none" else torch.full((4, 2), 2.0)
+    scales = torch.ones(4, 2) if channels.scale == "fixed" else torch.full((4, 2), 2.0)
     nats = likelihood.nats(logits, scale.target(values, level, scales))
     for b in range(4):
         said = likelihood.distribution(logits[b], level[b], scales[b])
@@ -345,3 +345,22 @@ def test_wrong_shapes_are_named():
         series.step(torch.zeros(1, 4), rnn.init_memory(1))
     with pytest.raises(UserError, match="reads tokens, not numbers"):
         SeriesRNN(RNN(5, MemoryConfig(tokens=1, width=8), TeacherConfig(width=16, heads=2), CellConfig(width=8)))
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_padding_counts_nowhere(which):
+    channels = channels_of()
+    rnn, teacher = models(channels)
+    objective = list(objectives(rnn, teacher))[which]
+    batch = batch_of(channels, rows_of(channels))
+    real = torch.arange(12) < torch.tensor([12, 7, 9])[:, None]
+    batch["targets"][:, 1:] = batch["targets"][:, 1:].masked_fill(~real[..., None], torch.nan)
+    found = []
+    for filled in (0.0, 9.0):
+        tokens = batch["tokens"].masked_fill(~real[..., None], filled)
+        torch.manual_seed(5)
+        rnn.train(), teacher.train()
+        found.append(objective({"tokens": tokens, "targets": batch["targets"], "real": real}))
+    for name in ("loss_dec", "loss_trunk", "loss_dyn", "loss_readout", "loss"):
+        if name in found[0]:
+            torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-4, atol=1e-5)

@@ -25,7 +25,7 @@ class Forecast:
     """The same seed gives the same samples."""
     out: str | None = None
     """The table, .parquet or .csv, with a .png of the same name; None is forecast.parquet in the run folder."""
-    device: Literal["cpu", "cuda", "mps"] = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 def forecast_command(argv: list[str]) -> None:

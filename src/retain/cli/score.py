@@ -17,7 +17,7 @@ class Score:
     data: str | None = None
     """A file with the columns that the run was trained on; - reads lines of CSV from stdin, header first, and answers
     each at once. None is the run's own file."""
-    device: Literal["cpu", "cuda", "mps"] = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 def score_command(argv: list[str]) -> None:

@@ -77,6 +77,8 @@ def reason_unread(config: RunConfig, section: str, field: str) -> str | None:
             return "a window encoder has no trunk"
         if config.has_teacher:  # of another run, maybe, whose trunk dmt may ask
             return None
+    if (section, field) == ("data", "freq") and getattr(config.data, "time", None) is None:
+        return "steps are only counted (data.time)"
     if field == "lambda_distill" and config.data.name == "series":
         return "series are numbers, and it is for tokens"
     if section in PHASES and field and section not in config.phases:

@@ -30,7 +30,7 @@ class Channels:
     head: str
     """One of HEADS."""
     scale: str
-    """What values are measured by: "level", "mean" or "none" (see `retain.ops.scale`)."""
+    """What values are measured by: "level", "mean" or "fixed" (see `retain.ops.scale`)."""
     steps: int
     """About so many values make up the running level and scale."""
     level: tuple[float, ...]

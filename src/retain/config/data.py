@@ -221,7 +221,7 @@ class SeriesDataConfig(FileDataConfig):
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Fractions of the time that train, validation and test take, one after the other."""
     time: str | None = None
-    """The column of times, dates or step numbers. None: rows are one step apart."""
+    """The column of times, dates or step numbers; start, where a row is a series. None: steps are only counted."""
     series: str | None = None
     """The column that names the series of a row. None: all rows are one series."""
     target: tuple[str, ...] = ()
@@ -235,19 +235,21 @@ class SeriesDataConfig(FileDataConfig):
     ] = "student"
     """What the next values are distributed as. lowrank is one Gaussian of all values of a step; in all others they are
     independent. negative_binomial is for counts, bernoulli for 0 and 1, categorical for 0 … V - 1."""
+    scale: Literal["running", "fixed"] | None = None
+    """Whether values are measured by a level and scale that run along with each series, or by those of all training
+    data. None: fixed where all series have one level and scale and keep them, else running."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         named = [*self.target, *(column for column in (self.time, self.series) if column)]
         if twice := next((column for column in named if named.count(column) > 1), None):
             raise UserError(f"data.target: {twice!r} is named twice among time, series and target; name it once")
+        if self.freq is not None and self.time is None:
+            raise UserError(f"data.freq: {self.freq} is the step of times; name their column with data.time")
+        if self.scale == "running" and self.head in ("bernoulli", "categorical"):
+            raise UserError(f"data.scale: running does not go with the head {self.head}; leave it out")
         if both := next((column for column in self.covariates if column in (*self.target, self.time)), None):
             raise UserError(f"data.covariates: {both!r} is time or target; leave it out, the past of targets is read")
-
-    @property
-    def measured_by(self) -> str:
-        """What values are measured by: level and scale; counts by the scale alone, 0 and 1 and classes by nothing."""
-        return {"negative_binomial": "mean", "bernoulli": "none", "categorical": "none"}.get(self.head, "level")
 
 
 DATA_CLASSES = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from retain.ops import scale
 
 LARGEST = 1e6
 """A value so many times the usual size of its column is refused: it stands for something else."""
+STILL = 0.75
+"""How many scales a part of a series may lie off where its level is said to stand still."""
 MEASURED = 512
 """Series, and MEASURED_STEPS of each, that say what levels and scales are before a stream begins."""
 MEASURED_STEPS = 4096
@@ -151,7 +154,8 @@ def find_cuts(table: Table, config: SeriesDataConfig) -> Ints:
 
 def measure(table: Table, cuts: Ints, config: SeriesDataConfig, seq_len: int) -> Channels:
     """Find the channels of a table: what levels and scales are in its training split."""
-    by, count = config.measured_by, len(table.names)
+    count = len(table.names)
+    by = {"negative_binomial": "mean", "bernoulli": "fixed", "categorical": "fixed"}.get(config.head, "level")
     train = [(s.values[: cut[0]], s.covariates[: cut[0]]) for s, cut in zip(table.series, cuts, strict=True)]
     values = [part for part, _ in train if not np.isnan(part).all()]
     if not values:
@@ -178,9 +182,13 @@ def measure(table: Table, cuts: Ints, config: SeriesDataConfig, seq_len: int) ->
         classes=classes,
         frequency=None if table.frequency is None else str(table.frequency),
     )
-    if by == "none":
+    if by == "fixed":
         return channels
     chosen = [values[i] for i in np.unique(np.linspace(0, len(values) - 1, MEASURED).round().astype(int))]
+    one_level, one_spread, alike = find_constants(chosen)
+    if config.scale == "fixed" or (config.scale is None and by == "level" and alike):
+        level, spread = (tuple(part.tolist()) for part in (one_level, one_spread))
+        return dataclasses.replace(channels, scale="fixed", level=level, spread=spread, least=spread)
     level, size, spread = np.array([_measure_one(channels, part) for part in chosen]).transpose(1, 0, 2)  # (S, C) each
     if by == "mean":
         spread = size
@@ -196,6 +204,28 @@ def measure(table: Table, cuts: Ints, config: SeriesDataConfig, seq_len: int) ->
         found["ratio"].append(1.0 if by == "mean" else min(1.0, ratio))
     changes: dict[str, Any] = {name: tuple(part) for name, part in found.items()}
     return dataclasses.replace(channels, **changes)
+
+
+def find_constants(parts: list[Floats]) -> tuple[Floats, Floats, bool]:
+    """Find the level and scale (C,) of these series (L, C), and whether all of them have these and keep them.
+
+    A mean of a series, or of a quarter of it, may lie STILL scales from the level of all, and its mean absolute
+    deviation may be a third or the triple of theirs.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of parts without a value
+        means = np.array([np.nanmean(part, 0) for part in parts])
+        level = np.nanmedian(means, 0)
+        spreads = np.array([np.nanmean(np.abs(part - mean), 0) for part, mean in zip(parts, means, strict=True)])
+        spread = np.nanmedian(spreads, 0)
+        quarters = [np.nanmean(piece, 0) for part in parts for piece in np.array_split(part, 4) if len(piece)]
+    level = np.nan_to_num(level)
+    spread = np.where(spread > 0, spread, np.maximum(np.abs(level), 1.0))
+    apart = np.abs(np.concatenate([means, np.array(quarters)]) - level) / spread
+    ratio = spreads / spread
+    some = [np.nanquantile(x, q, axis=0) for x, q in ((apart, 0.95), (ratio, 0.95), (-ratio, 0.95))]
+    alike = (some[0] <= STILL) & (some[1] <= 3) & (-some[2] >= 1 / 3)
+    return level, spread, bool(alike.all())
 
 
 def _measure_one(channels: Channels, values: Floats) -> Floats:
@@ -291,7 +321,7 @@ def series_data(source: Any, **fields: Any) -> SeriesData:
 
     Args:
         source: A frame of pandas or polars; an array of floats (N, C) or (S, N, C); or records as GluonTS has them.
-        fields: Those of SeriesDataConfig: time, series, target, covariates, freq, head, seq_len, split.
+        fields: Those of SeriesDataConfig: time, series, target, covariates, freq, head, scale, seq_len, split.
 
     Raises:
         UserError: A field or a value is wrong.

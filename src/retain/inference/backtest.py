@@ -95,7 +95,7 @@ def score_one_step(rnn: RNN, data: SeriesData, split: Split, limit: int | None =
             drawn = likelihood.of(logits, scales).sample(torch.Size([SAMPLES]))  # (S, B, T, C)
             # By their scales, so that values of any level add up.
             drawn, truth = (drawn * scales, truth * scales) if likelihood.measured else (drawn, truth * scales)
-            found.add(drawn.flatten(1).double().cpu().numpy(), truth.flatten().double().cpu().numpy())
+            found.add(drawn.flatten(1).cpu().double().numpy(), truth.flatten().cpu().double().numpy())
     results = found.results()
     del results["wql"]  # it is of values less their level
     return {"nats": nats / max(count, 1), **results}
@@ -130,18 +130,25 @@ def backtest(
     Returns `Scores.results`, `mase` (the median's mean absolute error over that of the seasonal naive forecast within
     the steps before), the `naive` forecast's own wql and mase, and the counts of `forecasts`, `horizon` and `season`.
     """
-    assert data.channels is not None
-    season, origins = find_season(data.channels), find_origins(data, split, horizon, limit)
-    table, scores, naive = data.table, Scores(seed), Scores(seed)
-    errors: dict[str, list[float]] = {"own": [], "naive": []}
+    origins, table = find_origins(data, split, horizon, limit), data.table
     contexts, covariates = [], []
     for number, at in origins:
         start = max(0, at - data.seq_len)
         contexts.append(table.series[number].values[start:at])
         covariates.append(table.series[number].covariates[start : at + horizon])
     paths = sample_paths(SeriesRNN(rnn), contexts, covariates, horizon, samples, seed) if len(origins) else []
+    return score_paths(data, origins, paths, horizon, seed)
+
+
+def score_paths(
+    data: SeriesData, origins: npt.NDArray[np.int64], paths: list[Floats], horizon: int, seed: int = 0
+) -> dict[str, Any]:
+    """Score samples (S, H, C) of what comes at each of the origins (N, 2), whoever drew them, as `backtest` says."""
+    assert data.channels is not None
+    season, scores, naive = find_season(data.channels), Scores(seed), Scores(seed)
+    errors: dict[str, list[float]] = {"own": [], "naive": []}
     for (number, at), path in zip(origins, paths, strict=True):
-        values = table.series[number].values
+        values = data.table.series[number].values
         truth, simple = values[at : at + horizon], naive_forecast(values[:at], horizon, season)
         scores.add(path.reshape(len(path), -1), truth.ravel())
         naive.add(np.repeat(simple.reshape(1, -1), 2, 0), np.where(np.isnan(simple), np.nan, truth).ravel())

@@ -83,6 +83,8 @@ class LineScorer:
                 raise UserError(
                     f"data: the run reads a column {name!r}, and the header has {', '.join(header)}; give it"
                 )
+        if self.calendar and not config.time:
+            raise UserError("data: the run reads the calendar, and its config names no column of times (data.time)")
         self.streams: dict[str, _Stream] = {}
 
     def _calendar_names(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ level and spread. With n values read, a new one has the weight max(1 / n, 1 / st
 
 level: values are measured from the running mean in units of the running mean absolute deviation from it.
 mean: values are measured from 0 in units of the running mean absolute value, as counts are.
-none: values are taken as they are.
+fixed: values are measured by one level and scale always, those of the channels.
 """
 
 from __future__ import annotations
@@ -47,8 +47,10 @@ def _kept(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 def measures(channels: Channels, state: Tensor) -> tuple[Tensor, Tensor]:
     """Return the level and the scale (B, C) by which the next values are measured."""
-    if channels.scale == "none":
-        return torch.zeros_like(state[:, 1]), torch.ones_like(state[:, 2])
+    if channels.scale == "fixed":
+        return _constant(channels.level, state).expand_as(state[:, 1]), _constant(channels.spread, state).expand_as(
+            state[:, 2]
+        )
     least = SMALLEST * (state[:, 1].abs() + _constant(channels.least, state))
     return state[:, 1], torch.maximum(state[:, 2], least)
 
@@ -58,7 +60,7 @@ def update(channels: Channels, state: Tensor, values: Tensor) -> Tensor:
     values = _clean(values)
     seen, (level, scale) = ~values.isnan(), measures(channels, state)
     count = state[:, 0] + 1
-    if channels.scale == "none":
+    if channels.scale == "fixed":
         return torch.stack([count.where(seen, state[:, 0]), state[:, 1], state[:, 2]], 1)
     weight = (1 / count).clamp_min(1 / channels.steps)
     if channels.scale == "mean":
@@ -88,7 +90,7 @@ def read(channels: Channels, state: Tensor, row: Tensor) -> Tensor:
     parts = []
     if not channels.classes:
         level, scale = measures(channels, state)
-        usual = torch.ones_like(scale) if channels.scale == "none" else _constant(channels.spread, state)
+        usual = _constant(channels.spread, state)
         parts += [((values - level) / scale).asinh().nan_to_num(0.0), values.isnan().double()]
         parts += [(level / scale).asinh() / 4, (scale / usual).log() / 8, state[:, 0].log1p() / 4]
     if channels.covariates:
