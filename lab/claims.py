@@ -18,7 +18,8 @@ from typing import Any
 
 from lab import claim_plots
 from lab.claim_list import LENGTHS, RUNS, TASKS, WITH_LENGTHS, Claim, Row, claims, comparisons, line_of
-from lab.results import Kept, find_comparison, make_each, run_comparison, write
+from lab.kept import Kept, find_comparison
+from lab.results import make_each, run_comparison, write
 from lab.studies import CREDIT_LENGTHS
 from retain.experiments.tables import mean_and_deviation, table
 

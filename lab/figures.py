@@ -12,7 +12,8 @@ import argparse
 import shlex
 from pathlib import Path
 
-from lab.results import Kept, fingerprint, write_pages
+from lab.kept import Kept, fingerprint
+from lab.results import write_pages
 from retain.cli import one_line_errors
 from retain.cli.sweep import parse_sweep
 from retain.experiments.sweep import list_runs, run_sweep

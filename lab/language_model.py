@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lab.results import Kept, hash_settings, write
+from lab.kept import Kept, hash_settings
+from lab.results import write
 from retain.cli import one_line_errors
 from retain.cli.compare import parse_comparison
 from retain.cli.label import label_command

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lab.kept import Kept, hash_settings, list_settings
 from lab.language_model import PAGE
-from lab.results import Kept, hash_settings, list_settings, write
+from lab.results import write
 from retain.cli import one_line_errors
 from retain.cli.compare import parse_comparison
 from retain.cli.train import train_config

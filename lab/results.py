@@ -3,15 +3,13 @@
 Each is one `retain compare` line. Its numbers are kept as docs/results/NAME.json. What stands there is not run again,
 and the tables of docs/results-*.md can be made from the repository alone: each stands there between marks of its name.
 It takes about seven hours on two cores. If it is stopped, it goes on where it was. `make results-quick` makes the same
-tables from one seed and short budgets, under runs/results-quick, within half an hour. What is in BY_NAME takes three
-hours more, and is run only if it is named.
+tables from one seed and short budgets, under runs/results-quick, within half an hour. What is in BY_NAME takes seven
+hours and a half more, and is run only if it is named.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import hashlib
 import json
 import re
 import shlex
@@ -20,18 +18,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lab.kept import STALE, Kept, find_comparison, find_study
 from lab.studies import STUDIES, Study
 from retain.cli import one_line_errors
 from retain.cli.arguments import Usage
 from retain.cli.compare import parse_comparison
-from retain.config import RunConfig
-from retain.config.json import to_dict
 from retain.config.presets import PRESETS
 from retain.errors import UserError
 from retain.experiments.compare import compare
-from retain.files import replace_file
 
-PAGES = tuple(Path(f"docs/results-{part}.md") for part in ("tasks", "text", "cells", "recipe"))
+PAGES = tuple(Path(f"docs/results-{part}.md") for part in ("tasks", "text", "cells", "recipe", "limits"))
 KEPT = Path("docs/results")
 GPU = Path("docs/gpu/stdlib.json")
 """A comparison that was run by hand on a borrowed GPU."""
@@ -42,7 +38,6 @@ SIDE_BY_SIDE = "--jobs 2 --threads 1"
 CONTROLLED = "smt,bptt,tbptt,gru,lstm"
 """Among them is BPTT that is cut where DMT is: it lacks nothing but the teacher. Copy and keys-values are not cut."""
 TASKS = ("retrieval", "copy", "stack", "keys_values", "modular")
-STALE = "*Run with an earlier form of the command or of its preset; to be run anew.*\n\n"
 LONGER = "Retrieval over longer sequences"
 PAPERS_CELL = "The paper's cell, a Transformer"
 OTHER_CELLS = "A GRU and a residual MLP as the cell"
@@ -52,20 +47,6 @@ MORE_TASKS = "Five more memory tasks"
 LIMITS = "Past the paper's limits"
 BY_NAME = (PAPERS_CELL, OTHER_CELLS, LONGER_TEXT, OWN_RATES, MORE_TASKS, LIMITS)
 """Sections that are run only by the names of their comparisons."""
-ADDED: dict[str, dict[str, Any]] = {
-    "memory": {"levels": 5},
-    "teacher": {
-        "trunk": "attention",
-        "householders": 2,
-        "local": 1,
-        "temperature": 1.0,
-        "context_before": 0,
-        "freeze_embeddings": False,
-    },
-    "dmt": {"rollout": "loop"},
-    "bptt": {"lambda_distill": 0.0},
-}
-"""Options that were added after figures had been kept, at the values that change nothing."""
 BEYOND = ("stack", "s3", "parity", "s5", "dyck", "parity-delta", "s3-delta", "s5-delta", "dyck-delta", "mqar-16")
 """Comparisons that are also scored at 2, 4 and 8 times the training length."""
 
@@ -156,98 +137,6 @@ def list_by_name() -> dict[str, dict[str, tuple[Any, ...]]]:
             "mqar-16": ("mqar", "one-step,hybrid,bptt", 300, 3, pairs),
         },
     }
-
-
-@dataclasses.dataclass(frozen=True)
-class Kept:
-    """The numbers of a command, kept as FOLDER/NAME.json, and its pictures beside them."""
-
-    name: str
-    command: str
-    settings: str
-    """A fingerprint of what the command sets: a preset may change under a command that stays."""
-    folder: Path
-
-    def read(self) -> dict[str, Any] | None:
-        """Read the "command" that was run, its "settings" and its "results"; None if nothing is kept."""
-        path = self.folder / f"{self.name}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-    def is_current(self) -> bool:
-        """Whether what is kept is of this very command and these very settings."""
-        saved = self.read()
-        return saved is not None and (saved["command"], saved.get("settings")) == (self.command, self.settings)
-
-    def make(self, work: Callable[[], Any], pictures: dict[str, Path] | None = None) -> None:
-        """Do the work if what is kept is not current, and keep what it returns and the pictures (by ending)."""
-        if self.is_current():
-            return
-        print(self.command, file=sys.stderr, flush=True)
-        results = work()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for ending, made in (pictures or {}).items():
-            picture = self.folder / f"{self.name}{ending}.png"
-            picture.unlink(missing_ok=True)  # no older one stays beside newer numbers, even if none could be drawn
-            if made.exists():
-                picture.write_bytes(made.read_bytes())
-        text = json.dumps({"command": self.command, "settings": self.settings, "results": results}) + "\n"
-        replace_file(self.folder / f"{self.name}.json", text.encode())
-
-    def write(self, table: Callable[[Any], str], before: str = "", after: str = "") -> str:
-        """Write the command and the table of its numbers; those of an earlier command stand under theirs."""
-        saved = self.read()
-        if saved is None:
-            return f"`{self.command}`\n\nNot run yet.\n"
-        stale = "" if self.is_current() else STALE
-        return f"`{saved['command']}`\n\n{stale}{before}{table(saved['results'])}{after}"
-
-    def show(self, words: str, ending: str = "") -> str:
-        """Show a picture in Markdown, if there is one."""
-        file = f"{self.name}{ending}.png"
-        return f"![{words}]({self.folder.name}/{file})\n" if (self.folder / file).exists() else ""
-
-
-def fingerprint(configs: Sequence[RunConfig]) -> str:
-    """Identify the settings that numbers are of."""
-    return hash_settings([list_settings(config) for config in configs])
-
-
-def list_settings(config: RunConfig) -> dict[str, Any]:
-    """Return the settings of a run without those that are as if there were no such option."""
-    settings = leave_out_none(to_dict(config))
-    for part, added in ADDED.items():
-        settings[part] = {k: v for k, v in settings[part].items() if k not in added or v != added[k]}
-    return settings
-
-
-def hash_settings(settings: list[dict[str, Any]]) -> str:
-    """Return a few digits that tell settings apart."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def leave_out_none(settings: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what is None: an option that is added later makes no kept figures old."""
-    found = {key: leave_out_none(value) if isinstance(value, dict) else value for key, value in settings.items()}
-    return {key: value for key, value in found.items() if value is not None}
-
-
-def find_comparison(name: str, arguments: str, folder: Path) -> Kept:
-    """Return what is kept of a comparison."""
-    comparison = parse_comparison(shlex.split(arguments))[0]
-    return Kept(name, f"retain compare {arguments}", fingerprint([comparison.config]), folder)
-
-
-def find_study(name: str, study: Study, folder: Path) -> Kept:
-    """Return what is kept of a study; its settings are those that its runs read, nothing of phases they do not have."""
-    found = []
-    for config in study.runs.values():
-        settings = list_settings(config)
-        for phase in {"smt", "dmt", "bptt"} - set(config.phases):
-            del settings[phase]
-        if len(config.phases) == 1:
-            del settings[config.phases[0]]["share"]
-        found.append(settings)
-    return Kept(name, study.command, hash_settings(found), folder)
 
 
 def run_comparison(name: str, arguments: str, folder: Path, jobs: str | None = None, picture: bool = True) -> None:

@@ -67,7 +67,8 @@ def own_of(cls):
 
 
 @pytest.mark.parametrize(
-    ("cell", "norm"), [(name, "rms" if name in ("mlp", "elman") else "batch") for name in CELLS] + [("own", "rms")]
+    ("cell", "norm"),
+    [(name, "rms" if name in ("mlp", "elman") else "batch") for name in CELLS] + [("own", "rms"), ("gated", "fsq")],
 )
 def test_the_graphs_say_what_the_rnn_says(tmp_path, cell, norm):
     run = run_of(tmp_path, norm=norm, own=own_of(OwnCell)) if cell == "own" else run_of(tmp_path, cell, norm)

@@ -22,6 +22,7 @@ from retain.hf import RetainConfig, RetainForCausalLM, export_hf  # noqa: E402
 CELLS = {
     "transformer": {"memory__norm": "rms"},
     "gated": {},
+    "gru": {"memory__norm": "fsq"},
     "delta": {"memory": MemoryConfig(tokens=3, width=16)},
     "lstm": {},
     "owncell:Cell": {},

@@ -8,7 +8,7 @@ import pytest
 
 from lab import claim_plots, claims
 from lab.claims import comparisons, judge, line_of, main, page, sum_up
-from lab.results import find_comparison
+from lab.kept import find_comparison
 from retain.cli.compare import parse_comparison
 from retain.plots import METHODS
 

@@ -9,9 +9,10 @@ import shutil
 
 import pytest
 
-from lab import figures, results
+from lab import figures, kept, results
 from lab.by_length import find_solved, plot_by_length, tabulate_by_length
-from lab.results import BY_NAME, STALE, comparisons, fill, find_study, fingerprint, leave_out_none, main, write
+from lab.kept import STALE, find_study, fingerprint, leave_out_none
+from lab.results import BY_NAME, comparisons, fill, main, write
 from lab.studies import ABLATED, WITHOUT, ablation, ablation_table, credit, credit_table, slug
 from retain.cli.compare import parse_comparison
 from retain.config.json import from_dict, to_dict
@@ -197,7 +198,7 @@ def test_an_option_that_is_off_makes_no_figures_old():
     assert (
         leave_out_none(known) == leave_out_none(to_dict(config)) and "of_tomorrow" not in leave_out_none(known)["data"]
     )
-    for part, added in results.ADDED.items():
+    for part, added in kept.ADDED.items():
         assert added.items() <= known[part].items(), "these are the defaults"
     changed = dataclasses.replace(config, data=dataclasses.replace(config.data, min_seq_len=4))
     assert len({fingerprint([config]), fingerprint([changed]), fingerprint([config, changed])}) == 3

@@ -125,9 +125,10 @@ def test_a_resumed_run_goes_on_bit_for_bit_and_refuses_another_model(world, tmp_
         run(c, tmp_path / "other", resume=True)
 
 
-def test_a_run_of_ours_is_a_trunk_too(tmp_path):
+@pytest.mark.parametrize("trunk", ["attention", "delta"])
+def test_a_run_of_ours_is_a_trunk_too(tmp_path, trunk):
     """Its states are those of its teacher; a layer in the middle has no last norm."""
-    source = train_tiny(tmp_path / "source", teacher__layers=2)
+    source = train_tiny(tmp_path / "source", teacher__layers=2, teacher__trunk=trunk)
     c = with_source(tiny(smt__lambda_distill=0.5), str(source))
     data, teacher = load_data(c.data), load_run(source, teacher=True).teacher
     trunk = open_trunk(c, data)
