@@ -141,7 +141,7 @@ def plot_chains() -> Any:
 
     config = configure_method(parse_comparison(shlex.split(line_of("text-transformer")))[0].config, "one-step")
     rnn, teacher = build(config, 256)
-    objectives = {
+    objectives: dict[str, tuple[Any, str, str]] = {
         "one-step": (SMT(teacher, rnn, config.smt, config.teacher.future_len), "SMT", "-"),
         "hybrid": (DMT(teacher, rnn, config.dmt, trunk_trained=True), "DMT, its last rollouts", "--"),
         "bptt": (BPTT(rnn, None), "BPTT", "-"),
