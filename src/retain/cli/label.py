@@ -12,14 +12,14 @@ HELP = """\
 usage: retain label DATA --teacher.from M --out DIR [options]
 
 Run a language model over a data set once, and keep what training needs: hidden states in bfloat16, and the likeliest
-tokens with their probabilities. `retain train PRESET --labels DIR` then needs no model. If it is killed, the same
-command goes on.
+tokens with their probabilities. `retain train PRESET --labels DIR` then does without the model. Killed at any moment,
+the same command goes on.
 
   DATA                 a file, a folder or hf:NAME, as of `retain train --data`; or a preset that brings its data
   --teacher.from M     the model's folder for transformers, a .gguf file, hf:NAME, or a run folder of ours
   --out DIR            the folder to write
-  --teacher.layer N    the layer whose hidden states are kept, 1 is the first (default: the last)
-  --teacher.top-k N    how many probabilities are kept at each place (default: 32)
+  --teacher.layer N    the layer whose hidden states are kept, from 1 on (default: the last)
+  --teacher.top-k N    so many probabilities are kept at each place (default: 32)
   --data.seq-len N     T, tokens read per sequence (default: 64)
   --text-column C      the column of texts in a dataset (default: text)
   --data.prune-vocab   keep only those symbols that the training split needs

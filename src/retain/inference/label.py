@@ -123,10 +123,10 @@ class _Labelling:
 
     @torch.no_grad()
     def label(self, split: Split, batch_size: int, progress_bar: bool) -> None:
-        """Label the rest of a split."""
+        """Label what is left of a split."""
         count, saved = self.counts[split], time.monotonic()
         files = {name: (self.partial / f"{split}.{name}").open("ab") for name in self.formats}
-        hidden = None if progress_bar else True  # None: shown if stderr is a terminal
+        hidden = None if progress_bar else True  # None: shown where stderr is a terminal
         bar = tqdm(total=count, initial=self.done[split], unit="sequences", desc=f"labels of {split}", disable=hidden)
         try:
             while self.done[split] < count:
@@ -189,7 +189,7 @@ def _difference(before: dict[str, Any] | None, now: dict[str, Any]) -> str | Non
 
 
 def _without_places(value: Any) -> Any:
-    """Drop the paths from what describes a model or data."""
+    """Leave out of what describes a model or data where it lies."""
     places = ("from", "path", "prepared", "revision", "read")
     return {k: v for k, v in value.items() if k not in places} if isinstance(value, dict) else value
 

@@ -32,7 +32,7 @@ GRADIENT_TOKENS = 200_000
 
 
 def score(run: Run, data: Data, sequences: int = SEQUENCES) -> dict[str, Any]:
-    """`evaluate` the RNN alone, and its teacher if that was trained, on validation sequences of length T."""
+    """`evaluate` the RNN alone, and its teacher where that was trained, on validation sequences of length T."""
     return evaluate(run.rnn, run.teacher, data.windows(SPLIT, min(128, batch_for(data, run.rnn)), sequences))
 
 
