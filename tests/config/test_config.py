@@ -230,7 +230,8 @@ def canonical(cls, name):
     """A value of the field's own type; None where the field is a section, or no sample is one."""
     hint, value = HINTS[cls][name], getattr(cls(**NEEDED[cls]), name)
     if value is None:
-        value = SAMPLES[typing.get_args(hint)[0]]
+        other = typing.get_args(hint)[0]
+        value = typing.get_args(other)[0] if typing.get_origin(other) is typing.Literal else SAMPLES[other]
     try:
         cls(**NEEDED[cls] | {name: value})
     except UserError:

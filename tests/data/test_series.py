@@ -345,3 +345,13 @@ def test_series_that_are_alike_and_stand_still_have_one_level_and_scale():
     assert series_data(trend, seq_len=16, scale="fixed").channels.scale == "fixed"
     z = series_data(still, seq_len=16).batch(0, 0, 0, 64)["targets"][..., 0]
     assert abs(float(z.nanmean())) < 0.1 and 0.9 < float(z.abs().nanmean()) < 1.1
+
+
+def test_counts_are_measured_from_zero_even_by_a_fixed_scale():
+    counts = np.random.default_rng(0).poisson(4, (200, 1)).astype(float)
+    data = series_data(counts, seq_len=16, head="negative_binomial", scale="fixed")
+    assert data.channels.level == (0.0,) and 3 < data.channels.spread[0] < 5
+    targets = data.sequences("test", np.array([0]))["targets"][0, 1:]
+    first, start = (data.scored["test"][0, i] for i in (2, 1))
+    said = (targets[first - start :, 0] * targets[first - start :, 1]).tolist()
+    np.testing.assert_allclose(said[:4], counts[first : first + 4, 0], atol=1e-5)

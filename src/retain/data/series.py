@@ -187,6 +187,8 @@ def measure(table: Table, cuts: Ints, config: SeriesDataConfig, seq_len: int) ->
     chosen = [values[i] for i in np.unique(np.linspace(0, len(values) - 1, MEASURED).round().astype(int))]
     one_level, one_spread, alike = find_constants(chosen)
     if config.scale == "fixed" or (config.scale is None and by == "level" and alike):
+        if by == "mean":  # counts are measured from 0
+            one_level, one_spread = np.zeros(count), np.maximum(one_level, 1e-3)
         level, spread = (tuple(part.tolist()) for part in (one_level, one_spread))
         return dataclasses.replace(channels, scale="fixed", level=level, spread=spread, least=spread)
     level, size, spread = np.array([_measure_one(channels, part) for part in chosen]).transpose(1, 0, 2)  # (S, C) each
