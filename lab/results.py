@@ -91,7 +91,7 @@ def list_by_name() -> dict[str, dict[str, tuple[Any, ...]]]:
     """Return section → name → preset, methods, seconds, seeds and more, of the sections BY_NAME."""
     four = "one-step,hybrid,bptt,gru"
     delta = " --lrs 1 --teacher.trunk delta --teacher.layers 1 --smt.lr 5e-3 --data.min-seq-len"
-    slow_dyn = " --smt.batch-size 32 --smt.lambda-dyn 0.01 --smt.lambda-dyn-end 1"
+    slow_dyn = " --smt.batch-size 32 --smt.lambda-dyn 0.01 --smt.lambda-dyn-end 1 --smt.share 5 --dmt.share 5"
     # As keys-values has it: the delta cell wants a lower rate and larger batches.
     pairs = " --cell.kind delta --cell.width 128 --memory.tokens 4 --memory.width 256 --data.pairs 16"
     pairs += " --data.seq-len 128 --data.min-seq-len 16 --lrs 1 --smt.batch-size 32 --smt.lr 1e-3"

@@ -82,7 +82,7 @@ class DMTLoss:
     """More than 1: one rollout of `horizon` steps from a random place, trained at every so many of its steps."""
     rollout: Literal["loop", "jacobi", "newton"] = "loop"
     """How the RNN runs on its own: step by step, or all steps at once by iterations that begin at the teacher's
-    memories. If 16 of them are not enough, the loop is run. newton (quasi-DEER) needs fewer and dearer ones."""
+    memories. If 64 of them are not enough, the loop is run. newton (quasi-DEER) needs fewer and dearer ones."""
 
     def __post_init__(self) -> None:
         if self.bptt_window != 1 and self.label_every > 1:

@@ -52,5 +52,5 @@ class MemoryUse:
 def _entropy(counts: Tensor) -> Tensor:
     """Return the entropy in bits of counts (..., n)."""
     share = counts.double() / counts.sum(-1, keepdim=True)
-    entropy: Tensor = torch.special.entr(share).sum(-1) / math.log(2)
-    return entropy
+    bits: Tensor = torch.special.entr(share).sum(-1) / math.log(2)
+    return bits

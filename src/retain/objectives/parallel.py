@@ -21,7 +21,7 @@ from retain.objectives.segments import rollout_from_teacher
 
 TOLERANCE = 1e-4
 """The iterations end when no number of a memory changes by more."""
-MOST = 16
+MOST = 64
 """If so many iterations were not enough, the loop is run."""
 
 
