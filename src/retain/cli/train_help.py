@@ -30,7 +30,6 @@ Pretrain an RNN by the phases of a preset, into a run folder.
                       transformer cell); hybrid: f is trained over windows of steps (the default with other cells)
   --teacher.trunk delta
                       the teacher's trunk without attention, which tracks state (docs/limits.md)
-  --dmt.rollout R     jacobi or newton: DMT's rollout by iterations for all steps at once (default: loop)
   --dry-run           train nothing: print sizes, memory, and FLOPs and time from a few steps (--json: as JSON)
   --quiet             no progress bar of training
 """
