@@ -42,7 +42,7 @@ def comparisons() -> dict[str, str]:
         "text-transformer-900-bptt": _text("bptt", _TEXT_BPTT, 900),
         **_long(256, 4),
         **_long(1024, 2),
-        "text-gated": _text("one-step,hybrid,bptt,gru"),
+        "text-gated": _text("one-step,hybrid,bptt"),
         "text-mlp": _text(both, "--cell.kind mlp --cell.width 512"),
         "text-gru": _text(both, "--cell.kind gru"),
     }
