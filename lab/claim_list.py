@@ -134,8 +134,8 @@ def claims() -> list[Claim]:
                 against("text, residual MLP cell, T = 64, 240 s", "text-mlp"),
                 against("text, GRU cell, T = 64, 240 s", "text-gru"),
             ),
-            tested="On the gated cell BPTT is ahead after 60 s: 1.773 bits on validation. One-step has 1.939, the "
-            "hybrid 1.788 (one seed; [log](log.md#2026-11-29-what-could-make-one-step-better)).",
+            tested="On the gated cell nothing that was tried closes the gap "
+            "([log](log.md#2026-11-29-what-could-make-one-step-better)).",
         ),
         Claim(
             "Ahead of BPTT on pixels",
@@ -158,7 +158,8 @@ def claims() -> list[Claim]:
             ),
             tested="An earlier form of the recipe solved retrieval over 64 tokens in 240 s, as BPTT did: 0.999 ± 0.001 "
             "and 1.000 (three seeds). One-step was sooner ([results](results-cells.md#retrieval-transformer)). BPTT "
-            "with the paper's normalisation stays at chance.",
+            "with the paper's normalisation stays at chance. On copy the teacher solves the task and f cannot follow it "
+            "([log](log.md#2026-11-29-why-one-step-does-not-copy)).",
         ),
         Claim(
             "One step is enough",
