@@ -49,6 +49,10 @@ def draw(forecasts: list[Forecast], names: tuple[str, ...], out: Path) -> bool:
     figure = new_figure(out, 7, 0.6 + 2.2 * len(pairs))
     if figure is None:
         return False
+    from matplotlib.dates import ConciseDateFormatter
+
+    shorter: Any = ConciseDateFormatter
+
     for place, (forecast, number, name) in enumerate(pairs, 1):
         axes = figure.add_subplot(len(pairs), 1, place)
         horizon = len(forecast.times)
@@ -61,6 +65,8 @@ def draw(forecasts: list[Forecast], names: tuple[str, ...], out: Path) -> bool:
         axes.plot(forecast.times, low[0.5], color=PALETTE[0], lw=1.5)
         axes.set_title(" ".join(part for part in (forecast.name, name) if part), fontsize=9)
         tidy_axes(axes)
+        if np.issubdtype(forecast.times.dtype, np.datetime64):  # whole dates would run into each other
+            axes.xaxis.set_major_formatter(shorter(axes.xaxis.get_major_locator()))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     replace_file(out, buffer.getvalue())
