@@ -29,8 +29,10 @@ from retain.config import (
 from retain.config.budget import parse_budget
 from retain.config.json import save_config
 
-# A shell has what it runs in the background ignore Ctrl-C, and so would the processes that are interrupted here.
+# A shell has what it runs in the background ignore Ctrl-C, and nohup a hang-up, and so would the processes that are
+# interrupted here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def tiny(**changes):

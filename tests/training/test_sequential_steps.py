@@ -87,7 +87,7 @@ def test_the_documents_count_the_retrieval_preset_as_it_is():
     said = f"T = 64: BPTT {count['bptt']} a step, SMT {count['smt']} (U = 16), DMT {count['dmt']} (H = 64, U = 32)"
     page = " ".join(Path("docs/compare.md").read_text().split())
     paper = DMT(teacher, rnn, dataclasses.replace(config.dmt, bptt_window=1), True).sequential_steps(64, 1.0)
-    assert f"{said}, and with the paper's `--dmt.bptt-window 1` {paper}." in page
+    assert f"{said}. With the paper's `--dmt.bptt-window 1` DMT has {paper}." in page
 
 
 def test_sequential_steps_of_dmt_grow_with_its_horizon():
