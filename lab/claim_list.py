@@ -158,8 +158,8 @@ def claims() -> list[Claim]:
             ),
             tested="An earlier form of the recipe solved retrieval over 64 tokens in 240 s, as BPTT did: 0.999 ± 0.001 "
             "and 1.000 (three seeds). One-step was sooner ([results](results-cells.md#retrieval-transformer)). BPTT "
-            "with the paper's normalisation stays at chance. On copy the teacher solves the task, and f cannot follow "
-            "it ([log](log.md#2026-11-29-why-one-step-does-not-copy)).",
+            "with the paper's normalisation stays at chance. On copy the teacher's memory does not hold the "
+            "string ([log](log.md#2026-11-29-why-one-step-does-not-copy)).",
         ),
         Claim(
             "One step is enough",

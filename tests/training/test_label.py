@@ -17,7 +17,7 @@ import language_models as made  # noqa: E402
 from conftest import tiny, train_tiny  # noqa: E402
 from forks import Forked  # noqa: E402
 from retain.config import DocumentDataConfig  # noqa: E402
-from retain.model.language_model import FrozenLanguageModel  # noqa: E402
+from retain.model.language_model import GivenLanguageModel  # noqa: E402
 from retain.runs.trunk import with_labels_of, with_source  # noqa: E402
 from retain.training import label  # noqa: E402
 from retain.training.label import make_labels  # noqa: E402
@@ -101,10 +101,10 @@ import os, signal, sys
 from pathlib import Path
 from retain.config.json import load_config
 from retain.training import label
-from retain.model.frozen import FrozenTrunk
+from retain.model.given import GivenTrunk
 
 label.SAVE_SECONDS = 0.0
-forward, calls = FrozenTrunk.forward, 0
+forward, calls = GivenTrunk.forward, 0
 
 def count(self, tokens, *args, **kwargs):
     global calls
@@ -113,7 +113,7 @@ def count(self, tokens, *args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return forward(self, tokens, *args, **kwargs)
 
-FrozenTrunk.forward = count
+GivenTrunk.forward = count
 label.make_labels(load_config(Path(sys.argv[1])), Path(sys.argv[2]), 4, False)
 """
 
@@ -158,15 +158,15 @@ label.make_labels(load_config(Path(sys.argv[1])), Path(sys.argv[2]), 4, False)
 """
 DYING = """
 import os, signal
-from retain.model.frozen import FrozenTrunk
-forward, calls = FrozenTrunk.forward, 0
+from retain.model.given import GivenTrunk
+forward, calls = GivenTrunk.forward, 0
 def count(self, tokens, *args, **kwargs):
     global calls
     calls += len(tokens) == 4
     if calls == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     return forward(self, tokens, *args, **kwargs)
-FrozenTrunk.forward = count
+GivenTrunk.forward = count
 from retain.training import label
 label.SAVE_SECONDS = 0.0
 """
@@ -210,8 +210,8 @@ def test_labels_go_on_after_a_kill_and_are_the_same(world, tmp_path, calls, monk
         with_labels_of(c, tmp_path / "labels", None)
     with (tmp_path / "labels.partial" / "train.states").open("ab") as file:
         file.write(b"torn")  # as a kill within a write leaves it
-    read, forward = [], FrozenLanguageModel.read
-    monkeypatch.setattr(FrozenLanguageModel, "read", lambda self, *args: read.append(1) or forward(self, *args))
+    read, forward = [], GivenLanguageModel.read
+    monkeypatch.setattr(GivenLanguageModel, "read", lambda self, *args: read.append(1) or forward(self, *args))
     after = make_labels(c, tmp_path / "labels", 4, False)
     asked = len(read)
     whole = make_labels(c, tmp_path / "straight", 4, False)

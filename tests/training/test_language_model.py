@@ -19,7 +19,7 @@ from retain.config import DocumentDataConfig  # noqa: E402
 from retain.config.json import save_config  # noqa: E402
 from retain.data import load_data  # noqa: E402
 from retain.errors import UserError  # noqa: E402
-from retain.model.frozen import compress, expand  # noqa: E402
+from retain.model.given import compress, expand  # noqa: E402
 from retain.objectives.losses import kept_labels, predictive_loss, softened_cross_entropy  # noqa: E402
 from retain.report.verdict import describe_run  # noqa: E402
 from retain.runs.checkpoint import load_files  # noqa: E402

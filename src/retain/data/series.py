@@ -16,7 +16,7 @@ import torch
 from retain.config import Channels, SeriesDataConfig
 from retain.data.batches import SPLITS, Batch, Data, Ints, Split
 from retain.data.files import make_read_error
-from retain.data.frames import Floats, OneSeries, Table, from_array, from_frame, from_records
+from retain.data.frames import Floats, Table, from_array, from_frame, from_records
 from retain.data.times import pandas_library
 from retain.errors import UserError
 from retain.model.likelihood import count_scores
@@ -383,5 +383,3 @@ READERS = {
     ".npy": "load",
 }
 """Endings of files, and what reads them."""
-
-__all__ = ["OneSeries", "SeriesData", "read_series", "series_data"]

@@ -144,7 +144,7 @@ def check_sweep(sweep: Sweep) -> None:
     """Build every combination's data and models before anything is trained. Raises UserError naming the values."""
     from retain.data import load_data
     from retain.data.batches import find_symbols
-    from retain.model.frozen import stand_in
+    from retain.model.given import stand_in
     from retain.runs.run import build, weightless
     from retain.runs.trunk import for_teacher, open_trunk
     from retain.training.phases import objective_of

@@ -123,16 +123,15 @@ def forecast(rnn: SeriesRNN, table: Table, horizon: int, samples: int = 200, see
 
     Rows after the last value are of the future: their covariates are read. Raises UserError where they are missing.
     """
-    series, contexts, covariates = [], [], []
+    contexts, covariates = [], []
     for one in table.series:
         there = np.flatnonzero(~np.isnan(one.values).all(1))
         length = int(there[-1]) + 1 if len(there) else 0
-        series.append(one)
         contexts.append(one.values[:length])
         covariates.append(extend(one, length + horizon, rnn.channels))
     paths = sample_paths(rnn, contexts, covariates, horizon, samples, seed)
     found = []
-    for one, context, path in zip(series, contexts, paths, strict=True):
+    for one, context, path in zip(table.series, contexts, paths, strict=True):
         count = len(context)
         times = _times(one, count + horizon, rnn.channels)
         found.append(Forecast(one.name, path, times[count:], context, times[:count]))

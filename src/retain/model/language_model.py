@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from retain.errors import UserError
-from retain.model.frozen import FrozenTrunk
+from retain.model.given import GivenTrunk
 
 WEIGHTS = (".safetensors", ".bin", ".gguf")
 T = TypeVar("T")
 
 
-class FrozenLanguageModel(FrozenTrunk):
+class GivenLanguageModel(GivenTrunk):
     """Reads a symbol of beginning and then the tokens.
 
     Args:
@@ -29,7 +29,7 @@ class FrozenLanguageModel(FrozenTrunk):
         start: The symbol that it reads before all others.
         vocabulary: Its number of each of the run's tokens.
         layer: The layer whose hidden states are read, from 1 on; None is the last, with the model's last norm.
-        identity: As of `FrozenTrunk`.
+        identity: As of `GivenTrunk`.
 
     Raises:
         UserError: The model has not so many layers, or it looks ahead.
@@ -52,7 +52,7 @@ class FrozenLanguageModel(FrozenTrunk):
             raise UserError(f"teacher.from: {identity['from']} looks ahead, it is no causal language model; give one")
 
     def read(self, tokens: Tensor, logits: bool, skip: int = 0) -> tuple[Tensor, Tensor | None]:
-        """Do as `FrozenTrunk.read` says."""
+        """Do as `GivenTrunk.read` says."""
         ids = torch.cat([tokens.new_full((len(tokens), 1), self.start), self.vocabulary[tokens]], 1)
         settings = {"input_ids": ids, "use_cache": False, "output_hidden_states": True}
         if not logits:  # which are most of the work of a small model
@@ -65,14 +65,14 @@ class FrozenLanguageModel(FrozenTrunk):
         return states, found.logits[:, skip - ids.shape[1] :, self.vocabulary]
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
-        """Do as `FrozenTrunk.embeddings` says."""
+        """Do as `GivenTrunk.embeddings` says."""
         tables = self.model.get_input_embeddings().weight, self.model.get_output_embeddings().weight
         return tables[0][self.vocabulary], tables[1][self.vocabulary]
 
 
 def open_language_model(
     source: str, tokenizer: str | None, layer: int | None, length: int, what: str = "data.seq_len"
-) -> FrozenLanguageModel:
+) -> GivenLanguageModel:
     """Load a causal language model for the symbols of a run's tokenizer, frozen, in float32.
 
     Args:
@@ -100,7 +100,7 @@ def open_language_model(
     identity = identify(source, layer)
     if source.startswith("hf:"):
         identity["revision"] = getattr(model.config, "_commit_hash", None)
-    return FrozenLanguageModel(model, start, _match(source, tokenizer, known), layer, identity)
+    return GivenLanguageModel(model, start, _match(source, tokenizer, known), layer, identity)
 
 
 def load_language_model(source: str) -> Any:

@@ -12,7 +12,7 @@ from retain.errors import UserError
 from retain.model.embeddings import embedding, no_tokens, shrink
 from retain.model.encoders import ENCODERS
 from retain.model.fast import fast
-from retain.model.frozen import NAMES, FrozenEncoder, FrozenTrunk, Labels, compress, expand
+from retain.model.given import NAMES, GivenEncoder, GivenTrunk, Labels, compress, expand
 from retain.model.layers import Transformer
 from retain.model.likelihood import count_scores, likelihood_of
 from retain.model.memory_norm import MemoryNorm, counted_memories
@@ -79,7 +79,7 @@ class Teacher(nn.Module):
         memory: MemoryConfig,
         config: TeacherConfig,
         recompute: bool = False,
-        trunk: FrozenTrunk | None = None,
+        trunk: GivenTrunk | None = None,
     ):
         super().__init__()
         if (trunk is None) != (config.from_ is None):
@@ -91,7 +91,7 @@ class Teacher(nn.Module):
         self.encoder = (
             ENCODERS[config.encoder](symbols, memory, config, recompute)
             if trunk is None
-            else FrozenEncoder(memory, trunk.width)
+            else GivenEncoder(memory, trunk.width)
         )
         self.depth = config.layers if trunk is None else trunk.depth  # of the encoder
         self.householders = config.householders if config.trunk == "delta" else None
@@ -101,7 +101,7 @@ class Teacher(nn.Module):
         self.decoder = Decoder(symbols, memory, config)
 
     @property
-    def given_trunk(self) -> FrozenTrunk | None:
+    def given_trunk(self) -> GivenTrunk | None:
         """The trunk that was given, where there is one."""
         return self._trunk[0]
 
@@ -142,7 +142,7 @@ class Teacher(nn.Module):
             logits: Whether the trunk's logits are wanted.
             real: Which tokens are no padding, (B, T) bool; the norm's statistics leave out what padding makes.
             kept: What a batch brings with it of a given trunk's pass over these tokens: labels, in place of that pass,
-                or what it reads before them (`retain.model.frozen`).
+                or what it reads before them (`retain.model.given`).
             whole: Whether logits of a given trunk are wanted as it makes them. Else they are as labels have them.
 
         Returns:

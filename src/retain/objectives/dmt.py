@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.config import DMTLoss
-from retain.model.frozen import Labels
+from retain.model.given import Labels
 from retain.model.modes import evaluating, without_graph
 from retain.model.rnn import RNN, check_alike
 from retain.model.teacher import Teacher

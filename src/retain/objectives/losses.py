@@ -12,7 +12,7 @@ from torch import Tensor
 from retain.config import IGNORE
 from retain.errors import UserError
 from retain.model.fast import fast
-from retain.model.frozen import NAMES, READ, Labels
+from retain.model.given import NAMES, READ, Labels
 from retain.model.likelihood import Likelihood, is_asked
 from retain.model.teacher import Readout
 from retain.ops.elementwise import at_least_float32

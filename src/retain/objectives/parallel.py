@@ -47,8 +47,7 @@ def rollout_in_parallel(
     # As in `unroll`, windows begin at a random offset, and what lies before it begins at m_0.
     offset = int(torch.randint(horizon, ())) if 1 < horizon < length else 0
     steps = torch.arange(length - 1, device=tokens.device)
-    set_back = ((steps - offset) % horizon == 0)[:, None, None] if horizon < length else torch.zeros_like(steps).bool()
-    set_back = set_back.view(-1, 1, 1)  # (T - 1, 1, 1)
+    set_back = (((steps - offset) % horizon == 0) & (horizon < length))[:, None, None]  # (T - 1, 1, 1)
     labels = memory[:, : length - 1]
     guess = memory[:, 1:length]  # m̂_1 … m̂_{T-1}
     iterations, changed = 0, True

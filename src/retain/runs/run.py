@@ -17,7 +17,7 @@ from retain.config.json import flatten, from_dict, load_config, to_dict
 from retain.devices import check_device, fastest
 from retain.errors import UserError
 from retain.model.cells import CELLS
-from retain.model.frozen import FrozenTrunk
+from retain.model.given import GivenTrunk
 from retain.model.rnn import RNN
 from retain.model.series_rnn import SeriesRNN
 from retain.model.teacher import Teacher
@@ -27,7 +27,7 @@ from retain.runs.folder import phase_folder
 
 
 def build(
-    config: RunConfig, symbols: Symbols, cell: nn.Module | None = None, trunk: FrozenTrunk | None = None
+    config: RunConfig, symbols: Symbols, cell: nn.Module | None = None, trunk: GivenTrunk | None = None
 ) -> tuple[RNN, Teacher]:
     """Build the RNN and the teacher of a run, freshly initialised, for a vocabulary or a stream of numbers.
 

@@ -20,7 +20,7 @@ from retain.data.labels import LABELLED, labelled_config, read_manifest, with_la
 from retain.data.paths import absolute
 from retain.errors import UserError
 from retain.files import replace_file
-from retain.model.frozen import FrozenOwnTrunk, FrozenTrunk, KeptTrunk
+from retain.model.given import GivenOwnTrunk, GivenTrunk, KeptTrunk
 from retain.model.language_model import identify, open_language_model, read_tokenizer
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
@@ -88,7 +88,7 @@ def for_scoring(config: RunConfig, data: Data) -> Data:
     return continued(data, data, before, teaches=False, live=False) if before else data
 
 
-def open_trunk(config: RunConfig, data: Data) -> FrozenTrunk | None:
+def open_trunk(config: RunConfig, data: Data) -> GivenTrunk | None:
     """Load what the teacher's encoder reads with; None if the run trains a trunk of its own.
 
     Raises UserError if it cannot be loaded or does not fit the data.
@@ -140,7 +140,7 @@ def with_labels_of(config: RunConfig, folder: Path, source: str | None) -> RunCo
     return dataclasses.replace(config, teacher=teacher, data=labelled_config(folder, manifest))
 
 
-def _open_run(path: Path, layer: int | None, data: Data) -> FrozenOwnTrunk:
+def _open_run(path: Path, layer: int | None, data: Data) -> GivenOwnTrunk:
     config = read_config(path)
     if config.teacher.from_ is not None:
         raise UserError(f"teacher.from: {path} has it from {config.teacher.from_}; give that")
@@ -154,7 +154,7 @@ def _open_run(path: Path, layer: int | None, data: Data) -> FrozenOwnTrunk:
         raise UserError(f"teacher.from: {path} read other tokens; give --data.tokenizer {tokenizer}")
     assert run.teacher is not None
     trunk: Any = run.teacher.encoder.trunk
-    return FrozenOwnTrunk(trunk, layer, identify_trunk(str(path), layer))
+    return GivenOwnTrunk(trunk, layer, identify_trunk(str(path), layer))
 
 
 def identify_trunk(source: str, layer: int | None) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def load_guided(run: Run, data: Data, split: Split, source: str | None, labels: 
 
 
 @torch.no_grad()
-def start_embeddings(trunk: FrozenTrunk, rnn: RNN, teacher: Teacher) -> None:
+def start_embeddings(trunk: GivenTrunk, rnn: RNN, teacher: Teacher) -> None:
     """Start the embeddings and output layers of RNN and decoder as those of the trunk, mapped to their widths.
 
     A wider one keeps its random numbers where the trunk's has none.

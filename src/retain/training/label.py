@@ -27,7 +27,7 @@ from retain.data.labels import LABELLED, VERSION, check_can_label, encode_label,
 from retain.devices import fast_bf16
 from retain.errors import UserError
 from retain.files import replace_file, sync_folder, write_file
-from retain.model.frozen import READ, FrozenTrunk, compress
+from retain.model.given import READ, GivenTrunk, compress
 from retain.runs.lock import LOCK, alone
 from retain.runs.trunk import TABLES, open_trunk
 from retain.training.accelerator import open_accelerator, together
@@ -87,7 +87,7 @@ class _Labelling:
     """
 
     def __init__(
-        self, config: RunConfig, data: Data, trunk: FrozenTrunk, out: Path, batch_size: int, accelerator: Accelerator
+        self, config: RunConfig, data: Data, trunk: GivenTrunk, out: Path, batch_size: int, accelerator: Accelerator
     ):
         self.data, self.trunk, self.out, self.device = data, trunk, out, accelerator.device
         self.rank, self.processes = accelerator.process_index, accelerator.num_processes

@@ -27,7 +27,7 @@ READ = ("read", "offset")
 in that."""
 
 
-class FrozenTrunk(nn.Module, ABC):
+class GivenTrunk(nn.Module, ABC):
     """Reads tokens causally; position t has read t of them. It is always in evaluation mode, without dropout."""
 
     width: int
@@ -81,7 +81,7 @@ class FrozenTrunk(nn.Module, ABC):
             weight.requires_grad_(gradient is not None)
 
 
-class FrozenOwnTrunk(FrozenTrunk):
+class GivenOwnTrunk(GivenTrunk):
     """The trunk of a teacher of ours. `layer` counts from 1; None is the last, with its norm."""
 
     def __init__(self, trunk: Trunk, layer: int | None, identity: dict[str, Any]):
@@ -93,7 +93,7 @@ class FrozenOwnTrunk(FrozenTrunk):
         self.width, self.depth, self.vocab_size = trunk.head.in_features, len(blocks), trunk.vocab_size
 
     def read(self, tokens: Tensor, logits: bool, skip: int = 0) -> tuple[Tensor, Tensor | None]:
-        """Do as `FrozenTrunk.read` says."""
+        """Do as `GivenTrunk.read` says."""
         x, transformer = self.trunk.inputs(tokens), self.trunk.transformer
         turn, states = transformer.first_angles(x), []
         for block in transformer.layers():
@@ -105,11 +105,11 @@ class FrozenOwnTrunk(FrozenTrunk):
         ) if logits else None
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
-        """Do as `FrozenTrunk.embeddings` says: the table of the newest token."""
+        """Do as `GivenTrunk.embeddings` says: the table of the newest token."""
         return self.trunk.embed.weight[: self.vocab_size], self.trunk.head.weight
 
 
-class KeptTrunk(FrozenTrunk):
+class KeptTrunk(GivenTrunk):
     """A trunk that is not there, only what was kept of it: its state of no tokens (W,), and its embeddings."""
 
     def __init__(self, start: Tensor, vocab_size: int, tables: dict[str, Tensor], identity: dict[str, Any]):
@@ -120,13 +120,13 @@ class KeptTrunk(FrozenTrunk):
         self.start: Tensor
 
     def read(self, tokens: Tensor, logits: bool, skip: int = 0) -> tuple[Tensor, None]:
-        """Read no tokens, as `FrozenTrunk.read` says. Raises UserError for tokens, which have no labels here."""
+        """Read no tokens, as `GivenTrunk.read` says. Raises UserError for tokens, which have no labels here."""
         if tokens.shape[1]:
             raise UserError("labels: these tokens have none; give teacher.from without labels to have the model read")
         return self.start.expand(len(tokens), 1, -1), None
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
-        """Do as `FrozenTrunk.embeddings` says."""
+        """Do as `GivenTrunk.embeddings` says."""
         return self.tables["embeddings"], self.tables["head"]
 
 
@@ -135,8 +135,8 @@ def stand_in(width: int, vocab_size: int) -> KeptTrunk:
     return KeptTrunk(torch.zeros(width), vocab_size, {}, {})
 
 
-class FrozenEncoder(nn.Module):
-    """A linear map of a frozen trunk's state after t tokens is m_t: the encoder of `--teacher.from`."""
+class GivenEncoder(nn.Module):
+    """A linear map of a given trunk's state after t tokens is m_t: the encoder of `--teacher.from`."""
 
     def __init__(self, memory: MemoryConfig, width: int):
         super().__init__()
