@@ -17,7 +17,7 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ from retain.config import RunConfig, SeriesDataConfig
 from retain.config.presets import PRESETS
 from retain.config.recipes import with_recipe
 from retain.data import load_data
+from retain.data.batches import Split
 from retain.data.frames import Floats
 from retain.data.series import SeriesData
-from retain.experiments.compare import configure_method
+from retain.experiments.compare import configure_method, with_rate
 from retain.files import replace_file
 from retain.inference.backtest import SAMPLES, backtest, find_origins, find_season, naive_forecast, score_paths
 from retain.inference.evaluate import finite
@@ -133,7 +134,11 @@ SETS = {
     "employment": Set(read_employment, 36, 6),
 }
 TRAINED = ("smt", "one-step", "bptt", "gru")
-METHODS = (*TRAINED, "deepar", "ets", "naive")
+METHODS = (*TRAINED, "deepar", "deepar tuned", "ets", "naive")
+RATES = (0.2, 1.0)
+"""Factors on the preset's learning rates."""
+DEEPAR_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+"""Its own default is 1e-3."""
 
 
 def make_config(name: str, out: Path) -> RunConfig:
@@ -153,17 +158,43 @@ def make_config(name: str, out: Path) -> RunConfig:
     )
 
 
-def run_trained(name: str, method: str, seed: int, seconds: float, out: Path) -> dict[str, Any]:
-    """Train by one of TRAINED and score its forecasts."""
+def choose_rate(name: str, method: str, out: Path, rates: Sequence[float], score: Callable[[float], float]) -> float:
+    """Return the rate whose forecasts of the validation split have the least weighted quantile loss.
+
+    The trials are kept in the folder: each trains with one seed for a third of the seconds.
+    """
+    path = out / "tuned" / f"{name}-{method.replace(' ', '-')}.json"
+    if not path.exists():
+        tried = {rate: score(rate) for rate in rates}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(tried, indent=1).encode())
+    tried = json.loads(path.read_text())
+    return float(min(tried, key=lambda rate: tried[rate]))
+
+
+def forecast_trained(
+    name: str, method: str, split: Split, factor: float, seed: int, seconds: float, out: Path
+) -> dict[str, Any]:
+    """Train by one of TRAINED, with the preset's rates times `factor`, and score its forecasts of a split."""
     base = make_config(name, out)
     config = with_recipe(base, "one-step") if method == "one-step" else configure_method(base, method)
+    config = with_rate(config, f"{factor:g}")
     config = dataclasses.replace(config, seed=seed, budget=f"{seconds:g}s", validate_every=f"{seconds / 15:g}s")
-    folder = out / "runs" / f"{name}-{method}-seed{seed}"
-    resume = (folder / "config.json").exists()
-    train(config, folder, resume=resume, progress_bar=False)
+    folder = out / "runs" / f"{name}-{method}-lr{factor:g}-seed{seed}-{seconds:g}s"
+    train(config, folder, resume=(folder / "config.json").exists(), progress_bar=False)
     data = load_data(config.data)
     assert isinstance(data, SeriesData)
-    return backtest(load_run(folder).rnn, data, "test", SETS[name].horizon, limit=None, seed=seed)
+    return backtest(load_run(folder).rnn, data, split, SETS[name].horizon, limit=None, seed=seed)
+
+
+def run_trained(name: str, method: str, seed: int, seconds: float, out: Path) -> dict[str, Any]:
+    """Train by one of TRAINED at the better of RATES, and score its forecasts of the test split."""
+
+    def score(factor: float) -> float:
+        return float(forecast_trained(name, method, "validation", factor, 0, seconds / 3, out)["wql"])
+
+    factor = choose_rate(name, method, out, RATES, score)
+    return {"lr_factor": factor, **forecast_trained(name, method, "test", factor, seed, seconds, out)}
 
 
 def run_naive(name: str, method: str, seed: int, seconds: float, out: Path) -> dict[str, Any]:
@@ -193,13 +224,18 @@ def run_ets(name: str, method: str, seed: int, seconds: float, out: Path) -> dic
     return score_paths(data, origins, paths, horizon)
 
 
-def run_deepar(name: str, method: str, seed: int, seconds: float, out: Path) -> dict[str, Any]:
-    """Train the DeepAR of gluonts, with its own defaults, for the same seconds."""
+def fit_deepar(
+    data: SeriesData, horizon: int, seed: int, seconds: float, out: Path, **settings: float
+) -> tuple[Any, Callable[[list[tuple[int, int]]], Any]]:
+    """Train the DeepAR of gluonts, with its own defaults but for `settings`.
+
+    Returns:
+        Its predictor, and what makes its entries of series and their ends.
+    """
     import lightning.pytorch as lightning
     from gluonts.dataset.common import ListDataset
     from gluonts.torch.model.deepar import DeepAREstimator
 
-    data, horizon = open_data(name, out), SETS[name].horizon
     freq = {"MS": "M", "QS": "Q", "604800s": "W", "86400s": "D", "3600s": "h"}.get(str(data.table.frequency), "Y")
     lightning.seed_everything(seed)
 
@@ -211,20 +247,38 @@ def run_deepar(name: str, method: str, seed: int, seconds: float, out: Path) -> 
             rows.append({"start": start, "target": data.table.series[number].values[:end, 0]})
         return ListDataset(rows, freq=freq)
 
-    settings = {"max_epochs": -1, "max_time": {"seconds": round(seconds)}, "accelerator": "cpu", "logger": False}
-    settings |= {
+    trainer = {"max_epochs": -1, "max_time": {"seconds": round(seconds)}, "accelerator": "cpu", "logger": False}
+    trainer |= {
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "default_root_dir": str(out / "lightning"),
     }
     estimator = DeepAREstimator(
         freq=freq, prediction_length=horizon, context_length=data.seq_len, num_parallel_samples=SAMPLES,
-        trainer_kwargs=settings,
+        trainer_kwargs=trainer, **settings,
     )  # fmt: skip
-    predictor = estimator.train(entries([(n, int(cut[0])) for n, cut in enumerate(data.cuts)]))
-    origins = find_origins(data, "test", horizon, None)
+    return estimator.train(entries([(n, int(cut[0])) for n, cut in enumerate(data.cuts)])), entries
+
+
+def forecast_deepar(name: str, split: Split, seed: int, seconds: float, out: Path, **settings: float) -> dict[str, Any]:
+    """Train DeepAR on a set, and score its forecasts of a split."""
+    data, horizon = open_data(name, out), SETS[name].horizon
+    predictor, entries = fit_deepar(data, horizon, seed, seconds, out, **settings)
+    origins = find_origins(data, split, horizon, None)
     found: list[Floats] = [f.samples[..., None] for f in predictor.predict(entries([(n, at) for n, at in origins]))]
     return score_paths(data, origins, found, horizon)
+
+
+def run_deepar(name: str, method: str, seed: int, seconds: float, out: Path) -> dict[str, Any]:
+    """Train DeepAR for the same seconds as the RNNs, with its own defaults, or at the best of DEEPAR_RATES."""
+    if method == "deepar":
+        return forecast_deepar(name, "test", seed, seconds, out)
+
+    def score(lr: float) -> float:
+        return float(forecast_deepar(name, "validation", 0, seconds / 3, out, lr=lr)["wql"])
+
+    lr = choose_rate(name, method, out, DEEPAR_RATES, score)
+    return {"lr": lr, **forecast_deepar(name, "test", seed, seconds, out, lr=lr)}
 
 
 def open_data(name: str, out: Path) -> SeriesData:
@@ -236,11 +290,13 @@ def open_data(name: str, out: Path) -> SeriesData:
 
 def run(name: str, method: str, seed: int, seconds: float, out: Path) -> dict[str, Any]:
     """Return the record of one figure, made where it is not there yet."""
-    path = out / "scores" / f"{name}-{method}-seed{seed}.json"
+    path = out / "scores" / f"{name}-{method.replace(' ', '-')}-seed{seed}.json"
     if path.exists():
         record: dict[str, Any] = json.loads(path.read_text())
         return record
-    work = {"naive": run_naive, "ets": run_ets, "deepar": run_deepar}.get(method, run_trained)
+    work = {"naive": run_naive, "ets": run_ets, "deepar": run_deepar, "deepar tuned": run_deepar}.get(
+        method, run_trained
+    )
     begin = time.perf_counter()
     scores = work(name, method, seed, seconds, out)
     record = {"set": name, "method": method, "seed": seed, "budget_seconds": seconds, **scores}
@@ -287,7 +343,7 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each training, on one thread")
     args = parser.parse_args()
     logging.getLogger("lightning").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")  # of other libraries

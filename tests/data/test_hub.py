@@ -267,9 +267,12 @@ for prepared, changes in json.loads(sys.argv[1]):
     os.environ["RETAIN_CACHE"] = prepared
     fields = {"name": "documents", "path": "hf:roneneldan/TinyStories", "seq_len": 20, "reset": True}
     try:
-        data = load_data(data_config(**fields | changes))
+        data = load_data(data_config(**(changes if changes.get("name") == "series" else fields | changes)))
     except ValueError as error:
         print(json.dumps(str(error)))
+        continue
+    if data.channels is not None:
+        print(json.dumps([(s.name, str(s.first), s.values[:, 0].tolist()) for s in data.table.series]))
         continue
     first = bytes(data.sequences("validation", np.arange(1))["targets"][0].tolist()[:20]).decode()
     print(json.dumps(data.info | {"first": first}))
@@ -331,3 +334,22 @@ def test_the_hub_pinned_revisions_and_offline(ask, tmp_path):
     for part in ("could not be loaded", "HF_HUB_OFFLINE is set", str(tmp_path / "hf"), "--data PATH"):
         assert part in complaint
     assert "\n" not in complaint
+
+
+def test_series_of_the_hub(ask, tmp_path):
+    """As monash_tsf has them: a row for each series."""
+    values = [[float(i * j % 7) for i in range(60)] for j in (1, 2)]
+    path = tmp_path / "bank" / "data" / "train-00000-of-00001.parquet"
+    path.parent.mkdir(parents=True)
+    starts = pa.array([np.datetime64("1996-03-18", "s")] * 2)
+    pq.write_table(
+        pa.table({"start": starts, "target": values, "feat_static_cat": [[0], [1]], "item_id": list("ab")}), path
+    )
+    series = {"name": "series", "path": "hf:Monash-University/monash_tsf", "seq_len": 8, "freq": "D", "time": "start"}
+    with hub("Monash-University/monash_tsf", [tmp_path / "bank"]) as (address, _, _):
+        read, unknown = ask(
+            ("a", series), ("a", series | {"path": "hf:Monash-University/monash_tsf@nowhere"}), HF_ENDPOINT=address
+        )
+    assert read == [["a", "1996-03-18 00:00:00", values[0]], ["b", "1996-03-18 00:00:00", values[1]]]
+    assert "'hf:Monash-University/monash_tsf@nowhere' could not be loaded" in unknown
+    assert ask(("a", series), HF_HUB_OFFLINE="1") == [read]

@@ -355,3 +355,16 @@ def test_counts_are_measured_from_zero_even_by_a_fixed_scale():
     first, start = (data.scored["test"][0, i] for i in (2, 1))
     said = (targets[first - start :, 0] * targets[first - start :, 1]).tolist()
     np.testing.assert_allclose(said[:4], counts[first : first + 4, 0], atol=1e-5)
+
+
+def test_a_cycle_that_training_did_not_go_through_is_hidden():
+    """The place in the year of some months of hours would only lead astray in the months after."""
+    data = make_series(from_frame(hours(24 * 60), config_of(time="time", target=("load",))), config_of(time="time"))
+    channels = data.channels
+    rows = torch.zeros(1, 30, channels.row, dtype=torch.float64)
+    rows[..., 1:] = torch.from_numpy(data.table.series[0].covariates[:30])
+    tokens, *_ = scale.read_rows(channels, rows, scale.begin(channels, 1))
+    moves = dict(zip(channels.covariates, tokens[0, :, 5:].std(0), strict=False))  # after a value's own five numbers
+    assert all(moves[f"year {part}"] < 1e-20 for part in ("sin", "cos"))
+    assert all(moves[f"{cycle} {part}"] > 0.1 for cycle in ("day", "week") for part in ("sin", "cos"))
+    assert parse_frequency("D").unseen(364) == {"year sin", "year cos"} and not parse_frequency("D").unseen(365)

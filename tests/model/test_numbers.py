@@ -126,6 +126,20 @@ def test_tokens_and_measures_follow_from_the_past(by):
     assert by == "fixed" or not torch.equal(before[2][:, 5:], after[2][:, 5:])
 
 
+@pytest.mark.parametrize("by", ["level", "mean", "fixed"])
+def test_rows_are_read_as_one_by_one(by):
+    channels = channels_of(scale=by)
+    rows = rows_of(channels)
+    tokens, levels, scales, last = scale.read_rows(channels, rows, scale.begin(channels, 3))
+    state = scale.begin(channels, 3)
+    for t, row in enumerate(rows.unbind(1)):
+        state = scale.update(channels, state, row[:, : channels.values])
+        assert torch.equal(tokens[:, t], scale.read(channels, state, row))
+        for one, other in zip((levels, scales), scale.measures(channels, state), strict=True):
+            assert torch.equal(one[:, t], other)
+    assert torch.equal(last, state)
+
+
 @pytest.mark.parametrize("by", ["level", "mean"])
 def test_a_stream_keeps_the_running_mean_and_deviation(by):
     """The slow twin: plain averages of the values so far, while there are fewer than `steps`."""

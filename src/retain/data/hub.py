@@ -57,16 +57,7 @@ def open_hub(config: DatasetDataConfig) -> Source:
     datasets = import_datasets()
     with one_line(path):
         if path.startswith("hf:"):
-            named, _, revision = path[3:].partition("@")
-            name, _, subset = named.partition(":")
-            if not name:
-                raise UserError(f"data.path: {path!r} names no dataset; write hf:NAME or hf:NAME:CONFIG")
-            if Path(name).is_dir():  # which the library would take for it
-                raise UserError(
-                    f"data.path: {path!r}: there is a folder {name!r} here; give --data ./{name} for that, or go "
-                    "elsewhere for the hub's"
-                )
-            builder = _frugal(datasets.load_dataset_builder(name, subset or None, revision=revision or None))
+            builder, revision = _find_builder(datasets, path)
             found = builder.as_streaming_dataset() if config.stream else _download(builder)
         else:
             found = _saved(datasets.load_from_disk(str(expand_path(path))), config.stream)
@@ -85,6 +76,34 @@ def open_hub(config: DatasetDataConfig) -> Source:
         if split in splits
     )
     return Source(pieces, _revision(splits["train"]) or revision or None)
+
+
+def read_frame(path: str) -> Any:
+    """Read the split train of a dataset of the hub, hf:NAME[:CONFIG][@REVISION], as a frame of pandas.
+
+    Raises UserError in one line for all that may be wrong with it.
+    """
+    datasets = import_datasets()
+    with one_line(path):
+        builder, _ = _find_builder(datasets, path)
+        builder.download_and_prepare()
+        if "train" not in builder.info.splits:
+            raise UserError(f"data.path: {path!r} has no split train, only {', '.join(builder.info.splits)}")
+        return builder.as_dataset(split="train").to_pandas()
+
+
+def _find_builder(datasets: Any, path: str) -> tuple[Any, str]:
+    """Find a dataset of the hub, and the revision that its path names."""
+    named, _, revision = path[3:].partition("@")
+    name, _, subset = named.partition(":")
+    if not name:
+        raise UserError(f"data.path: {path!r} names no dataset; write hf:NAME or hf:NAME:CONFIG")
+    if Path(name).is_dir():  # which the library would take for it
+        raise UserError(
+            f"data.path: {path!r}: there is a folder {name!r} here; give --data ./{name} for that, or go "
+            "elsewhere for the hub's"
+        )
+    return _frugal(datasets.load_dataset_builder(name, subset or None, revision=revision or None)), revision
 
 
 def _piece(split: Split, dataset: Any, cut: frozenset[Split], config: DatasetDataConfig) -> Piece:

@@ -17,6 +17,7 @@ from retain.config import Channels, SeriesDataConfig
 from retain.data.batches import SPLITS, Batch, Data, Ints, Split
 from retain.data.files import make_read_error
 from retain.data.frames import Floats, Table, from_array, from_frame, from_records
+from retain.data.hub import read_frame
 from retain.data.times import pandas_library
 from retain.errors import UserError
 from retain.model.likelihood import count_scores
@@ -29,6 +30,8 @@ STILL = 0.75
 MEASURED = 512
 """Series, and MEASURED_STEPS of each, that say what levels and scales are before a stream begins."""
 MEASURED_STEPS = 4096
+UNSEEN = 1e30
+"""The stretch of a covariate that the model must not see: divided by it, all values are 0."""
 
 
 @dataclasses.dataclass(eq=False, repr=False, kw_only=True)
@@ -163,7 +166,8 @@ def measure(table: Table, cuts: Ints, config: SeriesDataConfig, seq_len: int) ->
     classes = int(max(np.nanmax(part) for part in values)) + 1 if config.head == "categorical" else 0
     numbers = np.concatenate([covariates[:, : len(table.covariates)] for _, covariates in train])
     there = np.where(np.isnan(numbers).all(0), 0.0, numbers) if len(numbers) else np.zeros((1, numbers.shape[1]))
-    deviation = np.nanstd(there, 0)
+    hidden = () if table.frequency is None else table.frequency.unseen(int(cuts[:, 0].max()))
+    deviation = np.where([name in hidden for name in table.covariates], UNSEEN, np.nanstd(there, 0))
     ones, zeros = (1.0,) * count, (0.0,) * count
     channels = Channels(
         names=table.names,
@@ -348,7 +352,7 @@ def read_table(config: SeriesDataConfig, like: Channels | None = None) -> Table:
     endings = path.suffixes
     kind = next((e for e in reversed(endings) if e in READERS), None)
     if config.path.startswith("hf:"):
-        raise UserError(f"data.path: {config.path} is on the hub; download its parquet file, and give that")
+        return _from_columns(read_frame(config.path), config, like)
     if kind is None:
         raise UserError(
             f"data.path: {config.path!r} ends in none of {', '.join(READERS)}; write the series as one of them"
@@ -369,6 +373,11 @@ def read_table(config: SeriesDataConfig, like: Channels | None = None) -> Table:
     except (ValueError, KeyError) as error:  # pandas and pyarrow raise kinds of it
         said = " ".join(str(error).split())[:120]
         raise UserError(f"data.path: {config.path!r} cannot be read as its ending says ({said})") from None
+    return _from_columns(frame, config, like)
+
+
+def _from_columns(frame: Any, config: SeriesDataConfig, like: Channels | None) -> Table:
+    """Take a frame that has a row for each step, or one for each series, with `start` and a list `target`."""
     if {"start", "target"} <= set(frame.columns) and len(frame) and hasattr(frame["target"].iloc[0], "__len__"):
         return from_records(frame.to_dict("records"), config, like)
     return from_frame(frame, config, like)

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from retain.errors import UserError
 
 DAY = 86_400
+CYCLES = {"day": DAY, "week": 7 * DAY, "year": 365 * DAY}
+"""What the calendar repeats, and its length in seconds."""
 PERIODS = {"YS": "Y", "QS": "Q", "MS": "M"}
 """Units of the calendar, with pandas' word for their periods."""
 WORDS = {"Y": "YS", "A": "YS", "YE": "YS", "Q": "QS", "QE": "QS", "M": "MS", "ME": "MS", "H": "h", "T": "min", "S": "s"}
@@ -72,23 +74,36 @@ class Frequency:
             return pd.DatetimeIndex([first + pd.Timedelta(seconds=self.count * place)])
         return self.times(first, place + 1)[-1:]
 
+    @property
+    def seconds(self) -> float:
+        """The length of a step in seconds, about that for a unit of the calendar; 0 if steps are numbered."""
+        return {"": 0, "B": DAY, "MS": 28 * DAY, "QS": 90 * DAY, "YS": 365 * DAY}.get(self.unit, self.count)
+
     def features(self, times: Any) -> dict[str, npt.NDArray[np.float64]]:
         """Return where each time (N,) stands in its day, week and year, as sine and cosine."""
         if self.unit in ("", "YS"):
             return {}
-        step = {"B": DAY, "MS": 28 * DAY, "QS": 90 * DAY}.get(self.unit, self.count)
         seconds = times.hour * 3600 + times.minute * 60 + times.second
         shares = {
-            "day": (DAY, seconds / DAY),
-            "week": (7 * DAY, (times.day_of_week + seconds / DAY) / 7),
-            "year": (365 * DAY, (times.day_of_year - 1) / 366 if step < 28 * DAY else (times.month - 1) / 12),
+            "day": seconds / DAY,
+            "week": (times.day_of_week + seconds / DAY) / 7,
+            "year": (times.day_of_year - 1) / 366 if self.seconds < 28 * DAY else (times.month - 1) / 12,
         }
         found: dict[str, npt.NDArray[np.float64]] = {}
-        for name, (length, share) in shares.items():
-            if step < length:
+        for name, share in shares.items():
+            if self.seconds < CYCLES[name]:
                 turn = 2 * np.pi * np.asarray(share, dtype=np.float64)
                 found |= {f"{name} sin": np.sin(turn), f"{name} cos": np.cos(turn)}
         return found
+
+    def unseen(self, steps: int) -> set[str]:
+        """Return the features of cycles that so many steps do not go through once.
+
+        An RNN that has seen the spring alone knows nothing of the autumn. It is better off without the place in the
+        year.
+        """
+        cycles = {name for name, length in CYCLES.items() if self.unit and steps * self.seconds < length}
+        return {f"{name} {part}" for name in cycles for part in ("sin", "cos")}
 
 
 def read_times(column: Any, name: str) -> Any:

@@ -114,14 +114,15 @@ def read_rows(channels: Channels, rows: Tensor, state: Tensor) -> tuple[Tensor, 
         Tokens (B, T, F) float32; the level and the scale (B, T, C) by which the values after each row are measured; and
         the state after the last row.
     """
-    tokens, levels, scales = [], [], []
-    for row in rows.unbind(1):
-        state = update(channels, state, row[:, : channels.values])
-        level, scale = measures(channels, state)
-        tokens.append(read(channels, state, row))
-        levels.append(level)
-        scales.append(scale)
-    return torch.stack(tokens, 1), torch.stack(levels, 1), torch.stack(scales, 1), state
+    states = [state]
+    for values in rows[..., : channels.values].unbind(1):
+        states.append(update(channels, states[-1], values))
+    # Only the states wait for each other.
+    flat = torch.stack(states[1:], 1).flatten(0, 1)
+    tokens = read(channels, flat, rows.flatten(0, 1))
+    levels, scales = measures(channels, flat)
+    tokens, levels, scales = (part.unflatten(0, rows.shape[:2]) for part in (tokens, levels, scales))
+    return tokens, levels, scales, states[-1]
 
 
 def target(values: Tensor, level: Tensor, scale: Tensor) -> Tensor:
