@@ -3,9 +3,9 @@
     python -m lab.series --out runs/series                      # all sets and methods, three seeds
     python -m lab.series --out runs/series --sets co2 --methods smt,naive --seeds 1 --seconds 20
 
-Every figure is a file of its own in the folder, so that the command goes on where it was stopped. The table of all that
-is there is printed, and written as results.md and results.json. The sets come with statsmodels and vega_datasets. ETS
-needs statsforecast, DeepAR gluonts with lightning; both want a pandas below 3.
+Every figure is a file of its own in the folder, so that the command goes on where it was stopped. All are written as
+results.json, which lab/series_page.py makes a page of. The sets come with statsmodels and vega_datasets. ETS needs
+statsforecast, DeepAR gluonts with lightning; both want a pandas below 3.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import json
 import logging
-import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -307,35 +306,6 @@ def run(name: str, method: str, seed: int, seconds: float, out: Path) -> dict[st
     return record
 
 
-def tabulate(records: list[dict[str, Any]]) -> str:
-    """Write a row for each set and score: the mean over seeds, the best in bold, and the mean rank of each method."""
-    methods = [m for m in METHODS if any(r["method"] == m for r in records)]
-    names = list(dict.fromkeys(r["set"] for r in records))
-    lines = [f"| set | score | {' | '.join(methods)} |", f"| --- | --- |{' ---: |' * len(methods)}"]
-    ranks: dict[str, list[int]] = {method: [] for method in methods}
-    for name in names:
-        for score in ("wql", "mase", "coverage"):
-            cells = {}
-            for method in methods:
-                found = [r for r in records if (r["set"], r["method"]) == (name, method) and r["coverage"]]
-                values = [r["coverage"]["0.8"] if score == "coverage" else r[score] for r in found]
-                values = [v for v in values if v is not None]
-                if values:
-                    cells[method] = statistics.mean(values)
-            order = sorted(cells, key=lambda method: cells[method])
-            if score == "wql":
-                for rank, method in enumerate(order, 1):
-                    ranks[method].append(rank)
-            best = order[0] if order and score != "coverage" else None
-            shown = [f"{cells[m]:.4g}" if m in cells else "" for m in methods]
-            shown = [f"**{s}**" if m == best else s for m, s in zip(methods, shown, strict=True)]
-            label = {"wql": "wQL ↓", "mase": "MASE ↓", "coverage": "in the 80 % band"}[score]
-            lines.append(f"| {name} | {label} | {' | '.join(shown)} |")
-    means = [f"{statistics.mean(ranks[m]):.2f}" if ranks[m] else "" for m in methods]
-    lines.append(f"| all | mean rank by wQL ↓ | {' | '.join(means)} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Make the figures that are missing, and the table of all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -354,10 +324,7 @@ def main() -> None:
                 records.append(run(name, method, seed, args.seconds, args.out))
                 record = {key: records[-1][key] for key in ("set", "method", "seed", "wql", "mase")}
                 print(json.dumps(record), flush=True)
-    table = tabulate(records)
-    replace_file(args.out / "results.md", table.encode() + b"\n")
     replace_file(args.out / "results.json", json.dumps(records, indent=1).encode() + b"\n")
-    print(table)
 
 
 if __name__ == "__main__":
