@@ -23,7 +23,7 @@ def without_graph() -> Iterator[None]:
 
 @contextmanager
 def evaluating(*modules: nn.Module | None) -> Iterator[None]:
-    """Put every submodule in evaluation mode (no dropout, running statistics) inside, then restore its mode."""
+    """Put every submodule in evaluation mode (no dropout, running statistics) inside, and restore its mode after."""
     modes = [(part, part.training) for module in modules if module is not None for part in module.modules()]
     for module in modules:
         if module is not None:
