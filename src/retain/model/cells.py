@@ -59,7 +59,7 @@ class MLPCell(nn.Module):
             start_at_zero(self.out)
 
     def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
-        """Read inputs (N, D) into memory (N, K, D)."""
+        """Return the next memory (N, K, D) from memory (N, K, D) and inputs (N, D)."""
         check_streams(memory, inputs)
         read = inputs if projected else self.from_input(inputs)
         x = squared_relu(self.from_memory(self.norm(memory.flatten(-2))) + read)
@@ -89,7 +89,7 @@ class GatedCell(nn.Module):
         start_at_zero(self.out, gates=size)
 
     def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
-        """Read inputs (N, D) into memory (N, K, D)."""
+        """Return the next memory (N, K, D) from memory (N, K, D) and inputs (N, D)."""
         check_streams(memory, inputs)
         flat = memory.flatten(-2)
         mixed = self.from_memory(self.norm(flat)) + (inputs if projected else self.from_input(inputs))
@@ -106,7 +106,7 @@ class GatedCell(nn.Module):
         return not self.layers
 
     def rollout(self, memory: Tensor, inputs: Tensor, projected: bool = False, cut: Cut | None = None) -> Tensor:
-        """Return the memories (B, T, K, D) after each of the inputs (B, T, D), read from memory (B, K, D)."""
+        """Return the memories (B, T, K, D) after each of the inputs (B, T, D), starting from memory (B, K, D)."""
         check_streams(memory, inputs)
         if self.layers:
             return step_through(lambda m, x: self(m, x, projected), memory, inputs)
@@ -143,7 +143,7 @@ class TransformerCell(nn.Module):
                     nn.init.normal_(last.weight, std=(2 * config.layers * last.in_features) ** -0.5)
 
     def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
-        """Read inputs (N, D) into memory (N, K, D)."""
+        """Return the next memory (N, K, D) from memory (N, K, D) and inputs (N, D)."""
         check_streams(memory, inputs)
         tokens = self.from_memory(memory) + self.positions
         x = torch.cat([tokens, (inputs if projected else self.from_input(inputs))[:, None]], 1)
@@ -181,11 +181,11 @@ class GRUCell(nn.Module):
         self.cell: nn.RNNBase = self.made_of(memory.width, memory.tokens * memory.width, batch_first=True)
 
     def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        """Read inputs (N, D) into memory (N, K, D)."""
+        """Return the next memory (N, K, D) from memory (N, K, D) and inputs (N, D)."""
         return self.rollout(memory, inputs[:, None])[:, 0]
 
     def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        """Return the memories (B, T, K, D) after each of the inputs (B, T, D), read from memory (B, K, D)."""
+        """Return the memories (B, T, K, D) after each of the inputs (B, T, D), starting from memory (B, K, D)."""
         check_streams(memory, inputs)
         dtype = next(self.cell.parameters()).dtype
         state = (memory.flatten(1) / REACH)[None]
@@ -208,7 +208,7 @@ class LSTMCell(nn.Module):
         self.cell = nn.LSTMCell(memory.width, memory.tokens * memory.width // 2)
 
     def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        """Read inputs (N, D) into memory (N, K, D)."""
+        """Return the next memory (N, K, D) from memory (N, K, D) and inputs (N, D)."""
         check_streams(memory, inputs)
         dtype = self.cell.weight_hh.dtype
         h, c = (memory.flatten(1).to(dtype) / REACH).chunk(2, 1)
@@ -217,7 +217,7 @@ class LSTMCell(nn.Module):
         return (h_c * REACH).view_as(memory)
 
     def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        """Return the memories (B, T, K, D) after each of the inputs (B, T, D), read from memory (B, K, D).
+        """Return the memories (B, T, K, D) after each of the inputs (B, T, D), starting from memory (B, K, D).
 
         `nn.LSTM` returns h after each input but c only after the last, and the memory has both. So this is a loop, with
         one product for all inputs before it and one per step. Its naive twin is `forward`, step by step.

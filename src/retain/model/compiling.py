@@ -138,7 +138,7 @@ def _settings(config: Any, settings: Options) -> Iterator[None]:
 
 
 def compiled(function: Callable[..., Any], name: str, options: Options | None = None) -> Callable[..., Any]:
-    """Compile a function by torch.compile. After a failure it runs uncompiled, and a warning calls it `name`.
+    """Compile a function by torch.compile. After a failure it runs uncompiled, with a warning about `name`.
 
     Compiler `options` are for a function without gradients that is compiled at its first call and never again. Options
     that this version of the compiler does not know are left out.

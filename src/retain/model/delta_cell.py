@@ -49,7 +49,7 @@ class DeltaCell(nn.Module):
         start_at_zero(self.out, gates=size)
 
     def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
-        """Read inputs (N, D), or if `projected` (N, D / LAST), into memory (N, K, D)."""
+        """Return the next memory from memory (N, K, D) and inputs (N, D), or if `projected` (N, D / LAST)."""
         check_streams(memory, inputs)
         x = (inputs if projected else self.from_input(inputs)).to(memory.dtype)
         last = torch.cat([x, memory[:, 1, : -x.shape[-1]]], -1)  # the newest first; the oldest is dropped
@@ -76,7 +76,7 @@ class DeltaCell(nn.Module):
         return register, torch.addcmul(store, addresses[:, 1], new[..., None, :])
 
     def rollout(self, memory: Tensor, inputs: Tensor, projected: bool = False, cut: Cut | None = None) -> Tensor:
-        """Return the memories (B, T, K, D) after each of the inputs (B, T, D or D / LAST), read from memory (B, K, D).
+        """Return the memories (B, T, K, D) after each of the inputs (B, T, D or D / LAST), from memory (B, K, D).
 
         The last inputs do not depend on earlier steps, so one product projects those of all steps.
         """

@@ -79,7 +79,7 @@ class Likelihood:
         return nats.masked_fill(missing, 0.0)
 
     def of_steps(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the nats (...) of all values of a step together, of targets (..., 2 · C)."""
+        """Return the nats (...) of all values of a step together, given targets (..., 2 · C)."""
         return self.nats(logits, targets).sum(-1)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:

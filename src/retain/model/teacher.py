@@ -21,7 +21,7 @@ from retain.ops.delta_rule import count_chunks
 
 
 class Readout(nn.Module):
-    """g: logits of y_t from m_t alone, like a decoder without a future. Reads width, heads and decoder_layers.
+    """g: logits of y_t from m_t alone, a decoder without a future. Reads width, heads and decoder_layers of config.
 
     If steps are numbers, the V logits are the parameters of the distribution by which `likelihood` scores them.
     """
@@ -36,7 +36,7 @@ class Readout(nn.Module):
         self.likelihood = likelihood_of(symbols)
 
     def forward(self, memory: Tensor) -> Tensor:
-        """Read memory (..., K, D) out as logits (..., V)."""
+        """Return the logits (..., V) of memory (..., K, D)."""
         x = self.from_memory(memory) + self.positions
         x = self.transformer(x.flatten(0, -3), keep=slice(-1, None), causal=True)
         return torch.unflatten(self.head(x[:, 0]), 0, memory.shape[:-2])
