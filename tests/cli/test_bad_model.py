@@ -13,10 +13,10 @@ from retain.model import language_model  # noqa: E402
 
 EVEN = ["--data.split", "0.4", "0.3", "0.3"]
 BAD = [
-    ("nowhere", [], ["teacher.from", "nowhere is no folder of a language model", "hf:NAME"]),
-    ("book.txt", [], ["teacher.from", "book.txt is no folder of a language model"]),
+    ("nowhere", [], ["teacher.from", "nowhere is not a language model's folder", "hf:NAME"]),
+    ("book.txt", [], ["teacher.from", "book.txt is not a language model's folder"]),
     ("broken", [], ["teacher.from", "broken has no"]),
-    ("headless", [], ["teacher.from", "headless has no weights for lm_head.weight", "no causal language model"]),
+    ("headless", [], ["teacher.from", "headless has no weights for lm_head.weight", "causal language model"]),
     ("t5", [], ["teacher.from", "t5 has an encoder and a decoder", "causal language model"]),
     ("bert", [], ["teacher.from", "bert looks ahead", "causal language model"]),
     ("mute", [], ["teacher.from", "mute has no tokenizer that transformers loads"]),
@@ -24,7 +24,7 @@ BAD = [
     (
         "misfit",
         [],
-        ["teacher.from", "the tokenizer of", "misfit has 340 symbols, its model 300", "not belong"],
+        ["teacher.from", "the tokenizer of", "misfit has 340 tokens, its model 300", "not belong"],
     ),
     (
         "gpt2",

@@ -102,7 +102,7 @@ def test_a_stream_goes_on_exactly(model, tmp_path):
         torch.testing.assert_close(rest.logits, whole.logits[:, 25:])
         state = rest.cache.get_recurrent_state(0)
         torch.testing.assert_close(state, whole.cache.get_recurrent_state(0))
-    with pytest.raises(UserError, match="3 streams beside tokens of 2"):
+    with pytest.raises(UserError, match="3 streams, but tokens of 2"):
         model(tokens[:2], cache=again)
 
 

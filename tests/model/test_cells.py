@@ -375,5 +375,5 @@ def test_a_memory_for_each_stream_or_a_clear_line(kind, layers, streams):
         with pytest.raises(UserError) as caught:
             way()
         assert str(caught.value) == (
-            f"memory: {memories} streams beside tokens of {rows}; give one memory for each stream"
+            f"memory: {memories} streams, but tokens of {rows}; give one memory for each stream"
         )

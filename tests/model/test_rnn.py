@@ -111,7 +111,7 @@ def test_a_memory_for_each_stream_or_a_clear_line(rnn, way, streams):
         tokens = torch.zeros(rows, length, dtype=torch.long)
         with pytest.raises(UserError) as caught:
             READING[way](rnn, tokens, torch.zeros(memories, *rnn.m_0.shape, dtype=torch.float64))
-        line = f"memory: {memories} streams beside tokens of {rows}; give one memory for each stream"
+        line = f"memory: {memories} streams, but tokens of {rows}; give one memory for each stream"
         assert str(caught.value) == line
 
 
@@ -135,7 +135,7 @@ def test_tokens_of_other_axes_are_a_clear_line(name, give):
             getattr(rnn, name)(tokens, rnn.init_memory(2))
     with pytest.raises(UserError, match="tokens: "):
         rnn(torch.zeros(2, dtype=torch.long))
-    with pytest.raises(UserError, match=r"memory: \(2, 3\) streams beside tokens of 3; give"):
+    with pytest.raises(UserError, match=r"memory: \(2, 3\) streams, but tokens of 3; give"):
         rnn.update(rnn.init_memory(6).view(2, 3, 2, 4), torch.zeros(3, dtype=torch.long))
 
 

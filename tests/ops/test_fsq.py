@@ -58,7 +58,7 @@ def test_teacher_and_rnn_are_on_the_grid_and_m_0_too(cell):
 def test_teacher_and_rnn_of_other_levels_are_refused():
     teacher, rnn = models(norm="fsq")
     rnn.levels = 7
-    with pytest.raises(UserError, match="memory.levels: 5 of the teacher is not the RNN's, 7"):
+    with pytest.raises(UserError, match="memory.levels: the teacher has 5, the RNN 7"):
         check_alike(teacher, rnn)
 
 

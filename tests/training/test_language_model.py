@@ -451,7 +451,7 @@ def test_settings_that_say_nothing_are_refused(world, model, changes, message):
 
 
 def test_a_context_is_refused_where_there_is_none_or_the_model_is_too_short(world):
-    with pytest.raises(UserError, match=r"teacher.context_before: 111 tokens and a beginning are above the 80 positi"):
+    with pytest.raises(UserError, match=r"teacher.context_before: 111 tokens and a start token are above the 80"):
         long = config(world, teacher__context_before=60)
         open_trunk(long, load_data(long.data))
     source = config(world, teacher__context_before=20)

@@ -7,16 +7,17 @@ Args:
     inputs: The embedded tokens, (N, D).
 
 Returns:
-    The next memory, (N, K, D). Each of the N depends on its own memory and input alone.
+    The next memory, (N, K, D). Each of the N depends only on its own memory and input.
 
-A cell of your own is named as module:Class and built as Class(memory_config, cell_config). It may also have `depth`,
-the layers of one application in the count of sequential steps (docs/compare.md; 1 if missing), and
-`rollout(memory, inputs)`, the same over inputs (N, T, D) → (N, T, K, D), only faster; its `cuts` says whether
-`rollout` takes the `cut` of `RNN.rollout`, too (no if missing).
+A user's cell is named as module:Class and built as Class(memory_config, cell_config). It may also have
 
-Ours are built as Class(memory_config, cell_config), too, and say which fields of cell_config they read beside `kind`.
-They raise UserError if the two Ns differ. Those of PROJECTING take `projected`: the inputs have been through
-`from_input` already. If memory is rms-normalised, the RNN normalises what the cell returns.
+depth: The layers of one application in the count of sequential steps (docs/compare.md); 1 if missing.
+rollout(memory, inputs): The memories (N, T, K, D) after each of the inputs (N, T, D), faster than step by step.
+cuts: Whether `rollout` takes the `cut` of `RNN.rollout`; False if missing.
+
+The cells of this project are built in the same way. Each names the fields of cell_config that it reads beside `kind`.
+They raise UserError if memory and inputs differ in N. Those of PROJECTING take `projected`, if the inputs have been
+through `from_input` already. If memory is rms-normalised, the RNN normalises the cell's output.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ from retain.ops.gated_rollout import gated_rollout
 from retain.ops.windows import Cut
 
 REACH = 4.0
-"""Gated cells keep each value within ±1; normalised memory lies within about ±4, so they work on memory / 4."""
+"""PyTorch's cells keep each output within ±1. Normalised memory lies within about ±4, so they work on memory / 4."""
 
 
 class MLPCell(nn.Module):
-    """MLP(m, x), or if residual m + MLP(m, x), which copies what it need not change; width, layers and residual."""
+    """MLP(m, x), or if residual m + MLP(m, x), which need not learn to copy m. Reads width, layers and residual."""
 
     def __init__(self, memory: MemoryConfig, config: CellConfig):
         super().__init__()
@@ -58,7 +59,7 @@ class MLPCell(nn.Module):
             start_at_zero(self.out)
 
     def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
-        """Read inputs (N, D) into memory (N, K, D)."""
+        """Return the next memory (N, K, D) from memory (N, K, D) and inputs (N, D)."""
         check_streams(memory, inputs)
         read = inputs if projected else self.from_input(inputs)
         x = squared_relu(self.from_memory(self.norm(memory.flatten(-2))) + read)
@@ -71,8 +72,8 @@ class MLPCell(nn.Module):
 class GatedCell(nn.Module):
     """m + z · (c − m): the candidate c and the gate z are each a linear map of (m, x) plus an MLP of (m, x).
 
-    A residual cell must compute −m to forget; a gate forgets for nothing (Hochreiter & Schmidhuber 1997), and the
-    linear map moves what it keeps. Unlike a GRU's, c is unbounded, as normalised memory needs. Reads width and layers.
+    A residual cell must compute −m to forget, but a gate need not (Hochreiter & Schmidhuber 1997). The linear map can
+    move values within memory. Unlike a GRU's, c is unbounded, as normalised memory needs. Reads width and layers.
     """
 
     def __init__(self, memory: MemoryConfig, config: CellConfig):
@@ -88,7 +89,7 @@ class GatedCell(nn.Module):
         start_at_zero(self.out, gates=size)
 
     def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
-        """Read inputs (N, D) into memory (N, K, D)."""
+        """Return the next memory (N, K, D) from memory (N, K, D) and inputs (N, D)."""
         check_streams(memory, inputs)
         flat = memory.flatten(-2)
         mixed = self.from_memory(self.norm(flat)) + (inputs if projected else self.from_input(inputs))
@@ -101,18 +102,18 @@ class GatedCell(nn.Module):
 
     @property
     def cuts(self) -> bool:
-        """Whether `rollout` takes a cut: only one layer can be cut."""
+        """Whether `rollout` takes a cut, which only a cell of one layer does."""
         return not self.layers
 
     def rollout(self, memory: Tensor, inputs: Tensor, projected: bool = False, cut: Cut | None = None) -> Tensor:
-        """Return the memories (B, T, K, D) after each of the inputs (B, T, D), read from memory (B, K, D)."""
+        """Return the memories (B, T, K, D) after each of the inputs (B, T, D), starting from memory (B, K, D)."""
         check_streams(memory, inputs)
         if self.layers:
             return step_through(lambda m, x: self(m, x, projected), memory, inputs)
         dtype = product_dtype(self.out.weight)
         hidden, linear = self.from_memory.bias.split(self.split)
         bias = torch.cat([hidden, linear + self.out.bias])
-        # In one dtype from here: a sum of two is several times slower.
+        # Everything has one dtype from here on: a sum of two dtypes is several times slower.
         read = (inputs if projected else self.from_input(inputs)).to(dtype)
         read = (read.transpose(0, 1) + bias.to(dtype)).contiguous()  # (T, B, H + 2 · S)
         weights = self.from_memory.weight.to(dtype), self.out.weight.to(dtype)
@@ -121,7 +122,7 @@ class GatedCell(nn.Module):
 
 
 class TransformerCell(nn.Module):
-    """The paper's cell: a Transformer over K memory tokens and the input token; the memory tokens' outputs.
+    """The paper's cell: the memory tokens' outputs of a Transformer over the K memory tokens and the input token.
 
     Reads width, heads, layers and residual.
     """
@@ -136,13 +137,13 @@ class TransformerCell(nn.Module):
         self.out = nn.Linear(config.width, memory.width)
         if config.residual:
             start_at_zero(self.out)
-            # Blocks that start as the identity, too, would keep the input from `out` until both have moved.
+            # If the blocks started as the identity, too, the input would not reach `out` until both have changed.
             for block in self.transformer.layers():
                 for last in (block.project, block.down):
                     nn.init.normal_(last.weight, std=(2 * config.layers * last.in_features) ** -0.5)
 
     def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
-        """Read inputs (N, D) into memory (N, K, D)."""
+        """Return the next memory (N, K, D) from memory (N, K, D) and inputs (N, D)."""
         check_streams(memory, inputs)
         tokens = self.from_memory(memory) + self.positions
         x = torch.cat([tokens, (inputs if projected else self.from_input(inputs))[:, None]], 1)
@@ -151,11 +152,11 @@ class TransformerCell(nn.Module):
 
 
 PROJECTING = (MLPCell, GatedCell, DeltaCell, TransformerCell)
-"""Cells that read an input through their `from_input` alone."""
+"""Cells that read an input only through their `from_input`."""
 
 
 def step_through(step: Callable[[Tensor, Tensor], Tensor], memory: Tensor, inputs: Tensor) -> Tensor:
-    """Take one step after another: memories (B, T, …) after each of the inputs (B, T, …)."""
+    """Return the memories (B, T, …) after each of the inputs (B, T, …), computed step by step."""
     memories = []
     for x in inputs.unbind(1):
         memory = step(memory, x)
@@ -164,8 +165,8 @@ def step_through(step: Callable[[Tensor, Tensor], Tensor], memory: Tensor, input
 
 
 def in_own_dtype(memory: Tensor, cell: nn.Module) -> AbstractContextManager[Any]:
-    """Run one of PyTorch's cells inside in the dtype of its weights: no autocast may round all that it remembers."""
-    # On a CPU it would do so to `nn.RNN` alone, whose state is the tanh of a product; gates add up in float32 there.
+    """Disable autocast inside if it would round the whole state of `cell`, one of PyTorch's, at each step."""
+    # On a CPU this concerns only `nn.RNN`, whose state is the tanh of a product. Gated cells add up in float32 there.
     halved = memory.is_cuda or isinstance(cell, nn.RNN)
     return torch.autocast(memory.device.type, enabled=False) if halved else nullcontext()
 
@@ -180,11 +181,11 @@ class GRUCell(nn.Module):
         self.cell: nn.RNNBase = self.made_of(memory.width, memory.tokens * memory.width, batch_first=True)
 
     def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        """Read inputs (N, D) into memory (N, K, D)."""
+        """Return the next memory (N, K, D) from memory (N, K, D) and inputs (N, D)."""
         return self.rollout(memory, inputs[:, None])[:, 0]
 
     def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        """Return the memories (B, T, K, D) after each of the inputs (B, T, D), read from memory (B, K, D)."""
+        """Return the memories (B, T, K, D) after each of the inputs (B, T, D), starting from memory (B, K, D)."""
         check_streams(memory, inputs)
         dtype = next(self.cell.parameters()).dtype
         state = (memory.flatten(1) / REACH)[None]
@@ -207,7 +208,7 @@ class LSTMCell(nn.Module):
         self.cell = nn.LSTMCell(memory.width, memory.tokens * memory.width // 2)
 
     def forward(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        """Read inputs (N, D) into memory (N, K, D)."""
+        """Return the next memory (N, K, D) from memory (N, K, D) and inputs (N, D)."""
         check_streams(memory, inputs)
         dtype = self.cell.weight_hh.dtype
         h, c = (memory.flatten(1).to(dtype) / REACH).chunk(2, 1)
@@ -216,10 +217,10 @@ class LSTMCell(nn.Module):
         return (h_c * REACH).view_as(memory)
 
     def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        """Return the memories (B, T, K, D) after each of the inputs (B, T, D), read from memory (B, K, D).
+        """Return the memories (B, T, K, D) after each of the inputs (B, T, D), starting from memory (B, K, D).
 
-        `nn.LSTM` would return h after each input, but c only after the last, and both are the memory. So this steps,
-        with one product for all inputs beforehand and one per step. Its slow twin is `forward`, step by step.
+        `nn.LSTM` returns h after each input but c only after the last, and the memory has both. So this is a loop, with
+        one product for all inputs before it and one per step. Its naive twin is `forward`, step by step.
         """
         check_streams(memory, inputs)
         cell, states = self.cell, []
@@ -245,7 +246,7 @@ CELLS: dict[str, type[nn.Module]] = {
 
 
 def has_own_rollout(cell: nn.Module) -> bool:
-    """Whether the cell's `rollout` is that of its `forward`: one that a subclass inherits past its own is not."""
+    """Whether the cell has a `rollout` for its `forward`: not one inherited by a subclass that overrides `forward`."""
     for kind in type(cell).__mro__:
         if "rollout" in vars(kind) or "forward" in vars(kind):
             return "rollout" in vars(kind)
@@ -253,7 +254,7 @@ def has_own_rollout(cell: nn.Module) -> bool:
 
 
 def build_cell(memory: MemoryConfig, config: CellConfig) -> nn.Module:
-    """Build the cell that `config.kind` names. Raises UserError for a user's own that is no cell."""
+    """Build the cell that `config.kind` names. Raises UserError if a user's class is not a valid cell."""
     if config.kind in CELLS:
         check_memory(memory, config.kind)
         return CELLS[config.kind](memory, config)
@@ -268,7 +269,7 @@ def build_cell(memory: MemoryConfig, config: CellConfig) -> nn.Module:
 
 
 def check_cell(cell: nn.Module, memory: MemoryConfig, name: str) -> nn.Module:
-    """Call a cell once on three memories, and return it. Raises UserError for one that is no cell, or mixes them."""
+    """Call a cell once on three memories, and return the cell. Raises UserError if it is invalid or mixes memories."""
     if not isinstance(cell, nn.Module):
         raise UserError(f"cell: {name} is a {type(cell).__name__}, not an nn.Module")
     like = next((p for p in cell.parameters() if p.is_floating_point()), torch.empty(0))
@@ -276,7 +277,7 @@ def check_cell(cell: nn.Module, memory: MemoryConfig, name: str) -> nn.Module:
     example = example.view(3, memory.tokens, memory.width)
     read = example.clone().requires_grad_()
     try:
-        with torch.enable_grad():  # a cell that changes the memory it is given fails here
+        with torch.enable_grad():  # a cell that changes its memory in place fails here
             out = cell(read, torch.zeros_like(example[:, 0]))
     except Exception as error:
         raise UserError(
@@ -292,10 +293,10 @@ def check_cell(cell: nn.Module, memory: MemoryConfig, name: str) -> nn.Module:
             (of_memory,) = torch.autograd.grad((out[0] * example[0]).sum(), read, allow_unused=True)
     except RuntimeError as error:
         raise UserError(f"cell: {name} has no backward pass: {_line(error)}") from error
-    # On the meta device, where a model's parameters are counted, there are no values to see.
+    # On the meta device, where a model's parameters are counted, there are no values to check.
     seen = of_memory is not None and not of_memory.is_meta
     mixed = seen and bool(of_memory[1:].nan_to_num().any())
-    # A branch that starts at zero shows no gradient yet.
+    # A branch that starts at zero has no gradient yet, so BatchNorm is looked for by its class as well.
     if mixed or any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in cell.modules()):
         raise UserError(f"cell: {name} lets sequences of a batch read each other's memory; leave out BatchNorm")
     return cell

@@ -22,7 +22,7 @@ log = logging.getLogger("retain")
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile has what it needs here; if not, a note goes to the log."""
+    """Whether torch.compile has a compiler here. If not, a warning is logged."""
     if device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         log.warning("compile: no C++ compiler on the PATH; going on without torch.compile")
         return False
@@ -30,38 +30,38 @@ def can_compile(device: torch.device) -> bool:
 
 
 def fast_parts(rnn: RNN, teacher: Teacher, compile: bool = False) -> Parts:
-    """Make faster versions of modules, for `using`: compiled, if one asks and can; on a GPU replayed from graphs."""
+    """Make faster versions of modules for `using`: compiled, if asked for and possible, and on a GPU replayed."""
     parts = compiled_parts(rnn, teacher) if compile and can_compile(rnn.m_0.device) else {}
     return parts | replayed_parts(rnn, teacher, parts) if rnn.m_0.is_cuda else parts
 
 
 def compiled_parts(rnn: RNN, teacher: Teacher) -> Parts:
-    """Compile encoder, decoder, readout and a cell that steps, each in as few graphs as will do."""
+    """Compile encoder, decoder, readout and, if it runs step by step, the cell, each in as few graphs as possible."""
     encode, cell = teacher.encoder.forward, rnn.cell
     encode_fast = compiled(encode, "encoder")
     parts: Parts = {
-        # A run asks a few times for the memory of no tokens.
+        # The memory of no tokens is computed a few times a run, which does not repay compiling.
         teacher.encoder: lambda tokens, *args: (encode_fast if tokens.shape[1] else encode)(tokens, *args),
         teacher.decoder: _where_trained(teacher.decoder.forward, "decoder"),
         rnn.readout: _where_trained(rnn.readout.forward, "readout"),
     }
-    if not has_own_rollout(cell) or rnn.normalise:  # else its rollout runs, which is written out by hand
+    if not has_own_rollout(cell) or rnn.normalise:  # else its hand-written rollout runs
         parts[cell] = _in_two_graphs(compiled(cell.forward, "cell"))
     return parts
 
 
 def _where_trained(forward: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
-    """Compile `forward` for calls with a gradient: validation alone would not make up for what compiling takes."""
+    """Compile `forward` for calls with a gradient. Validation alone would not repay the time that compiling takes."""
     fast = compiled(forward, name)
     return lambda *args: (fast if torch.is_grad_enabled() else forward)(*args)
 
 
 def _in_two_graphs(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Call the compiled step of a cell such that it has two graphs, with gradient and without.
+    """Wrap the compiled step of a cell so that it has only two graphs, one with a gradient and one without.
 
-    A batch of one memory has two more. Left to itself the compiler makes another graph for every number of memories,
-    for views of a longer sequence, and for memories with a gradient and without, each in 5 to 13 seconds. After eight
-    graphs it gives up.
+    A batch of one memory has two more. By default the compiler makes another graph for every number of memories, for
+    views of a longer sequence, and for memories with a gradient and without. Each takes 5 to 13 seconds. After eight
+    graphs the compiler gives up.
     """
     from torch._dynamo import maybe_mark_dynamic
 
@@ -77,7 +77,7 @@ def _in_two_graphs(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def replayed_parts(rnn: RNN, teacher: Teacher, parts: Parts) -> Parts:
-    """Replay encoder, decoder and readout from CUDA graphs, as their versions in `parts` if they have one."""
+    """Replay encoder, decoder and readout from CUDA graphs, in their versions from `parts` if there are any."""
     encode, *others = (parts.get(part, part.forward) for part in (teacher.encoder, teacher.decoder, rnn.readout))
 
     def encoded(tokens: Tensor, steps: Tensor, logits: bool) -> tuple[Tensor, ...]:
@@ -101,22 +101,21 @@ def _replayed(part: Readout, forward: Callable[..., Tensor]) -> Callable[..., Te
 Options = dict[str, str | int | bool | Callable[..., Any]]
 
 STEP_ON_CPU: Options = {
-    "freezing": True,  # weights are constants, laid out as the products want them
+    "freezing": True,  # weights are constants, laid out for the products
     "cpp_wrapper": True,
     "max_autotune": True,
     "max_autotune_gemm_backends": "CPP,ATEN",
     "autotune_num_choices_displayed": 0,
     "max_autotune_report_choices_stats": False,
 }
-"""How a step of few streams is compiled for a CPU. It is a hundred small calls, and most of its time is what a call
-costs beside its work. So small products get their own kernels, found by trying, and nothing between them goes through
-Python."""
+"""Compiler options for a step of few streams on a CPU. The step is a hundred small calls, and most of its time is the
+overhead of a call. So small products get autotuned kernels, and nothing between them goes through Python."""
 
 WITH_GRADIENTS: Options = {
-    "force_non_lazy_backward_lowering": True,  # with the forward: a failure must come here, not within a step
-    "autograd_cache_allow_custom_autograd_functions": True,  # ours depend on nothing but what they are given
+    "force_non_lazy_backward_lowering": True,  # with the forward pass, where a failure is caught
+    "autograd_cache_allow_custom_autograd_functions": True,  # ours depend only on their arguments
 }
-"""How a function is compiled together with its gradient."""
+"""Compiler options for a function with its gradient."""
 
 
 def _known(settings: Options, config: Any) -> Options:
@@ -126,11 +125,11 @@ def _known(settings: Options, config: Any) -> Options:
 
 @contextmanager
 def _settings(config: Any, settings: Options) -> Iterator[None]:
-    """Give the compiler these settings inside, and the caller's own again afterwards."""
+    """Change the compiler's settings inside, and restore them afterwards."""
     from torch.utils import cpp_extension
 
     path = cpp_extension.TORCH_LIB_PATH
-    cpp_extension.TORCH_LIB_PATH = shlex.quote(path)  # else a path with a space is two arguments of the C++ compiler
+    cpp_extension.TORCH_LIB_PATH = shlex.quote(path)  # else the C++ compiler gets a path with a space as two arguments
     try:
         with config.patch(settings):
             yield
@@ -139,10 +138,10 @@ def _settings(config: Any, settings: Options) -> Iterator[None]:
 
 
 def compiled(function: Callable[..., Any], name: str, options: Options | None = None) -> Callable[..., Any]:
-    """Compile a function by torch.compile; at the first failure it stays as it is, with a note in the log.
+    """Compile a function by torch.compile. After a failure it runs uncompiled, with a warning about `name`.
 
-    `options` of the compiler, as far as this version knows them, are for a function without gradients that is compiled
-    at its first call and never again. The note calls the function `name`.
+    Compiler `options` are for a function without gradients that is compiled at its first call and never again. Options
+    that this version of the compiler does not know are left out.
     """
     import torch._functorch.config
     import torch._inductor.config
@@ -153,8 +152,8 @@ def compiled(function: Callable[..., Any], name: str, options: Options | None = 
     is_first = True
 
     def settings() -> AbstractContextManager[None]:
-        # Given to torch.compile alone, `freezing` comes too late: what is a constant is decided while the function is
-        # traced, by the settings of that moment.
+        # Options of torch.compile alone come too late for `freezing`: tracing decides what is a constant, by the
+        # settings in force.
         if options:
             return _settings(torch._inductor.config, options) if is_first else nullcontext()
         return _settings(torch._functorch.config, with_gradients)

@@ -1,4 +1,4 @@
-"""A layer without attention for the state encoder's trunk: it writes to a state by the gated delta rule."""
+"""A layer for the state encoder's trunk that writes to a state by the gated delta rule, instead of attention."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from retain.ops.delta_rule import delta_rule
 from retain.ops.elementwise import Angles
 
 GATE = 4.0
-"""Gates begin at sigmoid(GATE): over 64 tokens a third of what was written is left."""
+"""Gates start at sigmoid(GATE), so that a third of a written value is left after 64 tokens."""
 SPREAD = 4.0
-"""Rates begin so much wider apart than a linear map's, all over (0, 2): tokens that are reflected apart from the first
-step on are told apart sooner (docs/log.md)."""
+"""Factor of the initial weights of rates, which then start spread over (0, 2). The layer distinguishes tokens sooner if
+it reflects them differently from the first step on (docs/log.md)."""
 
 
 class DeltaBlock(Block):
-    """A `Block` whose heads read a state of their own instead of earlier tokens (`retain.ops.delta_rule`).
+    """A `Block` whose heads each read a recurrent state instead of earlier tokens (`retain.ops.delta_rule`).
 
-    Attention looks at what was read; what follows from all of it in turn, as a parity or a product of permutations, it
-    computes only as deep as it has layers. A state carries that along. So a head writes `householders` times at each
-    token, with rates in (0, 2), and is normalised after it was read. There are no positions.
+    Attention computes results that depend on all tokens in order, such as a parity or a product of permutations, only
+    as deep as it has layers. A state carries them along. At each token a head writes to its state `householders` times,
+    with rates in (0, 2). The head's output is normalised. There are no positions.
     """
 
     def __init__(self, width: int, heads: int, householders: int):
@@ -36,7 +36,7 @@ class DeltaBlock(Block):
             self.rates.bias.zero_()[:heads] = GATE
 
     def forward(self, x: Tensor, turn: Angles | None, *, causal: bool = True, mask: Tensor | None = None) -> Tensor:
-        """Run the block on x (..., S, W); it is causal, and reads neither `turn` nor `mask`."""
+        """Run the block on x (..., S, W). It is always causal, and reads neither `turn` nor `mask`."""
         normed = self.norm_attention(x)
         qkv = self.qkv(normed).unflatten(-1, (self.heads, 1 + 2 * self.householders, -1)).transpose(-3, -4)
         q, k, v = qkv.split((1, self.householders, self.householders), -2)  # (..., heads, S, 1 or R, C)

@@ -1,6 +1,6 @@
-"""A cell that recalls: a register and an associative memory that is written by the delta rule.
+"""A cell with a register and an associative memory that is written by the delta rule.
 
-Gated cells lack a place for each thing that they read: to bind a value to a key takes a product of the two.
+Gated cells have no separate place for each value that they read. To bind a value to a key takes a product of the two.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from retain.ops.elementwise import product_dtype, squared_relu
 from retain.ops.windows import Cut
 
 LAST = 4
-"""Memory token 1 holds so many inputs. A key and its value are mostly neighbours, and more are learnt more slowly."""
+"""Inputs in memory token 1. A key and its value are mostly neighbours, and more inputs are learnt more slowly."""
 
 
 class DeltaCell(nn.Module):
-    """Memory token 0 is a gated register, token 1 the last LAST inputs, every other a store of n × n numbers, D = n².
+    """A cell with a gated register (memory token 0), the last LAST inputs (token 1) and stores (each other token).
 
-    One linear map of register and last inputs gives, for each store, an address to read at and one to write at, a value
-    v and a rate β. With addresses a of length 1 the store S (n × n) reads as r = Sᵀa, and is written by the delta rule,
-    S + β a (v - Sᵀa)ᵀ: what stood at that address makes way for what is new (Schlag et al. 2021). The register is then
-    updated as in a `GatedCell`, from what was read, too. About n things fit into each store: as many as there are
-    addresses at right angles. K is at least 3, and D the square of an even number. Reads width.
+    A store S is an n × n matrix, D = n². One linear map of register and last inputs gives each store a read address, a
+    write address, a value v and a rate β. Addresses a have length 1. Reading gives r = Sᵀa. The delta rule makes of S
+    the store S + β a (v - Sᵀa)ᵀ: the new value replaces the one at that address (Schlag et al. 2021). The register is
+    then updated as in a `GatedCell`, which also reads r. A store holds about n values, as at most n addresses are
+    orthogonal. K is at least 3, and D is the square of an even number. Reads width.
     """
 
     cuts = True
@@ -49,10 +49,10 @@ class DeltaCell(nn.Module):
         start_at_zero(self.out, gates=size)
 
     def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
-        """Read inputs (N, D), or if `projected` (N, D / LAST), into memory (N, K, D)."""
+        """Return the next memory from memory (N, K, D) and inputs (N, D), or if `projected` (N, D / LAST)."""
         check_streams(memory, inputs)
         x = (inputs if projected else self.from_input(inputs)).to(memory.dtype)
-        last = torch.cat([x, memory[:, 1, : -x.shape[-1]]], -1)  # the newest first; the oldest makes way
+        last = torch.cat([x, memory[:, 1, : -x.shape[-1]]], -1)  # the newest first; the oldest is dropped
         register, store = self.step(memory[:, 0], self.stored(memory), self.from_last(last))
         return torch.cat([register[:, None], last[:, None], store.flatten(-2)], 1)
 
@@ -61,9 +61,10 @@ class DeltaCell(nn.Module):
         return torch.unflatten(memory[:, 2:], -1, (self.side, self.side))
 
     def step(self, register: Tensor, store: Tensor, from_last: Tensor) -> tuple[Tensor, Tensor]:
-        """Update register (N, D) and store (N, stores, n, n) by what the last inputs say, from_last (N, …)."""
+        """Update register (N, D) and store (N, stores, n, n) by the projected last inputs, from_last (N, …)."""
         mixed, addresses, value, rate = (self.from_memory(self.norm(register)) + from_last).split(self.split, -1)
-        # In the memory's own precision, and not as products: what is kept for long must not be rounded at each step.
+        # In the memory's own precision, and without matrix products, which autocast rounds: values that are stored for
+        # long must not be rounded at each step.
         shape = (self.stores, self.side)
         value = value.to(store.dtype).unflatten(-1, shape)
         addresses = F.normalize(addresses.to(store.dtype).unflatten(-1, (2, *shape)), dim=-1)[..., None]
@@ -75,9 +76,9 @@ class DeltaCell(nn.Module):
         return register, torch.addcmul(store, addresses[:, 1], new[..., None, :])
 
     def rollout(self, memory: Tensor, inputs: Tensor, projected: bool = False, cut: Cut | None = None) -> Tensor:
-        """Return the memories (B, T, K, D) after each of the inputs (B, T, D or D / LAST), read from memory (B, K, D).
+        """Return the memories (B, T, K, D) after each of the inputs (B, T, D or D / LAST), from memory (B, K, D).
 
-        What the last inputs say waits for no step: one product for all of them.
+        The last inputs do not depend on earlier steps, so one product projects those of all steps.
         """
         check_streams(memory, inputs)
         x = (inputs if projected else self.from_input(inputs)).to(memory.dtype)
@@ -88,7 +89,7 @@ class DeltaCell(nn.Module):
             first, every = cut
             steps = torch.arange(inputs.shape[1], device=memory.device)
             since = torch.where(steps < (first or every), LAST, (steps - first) % every)  # steps since the cut
-            beyond = torch.arange(LAST, device=memory.device) > since[:, None]  # (T, LAST): read before it
+            beyond = torch.arange(LAST, device=memory.device) > since[:, None]  # (T, LAST): inputs before the cut
             last = torch.where(beyond.repeat_interleave(x.shape[-1], 1), last.detach(), last)
         dtype = product_dtype(self.out.weight)
         bias = self.from_memory.bias + F.pad(

@@ -1,4 +1,4 @@
-"""Distributions that `torch.distributions` lacks, each with what a forecast asks: log_prob, sample and mean."""
+"""Distributions that `torch.distributions` lacks, each with what a forecast needs: log_prob, sample and mean."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Logistic(D.Distribution):
         return -z - 2 * F.softplus(-z) - self.scale.log()
 
     def cdf(self, value: Tensor) -> Tensor:
-        """Return the probability of at most `value`."""
+        """Return the probability that a sample is at most `value`."""
         return ((value - self.loc) / self.scale).sigmoid()
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
@@ -48,7 +48,7 @@ class Logistic(D.Distribution):
 
 
 class Quantiles(D.Distribution):
-    """A distribution by its quantiles `at` (..., Q) of the ascending probabilities `taus`; see `QuantileHead`."""
+    """The distribution with quantiles `at` (..., Q) at the ascending probabilities `taus`; see `QuantileHead`."""
 
     arg_constraints = {}  # noqa: RUF012
 
@@ -57,7 +57,7 @@ class Quantiles(D.Distribution):
         super().__init__(at.shape[:-1], validate_args=False)
 
     def icdf(self, probability: Tensor) -> Tensor:
-        """Return the quantiles of these probabilities (..., as the distribution's own axes)."""
+        """Return the quantiles at `probability`, whose last axes are those of the distribution."""
         at = self.at.expand(*probability.shape, -1)
         where = torch.searchsorted(self.taus, probability.contiguous()).clamp(1, len(self.taus) - 1)
         low, high = (at.gather(-1, (where - i)[..., None])[..., 0] for i in (1, 0))
@@ -69,7 +69,7 @@ class Quantiles(D.Distribution):
         return torch.where(probability < self.taus[0], below, torch.where(probability > self.taus[-1], above, inner))
 
     def _tails(self) -> tuple[Tensor, Tensor]:
-        """Return the rates of the two tails, whose density goes on from that beside them."""
+        """Return the decay rates of the two exponential tails, at which the density is continuous."""
         density = self.taus.diff() / self.at.diff(dim=-1)
         return density[..., 0] / self.taus[0], density[..., -1] / (1 - self.taus[-1])
 
@@ -99,7 +99,7 @@ class Quantiles(D.Distribution):
 
 
 class Classes(D.Categorical):
-    """`Categorical` whose samples and means are numbers as the values of a stream are."""
+    """`Categorical` whose samples and means are floating-point numbers, like the values of a stream."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the logarithm of the probability."""
@@ -113,14 +113,14 @@ class Classes(D.Categorical):
 
     @property
     def mean(self) -> Tensor:
-        """The likeliest class: classes have no mean."""
+        """The likeliest class, because classes have no mean."""
         return self.logits.argmax(-1).to(self.logits.dtype)
 
 
 class Steps(D.Distribution):
-    """Values in their own units: `level` + `scale` · what `base` is the distribution of, in float64.
+    """The distribution of values in their own units: of `level` + `scale` · z in float64, with z distributed as `base`.
 
-    Unlike `TransformedDistribution` it has a mean, and a `base` over all values of a step (..., C) at once is well.
+    Unlike `TransformedDistribution` it has a mean. `base` may be a joint distribution of all values of a step (..., C).
     """
 
     arg_constraints = {}  # noqa: RUF012

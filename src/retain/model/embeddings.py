@@ -1,4 +1,4 @@
-"""What a step reads, as a vector: a row of a table for a token, a linear map for a step of numbers."""
+"""The embedding of a step's input: a row of a table for a token, a linear map for a step of numbers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class NumberEmbedding(nn.Module):
 
     Args:
         channels: What a token holds.
-        width: W.
-        tables: How many such maps there are, for tokens at so many places.
+        width: W, the width of an embedding.
+        tables: The number of such maps. A trunk has one for each distance from the newest token.
     """
 
     def __init__(self, channels: Channels, width: int, tables: int = 1):
@@ -25,7 +25,7 @@ class NumberEmbedding(nn.Module):
         self.kinds = nn.ModuleList(nn.Embedding(size, tables * width) for size in channels.codes)
 
     def forward(self, tokens: Tensor, table: int = 0) -> Tensor:
-        """Embed tokens (..., F) as (..., W)."""
+        """Embed tokens (..., F) as (..., W) by map number `table`."""
         place = slice(table * self.width, (table + 1) * self.width)
         parts = []
         if self.linear is not None:
@@ -38,20 +38,20 @@ class NumberEmbedding(nn.Module):
 
 
 def embedding(symbols: Symbols, width: int, tables: int = 1) -> nn.Module:
-    """Build the embedding of what a step reads, with `tables` of it for tokens at so many places."""
+    """Build `tables` embeddings of a step's input in one module; a trunk has one per distance from the newest token."""
     if isinstance(symbols, Channels):
         return NumberEmbedding(symbols, width, tables)
     return Embedding(tables * symbols, width)
 
 
 def shrink(embed: nn.Module) -> None:
-    """Have a table of tokens start small, as beside a Transformer."""
+    """Initialise a table of tokens with small values, as is usual for a Transformer."""
     if isinstance(embed, nn.Embedding):
         nn.init.normal_(embed.weight, std=0.02)
 
 
 def no_tokens(symbols: Symbols, device: torch.device) -> Tensor:
-    """Return a sequence without a token: (1, 0) int64, or (1, 0, F) of numbers."""
+    """Return an empty sequence: (1, 0) int64, or (1, 0, F) of numbers."""
     if isinstance(symbols, Channels):
         return torch.zeros(1, 0, symbols.token, device=device)
     return torch.zeros(1, 0, dtype=torch.long, device=device)

@@ -1,18 +1,18 @@
-"""Memory encoders E: tokens → what a memory should hold after each step (the paper, Sec. 3; docs/method.md).
+"""Memory encoders E: from tokens to the memory after each step (the paper, Sec. 3; docs/method.md).
 
 All are built as Encoder(symbols, memory_config, teacher_config, recompute) and called with:
 
 Args:
     tokens: (B, T), or (B, T, F) of numbers.
-    steps: The t wanted, (S,), in ascending order.
-    logits: Whether the trunk's logits are wanted.
+    steps: The steps t to encode, (S,), in ascending order.
+    logits: Whether to return the trunk's logits.
 
 Returns:
-    The memories before normalisation, (B, S, K, D), and the trunk's logits of y_0 … y_T, (B, T + 1, V), or None if
-    there is no trunk or they are not wanted.
+    The memories before normalisation, (B, S, K, D), and the trunk's logits of y_0 … y_T, (B, T + 1, V), or None
+    without a trunk or without `logits`.
 
-The memory of step t depends on tokens[:, :t] alone. The slow twins are in tests/naive.py (`state_label`,
-`register_label`, `window_label`): a pass over tokens[:, :t] for every t.
+The memory of step t depends on tokens[:, :t] alone. The naive twins in tests/naive.py (`state_label`,
+`register_label`, `window_label`) make a pass over tokens[:, :t] for every t.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ from retain.model.likelihood import count_scores
 from retain.ops.attention import attention
 
 LOCAL = 4
-"""A trunk position sums the embeddings of so many newest tokens, so that no layer is spent on fetching them."""
+"""Newest tokens whose embeddings a trunk position sums, so that no layer is spent on fetching them."""
 
 GROUP = 16
-"""The registers of so many steps attend together. Each step then gets the others' keys, too, masked: keep it small."""
+"""Steps whose registers attend together. Each step also gets the others' keys, masked, so GROUP should be small."""
 
 WINDOW_NUMBERS = 2**26
-"""A pass without gradient reads windows of so many numbers at once: all steps of a validation would fill a GPU."""
+"""The most numbers in the windows that a pass without gradients reads at once. All steps of a validation would fill a
+GPU."""
 
 
 class Trunk(nn.Module):
     """A causal Transformer, or a stack of `DeltaBlock`, over [start, x_0 … x_{T-1}]; position t has read t tokens.
 
-    Its input at t is the sum of embeddings of the last LOCAL tokens (of a delta trunk `local`), one table each.
+    The input at t is the sum of the last LOCAL tokens' embeddings (`config.local` in a delta trunk), from a table each.
     """
 
     def __init__(self, symbols: Symbols, config: TeacherConfig, recompute: bool):
@@ -69,7 +70,7 @@ class Trunk(nn.Module):
 
 
 class StateEncoder(nn.Module):
-    """A linear map of the trunk's state after t tokens is m_t: one pass labels every step."""
+    """An encoder whose m_t is a linear map of the trunk's state after t tokens. One pass gives every m_t."""
 
     def __init__(self, symbols: Symbols, memory: MemoryConfig, config: TeacherConfig, recompute: bool):
         super().__init__()
@@ -85,10 +86,10 @@ class StateEncoder(nn.Module):
 
 
 class RegisterEncoder(nn.Module):
-    """K registers per wanted step read the trunk's layers up to that step, and each other.
+    """An encoder with K registers per step, which attend to the trunk's layers up to that step and to each other.
 
-    The registers go through the trunk's own blocks and share its weights. Work grows as T·S·K + S·K². What is held for
-    the backward pass has a copy of the trunk's keys and values for each GROUP of steps.
+    The registers go through the trunk's own blocks and share its weights. Work grows as T·S·K + S·K². The backward pass
+    needs a copy of the trunk's keys and values for each GROUP of steps.
     """
 
     def __init__(self, symbols: Symbols, memory: MemoryConfig, config: TeacherConfig, recompute: bool):
@@ -102,7 +103,7 @@ class RegisterEncoder(nn.Module):
         """Encode tokens (B, T) at steps (S,): memories (B, S, K, D) and, with `logits`, trunk logits (B, T + 1, V)."""
         x = self.trunk.inputs(tokens)  # (B, T + 1, W)
         transformer, per_step = self.trunk.transformer, len(self.registers)
-        # A register stands one past the last token it reads.
+        # A register's position is one past the last token that the register reads.
         own = (steps + 1).repeat_interleave(per_step)
         turn, turn_own = transformer.first_angles(x), transformer.angles(own, x.dtype)
         registers = self.registers.repeat(len(steps), 1).expand(x.shape[0], -1, -1)  # (B, S·K, W)
@@ -133,10 +134,10 @@ class RegisterEncoder(nn.Module):
 
 
 def _grouped(steps: Tensor, per_step: int, length: int) -> list[tuple[slice, int, Tensor]]:
-    """Group the registers of GROUP steps: which they are, how many trunk keys they may see, and the mask.
+    """Group the registers of GROUP steps: their slice, the number of trunk keys that they may see, and the mask.
 
-    A mask (G·K, keys + G·K) is True where a register may look: at the trunk up to its step, and at its step's own.
-    With one call of `attention` for each group there are no scores of all registers against all tokens.
+    A mask (G·K, keys + G·K) is True where a register may attend: to the trunk up to its step, and to registers of its
+    step. One call of `attention` for each group avoids the scores of all registers against all tokens.
     """
     found = []
     for first, part in zip(range(0, len(steps), GROUP), steps.split(GROUP), strict=True):
@@ -149,7 +150,7 @@ def _grouped(steps: Tensor, per_step: int, length: int) -> list[tuple[slice, int
 
 
 def _must_not_look(steps: Tensor) -> bool:
-    """Whether to look at values of `steps` would wait for the device, or have every step compiled anew."""
+    """Whether reading values of `steps` would wait for the device, or cause a compilation for each value."""
     return steps.device.type != "cpu" or torch.compiler.is_compiling()
 
 
@@ -178,7 +179,7 @@ class WindowEncoder(nn.Module):
                 parts = [self(tokens, part, logits)[0] for part in steps.split(at_once)]
                 return torch.cat(parts, 1), None
         width = self._window(tokens.shape[1] if _must_not_look(steps) else int(steps.max()))
-        # Windows end at their step. On the left they are padded; nothing may look there.
+        # A window ends at its step. It is padded on the left, and nothing may attend to the padding.
         where = steps[:, None] - width + torch.arange(width, device=tokens.device)  # (S, C)
         windows = self.embed(tokens[:, where.clamp_min(0)])  # (B, S, C, W)
         registers = self.registers.expand(batch, len(steps), -1, -1)
@@ -189,7 +190,7 @@ class WindowEncoder(nn.Module):
         return self.to_memory(x).unflatten(0, (batch, -1)), None
 
     def _window(self, length: int) -> int:
-        """Return how many of `length` tokens the longest window has."""
+        """Return the length of the longest window over `length` tokens."""
         return length if self.context_len is None else min(length, self.context_len)
 
 

@@ -1,4 +1,4 @@
-"""Faster versions of modules, compiled or replayed, kept beside them: a module and its copies stay as they are."""
+"""Faster versions of modules, compiled or replayed, and kept apart: modules and their copies stay unchanged."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 Parts = dict[nn.Module, Callable[..., Any]]
-"""Modules, and functions that compute the same faster. The slow twin of such a function is the module itself."""
+"""Modules, each with a function that computes the same faster. The function's naive twin is the module."""
 
 _USED: Parts = {}
 
 
 def fast(module: nn.Module) -> Callable[..., Any]:
-    """Return the faster version of this very module that is in use, or the module itself."""
+    """Return the faster version of `module` that is in use, or `module` itself."""
     version = None if torch.compiler.is_compiling() else _USED.get(module)
     if version is None:
         return module
@@ -27,7 +27,7 @@ def fast(module: nn.Module) -> Callable[..., Any]:
 
 @contextmanager
 def using(parts: Parts) -> Iterator[None]:
-    """Run these modules as their faster versions inside, wherever they are called by `fast`."""
+    """Use the faster versions of these modules inside, wherever they are called through `fast`."""
     _USED.update(parts)
     try:
         yield

@@ -1,7 +1,7 @@
-"""Trunks that are given: Transformers that exist, whose hidden states the teacher maps to memories (`--teacher.from`).
+"""Given trunks: existing Transformers whose hidden states the teacher maps to memories (`--teacher.from`).
 
-A frozen one stays out of its teacher's module tree: no optimizer, count of parameters or checkpoint has it. One that is
-trained (teacher.trunk_lr) is in it, so that a run keeps its weights.
+A frozen trunk is no submodule of its teacher, so no optimizer, parameter count or checkpoint includes it. A trained
+trunk (teacher.trunk_lr) is a submodule, so that a run keeps its weights.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from retain.errors import UserError
 from retain.model.encoders import Trunk
 
 Labels = dict[str, Tensor]
-"""What is kept of a trunk's pass over tokens (B, T): `states` (B, T + 1, W), and of its probabilities of y_0 … y_T the
-`top_tokens` (B, T + 1, k), their `top_log_probs` (B, T + 1, k), and `log_rest` (B, T + 1) of all others together."""
+"""The results that are kept of a trunk's pass over tokens (B, T): `states` (B, T + 1, W), the likeliest tokens for
+y_0 … y_T `top_tokens` (B, T + 1, k), their log-probabilities `top_log_probs` (B, T + 1, k), and the log-probability of
+all other tokens together, `log_rest` (B, T + 1)."""
 NAMES = ("states", "top_tokens", "top_log_probs", "log_rest")
 READ = ("read", "offset")
-"""Where a trunk reads what lies before the tokens, too: what it `read`s (B, P + T) and the `offset` (B,) of the tokens
-in that."""
+"""Keys for a trunk that also reads tokens before those of the batch: all that it `read`s, (B, P + T), and the `offset`
+(B,) at which the batch's tokens begin."""
 
 
 class GivenTrunk(nn.Module, ABC):
-    """Reads tokens causally; position t has read t of them. It is always in evaluation mode, without dropout."""
+    """A causal trunk, whose position t has read t tokens. It is always in evaluation mode, without dropout."""
 
     width: int
-    """W, numbers in a hidden state."""
+    """W, the width of a hidden state."""
     depth: int
-    """Layers, as sequential steps are counted."""
+    """Layers, in the count of sequential steps."""
     vocab_size: int
     identity: dict[str, Any]
-    """What tells this trunk from another: where it comes from, a checksum or revision, the layer that is read."""
+    """What identifies this trunk: its source, a checksum or revision, and the layer that is read."""
     trained = False
-    """Whether gradients reach its weights."""
+    """Whether gradients reach the trunk's weights."""
 
     @abstractmethod
     def read(self, tokens: Tensor, logits: bool, skip: int = 0) -> tuple[Tensor, Tensor | None]:
@@ -53,7 +54,7 @@ class GivenTrunk(nn.Module, ABC):
         """Return the rows of the embedding and of the output layer for each token of the vocabulary, (V, W) each."""
 
     def forward(self, tokens: Tensor, logits: bool, given: Labels | None = None) -> tuple[Tensor, Tensor | None]:
-        """Do as `read` does, with `given` labels of these tokens, or what is to be read before them (READ)."""
+        """Do what `read` does, with `given`: labels of these tokens, or earlier tokens to read as well (READ)."""
         with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
             if given is None:
                 return self.read(tokens, logits)
@@ -66,12 +67,12 @@ class GivenTrunk(nn.Module, ABC):
             return _take(states, at), None if found is None else _take(found, at - skip)
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode, so that what is read does not hang on dropout."""
+        """Stay in evaluation mode, so that hidden states do not depend on dropout."""
         return super().train(False)
 
     @torch.enable_grad()
     def freeze_unreached(self, logits: bool) -> None:
-        """Freeze those weights that no gradient reaches from the states or, with `logits`, from these."""
+        """Freeze the weights that no gradient reaches from the states or, with `logits`, from the logits."""
         weights = [weight for weight in self.parameters() if weight.requires_grad]
         if not weights:
             return
@@ -82,7 +83,7 @@ class GivenTrunk(nn.Module, ABC):
 
 
 class GivenOwnTrunk(GivenTrunk):
-    """The trunk of a teacher of ours. `layer` counts from 1; None is the last, with its norm."""
+    """The trunk of a teacher that retain trained. `layer` counts from 1. None is the last, with its norm."""
 
     def __init__(self, trunk: Trunk, layer: int | None, identity: dict[str, Any]):
         super().__init__()
@@ -93,7 +94,7 @@ class GivenOwnTrunk(GivenTrunk):
         self.width, self.depth, self.vocab_size = trunk.head.in_features, len(blocks), trunk.vocab_size
 
     def read(self, tokens: Tensor, logits: bool, skip: int = 0) -> tuple[Tensor, Tensor | None]:
-        """Do as `GivenTrunk.read` says."""
+        """Read tokens, as described in `GivenTrunk.read`."""
         x, transformer = self.trunk.inputs(tokens), self.trunk.transformer
         turn, states = transformer.first_angles(x), []
         for block in transformer.layers():
@@ -105,12 +106,12 @@ class GivenOwnTrunk(GivenTrunk):
         ) if logits else None
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
-        """Do as `GivenTrunk.embeddings` says: the table of the newest token."""
+        """Return the embeddings, as described in `GivenTrunk.embeddings`, from the table of the newest token."""
         return self.trunk.embed.weight[: self.vocab_size], self.trunk.head.weight
 
 
 class KeptTrunk(GivenTrunk):
-    """A trunk that is not there, only what was kept of it: its state of no tokens (W,), and its embeddings."""
+    """A trunk that is not loaded. Only its state before any token (W,) and its embeddings were kept."""
 
     def __init__(self, start: Tensor, vocab_size: int, tables: dict[str, Tensor], identity: dict[str, Any]):
         super().__init__()
@@ -120,23 +121,23 @@ class KeptTrunk(GivenTrunk):
         self.start: Tensor
 
     def read(self, tokens: Tensor, logits: bool, skip: int = 0) -> tuple[Tensor, None]:
-        """Read no tokens, as `GivenTrunk.read` says. Raises UserError for tokens, which have no labels here."""
+        """Return the state before any token. Raises UserError for tokens, which have no labels here."""
         if tokens.shape[1]:
-            raise UserError("labels: these tokens have none; give teacher.from without labels to have the model read")
+            raise UserError("labels: these tokens have none; give teacher.from alone, so that the model reads them")
         return self.start.expand(len(tokens), 1, -1), None
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
-        """Do as `GivenTrunk.embeddings` says."""
+        """Return the embeddings, as described in `GivenTrunk.embeddings`."""
         return self.tables["embeddings"], self.tables["head"]
 
 
 def stand_in(width: int, vocab_size: int) -> KeptTrunk:
-    """Make a trunk without weights in the place of another, to build models that are only counted or checked."""
+    """Make a trunk without weights, for models that are only counted or checked."""
     return KeptTrunk(torch.zeros(width), vocab_size, {}, {})
 
 
 class GivenEncoder(nn.Module):
-    """A linear map of a given trunk's state after t tokens is m_t: the encoder of `--teacher.from`."""
+    """The encoder of `--teacher.from`: m_t is a linear map of a given trunk's state after t tokens."""
 
     def __init__(self, memory: MemoryConfig, width: int):
         super().__init__()
@@ -150,21 +151,21 @@ class GivenEncoder(nn.Module):
 
 
 def _take(values: Tensor, at: Tensor) -> Tensor:
-    """Take the values (B, L, …) at places (B, S)."""
+    """Return the values (B, S, …) at positions (B, S) of values (B, L, …)."""
     return values.gather(1, at[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def compress(states: Tensor, logits: Tensor, top_k: int) -> Labels:
-    """Keep of a trunk's pass what training needs: the states and the `top_k` likeliest tokens, as `Labels`."""
+    """Reduce a trunk's pass to what training needs: the states and the `top_k` likeliest tokens, as `Labels`."""
     log_probs = logits.float().log_softmax(-1)
     top, tokens = log_probs.topk(min(top_k, logits.shape[-1]))
-    # Of a part of the vocabulary the sum is not exact, and a rest of 0 would have no logarithm.
+    # The sum over the top tokens is rounded, and a rest of 0 would have no logarithm.
     rest = (1 - top.exp().sum(-1)).clamp_min(1e-6).log()
     return {"states": states, "top_tokens": tokens, "top_log_probs": top, "log_rest": rest}
 
 
 def expand(kept: Labels, vocab_size: int) -> Tensor:
-    """Make logits (B, T + 1, V) of what `compress` kept: tokens beyond the top share the rest evenly."""
+    """Return logits (B, T + 1, V) from the result of `compress`. Tokens beyond the top share the rest evenly."""
     tokens, others = kept["top_tokens"].long(), vocab_size - kept["top_tokens"].shape[-1]
     shared = kept["log_rest"].float() - math.log(max(others, 1))
     return shared[..., None].repeat(1, 1, vocab_size).scatter_(-1, tokens, kept["top_log_probs"].float())

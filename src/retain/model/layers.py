@@ -26,9 +26,9 @@ from retain.ops.elementwise import (
 
 
 class Embedding(nn.Embedding):
-    """`nn.Embedding` whose gradient stays one call when it is compiled.
+    """`nn.Embedding` whose gradient stays one operation when it is compiled.
 
-    A compiler for CPUs would write atomic additions, which take ten times as long.
+    On a CPU the compiler would generate atomic additions, which take ten times as long.
     """
 
     def forward(self, where: Tensor) -> Tensor:
@@ -39,9 +39,9 @@ class Embedding(nn.Embedding):
 
 
 def are_weights_constants() -> bool:
-    """Whether this may be compiled for a CPU right now, with weights as constants (`fast_step`).
+    """Whether the caller may be compiled for a CPU right now, with weights as constants (`fast_step`).
 
-    No part of a weight must be taken then: the compiler's own kernels multiply by the weight's beginning instead (torch
+    The caller must not slice a weight then: the compiler's kernels multiply by the start of the weight instead (torch
     2.13).
     """
     return torch.compiler.is_compiling() and not torch.is_grad_enabled()
@@ -60,7 +60,7 @@ class Norm(nn.Module):
 
 
 def start_at_zero(out: nn.Linear, gates: int | None = None) -> None:
-    """Have a cell's last map start at zero, and its gates, the outputs from number `gates` on, keep most of memory."""
+    """Initialise a cell's last map to zero, and its gates (the outputs from `gates` on) to keep most of the memory."""
     nn.init.zeros_(out.weight)
     nn.init.zeros_(out.bias)
     if gates is not None:
@@ -68,7 +68,7 @@ def start_at_zero(out: nn.Linear, gates: int | None = None) -> None:
 
 
 def _ends(keep: slice, length: int) -> tuple[int, int]:
-    """Return the ends that `slice.indices` has, which compilers before torch 2.13 do not follow."""
+    """Return start and stop as `slice.indices` does, which torch.compile cannot trace before torch 2.13."""
     first, end = keep.start or 0, length if keep.stop is None else keep.stop
     return first + length * (first < 0), end + length * (end < 0)
 
@@ -76,7 +76,7 @@ def _ends(keep: slice, length: int) -> tuple[int, int]:
 class Block(nn.Module):
     """Pre-norm attention and feed-forward (4 x width), with rotary positions on queries and keys.
 
-    The width W of a token is a multiple of twice as many as there are heads.
+    The width W of a token is a multiple of 2 · heads.
     """
 
     def __init__(self, width: int, heads: int):
@@ -88,25 +88,25 @@ class Block(nn.Module):
         self.norm_mlp = Norm(width)
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
-        # Starting as the identity lets a deep stack of short runs learn from the first step.
+        # A deep stack learns from the first step if its blocks start as the identity, which helps short runs.
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.down.weight)
 
     def queries_keys_values(self, x: Tensor, turn: Angles) -> tuple[Tensor, Tensor, Tensor]:
-        """Project x (..., S, W) to three of (..., heads, S, W / heads), queries and keys rotated by `turn`."""
+        """Project x (..., S, W) to queries and keys, rotated by `turn`, and values: (..., heads, S, W / heads) each."""
         qkv = self.qkv(self.norm_attention(x)).unflatten(-1, (3 * self.heads, -1))  # (..., S, 3 · heads, C)
         qk, v = qkv.split((2 * self.heads, self.heads), -2)
         q, k = rotary(qk, turn).transpose(-2, -3).chunk(2, -3)
         return q, k, v.transpose(-2, -3)
 
     def mix(self, x: Tensor, heads: Tensor) -> Tensor:
-        """Run the rest of the block on x (..., S, W) and on what its heads read (..., heads, S, W / heads)."""
+        """Run the rest of the block on x (..., S, W) and the outputs of its heads (..., heads, S, W / heads)."""
         x = x + self.project(heads.transpose(-2, -3).flatten(-2))
         mixed: Tensor = x + self.down(squared_relu(self.up(self.norm_mlp(x))))
         return mixed
 
     def forward(self, x: Tensor, turn: Angles | None, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
-        """Run the block on x (..., S, W). With no `turn`, S = 1: a token alone reads its own value and no more."""
+        """Run the block on x (..., S, W). Without `turn`, S is 1: a single token attends to itself alone."""
         if turn is None:
             normed = self.norm_attention(x)
             if are_weights_constants():
@@ -116,7 +116,7 @@ class Block(nn.Module):
         return self.mix(x, attention(q, k, v, causal=causal, mask=mask))
 
     def some(self, x: Tensor, turn: Angles, keep: slice, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
-        """Compute `forward` (its slow twin) at the positions `keep` alone, no other queries and no other feed-forward.
+        """Compute `forward` (the naive twin) at the positions `keep` alone, without other queries and feed-forwards.
 
         `mask` must be the same for all queries.
         """
@@ -130,7 +130,7 @@ class Block(nn.Module):
             k, v = F.linear(normed, of_kv).unflatten(-1, (2 * self.heads, -1)).chunk(2, -2)
         q, k = rotary(q, (turn[0][keep], turn[1][keep])), rotary(k, turn)
         first, end = _ends(keep, x.shape[-2])
-        if causal and (first, end) != (x.shape[-2] - 1, x.shape[-2]):  # the last looks everywhere
+        if causal and (first, end) != (x.shape[-2] - 1, x.shape[-2]):  # the last position sees all
             positions = torch.arange(x.shape[-2], device=x.device)
             before = positions <= positions[keep, None]
             mask = before if mask is None else mask & before
@@ -139,7 +139,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks and a final norm. With `recompute` a backward pass computes a layer again, and none is held."""
+    """A stack of blocks and a final norm. With `recompute` the backward pass recomputes the layers' activations."""
 
     def __init__(
         self,
@@ -161,11 +161,11 @@ class Transformer(nn.Module):
         return iter(self.blocks)  # type: ignore[arg-type]
 
     def angles(self, positions: Tensor, dtype: torch.dtype) -> Angles:
-        """Compute what the heads at these positions (S,) are turned by."""
+        """Compute the rotary angles of the heads at these positions (S,)."""
         return angles(positions, self.head_size, dtype)
 
     def first_angles(self, x: Tensor) -> Angles:
-        """Return `angles` of the positions 0 … S - 1 of x (..., S, W), from the table if they stand in it."""
+        """Return `angles` of the positions 0 … S - 1 of x (..., S, W), from the table if the table has them."""
         length, tabled = x.shape[-2], None
         if x.device.type == "cpu" and length <= TABLED_POSITIONS and x.dtype != torch.float64:
             tabled = TABLES.get((self.head_size, product_dtype(next(self.layers()).qkv.weight)))
@@ -174,7 +174,7 @@ class Transformer(nn.Module):
         return tabled[0][:length], tabled[1][:length]
 
     def through(self, layer: Callable[..., Any], *args: Any, **settings: Any) -> Any:
-        """Run a layer; with `recompute` its activations are computed again when they are needed."""
+        """Run a layer. With `recompute` the backward pass recomputes its activations."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False, **settings)
         return layer(*args, **settings)
@@ -186,9 +186,9 @@ class Transformer(nn.Module):
 
         Args:
             x: The tokens, (..., S, W).
-            keep: The positions to return, all by default; no more of the last block is computed than they need.
-            causal: Position i sees no positions but 0 … i.
-            mask: True where a position may look; broadcastable to (..., heads, S, S).
+            keep: The positions to return, all by default. The last block computes only what these positions need.
+            causal: Whether position i sees only positions 0 … i.
+            mask: True where a position may attend; broadcastable to (..., heads, S, S).
 
         Returns:
             The tokens at `keep`, (..., S, W).

@@ -1,7 +1,7 @@
-"""What the logits of a readout say of the numbers that come next: distributions, their losses and their samples.
+"""Likelihoods: the distribution of the next numbers that a readout's logits give, and the loss of each distribution.
 
-Every likelihood has `size`, the logits (..., size) that it reads, and works on targets (..., 2 · C): C values, measured
-by level and scale (`retain.ops.scale`) and NaN where one is missing, and their scales.
+A likelihood reads logits (..., size) and targets (..., 2 · C): C values, then their C scales. The values are measured,
+as (value - level) / scale (`retain.ops.scale`). A missing value is NaN.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ from retain.config.data import IGNORE
 from retain.model.distributions import Classes, Logistic, Quantiles, Steps
 
 SMALLEST = 1e-3
-"""A distribution's scale is at least this part of the running scale."""
+"""The smallest scale of a distribution, as a fraction of the running scale."""
 COMPONENTS = 3
-"""Logistics of a mixture."""
+"""Logistic distributions in a mixture."""
 RANK = 4
-"""Factors of a low-rank Gaussian, at most; never more than there are values."""
+"""The most factors of a low-rank Gaussian, which never has more factors than values."""
 TAUS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95, 0.975, 0.99)
-"""The quantiles of the head of quantiles."""
+"""The probabilities at which `QuantileHead` gives quantiles."""
 
 
 def is_asked(targets: Tensor) -> Tensor:
-    """Which targets count: (...) of tokens that are not IGNORE, (..., 2 · C) of numbers if any is there."""
+    """Whether each target counts, (...): a token (...) other than IGNORE; numbers (..., 2 · C) not all missing."""
     if targets.is_floating_point():
         return ~targets[..., : targets.shape[-1] // 2].isnan().all(-1)
     return targets != IGNORE
 
 
 def nothing(targets: Tensor) -> float | int:
-    """Return the target that never counts, among targets like these."""
+    """Return the target that never counts: NaN for numbers, IGNORE for tokens."""
     return math.nan if targets.is_floating_point() else IGNORE
 
 
 def positive(x: Tensor) -> Tensor:
-    """Map any number to a scale."""
+    """Map any number to a scale of at least SMALLEST."""
     return F.softplus(x) + SMALLEST
 
 
 class Likelihood:
-    """Scores values one by one: they are independent given what was read. A subclass says how each is distributed."""
+    """A likelihood under which values are independent given the memory. A subclass says how each is distributed."""
 
     each: ClassVar[int]
     """Logits for each value."""
     measured: ClassVar[bool] = True
-    """Whether the distribution is of measured values, as that of a density is. Else it is of the values themselves."""
+    """Whether the distribution is over measured values, as densities are, or over the values themselves."""
 
     def __init__(self, channels: Channels):
         self.channels = channels
@@ -62,11 +62,11 @@ class Likelihood:
         return list(logits.unflatten(-1, (self.channels.values, -1)).unbind(-1))
 
     def of(self, logits: Tensor, scale: Tensor) -> Any:
-        """Build the distribution of values (..., C), measured or not; `scale` (..., C) is that of values."""
+        """Build the distribution of values (..., C), measured or not; `scale` (..., C) is that of the values."""
         raise NotImplementedError
 
     def nats(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Score targets (..., 2 · C): nats of each value in its own units, (..., C), and 0 where one is missing."""
+        """Return the nats (..., C) of each value of targets (..., 2 · C) in its own units; 0 for a missing value."""
         values, scale = targets.chunk(2, -1)
         missing = values.isnan()
         scale = scale.nan_to_num(1.0)
@@ -79,11 +79,11 @@ class Likelihood:
         return nats.masked_fill(missing, 0.0)
 
     def of_steps(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Score all values of a step: nats (...) of targets (..., 2 · C)."""
+        """Return the nats (...) of all values of a step together, given targets (..., 2 · C)."""
         return self.nats(logits, targets).sum(-1)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """What is trained, (..., C) or (...): the nats, but for the head of quantiles."""
+        """Return the training loss, (..., C) or (...): the nats, except for `QuantileHead`."""
         return self.nats(logits, targets)
 
     def distribution(self, logits: Tensor, level: Tensor, scale: Tensor) -> Any:
@@ -98,31 +98,31 @@ class Gaussian(Likelihood):
     each = 2
 
     def of(self, logits: Tensor, scale: Tensor) -> D.Distribution:
-        """Build it, as `Likelihood.of` says."""
+        """Build the distribution; see `Likelihood.of`."""
         loc, spread = self.split(logits)
         return D.Normal(loc, positive(spread), validate_args=False)
 
 
 class Student(Likelihood):
-    """Student's t with more than 2 degrees of freedom: a Gaussian that is not surprised by outliers."""
+    """Student's t with more than 2 degrees of freedom, which is less sensitive to outliers than a Gaussian."""
 
     each = 3
 
     def of(self, logits: Tensor, scale: Tensor) -> D.Distribution:
-        """Build it, as `Likelihood.of` says."""
+        """Build the distribution; see `Likelihood.of`."""
         loc, spread, freedom = self.split(logits)
         return D.StudentT(2 + positive(freedom), loc, positive(spread), validate_args=False)
 
 
 class Logistics(Likelihood):
-    """A mixture of logistic distributions: several peaks, or a skewed one (Salimans et al. 2017)."""
+    """A mixture of logistic distributions, which can be skewed or have several peaks (Salimans et al. 2017)."""
 
     each = 3 * COMPONENTS
 
     def of(self, logits: Tensor, scale: Tensor) -> D.Distribution:
-        """Build it, as `Likelihood.of` says."""
+        """Build the distribution; see `Likelihood.of`."""
         weight, loc, spread = logits.unflatten(-1, (self.channels.values, 3, COMPONENTS)).unbind(-2)
-        loc = loc + torch.linspace(-1, 1, COMPONENTS, dtype=loc.dtype, device=loc.device)  # they start apart
+        loc = loc + torch.linspace(-1, 1, COMPONENTS, dtype=loc.dtype, device=loc.device)  # the components start apart
         mixture = D.Categorical(logits=weight, validate_args=False)
         return D.MixtureSameFamily(mixture, Logistic(loc, positive(spread)), validate_args=False)
 
@@ -130,14 +130,13 @@ class Logistics(Likelihood):
 class QuantileHead(Likelihood):
     """Quantiles at TAUS, trained by the pinball loss (Koenker & Bassett 1978).
 
-    Between them the density is constant, and beyond them it falls exponentially: by that, samples are drawn and nats
-    counted.
+    The density is constant between quantiles and falls exponentially beyond them. Samples and nats follow from it.
     """
 
     each = len(TAUS)
 
     def of(self, logits: Tensor, scale: Tensor) -> Quantiles:
-        """Build it, as `Likelihood.of` says."""
+        """Build the distribution; see `Likelihood.of`."""
         parts = logits.unflatten(-1, (self.channels.values, -1))
         middle = len(TAUS) // 2
         steps = F.softplus(parts) * 0.2 + SMALLEST / len(TAUS)
@@ -146,7 +145,7 @@ class QuantileHead(Likelihood):
         return Quantiles(torch.cat([below, parts[..., middle : middle + 1], above], -1), TAUS)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Twice the mean pinball loss over TAUS, (..., C), in running scales; 0 where a value is missing."""
+        """Return twice the mean pinball loss over TAUS, (..., C), in running scales; 0 for a missing value."""
         values, scale = targets.chunk(2, -1)
         missing = values.isnan()
         apart = values.masked_fill(missing, 0.0)[..., None] - self.of(logits, scale).at
@@ -155,7 +154,7 @@ class QuantileHead(Likelihood):
 
 
 class LowRank(Likelihood):
-    """One Gaussian of all values of a step, whose covariance is a diagonal plus a few factors."""
+    """One Gaussian over all values of a step, whose covariance is a diagonal plus a few factors."""
 
     @property
     def each(self) -> int:  # type: ignore[override]
@@ -163,18 +162,18 @@ class LowRank(Likelihood):
         return 2 + min(RANK, self.channels.values)
 
     def of(self, logits: Tensor, scale: Tensor) -> D.LowRankMultivariateNormal:
-        """Build it over measured values."""
+        """Build the distribution over measured values."""
         loc, spread, *factors = self.split(logits)
         return D.LowRankMultivariateNormal(
             loc, torch.stack(factors, -1) / math.sqrt(len(factors)), positive(spread).square(), validate_args=False
         )
 
     def nats(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Score targets (..., 2 · C) together, (...); values that are missing are integrated out."""
+        """Return the nats (...) of all values of targets (..., 2 · C) together. Missing values are integrated out."""
         values, scale = targets.chunk(2, -1)
         missing = values.isnan()
         of = self.of(logits, scale)
-        # A missing value becomes a standard normal of its own, seen at its mean: all that it adds is known.
+        # A missing value becomes an independent standard normal at its mean, whose nats are known and subtracted.
         there = D.LowRankMultivariateNormal(
             of.loc,
             of.cov_factor.masked_fill(missing[..., None], 0.0),
@@ -187,7 +186,7 @@ class LowRank(Likelihood):
         return nats
 
     def of_steps(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Score all values of a step, (...)."""
+        """Return the nats (...) of all values of a step together."""
         return self.nats(logits, targets)
 
 
@@ -198,7 +197,7 @@ class NegativeBinomial(Likelihood):
     measured = False
 
     def of(self, logits: Tensor, scale: Tensor) -> D.Distribution:
-        """Build it over the counts."""
+        """Build the distribution over the counts."""
         mean, spread = self.split(logits)
         mean = (F.softplus(mean) + 1e-5) * scale
         total = 1 / (F.softplus(spread) + 1e-3)
@@ -212,7 +211,7 @@ class Bernoulli(Likelihood):
     measured = False
 
     def of(self, logits: Tensor, scale: Tensor) -> D.Distribution:
-        """Build it."""
+        """Build the distribution."""
         return D.Bernoulli(logits=self.split(logits)[0], validate_args=False)
 
 
@@ -227,7 +226,7 @@ class Categorical(Likelihood):
         return self.channels.classes
 
     def of(self, logits: Tensor, scale: Tensor) -> D.Distribution:
-        """Build it."""
+        """Build the distribution."""
         return Classes(logits=logits.unflatten(-1, (self.channels.values, -1)), validate_args=False)
 
 
@@ -241,15 +240,15 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "bernoulli": Bernoulli,
     "categorical": Categorical,
 }
-"""The class of each of HEADS."""
+"""The class of each head in HEADS."""
 
 
 def likelihood_of(symbols: Symbols) -> Likelihood | None:
-    """Return what scores numbers; None for tokens, whose loss is the cross-entropy of their logits."""
+    """Return the likelihood of numbers; None for tokens, whose loss is the cross-entropy of their logits."""
     return LIKELIHOODS[symbols.head](symbols) if isinstance(symbols, Channels) else None
 
 
 def count_scores(symbols: Symbols) -> int:
-    """Return how many logits a readout has: V, or those of a likelihood of numbers."""
+    """Return the number of logits of a readout: V, or the size of a likelihood of numbers."""
     likelihood = likelihood_of(symbols)
     return symbols if isinstance(symbols, int) else likelihood.size if likelihood else 0

@@ -13,18 +13,18 @@ from retain.ops.elementwise import at_least_float32, rms
 from retain.ops.fsq import quantise
 
 MOMENTUM = 0.1
-"""How much of a batch's statistics goes into the running ones, at least."""
+"""The smallest weight of a batch's statistics in the running statistics."""
 
 
 class MemoryNorm(nn.Module):
-    """Normalise memory in float32; teacher and RNN share this one setting.
+    """The normalisation of memory, in float32. Teacher and RNN share this setting.
 
     rms: unit root mean square over D, as in the paper, for the teacher's memory and the cell's output alike.
     batch: zero mean and unit variance of each of the K x D dimensions over the batch and time of the teacher's memories
-    (Ioffe & Szegedy 2015, no affine map; running statistics outside training). The cell's output stays as it is. Under
-    `torch.distributed` the statistics are those of all processes.
-    fsq: one of `levels` levels from -1 to 1, by `retain.ops.fsq.quantise`, for the teacher's memory and the cell's
-    output alike.
+    (Ioffe & Szegedy 2015, no affine map; running statistics outside training). The cell's output is not normalised.
+    Under `torch.distributed` the statistics are those of all processes.
+    fsq: each number rounded to one of `levels` levels from -1 to 1, by `retain.ops.fsq.quantise`, for the teacher's
+    memory and the cell's output alike.
     """
 
     mean: Tensor
@@ -40,7 +40,7 @@ class MemoryNorm(nn.Module):
             self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, memory: Tensor, counted: Tensor | None = None) -> Tensor:
-        """Normalise memory (…, K, D); only those `counted` (…) are in the statistics, or all without it."""
+        """Normalise memory (…, K, D). The statistics include the memories that are `counted` (…), by default all."""
         memory = at_least_float32(memory)
         if self.kind == "rms":
             return rms(memory)
@@ -57,7 +57,7 @@ class MemoryNorm(nn.Module):
                 variance = (share * (variances + (means - mean).square())).sum(0)  # Chan, Golub & LeVeque 1979
             with torch.no_grad():
                 # A plain average at first, so that the statistics are usable from the first step on.
-                some = (count > 0).all()  # no memories teach nothing
+                some = (count > 0).all()  # without any memory the statistics stay
                 self.seen += some
                 weight = torch.clamp(1 / self.seen.clamp_min(1), min=MOMENTUM) * some
                 self.mean.lerp_(mean, weight)
@@ -68,9 +68,9 @@ class MemoryNorm(nn.Module):
 
 
 def _moments(memory: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and variance (K, D) of the memories (…, K, D) that are `counted`, and how many they are."""
+    """Return the mean and variance (K, D) of the memories (…, K, D) that are `counted`, and their number."""
     axes = tuple(range(memory.dim() - 2))
-    # Not the mean square less the squared mean: those cancel where memories lie far from 0.
+    # Not the mean square minus the squared mean: the two cancel if memories lie far from 0.
     if counted is None:
         mean = memory.mean(axes)
         count = memory.new_full((), memory.shape[:-2].numel())
@@ -81,15 +81,15 @@ def _moments(memory: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor, Te
 
 
 def counted_memories(real: Tensor) -> Tensor:
-    """Return which of m_0 … m_T count, (B, T + 1): m_0, and each after a token that is no padding (`real`, (B, T))."""
+    """Return which of m_0 … m_T count, (B, T + 1): m_0, and each memory after a token that is `real` (B, T)."""
     return F.pad(real, (1, 0), value=True)
 
 
 class _OfAllProcesses(torch.autograd.Function):
-    """Stack a tensor of every process in the order of ranks.
+    """A stack of every process's tensor, in the order of ranks.
 
-    Each process has a loss, and each loss depends on every process's tensor. So the gradient of a tensor is the sum
-    over the processes of theirs.
+    Each process's loss depends on every process's tensor. So the gradient of a tensor is the sum of the gradients that
+    all processes have for it.
     """
 
     @staticmethod

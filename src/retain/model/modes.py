@@ -1,4 +1,4 @@
-"""Modes for a while: evaluation, and no gradients."""
+"""Context managers: evaluation mode, and no gradients."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import nn
 
 @contextmanager
 def without_graph() -> Iterator[None]:
-    """Compute no gradients inside, and leave no trace of that outside.
+    """Compute no gradients inside, and clear autocast's cache afterwards.
 
-    Autocast keeps its casts of weights as long as it lasts. A cast that is made in here has no graph, and older
-    versions of PyTorch use it again for what comes after: those weights would never learn.
+    Autocast caches its casts of weights until it ends. A cast that is made inside has no graph, and older versions of
+    PyTorch reuse it afterwards. Those weights would never learn.
     """
     with torch.no_grad():
         yield
@@ -23,7 +23,7 @@ def without_graph() -> Iterator[None]:
 
 @contextmanager
 def evaluating(*modules: nn.Module | None) -> Iterator[None]:
-    """Put every part of the modules in evaluation mode (no dropout, running statistics) inside, then in its own."""
+    """Put every submodule in evaluation mode (no dropout, running statistics) inside, and restore its mode after."""
     modes = [(part, part.training) for module in modules if module is not None for part in module.modules()]
     for module in modules:
         if module is not None:

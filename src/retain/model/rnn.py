@@ -1,4 +1,4 @@
-"""The RNN that is left when training is over: embedding, cell, readout and m_0."""
+"""The RNN, which is kept after training: embedding, cell, readout and m_0."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from retain.ops.fsq import quantise, unbound
 from retain.ops.windows import Cut
 
 STEPWISE = (*PROJECTING, LSTMCell)
-"""Our own cells that read step by step, so that a GPU replays their steps from graphs. cuDNN has kernels for a whole
-`nn.GRU` and `nn.RNN`."""
+"""Cells that read step by step, so that a GPU replays their steps from graphs. A whole `nn.GRU` or `nn.RNN` has cuDNN
+kernels instead."""
 
 STEPS_PER_GRAPH = 32
-"""One CUDA graph holds so many steps of theirs: the casts of weights are made once for all of them."""
+"""Steps of such a cell in one CUDA graph, which casts the weights once for all of them."""
 
 
 class RNN(nn.Module):
-    """Reads a stream at constant memory and constant cost per token, from its own m_0.
+    """A recurrent network that reads a stream at constant memory and constant cost per token, from a learnt m_0.
 
     Memory is a plain float32 tensor (B, K, D): save it, copy it, batch it, restore it.
 
     Args:
-        symbols: V, the number of tokens; or the channels of a stream of numbers. Its tokens have one more axis, and its
-            logits are the parameters of the distribution that `readout.likelihood` scores by.
+        symbols: V, the number of tokens, or the channels of a stream of numbers. The tokens of numbers have one more
+            axis. Their logits are the parameters of the distribution by which `readout.likelihood` scores.
         memory: K memory tokens of width D, and how they are normalised.
-        readout: Its width, heads and decoder_layers are read: the readout is a decoder's.
+        readout: The config of a decoder, of which only width, heads and decoder_layers are read.
         cell_config: The cell f to build.
         cell: An `nn.Module` to use instead, with forward(memory (N, K, D), inputs (N, D)) -> memory.
 
@@ -66,7 +66,7 @@ class RNN(nn.Module):
 
     @property
     def normalise(self) -> bool:
-        """Whether what the cell returns is normalised."""
+        """Whether the cell's output is normalised."""
         return self.norm != "batch"
 
     @property
@@ -76,16 +76,16 @@ class RNN(nn.Module):
 
     @property
     def projects(self) -> bool:
-        """Whether the cell takes inputs that are projected already; a user's subclass of ours need not."""
+        """Whether the cell takes inputs that are projected already. A user's subclass of one in PROJECTING need not."""
         return type(self.cell) in PROJECTING
 
     @property
     def depth(self) -> int:
-        """The layers of one application of f, as sequential steps are counted."""
+        """The layers of one application of f, in the count of sequential steps."""
         return int(getattr(self.cell, "depth", 1))
 
     def init_memory(self, batch: int) -> Tensor:
-        """Return the memory before any token, (B, K, D): a copy, the caller's own."""
+        """Return the memory before any token, (B, K, D), as a copy that the caller may change."""
         m_0 = quantise(unbound(self.m_0, self.levels), self.levels) if self.norm == "fsq" else self.m_0
         return m_0.repeat(batch, 1, 1)
 
@@ -93,29 +93,29 @@ class RNN(nn.Module):
         """Embed tokens (...) as (..., D), and project them if the cell is PROJECTING."""
         project: Any = self.cell.from_input if self.projects else None
         if project is not None and self.channels is None and tokens.numel() >= self.vocab_size:
-            # A product for every token of the vocabulary costs less than one for every token that is read, as the slow
-            # twin below has it. The gradients of a token's many places are added up in float32: in bfloat16 a large sum
-            # stops growing.
+            # Projecting each token of the vocabulary once costs less than projecting each token of the batch, as the
+            # naive twin below does. A token's gradients are added up in float32, because in bfloat16 a large sum stops
+            # growing.
             table: Tensor = project(self.embed.weight)
             return nn.functional.embedding(tokens, at_least_float32(table)).to(table.dtype)
         embedded: Tensor = self.embed(tokens)
         return embedded if project is None else project(embedded)
 
     def update(self, memory: Tensor, tokens: Tensor) -> Tensor:
-        """Apply f to memory (..., K, D) and tokens (...), each pair by itself: the next memory, float32.
+        """Apply f to each pair of memory (..., K, D) and token (...), and return the next memory in float32.
 
         Raises:
-            UserError: There is not one memory for each token. All methods that read raise it.
+            UserError: There is not one memory for each token. All methods that read tokens raise this.
         """
         streams = tokens.shape if self.channels is None else tokens.shape[:-1]
         check_memory_of(memory, streams, self.m_0.shape)
         return self.advance(memory, self.inputs(tokens.flatten(0, len(streams) - 1)))
 
     def advance(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        """Do as `update` does, with the flattened result of `inputs`."""
+        """Apply f like `update`, but to the flattened result of `inputs`."""
         memory = at_least_float32(memory)
         settings = {"projected": True} if self.projects else {}
-        # A cell that returns an fsq memory as it was given keeps it: it works on what is rounded to that memory.
+        # The cell gets values that round to the fsq memory. So a cell that returns its input keeps the memory.
         read = unbound(memory, self.levels) if self.norm == "fsq" else memory
         new = fast(self.cell)(read.flatten(0, -3), inputs, **settings).to(memory.dtype).view(memory.shape)
         if self.norm == "fsq":
@@ -130,7 +130,7 @@ class RNN(nn.Module):
             memory: (B, K, D).
 
         Returns:
-            The logits of what comes next, (B, V), and the new memory, (B, K, D).
+            The logits of the next target, (B, V), and the new memory, (B, K, D).
         """
         check_axes("token", token, "B", self.channels)
         memory = self.update(memory, token)
@@ -138,7 +138,7 @@ class RNN(nn.Module):
 
     @property
     def cuts(self) -> bool:
-        """Whether the gradient of `rollout(cut=…)` goes through all windows side by side, or one after another."""
+        """Whether the backward pass of `rollout(cut=…)` computes all windows in parallel, not one after another."""
         return not self.normalise and has_own_rollout(self.cell) and bool(getattr(self.cell, "cuts", False))
 
     def rollout(self, tokens: Tensor, memory: Tensor, cut: Cut | None = None) -> Tensor:
@@ -147,7 +147,7 @@ class RNN(nn.Module):
         Args:
             tokens: (B, T).
             memory: The memory to start from, (B, K, D).
-            cut: (first, every): no gradient flows back past token `first` < `every`, nor past each `every`-th after it.
+            cut: (first, every): no gradient flows back past token `first` < `every` or each `every`-th token after it.
 
         Returns:
             The memories after each token, (B, T, K, D).
@@ -166,7 +166,7 @@ class RNN(nn.Module):
         inputs, memory = self.inputs(tokens), at_least_float32(memory)
         if self.cuts or type(self.cell) not in STEPWISE or not graphs.is_capturable([memory]):
             return self._read(memory, inputs, cut)[0]
-        # A GPU replays our own cells, STEPS_PER_GRAPH steps at a time.
+        # A GPU replays the cells in STEPWISE, STEPS_PER_GRAPH steps at a time.
         memories, replayed = [], _graphs_of(self)
         for part in inputs.split(STEPS_PER_GRAPH, 1):
             memories += replayed(memory, part)
@@ -204,7 +204,7 @@ _GRAPHS: weakref.WeakKeyDictionary[RNN, graphs.Replayed] = weakref.WeakKeyDictio
 
 
 def _graphs_of(rnn: RNN) -> graphs.Replayed:
-    """Return the graphs of this RNN's rollouts. They go when the RNN goes, and no copy of it has them."""
+    """Return the CUDA graphs of this RNN's rollouts. They are freed with the RNN. A copy of the RNN has none."""
     known = _GRAPHS.get(rnn)
     if known is None or known.module is None or known.module() is not rnn.cell:
         method = weakref.WeakMethod(rnn._read)
@@ -213,7 +213,7 @@ def _graphs_of(rnn: RNN) -> graphs.Replayed:
 
 
 def check_alike(teacher: Teacher, rnn: RNN) -> None:
-    """Raise UserError unless teacher and RNN have the same memory, normalisation of it and vocabulary."""
+    """Raise UserError unless teacher and RNN have the same memory shape, memory norm and vocabulary."""
     theirs = {
         "memory.norm": (teacher.norm.kind, rnn.norm),
         "memory.levels": (teacher.norm.levels, rnn.levels),
@@ -222,4 +222,4 @@ def check_alike(teacher: Teacher, rnn: RNN) -> None:
     }
     for name, (of_teacher, of_rnn) in theirs.items():
         if of_teacher != of_rnn:
-            raise UserError(f"{name}: {of_teacher} of the teacher is not the RNN's, {of_rnn}; give both one config")
+            raise UserError(f"{name}: the teacher has {of_teacher}, the RNN {of_rnn}; build both from one config")

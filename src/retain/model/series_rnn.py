@@ -1,4 +1,4 @@
-"""The RNN of a stream of numbers, with its running level and scale: rows in, distributions out."""
+"""The RNN of a stream of numbers, with the running level and scale: it reads rows and returns distributions."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from retain.ops import scale
 
 
 class SeriesRNN(nn.Module):
-    """Reads rows of numbers at constant memory and constant cost per step, and predicts the values of the next.
+    """A network that reads rows of numbers at constant memory and constant cost per step, and predicts the next values.
 
-    A row (B, C + Q) has the values of a step and the covariates of the step that comes next, NaN where a number is
-    missing; `channels` names them. A stream begins with a row without values: it holds the first step's covariates.
+    A row (B, C + Q) has the values of a step and the covariates of the next step, which `channels` names. A missing
+    number is NaN. The first row of a stream has no values, only the first step's covariates.
 
     Memory is a plain float32 tensor (B, K + R, D): save it, copy it, batch it, restore it. Its last R rows are the
-    stream's level and scale, with float64 kept as two float32.
+    stream's level and scale. Each float64 is kept as two float32.
 
     Args:
-        rnn: Built for channels.
+        rnn: An RNN built for channels.
 
     Raises:
         UserError: The RNN reads tokens.
@@ -32,13 +32,13 @@ class SeriesRNN(nn.Module):
     def __init__(self, rnn: RNN):
         super().__init__()
         if rnn.channels is None or rnn.readout.likelihood is None:
-            raise UserError("run: it reads tokens, not numbers; use retain.load")
+            raise UserError("run: its RNN reads tokens, not numbers; use retain.load")
         self.rnn, self.channels, self.likelihood = rnn, rnn.channels, rnn.readout.likelihood
         numbers = 2 * scale.STATE * self.channels.values
         self.rows = math.ceil(numbers / rnn.m_0.shape[1])
 
     def init_memory(self, batch: int) -> Tensor:
-        """Return the memory of streams that have not begun, (B, K + R, D)."""
+        """Return the memory before any row, (B, K + R, D)."""
         memory = self.rnn.init_memory(batch)
         return self._join(memory, scale.begin(self.channels, batch, memory.device))
 
@@ -57,15 +57,15 @@ class SeriesRNN(nn.Module):
         return memory[:, : -self.rows], (high + low).unflatten(1, (scale.STATE, -1))
 
     def predict(self, memory: Tensor) -> Any:
-        """Return the distribution of the values (B, C) that come next, in their own units.
+        """Return the distribution of the next values (B, C), in their own units.
 
-        It is of `torch.distributions` or like them: `log_prob`, `sample` and `mean`.
+        As in `torch.distributions`, it has `log_prob`, `sample` and `mean`.
         """
         own, state = self._split(memory)
         return self.likelihood.distribution(self.rnn.readout(own).float(), *scale.measures(self.channels, state))
 
     def surprise(self, values: Tensor, memory: Tensor) -> Tensor:
-        """Return the nats (B,) of the values (B, C) that come next; those that are missing surprise nobody."""
+        """Return the nats (B,) of the next values (B, C). Missing values add nothing."""
         own, state = self._split(memory)
         targets = scale.target(values, *scale.measures(self.channels, state))
         return self.likelihood.of_steps(self.rnn.readout(own).float(), targets)
@@ -78,13 +78,13 @@ class SeriesRNN(nn.Module):
             memory: (B, K + R, D).
 
         Returns:
-            The distribution of the values (B, C) that come next, and the new memory.
+            The distribution of the next values (B, C), and the new memory.
         """
         memory = self.read(x[:, None], memory)
         return self.predict(memory), memory
 
     def read(self, x: Tensor, memory: Tensor) -> Tensor:
-        """Read rows (B, T, C + Q) one after another: the memory after the last."""
+        """Read rows (B, T, C + Q) one after another, and return the memory after the last."""
         if x.dim() != 3 or x.shape[2] != self.channels.row:
             raise UserError(f"x: {tuple(x.shape)} is the wrong shape; give (B, T, {self.channels.row})")
         own, state = self._split(memory)
@@ -94,7 +94,7 @@ class SeriesRNN(nn.Module):
         return self._join(self.rnn.rollout(tokens, own)[:, -1], state)
 
     def forward(self, x: Tensor, memory: Tensor | None = None) -> tuple[Any, Tensor]:
-        """Read rows (B, T, C + Q) from a memory, or as a stream that begins.
+        """Read rows (B, T, C + Q), starting from `memory` or, without it, as a new stream.
 
         Returns:
             The distribution of the values (B, T, C) after each row, and the last memory.
@@ -107,7 +107,7 @@ class SeriesRNN(nn.Module):
         return found, self._join(memories[:, -1], state)
 
     def surprises(self, x: Tensor, following: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Read rows (B, T, C + Q): the nats (B, T) of the values `following` (B, T, C) each, and the last memory."""
+        """Return the nats (B, T) of the values `following` (B, T, C) each row (B, T, C + Q), and the last memory."""
         own, state = self._split(memory)
         tokens, levels, scales, state = scale.read_rows(self.channels, x, state)
         memories = self.rnn.rollout(tokens, own)

@@ -10,13 +10,13 @@ from retain.errors import UserError
 
 
 def check_streams(memory: Tensor, inputs: Tensor) -> None:
-    """Raise UserError unless memory (N, …) and inputs (N, …) have one N: else all memories would read one stream."""
+    """Raise UserError unless memory (N, …) and inputs (N, …) have the same N, because PyTorch would broadcast N = 1."""
     if len(memory) != len(inputs):
         raise UserError(_differ(len(memory), len(inputs)))
 
 
 def check_axes(name: str, tokens: Tensor, axes: str, channels: Channels | None = None) -> None:
-    """Raise UserError unless tokens have as many axes as `axes` names, such as "B, T"; those of numbers have F more."""
+    """Raise UserError unless tokens have the axes that `axes` names, such as "B, T", and for numbers a last axis F."""
     numbers = () if channels is None else (channels.token,)
     count = axes.count(",") + 1
     if tokens.dim() != count + len(numbers) or tokens.shape[count:] != numbers:
@@ -25,7 +25,7 @@ def check_axes(name: str, tokens: Tensor, axes: str, channels: Channels | None =
 
 
 def check_memory_of(memory: Tensor, streams: torch.Size, each: torch.Size) -> None:
-    """Raise UserError unless memory has one (K, D), the shape `each`, for each of the streams (...)."""
+    """Raise UserError unless memory has one tensor (K, D), of shape `each`, for each of the streams (...)."""
     if memory.shape == (*streams, *each):
         return
     if memory.dim() < 3 or memory.shape[-2:] != each:
@@ -35,4 +35,4 @@ def check_memory_of(memory: Tensor, streams: torch.Size, each: torch.Size) -> No
 
 
 def _differ(of_memory: object, of_tokens: object) -> str:
-    return f"memory: {of_memory} streams beside tokens of {of_tokens}; give one memory for each stream"
+    return f"memory: {of_memory} streams, but tokens of {of_tokens}; give one memory for each stream"

@@ -1,4 +1,4 @@
-"""The teacher: memory encoder E, predictive decoder P, and the normalisation of memory; and the readout g."""
+"""The teacher (memory encoder E, predictive decoder P and the normalisation of memory), and the readout g."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from retain.ops.delta_rule import count_chunks
 
 
 class Readout(nn.Module):
-    """g: logits of y_t from m_t alone; the decoder with no future. Reads width, heads and decoder_layers of config.
+    """g: logits of y_t from m_t alone, a decoder without a future. Reads width, heads and decoder_layers of config.
 
-    Where steps are numbers, the V logits are the parameters of the distribution that `likelihood` scores them by.
+    If steps are numbers, the V logits are the parameters of the distribution by which `likelihood` scores them.
     """
 
     def __init__(self, symbols: Symbols, memory: MemoryConfig, config: TeacherConfig):
@@ -36,7 +36,7 @@ class Readout(nn.Module):
         self.likelihood = likelihood_of(symbols)
 
     def forward(self, memory: Tensor) -> Tensor:
-        """Read memory (..., K, D) out as logits (..., V)."""
+        """Return the logits (..., V) of memory (..., K, D)."""
         x = self.from_memory(memory) + self.positions
         x = self.transformer(x.flatten(0, -3), keep=slice(-1, None), causal=True)
         return torch.unflatten(self.head(x[:, 0]), 0, memory.shape[:-2])
@@ -51,9 +51,9 @@ class Decoder(Readout):
         shrink(self.embed)
 
     def forward(self, memory: Tensor, future: Tensor | None = None) -> Tensor:
-        """Predict from memory (..., K, D) and the future (..., F): logits (..., F + 1, V); with no future (..., V).
+        """Return logits (..., F + 1, V) from memory (..., K, D) and the future (..., F); without a future (..., V).
 
-        A future of numbers is (..., F, numbers of a token).
+        A future of numbers has the shape (..., F, numbers of a token).
         """
         if future is None:
             return super().forward(memory)
@@ -63,14 +63,14 @@ class Decoder(Readout):
 
 
 class Teacher(nn.Module):
-    """Says what the memory should be after every token, and proves it by predicting the future from it.
+    """The encoder that gives the memory after every token, and the decoder that predicts the future from that memory.
 
     Args:
         symbols: V, the number of tokens, or the channels of a stream of numbers.
         memory: K memory tokens of width D, and how they are normalised.
-        config: The encoder, and the sizes of encoder and decoder.
-        recompute: Compute the encoder's activations again in the backward pass, a layer at a time, and keep none.
-        trunk: What reads the tokens where config.from_ names it. It is among the teacher's modules if it is trained.
+        config: The kind of encoder, and the sizes of encoder and decoder.
+        recompute: Whether the backward pass recomputes the encoder's activations, layer by layer, to store none.
+        trunk: The trunk that config.from_ names, if any. It is one of the teacher's modules only if it is trained.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Teacher(nn.Module):
     ):
         super().__init__()
         if (trunk is None) != (config.from_ is None):
-            raise UserError(f"teacher.from: {config.from_} is not loaded here; train with it by retain.train")
+            raise UserError(f"teacher.from: Teacher does not load {config.from_}; use retain.train, which does")
         self._trunk, self.symbols = (trunk,), symbols
         if trunk is not None and config.trunk_lr is not None:
             self.trunk = trunk
@@ -102,27 +102,27 @@ class Teacher(nn.Module):
 
     @property
     def given_trunk(self) -> GivenTrunk | None:
-        """The trunk that was given, where there is one."""
+        """The given trunk; None if the encoder has its own or none."""
         return self._trunk[0]
 
     @property
     def has_trunk(self) -> bool:
-        """Whether a trunk predicts what comes next."""
+        """Whether there is a trunk, which predicts y_t as well."""
         return self.given_trunk is not None or hasattr(self.encoder, "trunk")
 
     def chain(self, length: int) -> int:
-        """Return the longest chain of layers in a pass over so many tokens: a delta trunk reads chunk by chunk."""
+        """Return the longest chain of layers in a pass over `length` tokens. A delta trunk reads chunk by chunk."""
         chunks = 1 if self.householders is None else count_chunks(length + 1, self.householders)
         return self.depth * chunks
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """`.to()` and its like reach a frozen trunk, too."""
+        """Apply `.to()` and its like to a frozen trunk, too, which is no submodule."""
         if self.given_trunk is not None and not self.given_trunk.trained:
             self.given_trunk._apply(fn, recurse)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def encode(self, tokens: Tensor, steps: Tensor | None = None, kept: Labels | None = None) -> Tensor:
-        """Return m_t (B, S, K, D) of tokens (B, T) at steps t (S,), all by default, as `encode_with_trunk` does."""
+        """Return m_t (B, S, K, D) of tokens (B, T) at steps t (S,), all by default; see `encode_with_trunk`."""
         return self.encode_with_trunk(tokens, steps, logits=False, kept=kept)[0]
 
     def encode_with_trunk(
@@ -134,20 +134,20 @@ class Teacher(nn.Module):
         kept: Labels | None = None,
         whole: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Say what the memory should be after steps of a sequence.
+        """Return the teacher's memories after steps of a sequence, and the trunk's logits.
 
         Args:
             tokens: (B, T), or (B, T, F) of numbers.
-            steps: The t wanted, (S,), in ascending order; None is all t = 0 … T.
-            logits: Whether the trunk's logits are wanted.
-            real: Which tokens are no padding, (B, T) bool; the norm's statistics leave out what padding makes.
-            kept: What a batch brings with it of a given trunk's pass over these tokens: labels, in place of that pass,
-                or what it reads before them (`retain.model.given`).
-            whole: Whether logits of a given trunk are wanted as it makes them. Else they are as labels have them.
+            steps: The steps t to return, (S,), in ascending order; None means all, t = 0 … T.
+            logits: Whether to return the trunk's logits.
+            real: False for padding, (B, T) bool. The norm's statistics leave out the memories after padding.
+            kept: What the batch holds for a given trunk: labels in place of its pass over these tokens, or the tokens
+                that it reads before them (`Labels` and `READ` of `retain.model.given`).
+            whole: Whether to return a given trunk's logits unchanged. Otherwise they are reduced to what labels keep.
 
         Returns:
             The memories m_t, (B, S, K, D) in float32, and the trunk's own logits of y_0 … y_T, (B, T + 1, V), or None
-            if there is no trunk or they are not wanted.
+            without a trunk or without `logits`.
         """
         if steps is None:
             steps = torch.arange(tokens.shape[1] + 1, device=tokens.device)
@@ -162,12 +162,12 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def as_kept(self, logits: Tensor) -> Tensor:
-        """Return a trunk's logits (..., V) as labels have them, so that both train alike."""
+        """Reduce a trunk's logits (..., V) to what labels keep, so that runs with and without labels train alike."""
         return expand(compress(logits, logits, self.top_k), logits.shape[-1])
 
     @torch.no_grad()
     def empty_memory(self) -> Tensor:
-        """Return m_0, the memory before any token, (K, D): the encoder on an empty context."""
+        """Return m_0, the memory before any token, (K, D): the encoder's output for an empty sequence."""
         tokens = no_tokens(self.symbols, self.decoder.positions.device)
         with evaluating(self):
             return self.encode(tokens)[0, 0]
