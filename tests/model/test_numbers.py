@@ -355,6 +355,11 @@ def test_wrong_shapes_are_named():
     series = SeriesRNN(rnn)
     with pytest.raises(UserError, match=r"x: \(1, 1, 3\) is the wrong shape; give \(B, T, 4\)"):
         series.step(torch.zeros(1, 3), series.init_memory(1))
+    for wrong in (torch.zeros(1, 6, 3), torch.zeros(1, 0, 4), torch.zeros(1, 4)):
+        with pytest.raises(UserError, match=r"x: .* is the wrong shape; give \(B, T, 4\)"):
+            series(wrong)
+        with pytest.raises(UserError, match=r"x: .* is the wrong shape; give \(B, T, 4\)"):
+            series.surprises(wrong, wrong, series.init_memory(1))
     with pytest.raises(UserError, match=r"memory: .* is the wrong shape; give \(B, 5, 16\)"):
         series.step(torch.zeros(1, 4), rnn.init_memory(1))
     with pytest.raises(UserError, match="reads tokens, not numbers"):

@@ -85,13 +85,9 @@ class SeriesRNN(nn.Module):
 
     def read(self, x: Tensor, memory: Tensor) -> Tensor:
         """Read rows (B, T, C + Q) one after another, and return the memory after the last."""
-        if x.dim() != 3 or x.shape[2] != self.channels.row:
-            raise UserError(f"x: {tuple(x.shape)} is the wrong shape; give (B, T, {self.channels.row})")
-        own, state = self._split(memory)
-        if not x.shape[1]:
+        if x.dim() == 3 and x.shape[1:] == (0, self.channels.row):
             return memory
-        tokens, _, _, state = scale.read_rows(self.channels, x, state)
-        return self._join(self.rnn.rollout(tokens, own)[:, -1], state)
+        return self._roll(x, memory)[3]
 
     def forward(self, x: Tensor, memory: Tensor | None = None) -> tuple[Any, Tensor]:
         """Read rows (B, T, C + Q), starting from `memory` or, without it, as a new stream.
@@ -99,17 +95,20 @@ class SeriesRNN(nn.Module):
         Returns:
             The distribution of the values (B, T, C) after each row, and the last memory.
         """
-        memory = self.init_memory(len(x)) if memory is None else memory
-        own, state = self._split(memory)
-        tokens, levels, scales, state = scale.read_rows(self.channels, x, state)
-        memories = self.rnn.rollout(tokens, own)
-        found = self.likelihood.distribution(self.rnn.readout(memories).float(), levels, scales)
-        return found, self._join(memories[:, -1], state)
+        memories, levels, scales, last = self._roll(x, self.init_memory(len(x)) if memory is None else memory)
+        return self.likelihood.distribution(self.rnn.readout(memories).float(), levels, scales), last
 
     def surprises(self, x: Tensor, following: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Return the nats (B, T) of the values `following` (B, T, C) each row (B, T, C + Q), and the last memory."""
+        memories, levels, scales, last = self._roll(x, memory)
+        targets = scale.target(following, levels, scales)
+        return self.likelihood.of_steps(self.rnn.readout(memories).float(), targets), last
+
+    def _roll(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Read rows (B, T, C + Q): the RNN's memories, levels and scales (B, T, C) after each, and the last memory."""
+        if x.dim() != 3 or x.shape[2] != self.channels.row or not x.shape[1]:
+            raise UserError(f"x: {tuple(x.shape)} is the wrong shape; give (B, T, {self.channels.row})")
         own, state = self._split(memory)
         tokens, levels, scales, state = scale.read_rows(self.channels, x, state)
         memories = self.rnn.rollout(tokens, own)
-        nats = self.likelihood.of_steps(self.rnn.readout(memories).float(), scale.target(following, levels, scales))
-        return nats, self._join(memories[:, -1], state)
+        return memories, levels, scales, self._join(memories[:, -1], state)
