@@ -292,7 +292,7 @@ BAD = {
         "data.covariates: 'load' is time or",
     ),
     "columns of an array": (np.zeros((9, 1)), {"target": ("load",)}, "an array has no columns, and .* names one"),
-    "four axes": (np.zeros((2, 2, 2, 2)), {}, "an array of float64 of shape .* is none"),
+    "four axes": (np.zeros((2, 2, 2, 2)), {}, "an array of float64 of shape .* is no series"),
     "words": (np.array(["a", "b"]), {}, "an array of <U1"),
     "no record": ([], {}, "there are no records"),
     "no target": ([{"start": "2024"}], {}, "target: record 0 has none"),

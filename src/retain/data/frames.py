@@ -49,7 +49,8 @@ def from_array(array: npt.NDArray[Any], config: SeriesDataConfig) -> Table:
     """Make a table of floats (N,), (N, C) or (S, N, C). Raises UserError for other arrays or if columns are named."""
     if array.dtype.kind not in "fiub" or array.ndim not in (1, 2, 3) or 0 in array.shape:
         raise UserError(
-            f"data.path: {array.dtype} of shape {array.shape} is not a series; give numbers (N, C) or (S, N, C)"
+            f"data.path: an array of {array.dtype} of shape {array.shape} is no series; "
+            "give numbers (N, C) or (S, N, C)"
         )
     if named := config.time or config.series or config.target or config.covariates:
         raise UserError(f"data.path: an array has no columns, and {named!r} names one; leave it out, or give a table")

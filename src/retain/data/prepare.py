@@ -157,7 +157,7 @@ class _State:
 
 
 class _Preparation:
-    """The writing of one folder, from the beginning or from where another process was stopped."""
+    """Writer of one folder, from the beginning or from where another process was stopped."""
 
     def __init__(
         self, config: DatasetDataConfig, codec: Codec, folder: Path, described: dict[str, Any], whole: bool

@@ -226,7 +226,7 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-LEFT = "it has left its teacher, and is no worse for it"
+LEFT = "the RNN has left its teacher, and predicts no worse"
 
 
 def has_left(scores: dict[str, Any]) -> bool:
