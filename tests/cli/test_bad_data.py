@@ -28,7 +28,7 @@ BAD = [
     ("--data nowhere.parquet", ["data.path", "nowhere.parquet", "does not exist"]),
     ("--data hf:", ["data.path", "'hf:'", "hf:NAME"]),
     ("--data hf:stories", ["data.path", "there is a folder 'stories' here", "--data ./stories"]),
-    ("--data few.parquet --data.reset", ["data.split", "none of the documents"]),
+    ("--data few.parquet --data.reset", ["data.split", "has no documents"]),
     ("--data few.parquet", ["data.seq_len", "shorter seq_len"]),
     ("--data stories --data.tokenizer nowhere.json", ["data.tokenizer", "nowhere.json", "No such file"]),
     ("--data stories --data.tokenizer broken.jsonl", ["data.tokenizer", "broken.jsonl", "tokenizer.json"]),

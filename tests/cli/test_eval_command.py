@@ -126,7 +126,7 @@ def test_a_task_at_another_length_is_not_called_other_data(retrieval_run, capsys
 
 
 def test_all_is_of_a_file(retrieval_run, capsys):
-    assert "split: all is of a file or a folder, and this is retrieval" in refused(
+    assert "split: all is for a file or a folder, not retrieval" in refused(
         capsys, "eval", retrieval_run, "--split", "all"
     )
 

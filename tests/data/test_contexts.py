@@ -107,5 +107,5 @@ def test_rows_begin_anew_with_each_document():
 
 def test_nothing_lies_before_an_image():
     data = load_data(data_config(name="digits", seq_len=63))
-    with pytest.raises(UserError, match="teacher.context_before: 7 tokens lie before no sequence of digits; leave"):
+    with pytest.raises(UserError, match="teacher.context_before: no sequence of digits has 7 tokens before it; leave"):
         joined(data)

@@ -145,7 +145,7 @@ def test_every_mode_of_pillow_is_read_as_the_gray_it_shows(mode):
     for place in ((0, 0), (0, 1), (1, 0), (1, 1)):
         image.putpixel(place, colour)
     if on_black is None:
-        with pytest.raises(UserError, match=f"^image: one, of mode {mode}, .* nothing states; save it as 8-bit gray"):
+        with pytest.raises(UserError, match=f"^image: an image, of mode {mode}, .* not state; save it as 8-bit gray"):
             to_pixels(image, exact())
         return
     assert np.abs(to_pixels(image, exact()).astype(int) - on_black).max() <= 1
@@ -213,8 +213,8 @@ def test_every_depth_is_scaled_by_its_range(content, grays, tmp_path):
     [
         (tiff(16, bytes(4), black=1), "mode I;16, has 0 for white"),
         (tiff(32, bytes(8), form=3, black=1), "mode F, has 0 for white"),
-        (tiff(16, bytes(4), form=2), "mode I, has integers of a range that nothing states"),
-        (tiff(32, bytes(8)), "mode I, has integers of a range that nothing states"),
+        (tiff(16, bytes(4), form=2), "mode I, has integers whose range its file does not state"),
+        (tiff(32, bytes(8)), "mode I, has integers whose range its file does not state"),
         (tiff(32, struct.pack("<2f", 0.5, 1.5), form=3), "mode F, has values outside 0 … 1"),
         (tiff(32, struct.pack("<2f", -0.5, 1), form=3), "mode F, has values outside 0 … 1"),
         (tiff(32, struct.pack("<2f", float("nan"), 1), form=3), "mode F, has values outside 0 … 1"),

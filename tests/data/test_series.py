@@ -278,7 +278,7 @@ BAD = {
     ),
     "far": (
         pd.concat([hours(20), hours(1, "2090-01-01")]), {"time": "time", "target": ("load",)},
-        "21 rows take .* steps of 3600s; give data.freq",
+        "21 rows span .* steps of 3600s; give data.freq",
     ),
     "freq alone": (hours(), {"target": ("load",), "freq": "h"}, "data.freq: h is the step of times; name their column"),
     "scale of classes": (
@@ -292,9 +292,9 @@ BAD = {
         "data.covariates: 'load' is time or",
     ),
     "columns of an array": (np.zeros((9, 1)), {"target": ("load",)}, "an array has no columns, and .* names one"),
-    "four axes": (np.zeros((2, 2, 2, 2)), {}, "an array of float64 of shape .* is none"),
+    "four axes": (np.zeros((2, 2, 2, 2)), {}, "an array of float64 of shape .* is no series"),
     "words": (np.array(["a", "b"]), {}, "an array of <U1"),
-    "no record": ([], {}, "there is no record"),
+    "no record": ([], {}, "there are no records"),
     "no target": ([{"start": "2024"}], {}, "target: record 0 has none"),
     "ragged": ([{"target": [[1, 2], [3]]}], {}, "target: record 0 does not hold numbers"),
     "short features": (

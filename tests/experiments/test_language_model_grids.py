@@ -75,7 +75,7 @@ def test_a_sweep_reads_labels_or_the_model(world, tmp_path):
     scores = [point["runs"][0]["validation"]["bits_per_byte"] for point in results["points"]]
     assert len(set(scores)) == 2
     sized = line.replace("teacher.temperature=1,2", "data.seq-len=12,100")
-    for source, why in (("--labels labels", "this data of 100"), ("--teacher.from llama", "above the 80 positions")):
+    for source, why in (("--labels labels", "this data has 100"), ("--teacher.from llama", "above the 80 positions")):
         sweep, _, _ = parse_sweep(shlex.split(f"{sized} {source}" + " --data book.txt" * ("llama" in source)))
         with pytest.raises(ValueError, match=f"vary: data.seq_len=100: .*{why}"):
             check_sweep(sweep)

@@ -55,7 +55,7 @@ def test_it_goes_on_from_a_memory(rnn, prompt):
     empty = torch.zeros(2, 0, dtype=torch.long)
     assert torch.equal(drawn(rnn, empty, 7, temperature=0, memory=memory), whole[:, 5:])
     assert torch.equal(drawn(rnn, whole[:, 5:8], 4, temperature=0, memory=memory), whole[:, 8:])
-    with pytest.raises(ValueError, match=r"memory: \(1, .*\) is not that of prompt, \(2, "):
+    with pytest.raises(ValueError, match=r"memory: \(1, .*\) does not fit prompt; give \(2, "):
         generate(rnn, prompt, 1, memory=memory[:1])
 
 

@@ -247,10 +247,10 @@ BAD_LABELS = [
     (["--labels", "nowhere"], ["labels", "nowhere does not exist", "run `retain label` first"]),
     (["--labels", "begun"], ["labels", "half written", "`retain label` again"]),
     (["--labels", "cut"], ["labels", "train.states has", "bytes instead of", "anew"]),
-    (["--labels", "torn"], ["labels", "torn", "no labels that are whole", "anew"]),
+    (["--labels", "torn"], ["labels", "torn", "no complete labels", "anew"]),
     (["--labels", "good", "--data", "other.txt"], ["labels", "of other data", "sha256"]),
     (["--labels", "good", "--teacher.from", "other"], ["labels", "another model than", "other", "leave out one"]),
-    (["--labels", "good", "--data.seq-len", "9"], ["labels", "seq_len 12", "this data of 9"]),
+    (["--labels", "good", "--data.seq-len", "9"], ["labels", "seq_len 12", "this data has 9"]),
     (["--labels", "good", "--teacher.layer", "1"], ["teacher.layer", "1 is not that of", "None", "leave it out"]),
     (["--labels", "good", "--teacher.top-k", "3"], ["teacher.top_k", "3 is not that of", "32", "leave it out"]),
     (

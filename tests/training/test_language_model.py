@@ -455,7 +455,7 @@ def test_a_context_is_refused_where_there_is_none_or_the_model_is_too_short(worl
         long = config(world, teacher__context_before=60)
         open_trunk(long, load_data(long.data))
     source = config(world, teacher__context_before=20)
-    with pytest.raises(UserError, match="20 tokens lie before no sequence of retrieval"):
+    with pytest.raises(UserError, match="no sequence of retrieval has 20 tokens before it"):
         for_teacher(changed(source, data=tiny().data), load_data(tiny().data))
 
 

@@ -1,4 +1,4 @@
-"""Sequences to learn: `load_data` gives the `Data` that a DataConfig asks for."""
+"""Training data: `load_data` returns the `Data` that a DataConfig names."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ __all__ = ["IGNORE", "SPLITS", "Batch", "Data", "Kind", "Split", "decode", "enco
 
 
 def load_data(config: DataConfig, whole: bool = False, like: Channels | None = None) -> Data:
-    """Load the data a configuration names, in its splits; with `whole`, what its files hold as the one split "all".
+    """Load the data that a configuration names, in its splits.
 
-    Series are read for a model that has the channels `like`, where there is one.
+    With `whole`, all data of its files is in the one split "all". With `like`, the channels of a model, series are read
+    for that model.
 
-    Raises UserError naming the field, its value and what would be right.
+    Raises UserError naming the field, its value and the remedy.
     """
     if isinstance(config, TextDataConfig):
         return load_text(config, whole)
@@ -39,7 +40,7 @@ def load_data(config: DataConfig, whole: bool = False, like: Channels | None = N
     if isinstance(config, DatasetDataConfig):
         return load_documents(config, whole)
     if whole:
-        raise UserError(f"split: all is of a file or a folder, and this is {config.name}; name one of its splits")
+        raise UserError(f"split: all is for a file or a folder, not {config.name}; name one of its splits")
     if isinstance(config, TaskDataConfig):
         return load_task(config)
     return load_stdlib(config) if config.name == "stdlib" else load_digits(config)

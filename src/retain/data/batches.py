@@ -1,4 +1,4 @@
-"""Batches and the interface of every data set; streams and rows, which most data sets are."""
+"""Batches, the interface of every data set, and its two commonest forms: streams and rows."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from retain.data.file_array import FileArray, Stream
 from retain.errors import UserError
 
 Batch = dict[str, torch.Tensor]
-"""`tokens` (B, T) int64 and `targets` (B, T + 1) int64. Where sequences may be padded, also `real` (B, T) bool: which
-tokens are not padding. Padding is token 0 with the target IGNORE, and counts in no loss.
+"""`tokens` (B, T) int64 and `targets` (B, T + 1) int64. If sequences may be padded, also `real` (B, T) bool, False at
+padding. Padding is token 0 with the target IGNORE. No loss counts it.
 
-Of numbers, `tokens` (B, T, F) and `targets` (B, T + 1, 2 · C) are float32, and padding has the target NaN."""
+If steps are numbers, `tokens` (B, T, F) and `targets` (B, T + 1, 2 · C) are float32, and padding has the target NaN."""
 
 Split = Literal["train", "validation", "test", "all"]
-""""all" is the split of a file that is not cut, because it is only scored."""
+""""all" is the one split of a file that is only scored."""
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Kind = Literal["text", "image", "tokens", "numbers"]
 
@@ -38,21 +38,21 @@ class Data(ABC):
     """T, tokens per sequence; targets are T + 1."""
     kind: Kind = "tokens"
     info: dict[str, Any]
-    """What the data is, in plain JSON values: name, sizes per split, checksum."""
+    """A description of the data in JSON values: name, sizes per split, checksum."""
     image_shape: tuple[int, int] | None = None
-    """Height and width where the T + 1 targets are the pixels of an image in raster order."""
+    """Height and width if the T + 1 targets are the pixels of an image in raster order."""
     chance: float | None = None
-    """The accuracy of guessing where targets are answers."""
+    """The accuracy of guessing if targets are answers."""
     answers: bool = False
     """Whether accuracy is a meaningful headline."""
     end: int | None = None
-    """The token that ends a document, where there is one."""
+    """The token that ends a document, if there is one."""
     tokenizer: str | None = None
-    """The tokenizer.json that made the tokens, where there is one."""
+    """The tokenizer.json that made the tokens, if there is one."""
     channels: Channels | None = None
-    """What a step holds where steps are numbers; `vocab_size` then counts the parameters of a prediction."""
+    """The channels of a step if steps are numbers. `vocab_size` then counts the parameters of a prediction."""
     bytes_per_token: dict[Split, float] | None = None
-    """Bytes of text that a token stands for, in the mean over each split, where tokens are subwords."""
+    """Mean bytes of text per token of each split, if tokens are subwords."""
 
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
         """Draw B training sequences; the same arguments give the same batch."""
@@ -71,17 +71,17 @@ class Data(ABC):
         """Return the sequences of a split with these numbers (B,), in this order."""
 
     def bytes_in_token(self, split: Split) -> float | None:
-        """Bytes of text that a token of the split stands for, in the mean; None if it is not text."""
+        """Return the mean bytes of text per token of the split; None if the data is not text."""
         return 1.0 if self.kind == "text" else (self.bytes_per_token or {}).get(split)
 
     def windows(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
-        """Yield a whole split in order, the last batch smaller; or `limit` of its sequences, evenly spaced."""
+        """Yield a whole split in order, or `limit` evenly spaced sequences of it. The last batch may be smaller."""
         index = evenly_spaced(self.count(split), limit)
         for start in range(0, len(index), batch_size):
             yield self.sequences(split, index[start : start + batch_size])
 
     def encode(self, text: str) -> list[int]:
-        """Turn a prompt into tokens, those of a tokenizer into its subwords. Raises UserError; see `encode`."""
+        """Turn a prompt into subwords if there is a tokenizer, else as the function `encode`. Raises UserError."""
         if self.tokenizer is None:
             return encode(text, self.kind, self.vocab_size)
         from tokenizers import Tokenizer
@@ -91,7 +91,7 @@ class Data(ABC):
         return read_prompt(Tokenizer.from_str(self.tokenizer), text)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Turn tokens into text; see `decode`. Those of a tokenizer are its subwords."""
+        """Turn tokens into text: by the tokenizer if there is one, else as the function `decode`."""
         if self.tokenizer is None:
             return decode(tokens, self.kind)
         from tokenizers import Tokenizer
@@ -101,7 +101,10 @@ class Data(ABC):
 
 
 def find_symbols(data: Data) -> Symbols:
-    """Return what a model of these sequences is built for; data of a user's own need not tell of channels."""
+    """Return the vocabulary size or the channels that a model of this data is built for.
+
+    A user's own data need not have the attribute `channels`.
+    """
     channels: Channels | None = getattr(data, "channels", None)
     return data.vocab_size if channels is None else channels
 
@@ -109,10 +112,10 @@ def find_symbols(data: Data) -> Symbols:
 def encode(text: str, kind: Kind, vocab_size: int) -> list[int]:
     """Turn a prompt into tokens: the UTF-8 bytes of a text, else whitespace-separated integers.
 
-    Raises UserError naming what is not among the tokens.
+    Raises UserError naming a word that is not a token.
     """
     if kind == "text":
-        # A shell argument that is not UTF-8 arrives as surrogates; give its bytes back unchanged.
+        # A shell argument that is not UTF-8 arrives as surrogates: restore its bytes.
         return list(text.encode("utf-8", errors="surrogateescape"))
     tokens = []
     for word in text.split():
@@ -124,7 +127,7 @@ def encode(text: str, kind: Kind, vocab_size: int) -> list[int]:
 
 
 def decode(tokens: Iterable[int], kind: Kind) -> str:
-    """Turn tokens into text, bytes that are not UTF-8 into U+FFFD; for other kinds, integers with spaces between."""
+    """Turn tokens into text, invalid UTF-8 into U+FFFD. Tokens of other kinds become integers separated by spaces."""
     values = [int(token) for token in tokens]
     if kind == "text":
         return bytes(values).decode("utf-8", errors="replace")
@@ -132,9 +135,9 @@ def decode(tokens: Iterable[int], kind: Kind) -> str:
 
 
 def make_generator(seed: int, *key: int) -> np.random.Generator:
-    """Make a generator of random numbers for this seed and key, independent of that of every other.
+    """Make a random generator for this seed and key, independent of the generator of every other key.
 
-    Only the last part of the key may exceed 32 bits: the others must fill one word each for keys to stay apart.
+    Only the last part of the key may exceed 32 bits. The others must fill one word each, or two keys could coincide.
     """
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
 
@@ -147,9 +150,9 @@ def evenly_spaced(count: int, limit: int | None) -> Ints:
 
 
 def to_batch(windows: Ints, real: npt.NDArray[np.bool_] | None = None) -> Batch:
-    """Make a batch of windows (B, T + 1): y_t = x_t, and the last token is only predicted, never read.
+    """Make a batch of windows (B, T + 1) with y_t = x_t. The last token is predicted but never read.
 
-    `real` (B, T + 1) is False where a window is padding.
+    `real` (B, T + 1) is False at padding.
     """
     if real is None:
         return {"tokens": torch.from_numpy(windows[:, :-1].copy()), "targets": torch.from_numpy(windows)}
@@ -162,7 +165,7 @@ def to_batch(windows: Ints, real: npt.NDArray[np.bool_] | None = None) -> Batch:
 
 
 def read_windows(stream: Stream, starts: Ints, length: int) -> Ints:
-    """Return `length` tokens of a stream from each of the `starts` (B,) on, (B, length); beyond its end any token."""
+    """Return `length` tokens of a stream from each of the `starts` (B,), (B, length), arbitrary ones beyond its end."""
     if isinstance(stream, FileArray):
         return stream.windows(starts, length).astype(np.int64)
     places = np.minimum(starts[:, None] + np.arange(length), len(stream) - 1)
@@ -173,9 +176,9 @@ def read_windows(stream: Stream, starts: Ints, length: int) -> Ints:
 class StreamData(Data):
     """One long sequence of integers per split: 1-D arrays in memory or in a file.
 
-    Training windows start anywhere, or if they are `aligned` where those of an evaluation would. Evaluation windows
-    follow each other without overlap, so that every token of the split is predicted exactly once; the last is padded
-    with token 0 and target IGNORE.
+    Training windows start anywhere, or at the starts of evaluation windows if `aligned`. Evaluation windows follow each
+    other without overlap, so every token of the split is predicted exactly once. The last one is padded with token 0
+    and target IGNORE.
     Raises UserError if a split is shorter than one window.
     """
 
@@ -216,7 +219,7 @@ class StreamData(Data):
         return to_batch(windows, index[:, None] * length + np.arange(length) < len(stream))
 
     def places(self, split: Split, index: Ints) -> tuple[Stream, Ints, Ints]:
-        """Return the stream of a split, and where what these sequences (B,) go on from begins in it, and they do."""
+        """Return a split's stream, where the text of each sequence (B,) begins in it, and where the sequence does."""
         return self.splits[split], np.zeros_like(index), index * (self.seq_len + 1)
 
 
@@ -224,17 +227,17 @@ class StreamData(Data):
 class RowsData(Data):
     """One sequence of L = T + 1 integers per row of a 2-D array (N, L), split by row.
 
-    Raises UserError if seq_len is not L - 1 or a split is left without a row.
+    Raises UserError if seq_len is not L - 1 or a split has no row.
     """
 
     rows: Stream
     _: KW_ONLY
     fractions: tuple[float, float, float] | None
-    """Of train, validation and test; None: all rows are in the split "all"."""
+    """Shares of train, validation and test. If None, all rows are in the split "all"."""
     what: str = "rows of {} tokens"
-    """Names rows in errors."""
+    """What errors call the rows."""
     ignore: int | None = None
-    """The number that fills up short rows and is no token."""
+    """The number that pads short rows. It is not a token."""
 
     def __post_init__(self) -> None:
         count, length = self.rows.shape
@@ -246,14 +249,14 @@ class RowsData(Data):
         if self.fractions is None:
             self.index: dict[Split, Ints] = {"all": np.arange(count)}
         else:
-            # Raw Philox words, unlike Generator.permutation, are promised to be the same in every NumPy.
+            # NumPy promises the same raw Philox words in every version, but not the same Generator.permutation.
             shuffled = np.argsort(np.random.Philox(key=0).random_raw(count), kind="stable")
             parts = np.split(shuffled, find_cut_points(count, self.fractions))
             self.index = {split: np.sort(part) for split, part in zip(SPLITS, parts, strict=True)}
         for split, index in self.index.items():
             if not len(index):
                 raise UserError(
-                    f"data.split: {self.fractions} leaves {split} none of {count} rows; give it a larger part"
+                    f"data.split: {self.fractions} leaves {split} none of {count} rows; give it a larger share"
                 )
         self.info = self.info | {"sequences": {split: len(index) for split, index in self.index.items()}}
 
@@ -268,5 +271,5 @@ class RowsData(Data):
 
 
 def find_cut_points(count: int, fractions: tuple[float, float, float]) -> list[int]:
-    """Return the two places where `count` things are cut into train, validation and test."""
+    """Return the two places that divide `count` items into train, validation and test."""
     return [round(count * fractions[0]), round(count * (fractions[0] + fractions[1]))]

@@ -1,8 +1,8 @@
-"""Sequences that go on from what lies before them: the text that a language model reads first, and fresh starts.
+"""Sequences that continue a text: the tokens before them, which a language model reads first, and fresh starts.
 
-A model reads a document in passes. Each is over a block of sequences, and over at least `before` tokens in front of the
-block, fewer at the document's start. So one pass labels a whole block, and it is the same pass for every sequence in
-it, whether the labels are kept or made anew for a batch.
+A language model reads a document in passes. Each pass covers a block of sequences and at least `before` tokens in front
+of the block, or fewer at the document's start. One pass labels a whole block. Every sequence of the block has the same
+pass, whether its labels are stored or computed for each batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from retain.data.file_array import Stream
 from retain.errors import UserError
 
 LANE = 16
-"""A score follows at least so many sequences one after the other, if there are as many."""
+"""The least consecutive sequences in a row of an evaluation, if there are that many."""
 
 
 def block_len(seq_len: int, before: int) -> int:
@@ -29,15 +29,15 @@ def block_len(seq_len: int, before: int) -> int:
 
 
 def longest_pass(seq_len: int, before: int) -> int:
-    """Count the tokens that a pass reads at most."""
+    """Count the tokens of the longest pass."""
     return before + block_len(seq_len, before) * (seq_len + 1) - 1
 
 
 def check_continues(data: Data, before: int) -> StreamData | DocumentsData:
-    """Return data whose sequences are parts of texts. Raises UserError for other data, where nothing lies before."""
+    """Return `data` if its sequences are parts of texts. Raises UserError if they are not: nothing precedes them."""
     if not isinstance(data, StreamData | DocumentsData):
         name = data.info.get("name")
-        raise UserError(f"teacher.context_before: {before} tokens lie before no sequence of {name}; leave it out")
+        raise UserError(f"teacher.context_before: no sequence of {name} has {before} tokens before it; leave it out")
     return data
 
 
@@ -45,11 +45,11 @@ def find_passes(data: Data, split: Split, index: Ints, before: int) -> tuple[Str
     """Find the pass over each of the sequences with these numbers (B,).
 
     Returns:
-        The stream of tokens, the place in it where each pass begins, (B,), and how many tokens after that the sequence
-        begins, (B,).
+        The stream of tokens; the place in it where each pass begins, (B,); the number of tokens from there to the
+        sequence, (B,).
 
     Raises:
-        UserError: as `check_continues`.
+        UserError: See `check_continues`.
     """
     stream, begin, start = check_continues(data, before).places(split, index)
     block = block_len(data.seq_len, before) * (data.seq_len + 1)
@@ -58,7 +58,7 @@ def find_passes(data: Data, split: Split, index: Ints, before: int) -> tuple[Str
 
 
 def list_blocks(data: Data, split: Split, before: int) -> Ints:
-    """List the number of the first sequence of each block, and after them the number of sequences."""
+    """List the number of each block's first sequence, then the count of all sequences."""
     count = data.count(split)
     if not before:
         return np.arange(count + 1)
@@ -68,10 +68,10 @@ def list_blocks(data: Data, split: Split, before: int) -> Ints:
 
 
 def read_blocks(data: Data, split: Split, firsts: Ints, before: int) -> Batch:
-    """Read what a model is shown for the blocks that begin with these sequences (R,).
+    """Read the tokens that a language model reads for the blocks that begin with these sequences (R,).
 
-    `read` (R, L) is their tokens and those before them, and whatever may come after; `offset` (R,) is how many of these
-    lie before the block. Without a context it is `tokens` alone, as sequences have them.
+    `read` (R, L) holds the tokens before each block, those of the block, and perhaps some after it. `offset` (R,)
+    counts the tokens before the block. Without a context there is only `tokens`, as in `Data.sequences`.
     """
     if not before:
         return {"tokens": data.sequences(split, firsts)["tokens"]}
@@ -87,20 +87,20 @@ def read_blocks(data: Data, split: Split, firsts: Ints, before: int) -> Batch:
 class ContinuedData(Data):
     """Data whose sequences need not start from m_0.
 
-    A batch also has `fresh` (B,) bool: which sequences begin a document. The others go on from the memory of what lies
-    before them. If they are to be read by a model, `read` (B, P + T) has tokens from the beginning of its pass on, and
-    `offset` (B,) says where the sequence starts among these.
+    A batch also has `fresh` (B,) bool: which sequences begin a document. The others continue from the memory of the
+    tokens before them. If a language model reads the tokens, `read` (B, P + T) holds those from the beginning of the
+    pass, and `offset` (B,) is the place in it where the sequence starts.
     """
 
     inner: Data
-    """These sequences, maybe with labels."""
+    """The sequences, perhaps with labels."""
     source: Data
-    """These sequences, without."""
+    """The same sequences without labels."""
     before: int
     teaches: bool
-    """Whether batches of training say all that."""
+    """Whether training batches have these fields, too."""
     live: bool
-    """Whether a model reads them."""
+    """Whether a language model reads the tokens of a batch."""
 
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
         """Draw B training sequences; the same arguments give the same batch."""
@@ -124,9 +124,9 @@ class ContinuedData(Data):
         return found
 
     def windows(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
-        """Yield a split, or about `limit` of its sequences, so that row i of a batch goes on from row i of the last.
+        """Yield a split, or about `limit` of its sequences, so that row i of a batch continues row i of the last.
 
-        Rows are far apart: each begins `fresh`, wherever that is, and later where a document does.
+        Rows are far apart. Each row begins `fresh`, even inside a document, and again at each new document.
         """
         count = self.count(split)
         wanted = count if limit is None else min(limit, count)
@@ -141,7 +141,7 @@ class ContinuedData(Data):
 
 
 def continued(inner: Data, source: Data, before: int, *, teaches: bool, live: bool) -> ContinuedData:
-    """Join data with what lies before its sequences. Raises UserError if nothing does."""
+    """Join data with the tokens before its sequences. Raises UserError if sequences of this data have none."""
     check_continues(source, before)
     own = {field.name: getattr(source, field.name) for field in dataclasses.fields(Data)}
     return ContinuedData(inner=inner, source=source, before=before, teaches=teaches, live=live, **own)

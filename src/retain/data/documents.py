@@ -1,4 +1,4 @@
-"""Documents and images out of a dataset: what `prepare` wrote, as sequences to learn."""
+"""Documents and images of a dataset: the files that `prepare` wrote, as training sequences."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from retain.errors import UserError
 
 @dataclass(eq=False, repr=False)
 class DocumentsData(Data):
-    """Documents that each start from m_0, as 1-D tokens and the place where each ends, per split.
+    """Documents that each start from m_0: per split, their 1-D tokens and the place where each document ends.
 
-    A document, its end symbol included, of more than T + 1 tokens is several sequences, one after the other; the
-    last is padded with token 0 and target IGNORE. So over documents of up to T + 1 tokens the loss is their
-    likelihood; `document` gives whole ones for `document_likelihood`. Raises UserError for a split without documents.
+    A document of more than T + 1 tokens, its end symbol included, becomes several consecutive sequences. The last is
+    padded with token 0 and target IGNORE. So the loss over documents of up to T + 1 tokens is their likelihood.
+    `document` returns whole documents for `document_likelihood`. Raises UserError for a split without documents.
     """
 
     tokens: Mapping[Split, Stream]
@@ -41,7 +41,7 @@ class DocumentsData(Data):
         self.first: dict[Split, Ints] = {}  # the number of each document's first sequence
         for split, ends in self.ends.items():
             if not len(ends):
-                raise UserError(f"data.split: {split} has none of the documents; give it a larger part, or more data")
+                raise UserError(f"data.split: {split} has no documents; give it a larger share, or more data")
             pieces = -(-np.diff(np.asarray(ends), prepend=0) // (self.seq_len + 1))
             self.first[split] = np.concatenate([[0], pieces.cumsum()])
 
@@ -57,13 +57,13 @@ class DocumentsData(Data):
         return to_batch(read_windows(stream, start, self.seq_len + 1), real)
 
     def places(self, split: Split, index: Ints) -> tuple[Stream, Ints, Ints]:
-        """Return the tokens of a split, and where the documents of these sequences (B,) begin in it, and they do."""
+        """Return a split's tokens, where the document of each sequence (B,) begins, and where the sequence does."""
         document = self._documents_of(split, index)
         begin = np.where(document > 0, self.ends[split].take(np.maximum(document - 1, 0), axis=0), 0)
         return self.tokens[split], begin, begin + (index - self.first[split][document]) * (self.seq_len + 1)
 
     def _documents_of(self, split: Split, index: Ints) -> Ints:
-        """Return the numbers of the documents that these sequences (B,) are of."""
+        """Return the numbers of the documents that these sequences (B,) belong to."""
         return np.searchsorted(self.first[split], index, side="right") - 1
 
     def documents(self, split: Split) -> int:
@@ -85,7 +85,7 @@ class ImagesData(Data):
     def __post_init__(self) -> None:
         for split, rows in self.rows.items():
             if not len(rows):
-                raise UserError(f"data.split: {split} has none of the images; give it a larger part, or more data")
+                raise UserError(f"data.split: {split} has no images; give it a larger share, or more data")
 
     def count(self, split: Split) -> int:
         """Count the images of a split."""
@@ -97,9 +97,9 @@ class ImagesData(Data):
 
 
 def load_documents(config: DatasetDataConfig, whole: bool = False) -> Data:
-    """Load the documents of a source, or with data.events the events of its images; see `prepare`.
+    """Load the documents or the images of a source, with data.events the images as events; see `prepare`.
 
-    With `whole` all of them are the one split "all".
+    With `whole`, all of them are in the one split "all".
     """
     if isinstance(config, DocumentDataConfig) and config.prune_vocab:
         from retain.data.prune import prune

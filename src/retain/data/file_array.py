@@ -1,4 +1,4 @@
-"""Integers in a file that is too large to hold, read piece by piece."""
+"""Arrays in files that are too large for memory, read in parts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy.typing as npt
 from retain.errors import ChangedData
 
 HELD = 64 * 2**20
-"""Files of up to this many bytes are read into memory once: what happens to them afterwards does not matter."""
+"""Files of up to this many bytes are read into memory once. Later changes to them do not matter."""
 
 
 class _Opened:
-    """A file that is read from any place, and refuses to go on once it has changed."""
+    """A file that can be read from any place until it changes."""
 
     def __init__(self, path: Path):
         self.path, self.descriptor = path, os.open(path, os.O_RDONLY)
@@ -36,7 +36,7 @@ class _Opened:
             raise ChangedData(f"data.path: {str(self.path)!r} was changed while it was read; bring it back")
 
     def read(self, into: npt.NDArray[Any], place: int) -> None:
-        """Fill `into` with the bytes from `place` on; one call of the system may read fewer than there are."""
+        """Fill `into` with the bytes from `place` on. One system call may read fewer bytes than there are."""
         left = into.view(np.uint8).data
         while left:
             count = os.preadv(self.descriptor, [left], place)
@@ -46,10 +46,10 @@ class _Opened:
 
 
 class FileArray:
-    """A 1-D or 2-D array in a file from byte `offset` on; slices of it stay in the file, as NumPy's share memory.
+    """A 1-D or 2-D array in a file from byte `offset` on. A slice of it is a view of the file.
 
-    The file is read and not mapped: a mapped file that another process cuts short ends this one with a bus error.
-    Every reading raises ChangedData if the file has changed since it was opened.
+    The file is read, not mapped: if another process truncated a mapped file, a bus error would end this process.
+    Every read raises ChangedData if the file has changed since it was opened.
     """
 
     def __init__(self, file: Path | _Opened, dtype: npt.DTypeLike, shape: tuple[int, ...], offset: int = 0):
@@ -70,11 +70,11 @@ class FileArray:
         return found if dtype is None else found.astype(dtype)
 
     def take(self, index: npt.NDArray[np.int64], axis: Literal[0]) -> npt.NDArray[Any]:
-        """Read the elements, or rows, with the numbers `index` (B,): (B,) or (B, L)."""
+        """Read the elements (B,) or the rows (B, L) with the numbers `index` (B,)."""
         return self.windows(index * self.width, self.width).reshape(len(index), *self.shape[1:])
 
     def windows(self, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[Any]:
-        """Read `length` numbers from each of the `starts` (B,) on, row after row: (B, length); 0 beyond the end."""
+        """Read `length` numbers in row-major order from each of the `starts` (B,): (B, length), 0 beyond the end."""
         self.file.check()
         found = np.zeros((len(starts), length), self.dtype)
         for row, start in zip(found, starts.tolist(), strict=True):
@@ -91,7 +91,7 @@ def is_held(path: Path) -> bool:
 
 
 def open_array(path: Path, dtype: npt.DTypeLike, row: tuple[int, ...] = ()) -> Stream:
-    """Open a file of nothing but numbers as an array (N, *row), in memory if it is small. Raises OSError."""
+    """Open a file that holds only numbers as an array (N, *row), in memory if it is small. Raises OSError."""
     if is_held(path):
         return np.fromfile(path, dtype).reshape(-1, *row)
     count = path.stat().st_size // (np.dtype(dtype).itemsize * math.prod(row))

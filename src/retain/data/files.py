@@ -1,4 +1,4 @@
-"""Local files: which there are, what each is by its name, and their content, unpacked; and the cache folder."""
+"""Local files: list them, tell their kinds, read and decompress them; and the cache folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Kind = Literal["text", "table", "image", "array"]
 
 
 def find_cache_folder() -> Path:
-    """Return $RETAIN_CACHE, or retain/ in the user's cache folder; that of temporary files without a home."""
+    """Return $RETAIN_CACHE, or retain/ in the user's cache folder, or a temporary folder if the user has no home."""
     if own := os.environ.get("RETAIN_CACHE"):
         return Path(own)
     try:
@@ -45,10 +45,10 @@ def find_cache_folder() -> Path:
 
 
 def walk(root: Path) -> Iterator[tuple[str, Path]]:
-    """Yield every file below a folder by its relative name, in order.
+    """Yield the relative name and the path of every file below a folder, in order.
 
-    Hidden folders are not entered; links are followed, but no folder is read twice. A hidden file, a folder that is
-    not entered and a broken link are given as they are, for `scan` to name.
+    Hidden folders are not entered. Links are followed, but no folder is read twice. Hidden files, folders that are not
+    entered and broken links are yielded, too, so that `scan` can report them.
     """
     seen = {root.resolve()}
 
@@ -64,18 +64,18 @@ def walk(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def strip_compression(name: str) -> str:
-    """Return a file's name without the ending of its compression, in lower case."""
+    """Return a file's name in lower case, without the ending of its compression."""
     name = name.lower()
     return next((name.removesuffix(ending) for ending in PACKED if name.endswith(ending)), name)
 
 
 def find_ending(name: str) -> str:
-    """Return a file's ending, without that of its compression, in lower case."""
+    """Return a file's ending in lower case; the ending of its compression is ignored."""
     return Path(strip_compression(name)).suffix
 
 
 def tell_kind(name: str) -> Kind | None:
-    """Tell what a file is by its ending; None for any other, which is a text if its content is."""
+    """Tell a file's kind by its ending; None for any other ending, because only the content can show a text."""
     ending = find_ending(name)
     if ending in TABLES:
         return "table"
@@ -85,7 +85,7 @@ def tell_kind(name: str) -> Kind | None:
 
 
 def detect_compression(path: Path) -> str | None:
-    """Tell gz, xz, zst or bz2 by the first bytes, whatever the name; None for a file that is not compressed."""
+    """Detect gz, xz, zst or bz2 by the first bytes, whatever the name; None if the file is not compressed."""
     with path.open("rb") as file:
         start = file.read(10)
     if re.match(rb"BZh[1-9]1AY&SY", start):
@@ -94,7 +94,7 @@ def detect_compression(path: Path) -> str | None:
 
 
 def open_binary(path: Path) -> BinaryIO:
-    """Open the content of a file, unpacked as it is read."""
+    """Open a file's content, decompressed as it is read."""
     openers: dict[str | None, Any] = {"gz": gzip.open, "xz": lzma.open, "bz2": bz2.open, "zst": _open_zst}
     opened: BinaryIO = openers.get(detect_compression(path), open)(path, "rb")
     return opened
@@ -111,18 +111,18 @@ def _open_zst(path: Path, mode: str) -> Any:
 
 
 BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error)
-"""What reading a damaged compressed file raises."""
+"""Errors that reading a damaged compressed file raises."""
 
 
 def make_read_error(path: Path, error: Exception) -> UserError:
-    """Make the error of one line for a file that cannot be opened or unpacked."""
+    """Make a one-line error for a file that cannot be opened or decompressed."""
     if isinstance(error, OSError) and error.strerror:
         return UserError(f"data.path: {str(path)!r} cannot be read ({error.strerror}); check its permissions")
     return UserError(f"data.path: {str(path)!r} cannot be unpacked ({error}); it is damaged, get it again")
 
 
 def unpack(path: Path) -> Path:
-    """Return the file itself, or the content of a compressed one in the cache folder, written once."""
+    """Return the path of the file itself, or of a compressed file's content, written once to the cache folder."""
     try:
         if detect_compression(path) is None:
             return path
@@ -141,7 +141,7 @@ def unpack(path: Path) -> Path:
 
 
 def read_text_file(path: Path) -> str:
-    """Read a whole text file, which `scan` has found to be UTF-8."""
+    """Read a whole text file that `scan` has found to be UTF-8."""
     try:
         with open_binary(path) as file:
             return file.read().decode("utf-8")
@@ -150,7 +150,7 @@ def read_text_file(path: Path) -> str:
 
 
 def compute_digest(path: Path) -> str:
-    """Compute the SHA-256 of a file as it is, in blocks."""
+    """Compute the SHA-256 of a file in blocks, without decompressing it."""
     checksum = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK):
@@ -159,7 +159,7 @@ def compute_digest(path: Path) -> str:
 
 
 def read_through(path: Path, text: bool) -> tuple[str, int, str | None]:
-    """Compute a file's SHA-256 and size, unpacked; with `text`, also say why it is no text, or None if it is one."""
+    """Return the SHA-256 and size of a file's decompressed content; with `text`, also why it is not text, or None."""
     checksum, size, decoder = hashlib.sha256(), 0, codecs.getincrementaldecoder("utf-8")()
     try:
         with open_binary(path) as file:
@@ -182,7 +182,7 @@ def _why_no_text(block: bytes, decoder: Any, offset: int) -> str | None:
                 return what
     if b"\0" in block:
         return "not text"
-    kept = len(decoder.getstate()[0])  # of a character that the block before cut
+    kept = len(decoder.getstate()[0])  # bytes of a character that begins in the block before
     try:
         decoder.decode(block)
     except UnicodeDecodeError as error:
@@ -194,7 +194,7 @@ NOT_TEXT = (
     (b"%PDF", "a PDF; extract its text"),
     (codecs.BOM_UTF16_LE, "UTF-16; convert it to UTF-8"),
     (codecs.BOM_UTF16_BE, "UTF-16; convert it to UTF-8"),
-    (b"\x93NUMPY", "an array of NumPy; name it .npy"),
+    (b"\x93NUMPY", "a NumPy array; name it .npy"),
     (b"PK\x03\x04", "an archive; unpack it"),
 )
-"""Beginnings of files that are often taken for texts."""
+"""First bytes of files that are often mistaken for texts."""

@@ -1,4 +1,4 @@
-"""Series out of tables and records: one row for each step, in order of time, with a row of NaN where one is missing."""
+"""Series from tables and records: one row per step in order of time, a row of NaN for a missing step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from retain.errors import UserError
 
 Floats = npt.NDArray[np.float64]
 LONGEST_GAP = 1000
-"""A series may have so many steps for each of its rows; more are no gaps but a wrong time."""
+"""The most steps that a series may have per row. More mean that a time is wrong."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,16 @@ class OneSeries:
 
     name: str
     values: Floats
-    """(L, C), NaN where one is missing."""
+    """(L, C), NaN for a missing value."""
     covariates: Floats
-    """(L, Q): numbers first, then codes of categories, 0 where unknown."""
+    """(L, Q): numbers first, then codes of categories, 0 for an unknown one."""
     first: Any
-    """The time of the first step: a pandas Timestamp or a number; None where there is no column of times."""
+    """The time of the first step: a pandas Timestamp or a number. None if there is no column of times."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Series that have the same columns and one frequency."""
+    """Series with the same columns and one frequency."""
 
     series: list[OneSeries]
     names: tuple[str, ...]
@@ -42,14 +42,15 @@ class Table:
     kinds: tuple[tuple[str, ...], ...] = ()
     frequency: Frequency | None = None
     aligned: bool = False
-    """Whether times of several series stand on one clock, so that splits are cut at one time."""
+    """Whether all series share one clock, so that splits are cut at the same time in each."""
 
 
 def from_array(array: npt.NDArray[Any], config: SeriesDataConfig) -> Table:
-    """Take an array of floats (N,), (N, C) or (S, N, C). Raises UserError for any other, or for names of columns."""
+    """Make a table of floats (N,), (N, C) or (S, N, C). Raises UserError for other arrays or if columns are named."""
     if array.dtype.kind not in "fiub" or array.ndim not in (1, 2, 3) or 0 in array.shape:
         raise UserError(
-            f"data.path: an array of {array.dtype} of shape {array.shape} is none; give numbers (N, C) or (S, N, C)"
+            f"data.path: an array of {array.dtype} of shape {array.shape} is no series; "
+            "give numbers (N, C) or (S, N, C)"
         )
     if named := config.time or config.series or config.target or config.covariates:
         raise UserError(f"data.path: an array has no columns, and {named!r} names one; leave it out, or give a table")
@@ -62,10 +63,10 @@ def from_array(array: npt.NDArray[Any], config: SeriesDataConfig) -> Table:
 
 
 def from_frame(frame: Any, config: SeriesDataConfig, like: Channels | None = None) -> Table:
-    """Take a frame of pandas or polars with the columns that the config names.
+    """Make a table of a pandas or polars frame with the columns that the config names.
 
-    With `like`, the channels of a model, they are read as that model's: its categories, and its frequency. Raises
-    UserError for a column that is missing or holds something else, and times out of order, twice, or between two steps.
+    With `like`, the channels of a model, the columns have that model's categories and frequency. Raises UserError for a
+    column that is missing or has the wrong type, and for times that are out of order, repeated or between two steps.
     """
     pd = pandas_library()
     if hasattr(frame, "to_pandas"):
@@ -80,7 +81,7 @@ def from_frame(frame: Any, config: SeriesDataConfig, like: Channels | None = Non
                     "name one of them"
                 )
     if not len(frame):
-        raise UserError("data.path: the table has no rows; give one that has")
+        raise UserError("data.path: the table has no rows; give one with rows")
     target = config.target or _only_numbers(frame, config)
     values = np.stack([_numbers(frame[column], column, "target") for column in target], 1)
     numbers = [c for c in config.covariates if pd.api.types.is_numeric_dtype(frame[c])]
@@ -133,10 +134,11 @@ def from_frame(frame: Any, config: SeriesDataConfig, like: Channels | None = Non
 
 
 def from_records(records: Sequence[Mapping[str, Any]], config: SeriesDataConfig, like: Channels | None = None) -> Table:
-    """Take records as GluonTS and `monash_tsf` have them: `start`, `target`, and perhaps `item_id` and `feat_…`.
+    """Make a table of records in the format of GluonTS and `monash_tsf`.
 
-    Targets (L,) or, of several values, (C, L); feat_dynamic_real (Q, L), which may be longer than the target;
-    feat_static_real and feat_static_cat. Raises UserError for a record that is not like that.
+    A record has `start`, `target` (L,) or (C, L) for several values, and perhaps `item_id`, `feat_static_real`,
+    `feat_static_cat` and `feat_dynamic_real` (Q, L), which may be longer than the target. Raises UserError for a record
+    of another form.
     """
     found: list[OneSeries] = []
     names: list[str] = []
@@ -152,7 +154,7 @@ def from_records(records: Sequence[Mapping[str, Any]], config: SeriesDataConfig,
             frequency = parse_frequency(freq)
         dynamic = np.atleast_2d(_array(record, "feat_dynamic_real", number, target.shape[1]))
         if dynamic.size and dynamic.shape[1] < target.shape[1]:
-            raise UserError(f"feat_dynamic_real: record {number} has {dynamic.shape[1]} steps of it and more of target")
+            raise UserError(f"feat_dynamic_real: record {number} has {dynamic.shape[1]} steps, fewer than its target")
         static = np.ravel(_array(record, "feat_static_real", number, 0))
         codes = np.ravel(_array(record, "feat_static_cat", number, 0)) + 1
         length = max(target.shape[1], dynamic.shape[1])
@@ -169,11 +171,11 @@ def from_records(records: Sequence[Mapping[str, Any]], config: SeriesDataConfig,
         parts.append(np.tile(codes, (length, 1)))
         found.append(OneSeries(str(record.get("item_id", number)), values, np.concatenate(parts, 1), first))
     if not found:
-        raise UserError("data.path: there is no record; give some with start and target")
+        raise UserError("data.path: there are no records; give some with start and target")
     shapes = {(series.values.shape[1], series.covariates.shape[1]) for series in found}
     if len(shapes) > 1:
         raise UserError(
-            f"data.path: records have {' and '.join(map(str, sorted(shapes)))} values and features; give all the same"
+            f"data.path: records have {' and '.join(map(str, sorted(shapes)))} values and features; make them equal"
         )
     count = found[0].covariates.shape[1] - len(names)
     highest = [int(max(s.covariates[0, len(names) + i] for s in found)) for i in range(count)]
@@ -200,7 +202,7 @@ def _array(record: Mapping[str, Any], name: str, number: int, empty: int | None 
         value = [list(part) if hasattr(part, "__len__") else part for part in value]
         return np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
-        raise UserError(f"{name}: record {number} does not hold numbers there, all rows of one length") from None
+        raise UserError(f"{name}: record {number} does not hold numbers in rows of one length") from None
 
 
 def _only_numbers(frame: Any, config: SeriesDataConfig) -> tuple[str, ...]:
@@ -209,8 +211,8 @@ def _only_numbers(frame: Any, config: SeriesDataConfig) -> tuple[str, ...]:
     found = tuple(c for c in frame.columns if c not in named and pd.api.types.is_numeric_dtype(frame[c]))
     if len(found) != 1:
         raise UserError(
-            f"data.target: {len(found)} columns hold numbers ({', '.join(map(str, found)) or 'none'}); name those that "
-            "are predicted with --data.target"
+            f"data.target: {len(found)} columns hold numbers ({', '.join(map(str, found)) or 'none'}); name those to "
+            "predict with --data.target"
         )
     return found
 
@@ -268,10 +270,10 @@ def _places(times: Any, frequency: Frequency, name: str) -> npt.NDArray[np.int64
         )
     if (np.diff(whole) <= 0).any():
         row = int((np.diff(whole) <= 0).argmax())
-        raise UserError(f"data.time: {times[row]} and {times[row + 1]}{where} are one step of {frequency}; sum them up")
+        raise UserError(f"data.time: {times[row]} and {times[row + 1]}{where} are one step of {frequency}; add them up")
     if whole[-1] >= LONGEST_GAP * len(times) + LONGEST_GAP:
         raise UserError(
-            f"data.time: {len(times)} rows{where} take {whole[-1] + 1:.0f} steps of {frequency}; give data.freq, or "
+            f"data.time: {len(times)} rows{where} span {whole[-1] + 1:.0f} steps of {frequency}; give data.freq, or "
             "correct the times"
         )
     return whole.astype(np.int64)

@@ -1,6 +1,6 @@
-"""Datasets of the Hugging Face hub, and what the `datasets` library has saved, read by it as Arrow tables.
+"""Datasets of the Hugging Face hub, and datasets saved by the `datasets` library, read as Arrow tables.
 
-Nothing of a source is held in memory but the table being read.
+Only the table being read is held in memory.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ LOCAL = "give a local copy of it with --data PATH: a parquet, JSON, CSV or Arrow
 
 @dataclass(frozen=True)
 class Stored:
-    """A split that the library has stored as Arrow files; not opened by it, because it would map them into memory."""
+    """A split stored as Arrow files by the library, which does not open them: it would map them into memory."""
 
     files: list[Path]
     num_rows: int
 
 
 def import_datasets() -> Any:
-    """Import the `datasets` library, quiet. Raises UserError where it is not installed."""
+    """Import the `datasets` library and silence it. Raises UserError if it is not installed."""
     try:
         import datasets
         import huggingface_hub
@@ -48,10 +48,10 @@ def import_datasets() -> Any:
 
 
 def open_hub(config: DatasetDataConfig) -> Source:
-    """Open the dataset that data.path names. Raises UserError in one line for all that may be wrong with it.
+    """Open the dataset that data.path names. Raises a one-line UserError for whatever is wrong with it.
 
-    A dataset of the hub is downloaded into the library's own cache first, unless data.stream: so a download that
-    was cut short goes on, and HF_HUB_OFFLINE=1 works afterwards. A saved one is read where it is.
+    Unless data.stream is set, a dataset of the hub is first downloaded into the library's own cache. So an interrupted
+    download can be continued, and HF_HUB_OFFLINE=1 works afterwards. A saved dataset is read where it is.
     """
     path, revision = config.path, ""
     datasets = import_datasets()
@@ -61,7 +61,7 @@ def open_hub(config: DatasetDataConfig) -> Source:
             found = builder.as_streaming_dataset() if config.stream else _download(builder)
         else:
             found = _saved(datasets.load_from_disk(str(expand_path(path))), config.stream)
-    # The first of several names for a split counts.
+    # If several names stand for one split, the first is used.
     splits: dict[Split, Any] = {
         SPLIT_NAMES[name]: split for name, split in reversed(found.items()) if name in SPLIT_NAMES
     }
@@ -88,7 +88,10 @@ def read_frame(path: str) -> Any:
         builder, _ = _find_builder(datasets, path)
         builder.download_and_prepare()
         if "train" not in builder.info.splits:
-            raise UserError(f"data.path: {path!r} has no split train, only {', '.join(builder.info.splits)}")
+            raise UserError(
+                f"data.path: {path!r} has no split train, only {', '.join(builder.info.splits)}; download the one that "
+                "you want, and give its file"
+            )
         return builder.as_dataset(split="train").to_pandas()
 
 
@@ -98,10 +101,10 @@ def _find_builder(datasets: Any, path: str) -> tuple[Any, str]:
     name, _, subset = named.partition(":")
     if not name:
         raise UserError(f"data.path: {path!r} names no dataset; write hf:NAME or hf:NAME:CONFIG")
-    if Path(name).is_dir():  # which the library would take for it
+    if Path(name).is_dir():  # the library would read this folder instead
         raise UserError(
-            f"data.path: {path!r}: there is a folder {name!r} here; give --data ./{name} for that, or go "
-            "elsewhere for the hub's"
+            f"data.path: {path!r}: there is a folder {name!r} here; give --data ./{name} for that, or run in "
+            "another folder for the hub's"
         )
     return _frugal(datasets.load_dataset_builder(name, subset or None, revision=revision or None)), revision
 
@@ -114,7 +117,7 @@ def _piece(split: Split, dataset: Any, cut: frozenset[Split], config: DatasetDat
 
 
 def _count(split: Any) -> int | None:
-    """How many rows a split has, where that is known before reading it."""
+    """Count the rows of a split, or return None if reading it is the only way to know."""
     known = getattr(split, "num_rows", None)
     if known is None and split.info.splits and split.split in split.info.splits:
         known = split.info.splits[split.split].num_examples
@@ -122,10 +125,9 @@ def _count(split: Any) -> int | None:
 
 
 def _frugal(builder: Any) -> Any:
-    """Have parquet read a little at a time.
+    """Make a builder read parquet in small batches.
 
-    The library's own reader decodes a whole row group at once, which may be all of a file, and has no option against
-    it.
+    The library's own reader decodes a whole row group at once, which may be a whole file. No option prevents that.
     """
     if type(builder).__module__ == "datasets.packaged_modules.parquet.parquet":
         builder._generate_tables = partial(_parquet_tables, builder)
@@ -133,14 +135,14 @@ def _frugal(builder: Any) -> Any:
 
 
 def _parquet_tables(builder: Any, files: list[str], row_groups_list: Any = None) -> Iterator[tuple[Any, Any]]:
-    """In place of the library's method of this name: files, local or streamed, as keys and tables of up to ROWS."""
+    """Yield keys and tables of up to ROWS rows from local or streamed files, as the library's method of this name."""
     import pyarrow as pa
     from datasets import builder as builders
     from datasets.utils.file_utils import xopen
     from pyarrow.parquet import ParquetFile
 
     key = getattr(builders, "Key", lambda *parts: parts)
-    # Older versions have a list of iterables here.
+    # Older versions pass a list of iterables.
     paths = [path for entry in files for path in ([entry] if isinstance(entry, str) else entry)]
     for number, file in enumerate(paths):
         groups = row_groups_list[number] if row_groups_list else None
@@ -150,7 +152,7 @@ def _parquet_tables(builder: Any, files: list[str], row_groups_list: Any = None)
 
 
 def _saved(saved: Any, stream: bool) -> dict[str, Any]:
-    """The splits of what the library's save_to_disk wrote."""
+    """Return the splits that the library's save_to_disk wrote."""
     splits = saved if isinstance(saved, dict) else {"train": saved}
     if stream:
         return {name: split.to_iterable_dataset() for name, split in splits.items()}
@@ -161,7 +163,7 @@ def _saved(saved: Any, stream: bool) -> dict[str, Any]:
 
 
 def _download(builder: Any) -> dict[str, Stored]:
-    """Every split of a dataset of the hub, downloaded if it is not yet in the library's cache."""
+    """Return every split of a hub dataset, downloading the dataset unless it is in the library's cache."""
     builder.download_and_prepare()
     names = sorted(os.listdir(builder.cache_dir))
     found = {}
@@ -173,14 +175,14 @@ def _download(builder: Any) -> dict[str, Stored]:
 
 
 def _revision(split: Any) -> str | None:
-    """The commit that a downloaded split is of: the library names its folder by it."""
+    """Return the commit of a downloaded split, by which the library names its folder."""
     commit = split.files[0].parent.name if isinstance(split, Stored) and split.files else ""
     return commit if re.fullmatch("[0-9a-f]{40}", commit) else None
 
 
 @contextmanager
 def one_line(path: str) -> Iterator[None]:
-    """Turn whatever the libraries raise about a source into a ValueError of one line that says what to do."""
+    """Turn every error of the libraries about a source into a one-line UserError that says what to do."""
     import huggingface_hub
     import pyarrow
 
@@ -207,7 +209,7 @@ def one_line(path: str) -> Iterator[None]:
 
 
 def read_rows(split: Any, config: DatasetDataConfig) -> Rows:
-    """Read a split's column, up to ROWS rows at a time; images stay as they are stored."""
+    """Read a split's column, up to ROWS rows at a time. Images keep their stored form."""
     datasets = import_datasets()
     images = config.name == "images"
     path, column = config.path, config.column or ("image" if images else "text")
@@ -223,7 +225,7 @@ def read_rows(split: Any, config: DatasetDataConfig) -> Rows:
     while True:
         with one_line(path):
             table = next(iterator, None)
-        # Arrow keeps what it has freed, and more of it with every file.
+        # Arrow keeps freed memory, more of it with every file.
         pyarrow.default_memory_pool().release_unused()
         if table is None:
             return

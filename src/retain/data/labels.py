@@ -1,4 +1,4 @@
-"""Labels: what `retain label` kept of a frozen trunk's pass over a data set, read beside the tokens of each batch."""
+"""Labels: a frozen trunk's outputs over a data set, stored by `retain label` and read with the tokens of each batch."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from retain.data.file_array import Stream, open_array
 from retain.errors import UserError
 
 VERSION = 1
-"""Version of the files."""
+"""Version of the file format."""
 LABELLED: tuple[Split, ...] = ("train", "validation")
 """The splits that training reads."""
 
 
 @dataclass(eq=False, repr=False)
 class LabelledData(Data):
-    """Data with its labels, (N, T + 1, …) arrays per split and name; a batch has both."""
+    """Data with its labels, (N, T + 1, …) arrays per split and name. A batch has the labels, too."""
 
     inner: Data
     arrays: Mapping[Split, Mapping[str, Stream]]
@@ -50,7 +50,7 @@ class LabelledData(Data):
 
 
 def formats(seq_len: int, width: int, vocab_size: int, top_k: int) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-    """Say how labels are stored: the type of each array and the shape of a row. NumPy has no bfloat16: its bits."""
+    """Return the type of each array of labels and the shape of its rows. NumPy has no bfloat16; its bits are kept."""
     length, k = seq_len + 1, min(top_k, vocab_size)
     return {
         "states": (np.dtype("<i2"), (length, width)),
@@ -75,7 +75,7 @@ def _decode(name: str, values: np.ndarray[Any, Any]) -> torch.Tensor:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest of labels. Raises UserError where they are not whole."""
+    """Read the manifest of labels. Raises UserError if the labels are incomplete."""
     if not folder.is_dir():
         begun = folder.with_name(folder.name + ".partial").is_dir()
         remedy = "it is half written; run `retain label` again to finish it" if begun else "run `retain label` first"
@@ -83,19 +83,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if manifest["version"] != VERSION:
-            raise UserError(f"labels: {folder} is of version {manifest['version']}, not {VERSION}; make it anew")
+            raise UserError(f"labels: {folder} has version {manifest['version']}, not {VERSION}; make it anew")
         for name, size in manifest["files"].items():
             if (there := (folder / name).stat().st_size) != size:
                 raise UserError(f"labels: {folder / name} has {there} bytes instead of {size}; make the labels anew")
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"labels: {folder} holds no labels that are whole ({error}); make them anew") from None
+        raise UserError(f"labels: {folder} holds no complete labels ({error}); make them anew") from None
     return manifest
 
 
 def labelled_config(folder: Path, manifest: dict[str, Any]) -> DataConfig:
-    """Return the settings of the data that was labelled, with the tokenizer that lies beside the labels."""
+    """Return the settings of the labelled data, with the tokenizer stored beside the labels."""
     config = data_config(**manifest["config"])
     if not isinstance(config, DocumentDataConfig) or config.tokenizer is None:
         return config
@@ -105,7 +105,7 @@ def labelled_config(folder: Path, manifest: dict[str, Any]) -> DataConfig:
 def check_can_label(data: Data) -> None:
     """Raise UserError for data whose sequences are drawn anew each time."""
     if type(data).batch not in (Data.batch, StreamData.batch):
-        raise UserError(f"labels: {data.info.get('name')} is drawn anew for every batch; label data that lies in files")
+        raise UserError(f"labels: {data.info.get('name')} is drawn anew for every batch; label data stored in files")
 
 
 def with_labels(data: Data, folder: Path) -> LabelledData:
@@ -114,10 +114,10 @@ def with_labels(data: Data, folder: Path) -> LabelledData:
     check_can_label(data)
     for what, now in (("seq_len", data.seq_len), ("vocab_size", data.vocab_size)):
         if manifest[what] != now:
-            raise UserError(f"labels: {folder} is of {what} {manifest[what]}, this data of {now}; label this data")
+            raise UserError(f"labels: {folder} has {what} {manifest[what]}, this data has {now}; label this data")
     before = manifest["data"]
     if differs := [key for key in before if key.startswith("sha256") and before[key] != data.info.get(key)]:
-        raise UserError(f"labels: {folder} is of other data, of another {differs[0]}; label this data, or give that")
+        raise UserError(f"labels: {folder} is of other data (its {differs[0]} differs); label this data, or give that")
     shapes = formats(data.seq_len, manifest["width"], data.vocab_size, manifest["top_k"])
     arrays = {
         split: {name: open_array(folder / f"{split}.{name}", *shape) for name, shape in shapes.items()}

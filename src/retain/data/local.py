@@ -27,7 +27,7 @@ def open_local(config: DatasetDataConfig, path: Path) -> Source:
     pieces = []
     for split in SPLITS:
         files = [file for file in scanned.files if (file.split or "train") == split]
-        # The other splits that the source lacks are cut from the rows of train's tables: these are a piece apart.
+        # Splits that the source lacks are cut from the rows of train's tables, which are then a piece of their own.
         is_cut = [split == "train" and bool(missing) and file.kind == "table" for file in files]
         for cut in dict.fromkeys(is_cut):
             name = f"{split} tables" if cut and not all(is_cut) else split
@@ -47,7 +47,7 @@ def open_local(config: DatasetDataConfig, path: Path) -> Source:
 
 
 def _open_text(config: DatasetDataConfig, path: Path) -> Source:
-    """Open one text: its three consecutive parts, each a document, cut where a line ends."""
+    """Open one text as three consecutive parts, each a document, cut at ends of lines."""
     text = read_text_file(path)
     middle = [text.find("\n", place) + 1 or place for place in find_cut_points(len(text), config.split)]
     ends = [0, *middle, len(text)]
@@ -73,7 +73,7 @@ def _local_piece(
         size = 0
         for file in files:
             if file.kind == "table":
-                if kept:  # the files' order is that of the rows
+                if kept:  # rows keep the order of their files
                     yield kept
                     kept, size = [], 0
                 yield from read_column(file.path, config.column, images)
@@ -96,7 +96,7 @@ def _local_piece(
 
 
 def _shuffled(rows: Rows, rng: np.random.Generator) -> Rows:
-    """Each row is drawn from SHUFFLED that are held; what is drawn makes room for the next that is read."""
+    """Shuffle rows through a buffer of SHUFFLED rows: each row that is read replaces one drawn at random."""
     held: list[Any] = []
     for some in rows:
         out = []

@@ -1,4 +1,4 @@
-"""What kind of data a path names. Nothing heavy is imported here."""
+"""The kind of data that a path names. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from retain.errors import UserError
 
 
 def expand_path(path: str) -> Path:
-    """Replace the ~ of a path. Where the user has no home, a container's for example, it stays."""
+    """Expand the ~ of a path. It stays if the user has no home, as in some containers."""
     return Path(os.path.expanduser(path))
 
 
 def absolute(path: str) -> str:
-    """Make a path hold wherever it is read from; a name on the hub stays as it is."""
+    """Make a path absolute, so that it holds in any working directory. A name on the hub is returned unchanged."""
     return path if path.startswith("hf:") else os.path.abspath(expand_path(path))
 
 
 def choose_name(
     path: str, data: DataConfig, text_column: str | None, image_column: str | None, subwords: bool = False
 ) -> str:
-    """Choose what `--data PATH` is read as: text, npy, documents or images. A text of `subwords` is documents.
+    """Choose how `--data PATH` is read: as text, npy, documents or images. A text of `subwords` is documents.
 
-    Data that is series stays so, whatever the file.
+    Series stay series, whatever the file.
     """
     if data.name == "series":
         return "series"
@@ -49,16 +49,16 @@ def choose_name(
 def with_path(
     data: DataConfig, path: str, text_column: str | None, image_column: str | None, subwords: bool = False
 ) -> DataConfig:
-    """Change a data configuration to what --data names; what it says of columns, images and so on is kept."""
+    """Change a data configuration to the path of --data, keeping its settings for columns, images and so on."""
     if text_column is not None and image_column is not None:
-        raise UserError("--text-column, --image-column: give one of them")
+        raise UserError("--text-column, --image-column: give only one of them")
     path = absolute(path)
     name = choose_name(path, data, text_column, image_column, subwords)
     if name not in ("documents", "images") and (text_column or image_column):
         raise UserError(f"--text-column, --image-column: {path} is no dataset and has no columns; leave them out")
     cls = CLASS_OF[name]
     known = {f.name for f in dataclasses.fields(cls)}
-    # What the preset says of its own data, as of a task's sizes, says nothing of other data.
+    # A preset's settings that only its own data has, such as a task's sizes, are dropped.
     kept: dict[str, Any] = {name: value for name, value in vars(data).items() if name in known}
     kept |= {"name": name, "path": path}
     if "column" in known:

@@ -12,9 +12,9 @@ from retain.errors import UserError
 
 
 def load_digits(config: DataConfig) -> RowsData:
-    """1,797 handwritten digits of 8 x 8 pixels in 17 levels, split 90 / 5 / 5 % by image.
+    """Load 1,797 handwritten digits of 8 x 8 pixels in 17 levels, split 90 / 5 / 5 % by image.
 
-    From scikit-learn, where it is part of the package: nothing is downloaded. Raises UserError if seq_len is not 63.
+    They are part of the package scikit-learn, so nothing is downloaded. Raises UserError if seq_len is not 63.
     """
     try:
         from sklearn import datasets  # slow to import, and only needed here

@@ -1,4 +1,4 @@
-"""Batches made ready off the critical path: while one step is trained, a thread prepares the next one's."""
+"""Batches prepared off the critical path: while one step is trained, a thread prepares the next step's batch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from retain.data.batches import Batch, Data
 
 
 class Prefetch:
-    """The batches of `data` for one seed and rank, each begun when the one before it is taken, the first by `begin`.
+    """The batches of `data` for one seed and rank. Taking a batch begins the next one; `begin` begins the first.
 
-    A batch is still a function of (seed, number, rank, size): one that was prepared and is not asked for is thrown
-    away. `pin` puts it into page-locked memory, which a GPU copies from while the host goes on. Errors of `data` are
-    raised where its batch is taken. `waited`: seconds spent in `take` so far.
+    A batch is still a function of (seed, number, rank, size): a prepared batch that is not taken is thrown away. `pin`
+    puts batches into page-locked memory, from which a GPU copies while the host continues. An error of `data` is raised
+    when its batch is taken. `waited` is the seconds spent in `take` so far.
     """
 
     def __init__(self, data: Data, seed: int, rank: int, *, pin: bool = False) -> None:
@@ -23,7 +23,7 @@ class Prefetch:
         self._next: tuple[tuple[int, int], Future[Batch]] | None = None
 
     def take(self, number: int, size: int) -> Batch:
-        """Batch `number` of `size` sequences; the next one is begun."""
+        """Return batch `number` of `size` sequences, and begin the next one."""
         start = time.perf_counter()
         batch = self.begin(number, size).result()
         self.waited += time.perf_counter() - start
@@ -31,7 +31,7 @@ class Prefetch:
         return batch
 
     def begin(self, number: int, size: int) -> Future[Batch]:
-        """Prepare this batch, where that is not being done, while other things are."""
+        """Start preparing this batch in the background, unless that has begun."""
         if self._next is None or self._next[0] != (number, size):
             if self._next is not None:
                 self._next[1].cancel()
@@ -39,7 +39,7 @@ class Prefetch:
         return self._next[1]
 
     def close(self) -> None:
-        """Wait for the thread to end; what it prepared is thrown away."""
+        """Wait for the thread to end, and throw its batch away."""
         self._thread.shutdown(cancel_futures=True)
 
     def _make(self, number: int, size: int) -> Batch:

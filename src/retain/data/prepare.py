@@ -1,7 +1,7 @@
 """A source prepared once into arrays of tokens, in a cache folder with a manifest.
 
-A folder is there whole or not at all: it is written under another name, together with how far it has come, and
-renamed when done. A process killed midway leaves what the next one goes on from; two at once wait for each other.
+A folder is complete or absent: it is written under another name, with a record of progress, and renamed when done.
+After a kill, the next process continues from that record. If two processes prepare one source, the second waits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from retain.files import replace_file
 log = logging.getLogger("retain")
 
 VERSION = 3
-"""Version of the files that are written; what another version wrote is prepared anew."""
+"""Version of the file format. Files of another version are prepared anew."""
 SAVE_SECONDS = 5.0
 """A kill may cost this many seconds of work."""
 
@@ -43,9 +43,9 @@ def check_exists(path: str) -> None:
 
 
 def fingerprint_source(path: str) -> list[Any]:
-    """Return what tells a local source from a changed one: each file's relative path, size and time of change.
+    """Return values that change when a local source does: each file's relative path, size and time of change.
 
-    For the hub it is the name alone. Raises UserError for a path that does not exist.
+    For the hub, return only the name. Raises UserError for a path that does not exist.
     """
     if path.startswith("hf:"):
         return [path]
@@ -57,7 +57,7 @@ def fingerprint_source(path: str) -> list[Any]:
 
 
 def open_source(config: DatasetDataConfig) -> Source:
-    """Open what data.path names. Raises UserError in one line for all that may be wrong with it."""
+    """Open the source that data.path names. Raises a one-line UserError for whatever is wrong with it."""
     path = expand_path(config.path)
     saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
     return open_hub(config) if config.path.startswith("hf:") or saved else open_local(config, path)
@@ -79,9 +79,9 @@ def collect_settings(config: DatasetDataConfig, whole: bool) -> dict[str, Any]:
 def prepare(config: DatasetDataConfig, whole: bool = False) -> tuple[Path, dict[str, Any], Codec]:
     """Prepare a source unless that was done before; return the folder of the arrays, its manifest, and the codec.
 
-    With `whole` all rows are in the split train. A dataset of the hub that was prepared before is not asked for again:
-    give hf:NAME@REVISION to have another. Raises UserError for whatever is wrong with the source, OSError where the
-    disk refuses.
+    With `whole`, all rows are in the split train. A hub dataset that was prepared before is not requested again: give
+    hf:NAME@REVISION for another revision. Raises UserError for whatever is wrong with the source, OSError if the disk
+    refuses.
     """
     from filelock import FileLock
 
@@ -111,7 +111,7 @@ def prepare(config: DatasetDataConfig, whole: bool = False) -> tuple[Path, dict[
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest of a prepared folder. Raises UserError where the folder is damaged."""
+    """Read the manifest of a prepared folder. Raises UserError if the folder is damaged."""
     try:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         for name, file in manifest["files"].items():
@@ -123,9 +123,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def choose_split_of_row(row: bytes, piece: Piece, fractions: tuple[float, float, float]) -> Split:
-    """Choose the split of a row: that of its piece, or one of those that rows are cut off for.
+    """Choose the split of a row: its piece's split, or one of the splits that are cut from the piece.
 
-    It follows from the row's tokens alone: the same row is always in the same split.
+    The choice depends only on the row's tokens, so equal rows are always in the same split.
     """
     if not piece.cut:
         return piece.split
@@ -143,21 +143,21 @@ def _zeros() -> dict[Split, int]:
 
 @dataclass
 class _State:
-    """How far a preparation has come; what the files hold beyond it is cut off."""
+    """Progress of a preparation. Bytes of the files beyond it are cut off."""
 
     revision: str | None = None
     rows: dict[str, int] = field(default_factory=dict)
-    """Rows read of each of the source's pieces."""
+    """Rows read from each of the source's pieces."""
     empty: int = 0
     """Rows without a text or an image."""
     documents: dict[Split, int] = field(default_factory=_zeros)
     tokens: dict[Split, int] = field(default_factory=_zeros)
     text_bytes: dict[Split, int] = field(default_factory=_zeros)
-    """Of subwords: the bytes of their text, the end of each counted as one."""
+    """For subwords: the bytes of the documents' text, plus one for the end of each document."""
 
 
 class _Preparation:
-    """Writes one folder, from the beginning or from where another process was stopped."""
+    """Writer of one folder, from the beginning or from where another process was stopped."""
 
     def __init__(
         self, config: DatasetDataConfig, codec: Codec, folder: Path, described: dict[str, Any], whole: bool
@@ -186,7 +186,7 @@ class _Preparation:
         self.finish(source)
 
     def restore(self, revision: str | None) -> None:
-        """Take up what an earlier process left, if it read the same revision."""
+        """Continue from the files of an earlier process, if it read the same revision."""
         try:
             state = _State(**json.loads((self.partial / "progress.json").read_text(encoding="utf-8")))
             if state.revision == revision:
@@ -212,7 +212,7 @@ class _Preparation:
         rows_read = self.state.rows
         done = rows_read.setdefault(piece.name, 0)
         saved = time.monotonic()
-        # None: shown where stderr is a terminal.
+        # disable=None shows the bar only on a terminal.
         bar = tqdm(total=piece.count, unit="rows", desc=f"preparing {piece.name}", disable=None, mininterval=0.5)
         with bar:
             for rows in piece.read():
@@ -256,7 +256,7 @@ class _Preparation:
     def finish(self, source: Source) -> None:
         state, codec = self.state, self.codec
         counted = ["documents", "tokens", *(["text_bytes"] if codec.tokenizer else [])]
-        # What was read of a local source, for data.json.
+        # For data.json, if the source is local.
         read = {"documents": sum(state.documents.values()), "missing": state.empty}
         manifest = {
             "version": VERSION,

@@ -21,13 +21,13 @@ BLOCK = 2**22
 
 
 def prune(config: DocumentDataConfig) -> DocumentDataConfig:
-    """Return settings with a tokenizer of those symbols alone that the training split needs.
+    """Return settings whose tokenizer has only the symbols that the training split needs.
 
-    That split is encoded by it as by the whole one, other text with more symbols where it needs them. Its file, in the
-    cache folder, is what maps the run's numbers to symbols; the run folder has a copy.
+    It encodes that split as the whole tokenizer does. Other text may take more symbols. Its file in the cache folder
+    maps the run's numbers to symbols, and the run folder has a copy.
     """
     if config.stream:
-        raise UserError("data.prune_vocab: a stream does not know which symbols will come; leave out data.stream")
+        raise UserError("data.prune_vocab: the symbols of a stream are not known in advance; leave out data.stream")
     folder, _, codec = prepare(dataclasses.replace(config, prune_vocab=False))
     stream, counts = open_array(folder / "train.tokens", codec.dtype), np.zeros(codec.vocab_size, bool)
     for start in range(0, len(stream), BLOCK):
@@ -42,9 +42,9 @@ def prune(config: DocumentDataConfig) -> DocumentDataConfig:
 
 
 def prune_tokenizer(tokenizer: str, used: Iterable[int], end: str | None) -> str:
-    """Return a tokenizer.json with the symbols numbered `used`, the end symbol, and all that these are made of.
+    """Return a tokenizer.json with the symbols numbered `used`, the end symbol, and the symbols they are merged from.
 
-    Single characters, single bytes and the symbol for what is unknown stay. All are numbered anew, in their order.
+    Single characters, single bytes and the unknown symbol stay. All symbols are numbered anew in their old order.
     Raises UserError for a kind of tokenizer that cannot be pruned.
     """
     from tokenizers import Tokenizer
@@ -63,7 +63,7 @@ def prune_tokenizer(tokenizer: str, used: Iterable[int], end: str | None) -> str
     if unknown is not None:
         kept.add(unknown)
     merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model.get("merges") or []]
-    # A merge makes its symbol of two others, which are made of others in turn.
+    # A merge joins two symbols, which may come from merges themselves.
     found = 0
     while len(kept) > found:
         found = len(kept)
@@ -82,7 +82,7 @@ def prune_tokenizer(tokenizer: str, used: Iterable[int], end: str | None) -> str
             list(pair) for pair in merges if {*pair, pair[0] + pair[1].removeprefix(prefix)} <= now.keys()
         ]
     content["added_tokens"] = [token | {"id": now[token["content"]]} for token in added if token["content"] in now]
-    content["post_processor"] = None  # it would add symbols, which no text of ours has, by their old numbers
+    content["post_processor"] = None  # it would add special symbols, which our texts lack, by their old numbers
     text = json.dumps(content, ensure_ascii=False)
     if Tokenizer.from_str(text).get_vocab(with_added_tokens=True) != now:
         raise UserError(f"data.prune_vocab: this tokenizer ({model.get('type')}) cannot be pruned; leave it out")

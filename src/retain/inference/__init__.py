@@ -1,1 +1,1 @@
-"""What a trained RNN does: reading, scoring, sampling."""
+"""Uses of a trained RNN: reading, scoring, sampling."""

@@ -19,20 +19,20 @@ from retain.model.rnn import RNN
 from retain.model.series_rnn import SeriesRNN
 
 LEVELS = tuple(round(0.1 * i, 1) for i in range(1, 10))
-"""Quantiles whose loss is summed, as GluonTS' evaluator has them."""
+"""Quantiles whose loss is summed, as in GluonTS' evaluator."""
 BANDS = (0.5, 0.8, 0.95)
 """Central bands whose coverage is reported."""
 NOMINAL = tuple(round(0.05 * i, 2) for i in range(1, 20))
 """Bands of the calibration plot."""
 SAMPLES = 200
 DRAWN = 2**22
-"""Samples of one-step predictions that are held at once."""
+"""The most samples of one-step predictions held at once."""
 SEASONS = {"B": 5, "MS": 12, "QS": 4, "YS": 1}
 SECONDS = {60: 1440, 900: 96, 1800: 48, 3600: 24, 86_400: 7, 604_800: 52}
 
 
 def find_season(channels: Channels) -> int:
-    """Return how many steps make a season: a day of hours, a week of days, a year of weeks, months or quarters."""
+    """Return the steps of a season: of a day for hours, of a week for days, of a year for weeks, months or quarters."""
     freq = channels.frequency or ""
     if freq in SEASONS:
         return SEASONS[freq]
@@ -40,7 +40,7 @@ def find_season(channels: Channels) -> int:
 
 
 class Scores:
-    """Sums of what forecasts were by samples, value by value."""
+    """Scores of sampled forecasts, summed over values."""
 
     def __init__(self, seed: int = 0) -> None:
         self.pinball, self.size, self.count = np.zeros(len(LEVELS)), 0.0, 0
@@ -48,7 +48,7 @@ class Scores:
         self.random = np.random.default_rng(seed)
 
     def add(self, samples: Floats, truth: Floats) -> None:
-        """Add truth (N,), NaN where there is none, with samples (S, N) of it."""
+        """Add truth (N,), NaN for a missing value, with its samples (S, N)."""
         there = ~np.isnan(truth)
         samples, truth = samples[:, there], truth[there]
         if not len(truth):
@@ -58,12 +58,12 @@ class Scores:
         self.pinball += np.maximum(levels * apart, (levels - 1) * apart).sum(1)
         self.size += float(np.abs(truth).sum())
         self.count += len(truth)
-        # Where the truth stands among the samples, at random among equal ones: even if the forecast is calibrated.
+        # The rank of the truth among the samples, random among equal ones: uniform if the forecast is calibrated.
         below, equal = (samples < truth).sum(0), (samples == truth).sum(0)
         self.ranks.append((below + self.random.random(len(truth)) * (equal + 1)) / (len(samples) + 1))
 
     def results(self) -> dict[str, Any]:
-        """Return `wql` (the weighted quantile loss), `crps` (the mean one, in units of the values), and coverage."""
+        """Return `wql` (weighted quantile loss), `crps` (its mean, in the values' units), coverage and calibration."""
         if not self.count:
             return {"wql": None, "crps": None, "coverage": None, "calibration": None}
         loss = 2 * float(self.pinball.mean())
@@ -78,7 +78,7 @@ class Scores:
 
 @torch.no_grad()
 def score_one_step(rnn: RNN, data: SeriesData, split: Split, limit: int | None = None, seed: int = 0) -> dict[str, Any]:
-    """Score the predictions of the next values over a split: `Scores.results`, with `nats` of each value."""
+    """Score one-step predictions over a split: `Scores.results` without wql, and `nats` per value."""
     likelihood = rnn.readout.likelihood
     assert likelihood is not None
     found, nats, count = Scores(seed), 0.0, 0
@@ -93,16 +93,16 @@ def score_one_step(rnn: RNN, data: SeriesData, split: Split, limit: int | None =
             nats += float(likelihood.nats(logits, targets[:, 1:]).sum())
             count += int((~truth.isnan()).sum())
             drawn = likelihood.of(logits, scales).sample(torch.Size([SAMPLES]))  # (S, B, T, C)
-            # By their scales, so that values of any level add up.
+            # In the values' own units, less their level, so that values of any level can be summed.
             drawn, truth = (drawn * scales, truth * scales) if likelihood.measured else (drawn, truth * scales)
             found.add(drawn.flatten(1).cpu().double().numpy(), truth.flatten().cpu().double().numpy())
     results = found.results()
-    del results["wql"]  # it is of values less their level
+    del results["wql"]  # its weights would be values less their level
     return {"nats": nats / max(count, 1), **results}
 
 
 def find_origins(data: SeriesData, split: Split, horizon: int, limit: int | None) -> npt.NDArray[np.int64]:
-    """Find (N, 2) series and first steps of forecasts: all steps of the split, `horizon` at a time, those that fit."""
+    """Find the origins of forecasts, (N, 2) series and step: every `horizon` steps of the split, if a horizon fits."""
     bounds = {"train": (None, 0), "validation": (0, 1), "test": (1, None), "all": (None, None)}[split]
     found = []
     for number, series in enumerate(data.table.series):
@@ -125,10 +125,10 @@ def backtest(
     limit: int | None = 200,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Forecast from many origins of a split, each from the T steps before, and score the whole horizon.
+    """Forecast from many origins of a split, each from the T steps before it, and score the whole horizon.
 
-    Returns `Scores.results`, `mase` (the median's mean absolute error over that of the seasonal naive forecast within
-    the steps before), the `naive` forecast's own wql and mase, and the counts of `forecasts`, `horizon` and `season`.
+    Returns `Scores.results`, `mase` (the median's mean absolute error over that of the seasonal naive forecast before
+    the origin), the `naive` forecast's own wql and mase, and the counts of `forecasts`, `horizon` and `season`.
     """
     origins, table = find_origins(data, split, horizon, limit), data.table
     contexts, covariates = [], []
@@ -143,7 +143,7 @@ def backtest(
 def score_paths(
     data: SeriesData, origins: npt.NDArray[np.int64], paths: list[Floats], horizon: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Score samples (S, H, C) of what comes at each of the origins (N, 2), whoever drew them, as `backtest` says."""
+    """Score samples (S, H, C) of the steps from each origin (N, 2), from any forecaster. Returns as `backtest`."""
     assert data.channels is not None
     season, scores, naive = find_season(data.channels), Scores(seed), Scores(seed)
     errors: dict[str, list[float]] = {"own": [], "naive": []}
@@ -169,7 +169,7 @@ def score_paths(
 
 
 def naive_forecast(values: Floats, horizon: int, season: int) -> Floats:
-    """Repeat the last season (L, C) over the horizon: (H, C). A shorter series, or a gap, repeats its last value."""
+    """Repeat the last season of values (L, C) over the horizon: (H, C). Short series and gaps repeat the last value."""
     last = np.full(values.shape[1], np.nan)
     for row in values[::-1]:
         last = np.where(np.isnan(last), row, last)

@@ -1,4 +1,4 @@
-"""Images whose lower half the RNN completes from their upper half, and how they are written."""
+"""Completion of images by the RNN, which sees their upper half, and image files of the results."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from retain.inference.generate import generate
 from retain.model.rnn import RNN
 
 HIDDEN = -1
-"""The level of a pixel that is not given."""
+"""The level of an unknown pixel."""
 
 
 def true_images(config: RunConfig, count: int | None, files: list[str]) -> Tensor:
-    """Read the images to be completed, (B, H·W) levels: `count` evenly spaced ones of the test split, or `files`.
+    """Read the images to complete, (B, H·W) levels: `count` evenly spaced ones of the test split, or `files`.
 
-    Raises UserError for files that are no images, or if the run's data does not say how files become pixels.
+    Raises UserError for files that are not images, or if the run's data does not define how files become pixels.
     """
     if files:
         if not isinstance(config.data, ImageDataConfig):
@@ -34,7 +34,7 @@ def true_images(config: RunConfig, count: int | None, files: list[str]) -> Tenso
     data = load_data(config.data)
     if isinstance(config.data, ImageDataConfig) and config.data.events:
         if not config.data.reset or config.data.stream:
-            raise UserError("complete: events carried over or streamed are no whole images; give --images FILE")
+            raise UserError("complete: events carried over or streamed are not whole images; give --images FILE")
         index = evenly_spaced(data.documents("test"), count or 1)  # type: ignore[attr-defined]
         drawn = [from_events(data.document("test", int(i)), config.data) for i in index]  # type: ignore[attr-defined]
         return torch.from_numpy(np.stack(drawn).reshape(len(drawn), -1)).long()
@@ -71,7 +71,7 @@ def complete(
 def save_image_grid(tokens: Tensor, shape: tuple[int, int], levels: int, path: str | Path, columns: int = 8) -> None:
     """Write images as one grayscale PNG grid: tokens (B, H·W) of `levels` levels, brightest last.
 
-    A negative token is a pixel that is not known; it has the colour of the gaps. Raises UserError if the file cannot be
+    A negative token is an unknown pixel, drawn in the colour of the gaps. Raises UserError if the file cannot be
     written.
     """
     from PIL import Image

@@ -1,4 +1,4 @@
-"""The RNN alone, from m_0, on a whole split: likelihood, accuracy, and drift from its teacher."""
+"""Scores of the RNN alone, from m_0, over a whole split: likelihood, accuracy, and drift from its teacher."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ LOGITS = 2**26
 """The most numbers in the logits (B, T + 1, V), and in the memories (B, T + 1, K, D), of one batch."""
 
 MEMORIES = 2**15
-"""The most memories that a readout reads at once: if a memory has many tokens, all of a validation would fill a GPU,
-and its kernels take no more than twice as many. Fewer if the logits would be more than LOGITS."""
+"""The most memories that a readout reads at once, or fewer if their logits would exceed LOGITS. If a memory has many
+tokens, all memories of a validation would fill a GPU. A GPU's kernels take no more than twice this number."""
 
 DRIFTS = (
     *("drift", "relative_drift", "drift_last", "relative_drift_last"),
@@ -48,7 +48,7 @@ class _Score:
         self.numbers = False
 
     def add(self, readout: Readout, memory: Tensor, answers: Tensor, positions: Tensor) -> None:
-        """Score a readout on memory (N, K, D), a part at a time, with answers (N,) at positions (N,)."""
+        """Score a readout of memories (N, K, D), a part at a time, with answers (N,) at positions (N,)."""
         at_once = max(1, min(MEMORIES, LOGITS // readout.head.out_features))
         for part, asked, where in zip(*(torch.split(x, at_once) for x in (memory, answers, positions)), strict=True):
             self.count_up(fast(readout)(part), asked, where, readout.likelihood)
@@ -56,7 +56,7 @@ class _Score:
     def count_up(
         self, logits: Tensor, answers: Tensor, positions: Tensor, likelihood: Likelihood | None = None
     ) -> None:
-        """Score logits (N, V), or with a likelihood those of numbers, with answers (N,) or (N, 2 · C)."""
+        """Score logits (N, V) with answers (N,); with a likelihood, logits of numbers with answers (N, 2 · C)."""
         if likelihood is None:
             nats = F.cross_entropy(logits.float(), answers, reduction="none")
             hits = logits.argmax(-1) == answers
@@ -79,16 +79,16 @@ class _Score:
 
 
 class _Spread:
-    """Variance of memories (B, T + 1, K, D) over the sequences that count, batch by batch (Chan et al. 1979)."""
+    """Variance of memories (B, T + 1, K, D) over the sequences that count, in batches (Chan et al. 1979)."""
 
-    # A mean of squares minus the square of a mean would cancel if the mean is far from 0.
+    # The mean of squares minus the squared mean would lose precision if the mean is far from 0.
 
     def __init__(self) -> None:
         self.count = self.mean = self.squares = torch.zeros((), dtype=torch.float64)
         """`squares` is the sum of squared distances from the mean."""
 
     def add(self, memory: Tensor, which: Tensor) -> None:
-        """Add a batch; `which` (B, T + 1) bool tells those that count."""
+        """Add a batch; `which` (B, T + 1) bool marks the memories that count."""
         left_out, count = ~which[..., None, None], which.sum(0)[:, None, None]
         mean = memory.masked_fill(left_out, 0).sum(0) / count.clamp_min(1)
         squares = (memory - mean).masked_fill(left_out, 0).square().sum(0).cpu().double()
@@ -98,7 +98,7 @@ class _Spread:
         self.mean, self.count = self.mean + apart * share, both
 
     def variance(self) -> Tensor:
-        """Give the variance (T + 1, K, D)."""
+        """Return the variance (T + 1, K, D)."""
         return self.squares / self.count.clamp_min(1)
 
 
@@ -110,7 +110,7 @@ class _Drift:
         self.spread = _Spread()
 
     def add(self, memory: Tensor, labels: Tensor, which: Tensor) -> None:
-        """Add a batch of memories (B, T + 1, K, D); `which` (B, T + 1) bool tells those that count."""
+        """Add a batch of memories (B, T + 1, K, D); `which` (B, T + 1) bool marks those that count."""
         precise = torch.float32 if memory.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         apart, labels = (memory - labels).to(precise), labels.to(precise)
         self.squared = self.squared + apart.square().mean((2, 3)).masked_fill(~which, 0).sum(0).cpu()  # (T + 1,)
@@ -145,29 +145,28 @@ def evaluate(
     """Run the RNN from m_0 over every batch and compare it with its teacher.
 
     Args:
-        rnn: Scored alone.
-        teacher: None leaves out all that is about the teacher.
-        batches: Batches as `retain.data.batches.Batch` has them. Drift is over the memories that were made by tokens
-            that are no padding ("real"). Where there is "fresh" (B,) bool, sequences that are not go on from the memory
-            after all T + 1 tokens of the same row of the batch before, instead of m_0.
-        given: Whether the given trunk of the teacher, a language model, is scored by itself, too.
+        rnn: The RNN to score.
+        teacher: The teacher to compare with. Without one, the teacher's scores and drift are null.
+        batches: See `retain.data.batches.Batch`. Drift is measured on the memories after tokens that are not padding
+            ("real"). If a batch has "fresh" (B,) bool, sequences that are not fresh start from the memory after all
+            T + 1 tokens of the same row in the batch before, instead of m_0.
+        given: Whether to score the given trunk of the teacher, a language model, by itself, too.
 
     Returns:
-        JSON values. `bits_per_token` and `accuracy` are over all targets that are not IGNORE. Where steps are numbers,
+        JSON values. `bits_per_token` and `accuracy` are over all targets that are not IGNORE. If steps are numbers,
         each value is a target, bits are those of a density in the value's own units, and `accuracy` is null. `drift` is
-        the mean squared difference of the RNN's memory from the teacher's over t = 1 … T; `relative_drift` is its ratio
+        the mean squared difference of the RNN's memory from the teacher's over t = 1 … T. `relative_drift` is its ratio
         to the variance of the teacher's memory across sequences. Both are also given at the last position and by
-        position (t = 0 … T; null if undefined, as when no sequence is that long). `tokens` counts targets; `seconds`
-        and `tokens_per_second` are for the RNN's own reading, with the answers that are asked for. What is about the
-        teacher, and drift, are null without one. With `given` there are `model_bits_per_token` and such, too. For
-        a memory of levels (fsq) there is also what `MemoryUse.results` returns.
+        position (t = 0 … T; null if undefined, as when no sequence is that long). `tokens` counts targets. `seconds`
+        and `tokens_per_second` measure the RNN's own reading and the scoring of its predictions. With `given` there
+        are also `model_bits_per_token` and so on. An fsq memory adds the results of `MemoryUse.results`.
 
     Raises:
         UserError: There is no batch.
     """
     device = rnn.m_0.device
     own: _Score | None = None
-    before: tuple[Tensor, Tensor] | None = None  # the last memories (B, K, D), and the last tokens, that none has read
+    before: tuple[Tensor, Tensor] | None = None  # the last memories (B, K, D), and the last tokens, not yet read
     drift = _Drift()
     use = MemoryUse(rnn.levels) if rnn.norm == "fsq" else None
     sequences, seconds, read = 0, 0.0, 0
@@ -223,17 +222,17 @@ def evaluate(
 
 
 def finite(value: float | None) -> float | None:
-    """Replace NaN and infinity, which JSON has no word for, by None."""
+    """Replace NaN and infinity, which JSON lacks, by None."""
     return value if value is not None and math.isfinite(value) else None
 
 
-LEFT = "it has left its teacher, and is no worse for it"
+LEFT = "the RNN has left its teacher, and predicts no worse"
 
 
 def has_left(scores: dict[str, Any]) -> bool:
-    """Whether the RNN's memory no longer resembles the teacher's while its predictions are as good.
+    """Whether the RNN's memory no longer resembles the teacher's although its predictions are as good.
 
-    An RNN trained on the targets goes its own way (docs/following.md), so drift is then no sign of a bad RNN.
+    An RNN trained on the targets may leave its teacher (docs/following.md). Drift is then no sign of a bad RNN.
     """
     drift, own, theirs = (scores[key] for key in ("relative_drift", "bits_per_token", "teacher_bits_per_token"))
     return None not in (drift, own, theirs) and drift > 0.9 and own <= theirs

@@ -19,17 +19,17 @@ from retain.ops.graphs import Replayed
 log = logging.getLogger("retain")
 
 BF16_PRODUCTS = 8_000_000
-"""Multiplications of a step (streams × weights) from which bfloat16 weights are faster on a CPU: below this number they
+"""Multiplications of a step (streams × weights) from which bfloat16 weights are faster on a CPU. Below this number they
 are up to three times slower (docs/log.md)."""
 
 
 def fast_step(rnn: RNN, batch: int = 1) -> Step:
-    """Compile `rnn.step` for long texts: the first step takes as long as compiling does, a minute or so.
+    """Compile `rnn.step` for long texts. The first step includes compiling, which takes about a minute.
 
-    The weights are a copy of what they are now, in bfloat16 if its products are fast and, on a CPU, `batch` streams
-    make them large enough. Memory stays float32, and so does a user's own cell. The step's results have no gradient and
-    are tensors of inference mode: `.clone()` them before changing them in place. If nothing can be compiled, a line is
-    logged and the step runs as it is.
+    The weights are a copy of the present ones. They are in bfloat16 if the device is fast at it and, on a CPU, if
+    `batch` streams make the products large enough. Memory stays float32, and so does a user's own cell. The step's
+    results have no gradient and are tensors of inference mode: `.clone()` them before changing them in place. If
+    nothing can be compiled, a line is logged and the step runs eagerly.
     """
     from retain.devices import fast_bf16
     from retain.model.compiling import STEP_ON_CPU, can_compile, compiled
@@ -41,7 +41,7 @@ def fast_step(rnn: RNN, batch: int = 1) -> Step:
     if bf16:
         frozen.bfloat16()
         if isinstance(frozen.cell, (GRUCell, LSTMCell)) or type(rnn.cell) not in CELLS.values():
-            # They compute memory in the dtype of their weights; of a user's cell nothing is known.
+            # These cells compute memory in the dtype of their weights, and a user's own cell might, too.
             frozen.cell.float()
             frozen.embed.float()
     exact: Step = frozen.step
@@ -52,7 +52,7 @@ def fast_step(rnn: RNN, batch: int = 1) -> Step:
             step = check_first_step(fast, exact, lambda: compiled(exact, "step"), tolerance=0.1 if bf16 else 1e-3)
         else:
             step = compiled(exact, "step")
-    if device.type == "cuda" and type(rnn.cell) in CELLS.values():  # one of the user's may look at values
+    if device.type == "cuda" and type(rnn.cell) in CELLS.values():  # a user's own may branch on values
         replayed: Any = Replayed(step, at_first=True)
         step = replayed
 
@@ -60,7 +60,7 @@ def fast_step(rnn: RNN, batch: int = 1) -> Step:
 
     def run(token: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(), cast:
-            # Always tensors of the same kind, or the step is compiled a second time.
+            # Always inference tensors: another kind would compile the step a second time.
             token, memory = (x if x.is_inference() else x.clone() for x in (token, memory))
             logits, memory = step(token, memory)
         return logits, memory
@@ -69,7 +69,7 @@ def fast_step(rnn: RNN, batch: int = 1) -> Step:
 
 
 def check_first_step(fast: Step, exact: Step, otherwise: Callable[[], Step], tolerance: float) -> Step:
-    """Use `fast` if its first step is that of `exact`, up to `tolerance` of the largest value; else `otherwise()`."""
+    """Use `fast` if its first step equals `exact` up to `tolerance` of the largest value; else `otherwise()`."""
     chosen: Step | None = None
 
     def step(token: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:

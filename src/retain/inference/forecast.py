@@ -1,4 +1,4 @@
-"""Forecasts of series: the RNN reads a context, then rolls on its own samples, many side by side."""
+"""Forecasts of series: the RNN reads a context, then reads its own samples, many in parallel."""
 
 from __future__ import annotations
 
@@ -19,33 +19,34 @@ from retain.model.series_rnn import SeriesRNN
 READ = 256
 """Rows of a context that are read at once."""
 STREAMS = 4096
-"""Samples that are rolled side by side."""
+"""Samples that are drawn in parallel."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Samples of what comes after the last value of a series."""
+    """Samples of the steps after the last value of a series."""
 
     name: str
     samples: Floats
     """(S, H, C)."""
     times: Any
-    """(H,): those of the steps, or their numbers."""
+    """(H,): times of the steps, or their numbers."""
     before: Floats
-    """The context (L, C), and its times."""
+    """The context (L, C)."""
     times_before: Any
+    """(L,): times of the context, or numbers."""
 
 
 def rows_of(values: Floats, covariates: Floats) -> Tensor:
-    """Make the rows (L + 1, C + Q) that are read of values (L, C), with covariates (L + 1 or more, Q)."""
+    """Make the rows (L + 1, C + Q) that the RNN reads from values (L, C) and covariates (L + 1 or more, Q)."""
     shifted = np.concatenate([np.full((1, values.shape[1]), np.nan), values])
     return torch.from_numpy(np.concatenate([shifted, covariates[: len(shifted)]], 1))
 
 
 def extend(series: OneSeries, length: int, channels: Channels) -> Floats:
-    """Return the covariates (length, Q) of a series beyond its end, where the calendar says them.
+    """Extend the covariates of a series beyond its end to (length, Q), by the calendar and by those that never change.
 
-    Raises UserError for others that are missing there.
+    Raises UserError if others are missing there.
     """
     have, count = series.covariates, len(series.covariates)
     new = np.full((length, have.shape[1]), np.nan)
@@ -69,11 +70,11 @@ def extend(series: OneSeries, length: int, channels: Channels) -> Floats:
 def sample_paths(
     rnn: SeriesRNN, contexts: list[Floats], covariates: list[Floats], horizon: int, samples: int, seed: int = 0
 ) -> list[Floats]:
-    """Sample what comes after each context.
+    """Sample the steps after each context.
 
     Args:
-        rnn: Reads each context from its beginning, and then its own samples.
-        contexts: Values (L, C) of each series, NaN where one is missing.
+        rnn: Reads each context from its beginning, then its own samples.
+        contexts: Values (L, C) of each series, NaN for a missing value.
         covariates: (L + horizon, Q) of each.
         horizon: H, steps to sample.
         samples: S, for each series.
@@ -83,7 +84,7 @@ def sample_paths(
         (S, H, C) for each series.
 
     Raises:
-        UserError: There is nothing to sample.
+        UserError: `horizon` or `samples` is below 1.
     """
     for name, value in (("horizon", horizon), ("samples", samples)):
         if value < 1:
@@ -119,9 +120,9 @@ def _read(rnn: SeriesRNN, values: Floats, covariates: Floats) -> Tensor:
 
 
 def forecast(rnn: SeriesRNN, table: Table, horizon: int, samples: int = 200, seed: int = 0) -> list[Forecast]:
-    """Forecast what comes after the last value of each series of a table.
+    """Forecast the steps after the last value of each series of a table.
 
-    Rows after the last value are of the future: their covariates are read. Raises UserError where they are missing.
+    Rows after the last value give the covariates of the future. Raises UserError if covariates are missing.
     """
     contexts, covariates = [], []
     for one in table.series:

@@ -16,11 +16,11 @@ from retain.plots import PALETTE, new_figure, tidy_axes
 
 QUANTILES = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
 DRAWN = 8
-"""Plots of a picture, at most."""
+"""The most plots in a picture."""
 
 
 def to_frame(forecasts: list[Forecast], names: tuple[str, ...]) -> Any:
-    """Make a frame of pandas: series, time, target, mean, and a column for each of QUANTILES, named as 0.5."""
+    """Make a pandas frame: series, time, target, mean, and a column for each of QUANTILES, named like 0.5."""
     pd = pandas_library()
     parts = []
     for forecast in forecasts:
@@ -33,7 +33,7 @@ def to_frame(forecasts: list[Forecast], names: tuple[str, ...]) -> Any:
 
 
 def write_table(frame: Any, out: Path) -> None:
-    """Write a .parquet or .csv, whole or not at all. Raises UserError where pyarrow is missing."""
+    """Write a .parquet or .csv, complete or not at all. Raises UserError if pyarrow is missing."""
     buffer = io.BytesIO()
     try:
         frame.to_parquet(buffer, index=False) if out.suffix == ".parquet" else frame.to_csv(buffer, index=False)
@@ -44,7 +44,7 @@ def write_table(frame: Any, out: Path) -> None:
 
 
 def draw(forecasts: list[Forecast], names: tuple[str, ...], out: Path) -> bool:
-    """Draw the first DRAWN series with bands of 50, 80 and 95 %; False if matplotlib is not installed."""
+    """Draw the first DRAWN series with bands of 50, 80 and 95 %. Return False if matplotlib is not installed."""
     pairs = [(f, number, name) for f in forecasts for number, name in enumerate(names)][:DRAWN]
     figure = new_figure(out, 7, 0.6 + 2.2 * len(pairs))
     if figure is None:

@@ -17,11 +17,11 @@ Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Reads tokens (B,) into memory (B, K, D) → logits (B, V), memory."""
 
 READ_AT_ONCE = 2**22
-"""The most numbers in the memories that are held while a part of a prompt is read."""
+"""The most numbers in the memories held while a part of a prompt is read."""
 
 
 def check_sampling(length: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raise UserError naming a setting that makes no sense."""
+    """Raise UserError naming a setting that is out of range."""
     if length < 0:
         raise UserError(f"length: {length} must not be negative")
     if not math.isfinite(temperature) or temperature < 0:
@@ -46,11 +46,11 @@ def sample(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    # The largest becomes 0, so that a temperature close to 0 makes no infinity of it.
+    # The largest logit becomes 0, so that a temperature close to 0 does not make it infinite.
     logits = logits.float()
     logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, 1e-30)
     if top_k is not None and top_k < logits.shape[-1]:
-        values, kept = logits.topk(top_k)  # no more than k, even of equal ones
+        values, kept = logits.topk(top_k)  # never more than k, even of equal logits
         logits = torch.full_like(logits, -math.inf).scatter(-1, kept, values)
     probability = logits.softmax(-1)
     if top_p is not None and top_p < 1:
@@ -59,11 +59,11 @@ def sample(
         probability = torch.zeros_like(probability).scatter(-1, order, ordered.masked_fill(beyond, 0))
     if probability.device.type != "cpu":
         return torch.multinomial(probability, 1, generator=generator)[:, 0]
-    # One number per row, and where it falls: `multinomial` draws one for every token of the vocabulary, 10 to 40 times
-    # slower on a CPU. In float64, so that the sum over a large vocabulary keeps its small parts.
+    # One random number per row chooses the token. `multinomial` draws one for every token of the vocabulary and is 10
+    # to 40 times slower on a CPU. float64 keeps the small parts of the sum over a large vocabulary.
     upto = probability.cumsum(-1, dtype=torch.float64)
     if not upto[:, -1].isfinite().all():
-        raise UserError("logits: they are not finite, so that nothing can be drawn")
+        raise UserError("logits: they are not finite, so no token can be drawn")
     drawn = torch.rand(len(upto), 1, dtype=upto.dtype, device=upto.device, generator=generator) * upto[:, -1:]
     return torch.searchsorted(upto, drawn, right=True)[:, 0]
 
@@ -82,8 +82,8 @@ def generate(
 ) -> Iterator[Tensor]:
     """Read a prompt, then sample tokens, yielding each (B,) as soon as it is drawn.
 
-    What is kept is one memory, whatever the length. The RNN is in evaluation mode while it works, and between tokens
-    in the mode that it had.
+    Only one memory is kept, whatever the length. The RNN is in evaluation mode while it computes, and in its former
+    mode between tokens.
 
     Args:
         rnn: Reads the prompt and its own tokens.
@@ -94,20 +94,20 @@ def generate(
         top_p: The probability that is kept.
         seed: The same seed gives the same tokens.
         step: Replaces `rnn.step`, as `fast_step` does.
-        memory: (B, K, D) to go on from instead of m_0, as `rnn.step` gave it; the prompt may then be empty, (B, 0).
+        memory: (B, K, D) to start from instead of m_0, as `rnn.step` returns it. The prompt may then be empty, (B, 0).
 
     Raises:
-        UserError: Settings make no sense, before anything is read; or, later, logits are not finite.
+        UserError: A setting is out of range, before anything is read; or, later, logits are not finite.
     """
     check_sampling(length, temperature, top_k, top_p)
     if memory is not None and memory.shape != (len(prompt), *rnn.m_0.shape):
-        raise UserError(f"memory: {tuple(memory.shape)} is not that of prompt, {(len(prompt), *rnn.m_0.shape)}")
+        raise UserError(f"memory: {tuple(memory.shape)} does not fit prompt; give {(len(prompt), *rnn.m_0.shape)}")
     step = step or rnn.step
     generator = torch.Generator(rnn.m_0.device).manual_seed(seed)
 
     def stream(memory: Tensor | None) -> Iterator[Tensor]:
-        parts = list(rnn.modules())  # collected once: to walk the tree for every token costs a tenth of it
-        # Entered around each piece of work, not the yields: the caller's own code must not run inside it.
+        parts = list(rnn.modules())  # collected once: walking the tree would cost a tenth of every token's time
+        # These modes surround the work, not the yields: the caller's own code must not run in them.
         with torch.inference_mode(), evaluating(rnn):
             logits, memory = read_prompt(rnn, prompt, memory)
         token: Tensor | None = None
@@ -116,11 +116,11 @@ def generate(
             with torch.inference_mode(), mode:
                 if token is not None:
                     logits, memory = step(token, memory)
-                # A GPU would have to be waited for; there, `sample` fails.
+                # This check would make the host wait for a GPU, where `sample` fails instead.
                 if not logits.is_cuda and not logits.amax(-1).isfinite().all():
                     raise UserError(f"run: the RNN's logits are not finite after {number} tokens of its own")
                 token = sample(logits, temperature, top_k, top_p, generator)
-            yield token.clone()  # one that the caller may train on, which a tensor of inference mode is not
+            yield token.clone()  # a caller may train on a clone, but not on a tensor of inference mode
 
     return stream(memory)
 

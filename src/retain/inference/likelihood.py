@@ -1,4 +1,4 @@
-"""The likelihood of whole documents under the RNN alone, however long they are."""
+"""The likelihood of whole documents of any length under the RNN alone."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from retain.model.modes import evaluating
 from retain.model.rnn import RNN
 
 CHUNK = 256
-"""The most tokens read at once; only the memory is kept between chunks."""
+"""The most tokens read at once. Only the memory is kept between chunks."""
 HELD = 2**24
-"""The most tokens of documents side by side, each filled up to the longest; one document alone may have more."""
+"""The most tokens of a batch of documents, padding included. One document alone may have more."""
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def document_likelihood(
     device = rnn.m_0.device
     chosen = evenly_spaced(data.documents(split), limit)
     lengths = np.diff(data.ends[split], prepend=0)[chosen].astype(np.int64)
-    order = np.argsort(lengths, kind="stable")  # those of one length side by side
+    order = np.argsort(lengths, kind="stable")  # documents of similar length share a batch
     chosen, lengths = chosen[order], lengths[order]
     nats, first = 0.0, 0
     with evaluating(rnn):
@@ -49,7 +49,7 @@ def document_likelihood(
             first += rows
             chunk = max(1, min(CHUNK, LOGITS // (rows * rnn.vocab_size)))
             memory = rnn.init_memory(rows)
-            before = rnn.readout(memory).float()[:, None]  # (B, 1, V): what m_0 says of the first token
+            before = rnn.readout(memory).float()[:, None]  # (B, 1, V): the first token from m_0
             for part, counts in zip(tokens.split(chunk, 1), real.split(chunk, 1), strict=True):
                 logits, memory = rnn(part, memory)
                 said = torch.cat([before, logits[:, :-1]], 1).float()

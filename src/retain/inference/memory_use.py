@@ -1,4 +1,4 @@
-"""How many bits memories of a few levels hold, and how many of them are used."""
+"""How many bits an fsq memory can hold, and how many of them are used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from retain.ops.fsq import number_levels
 
 
 class MemoryUse:
-    """Counts the levels, and the memories, that turn up; batch by batch."""
+    """Counts of the levels and of the memories that occur, batch by batch."""
 
     def __init__(self, levels: int):
         self.levels = levels
@@ -21,22 +21,22 @@ class MemoryUse:
         self.codes: list[Tensor] = []
 
     def add(self, memory: Tensor, which: Tensor) -> None:
-        """Add memories (B, T + 1, K, D); `which` (B, T + 1) bool tells those that count."""
+        """Add memories (B, T + 1, K, D); `which` (B, T + 1) bool marks those that count."""
         at = number_levels(memory[which].flatten(1).cpu(), self.levels)  # (N, K · D)
         size = at.shape[1]
         if not len(self.counts):
             self.counts = torch.zeros(size * self.levels, dtype=torch.long)
         each = at + torch.arange(size) * self.levels
         self.counts += torch.bincount(each.flatten(), minlength=len(self.counts))
-        # A memory is told from another by a random sum of its levels, modulo 2^64.
+        # A sum of a memory's levels with random weights, modulo 2^64, identifies the memory.
         factors = torch.randint(-(2**62), 2**62, (size,), generator=torch.Generator().manual_seed(0))
         self.codes.append((at * factors).sum(1))
 
     def results(self) -> dict[str, Any]:
-        """Return, in bits, what there is room for, and the entropy of what was seen.
+        """Return the capacity and the observed entropy of a memory, in bits.
 
-        `memory_entropy_by_number` adds up the entropies of the K · D numbers, of which some may say the same.
-        `memory_entropy` is that of whole memories; it cannot be above log2 of how many were seen.
+        `memory_entropy_by_number` adds up the entropies of the K · D numbers, which may be dependent. `memory_entropy`
+        is the entropy of whole memories. It cannot exceed log2 of the number of memories seen.
         """
         found = self.counts.view(-1, self.levels)
         _, seen = torch.cat(self.codes).unique(return_counts=True)

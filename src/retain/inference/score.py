@@ -1,4 +1,4 @@
-"""How surprising each step of a stream is to an RNN that has read what came before: its score as an anomaly."""
+"""Anomaly scores: how surprising each step of a stream is to an RNN that has read the steps before it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Scored:
     time: Any
     """Its time or number."""
     surprise: float | None
-    """Nats: minus the logarithm of the probability, or density, that its values had. None if all are missing."""
+    """Nats: minus the logarithm of the probability, or density, of its values. None if all are missing."""
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def score_table(rnn: SeriesRNN, table: Table) -> Iterator[Scored]:
 
 @dataclass
 class _Stream:
-    """What is kept of a series between two lines: memory, the values of the last step, and when that was."""
+    """State of a series between two lines: memory, values of the last step, time of the first step, last place."""
 
     memory: Tensor
     values: Floats
@@ -60,7 +60,7 @@ class _Stream:
 
 
 class LineScorer:
-    """Scores a stream line by line, as lines come; each series has a memory of its own.
+    """Scorer of a stream, line by line as lines arrive. Each series has its own memory.
 
     Args:
         rnn: Reads the lines.
@@ -68,7 +68,7 @@ class LineScorer:
         header: The columns of a line.
 
     Raises:
-        UserError: A column of the run's is missing.
+        UserError: A column that the run reads is missing.
     """
 
     def __init__(self, rnn: SeriesRNN, config: SeriesDataConfig, header: list[str]):
@@ -81,7 +81,7 @@ class LineScorer:
         for name in (*named, *((config.time,) if config.time else ()), *((config.series,) if config.series else ())):
             if name not in header:
                 raise UserError(
-                    f"data: the run reads a column {name!r}, and the header has {', '.join(header)}; give it"
+                    f"data: the run reads a column {name!r}, and the header has {', '.join(header)}; add it"
                 )
         if self.calendar and not config.time:
             raise UserError("data: the run reads the calendar, and its config names no column of times (data.time)")

@@ -19,17 +19,17 @@ from retain.runs.run import Run
 
 
 class Piece(NamedTuple):
-    """What a token adds to a text."""
+    """The text that a token adds."""
 
     token: int | None
-    """None: the text had ended before."""
+    """None if the text had already ended."""
     text: str
 
 
 def generate_text(run: Run, prompt: str = "", length: int = 500, **settings: Any) -> list[str]:
     """Sample texts that follow a prompt, each up to its end symbol, a stop string or `length` tokens.
 
-    `settings` are those of `stream_text`, which gives the texts as they come.
+    `settings` are those of `stream_text`, which yields the texts in pieces.
     """
     texts = zip(*stream_text(run, prompt, length, **settings), strict=True)
     return ["".join(piece.text for piece in pieces) for pieces in texts]
@@ -50,23 +50,23 @@ def stream_text(
 ) -> Iterator[list[Piece]]:
     """Sample texts side by side after a prompt, yielding a piece of each for every token.
 
-    What may still become a stop string or a character is held back and comes with a later piece; the last list of
-    pieces has no tokens, only what was held back. Tokens of data that is no text become numbers with spaces between.
+    Text that may still become a stop string or a character is held back for a later piece. The last list of pieces has
+    no tokens, only text that was held back. If data is not text, tokens become numbers separated by spaces.
 
     Args:
-        run: As `load_run` gives it.
-        prompt: The text, or numbers, before what is sampled.
-        length: How many tokens a text has at most.
+        run: As `load_run` returns it.
+        prompt: The text, or the numbers, to continue.
+        length: The most tokens per text.
         stop: A text ends before the first of these strings that is complete, or before its end symbol.
         count: How many texts; another count gives other texts.
         temperature: See `sample`, as for `top_k` and `top_p`.
         top_k: The likeliest tokens that are kept.
         top_p: The probability that is kept.
         seed: The same seed gives the same texts.
-        step: What `fast_step(run.rnn, count)` gives.
+        step: The result of `fast_step(run.rnn, count)`.
 
     Raises:
-        UserError: Settings make no sense, before anything is read.
+        UserError: A setting is out of range, before anything is read.
     """
     kind, vocab_size, end = run.state["kind"], run.state["vocab_size"], run.state.get("end")
     tokenizer = read_tokenizer(run.path)
@@ -92,7 +92,7 @@ def _pieces(stream: Iterator[Tensor], texts: list[Text]) -> Iterator[list[Piece]
 
 
 def _make_reader(kind: str, tokenizer: Any, before: list[int]) -> tuple[Callable[[int], str], Callable[[], str]]:
-    """Make what turns each token after those `before` into text, and what gives the rest of the text at the end."""
+    """Make two functions: of each token after those `before`, its text; and at the end, the rest of the text."""
     if tokenizer:
         subwords = Subwords(tokenizer, before)
         return subwords.read, subwords.rest
@@ -107,9 +107,9 @@ class Text:
     """A text up to the first of its stop strings that is complete, or its end symbol.
 
     Args:
-        read: Gives the text that a token completes.
-        rest: Gives the rest of the text when no more tokens come.
-        stop: Strings that end the text, and are no part of it.
+        read: Returns the text that a token completes.
+        rest: Returns the rest of the text when no more tokens come.
+        stop: Strings that end the text and are not part of it.
         end: The token that ends the text.
     """
 
@@ -120,7 +120,7 @@ class Text:
         self.held, self.ended = "", False
 
     def read(self, token: int) -> Piece:
-        """Give what the token adds to the text."""
+        """Return the text that the token adds."""
         if self.ended:
             return Piece(None, "")
         if token == self.end:
@@ -130,15 +130,15 @@ class Text:
         return Piece(token, self._until_stop(self._read(token)))
 
     def rest(self) -> str:
-        """Give what was held back, when no more tokens come."""
+        """Return the text held back, when no more tokens come."""
         if self.ended:
             return ""
         return self._until_stop(self._rest()) + self.held
 
     def _until_stop(self, text: str) -> str:
-        """Give what is certain of the text, with what was held back before it."""
+        """Return the part of the text that is certain, preceded by the text held back before."""
         text = self.held + text
-        # The first to be complete, wherever the pieces of text were cut; of several, the longest.
+        # The stop string that is complete first, wherever the text was cut into pieces; of several, the longest.
         whole = [(place + len(stop), place) for stop in self.stop if (place := text.find(stop)) >= 0]
         if whole:
             self.held, self.ended = "", True
