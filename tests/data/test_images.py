@@ -145,7 +145,9 @@ def test_every_mode_of_pillow_is_read_as_the_gray_it_shows(mode):
     for place in ((0, 0), (0, 1), (1, 0), (1, 1)):
         image.putpixel(place, colour)
     if on_black is None:
-        with pytest.raises(UserError, match=f"^image: an image, of mode {mode}, .* not state; save it as 8-bit gray"):
+        with pytest.raises(
+            UserError, match=f"^image: one without a file name, of mode {mode}, .* not state; save it as 8-bit gray"
+        ):
             to_pixels(image, exact())
         return
     assert np.abs(to_pixels(image, exact()).astype(int) - on_black).max() <= 1

@@ -154,7 +154,10 @@ def from_records(records: Sequence[Mapping[str, Any]], config: SeriesDataConfig,
             frequency = parse_frequency(freq)
         dynamic = np.atleast_2d(_array(record, "feat_dynamic_real", number, target.shape[1]))
         if dynamic.size and dynamic.shape[1] < target.shape[1]:
-            raise UserError(f"feat_dynamic_real: record {number} has {dynamic.shape[1]} steps, fewer than its target")
+            raise UserError(
+                f"feat_dynamic_real: record {number} has {dynamic.shape[1]} steps, fewer than its target; give one for "
+                "each step"
+            )
         static = np.ravel(_array(record, "feat_static_real", number, 0))
         codes = np.ravel(_array(record, "feat_static_cat", number, 0)) + 1
         length = max(target.shape[1], dynamic.shape[1])
@@ -202,7 +205,9 @@ def _array(record: Mapping[str, Any], name: str, number: int, empty: int | None 
         value = [list(part) if hasattr(part, "__len__") else part for part in value]
         return np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
-        raise UserError(f"{name}: record {number} does not hold numbers in rows of one length") from None
+        raise UserError(
+            f"{name}: record {number} does not hold numbers in rows of one length; give (L,) or (C, L)"
+        ) from None
 
 
 def _only_numbers(frame: Any, config: SeriesDataConfig) -> tuple[str, ...]:

@@ -113,7 +113,7 @@ def scale_to_8_bits(image: Image.Image, background: int) -> Pixels:
 
 def make_refusal(image: Image.Image, why: str) -> UserError:
     """Make the error for an undamaged image that cannot be converted to gray."""
-    name = getattr(image, "filename", "") or "an image"
+    name = getattr(image, "filename", "") or "one without a file name"
     return UserError(f"image: {name}, of mode {image.mode}, {why}; save it as 8-bit gray or colour")
 
 

@@ -181,7 +181,7 @@ class _Preparation:
         if not self.state.documents["train"]:
             raise UserError(
                 f"data.path: {self.config.path!r} holds nothing to learn: {sum(self.state.rows.values())} rows, "
-                f"{self.state.empty} of them without a value"
+                f"{self.state.empty} of them without a value; name another column or file"
             )
         self.finish(source)
 
