@@ -175,7 +175,7 @@ def test_a_run_says_where_it_does_not_go_on_bit_for_bit(never_stopped, tmp_path,
         train(config, out, resume=True, progress_bar=False)
     finally:
         torch.set_num_threads(before)
-    assert f"threads was {before} and is {before + 1} now, so that it does not go on bit for bit" in caplog.text
+    assert f"threads was {before} and is {before + 1} now, so the run will not be the same bit for bit" in caplog.text
 
 
 def test_a_checkpoint_is_a_model_that_can_be_scored(never_stopped, retain):
