@@ -129,7 +129,7 @@ class DMT(nn.Module):
         if len(tokens) > 1:
             with torch.no_grad():
                 variance = variance_across(memory[:, 1:], real)
-                # The variance is 0 where all sequences are equal, as small black and white images can be.
+                # The variance is 0 if all sequences are equal, as small black and white images can be.
                 losses["relative_drift"] = losses["loss_dyn"] / variance.clamp_min(1e-8)
         losses["horizon"] = torch.full((), float(tokens.shape[1] if alone else horizon), device=tokens.device)
         return losses | counts

@@ -32,7 +32,7 @@ def where_asked(targets: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     for part in others:
         if part.shape[:2] != targets.shape[:2]:
             raise UserError(
-                f"targets: {tuple(targets.shape)} beside {tuple(part.shape[:2])} memories; give (B, T + 1), one for "
+                f"targets: {tuple(targets.shape)} for {tuple(part.shape[:2])} memories; give (B, T + 1), one for "
                 "m_0 and one after every token"
             )
     flat = [part.flatten(0, 1) for part in (targets, *others)]

@@ -55,7 +55,7 @@ def _refuse_other_parts(job: Job, state: dict[str, Any]) -> None:
         before = state.get(key) or None
         if before != (given or None):
             how = f"give it, as in train(config, out, resume=True, {what}=…)" if before else f"leave out {what}="
-            whose = f"{what} of its own" if before else f"the {what} that its config names"
+            whose = f"the {what} given in Python" if before else f"the {what} that its config names"
             raise UserError(f"resume: {job.out} was trained with {whose}; {how}")
 
 
