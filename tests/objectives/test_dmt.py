@@ -335,7 +335,7 @@ def test_teacher_and_rnn_have_one_memory(make, other, words):
 @pytest.mark.parametrize("objective", [lambda t, r: DMT(t, r, config()), lambda t, r: BPTT(r)])
 def test_a_target_for_each_token_alone_is_refused(objective):
     data = batch()
-    with pytest.raises(ValueError, match=r"targets: \(2, 6\) beside \(2, 7\) memories; give \(B, T \+ 1\)"):
+    with pytest.raises(ValueError, match=r"targets: \(2, 6\) for \(2, 7\) memories; give \(B, T \+ 1\)"):
         objective(*models())(data | {"targets": data["targets"][:, 1:]})
 
 

@@ -135,7 +135,7 @@ def test_a_gradient_is_taken_once():
     x = torch.tensor(1.0, requires_grad=True)
     (y,) = Replayed(lambda x: (x * x,), at_first=True)(x)
     y.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="taken already"):
+    with pytest.raises(RuntimeError, match="computed already"):
         y.backward()
 
 

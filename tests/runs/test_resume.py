@@ -160,7 +160,7 @@ def test_a_run_goes_on_with_its_own_cell_alone(never_stopped, tmp_path):
         train(config, out, resume=True, data=Changed(config), progress_bar=False)
     with pytest.raises(Interrupted, match=r"go on with: retain.train\(config, out, resume=True, …\)"):
         run(config, tmp_path / "own", at=stop_after(2), cell=cell)
-    with pytest.raises(ValueError, match=r"was trained with cell of its own; give it, as in train\(.*cell=…\)"):
+    with pytest.raises(ValueError, match=r"was trained with the cell given in Python; give it, as in train\(.*cell="):
         train(config, tmp_path / "own", resume=True, progress_bar=False)
 
 
@@ -175,7 +175,7 @@ def test_a_run_says_where_it_does_not_go_on_bit_for_bit(never_stopped, tmp_path,
         train(config, out, resume=True, progress_bar=False)
     finally:
         torch.set_num_threads(before)
-    assert f"threads was {before} and is {before + 1} now, so that it does not go on bit for bit" in caplog.text
+    assert f"threads was {before} and is {before + 1} now, so the run will not be the same bit for bit" in caplog.text
 
 
 def test_a_checkpoint_is_a_model_that_can_be_scored(never_stopped, retain):

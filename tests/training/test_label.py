@@ -327,7 +327,7 @@ def test_labels_are_not_begun_without_room_or_over_others(world, tmp_path, monke
     make = config(world)
     full = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(label.shutil, "disk_usage", lambda path: full)
-    with pytest.raises(ValueError, match=r"kB of labels are to come and 1.0 kB are free; make room"):
+    with pytest.raises(ValueError, match=r"kB of labels are missing and 1.0 kB are free; make room"):
         make_labels(make, tmp_path / "others", progress_bar=False)
     (tmp_path / "there").mkdir()
     with pytest.raises(ValueError, match="already exists"):

@@ -248,7 +248,7 @@ def test_two_processes_validate_at_the_same_steps_and_go_on_as_two(tmp_path):
         for worker in workers:
             worker.kill()
     assert sum("validation_bits_per_token" in line for line in lines(out)) == 12
-    with pytest.raises(ValueError, match="was trained by 2 processes, and they are 1 now"):
+    with pytest.raises(ValueError, match="was trained by 2 processes and is resumed by 1;"):
         train(load_config(out / "config.json"), out, resume=True, progress_bar=False)
 
 
@@ -328,7 +328,7 @@ def test_processes_that_were_started_but_do_not_join_are_refused(tmp_path, monke
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("retain.training.accelerator.Accelerator", lambda **settings: SimpleNamespace(num_processes=1))
     with (
-        pytest.raises(ValueError, match="device: cpu does not join the 2 processes"),
+        pytest.raises(ValueError, match="device: cpu cannot connect the 2 processes"),
         open_accelerator(tiny(), tmp_path),
     ):
         pass

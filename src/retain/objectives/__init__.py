@@ -1,4 +1,4 @@
-"""What is minimised: each objective is a module whose forward(batch) returns a dict of named losses."""
+"""The objectives of training: modules whose forward(batch) returns a dict of named losses."""
 
 from retain.objectives.bptt import BPTT
 from retain.objectives.dmt import DMT

@@ -1,4 +1,4 @@
-"""Backpropagation through time, whole or truncated: the baseline, and a way to finetune."""
+"""Backpropagation through time, full or truncated: the baseline, and a way to finetune."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ class BPTT(nn.Module):
     """Cross-entropy of the readout along the unrolled RNN (+ λ_distill · distill). m_0 is learnt.
 
     Args:
-        rnn: what is trained.
-        bptt_window: the gradient is cut every so many steps, from a random one on, so that no two tokens are always on
-            two sides of a cut. None is nowhere.
-        lambda_distill: the weight of the cross-entropy against the probabilities of the teacher's given trunk.
-        teacher: has that trunk. It is not trained.
-        taught: whether a sequence that is not `fresh` starts from the teacher's memory. Else all start from m_0.
+        rnn: The model to train.
+        bptt_window: The gradient is cut every `bptt_window` steps. The first cut is at a random step, so that no two
+            tokens are always separated. None never cuts.
+        lambda_distill: The weight of the cross-entropy against the probabilities of the teacher's given trunk.
+        teacher: The teacher with that trunk. It is not trained.
+        taught: Whether a sequence that is not `fresh` starts from the teacher's memory. Otherwise all start from m_0.
 
     Raises:
-        UserError: for a teacher that has no given trunk, or is of another memory or vocabulary than the RNN.
+        UserError: If `lambda_distill` or `taught` needs a given trunk and there is none, or if the teacher and the RNN
+            differ in memory or vocabulary.
     """
 
     def __init__(
@@ -46,25 +47,25 @@ class BPTT(nn.Module):
         if teacher is not None:
             check_alike(teacher, rnn)
         if (lambda_distill or taught) and (teacher is None or teacher.given_trunk is None):
-            raise UserError(f"lambda_distill: {lambda_distill} needs a teacher with a trunk that was given")
+            raise UserError(f"lambda_distill: {lambda_distill} needs a teacher with a given trunk")
         self.train()
         self.requires_grad_(True)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """`.to()` and its like reach the teacher, too."""
+        """Apply `fn` to the teacher, too, so that `.to()` moves both."""
         if self._teacher[0] is not None:
             self._teacher[0]._apply(fn, recurse)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The losses of a batch.
+        """Compute the losses of a batch.
 
         Args:
-            batch: "tokens" (B, T) and "targets" (B, T + 1); optionally "fresh" (B,) bool, which sequences start from
-                m_0 in any case, and what the teacher's trunk is given of them.
+            batch: "tokens" (B, T) and "targets" (B, T + 1). Optional: "fresh" (B,) bool, True for sequences that always
+                start from m_0, and labels or inputs of the teacher's trunk (see `kept_labels`).
 
         Returns:
-            "loss", to be minimised, "loss_readout" and, if there is a weight on it, "loss_distill".
+            "loss", to be minimised, "loss_readout" and, if `lambda_distill` is not 0, "loss_distill".
         """
         tokens, targets = batch["tokens"], batch["targets"]
         memory, guide = self.rnn.init_memory(len(tokens)), None
@@ -84,13 +85,13 @@ class BPTT(nn.Module):
         return {"loss": loss, **losses}
 
     def sequential_steps(self, length: int, progress: float = 0.0) -> int:
-        """The longest chain of one optimizer step: all cells and the readout, and back as far as the gradient goes.
+        """Return the sequential steps of one optimizer step.
 
-        Before them comes the teacher's trunk, if there is one.
+        The chain is the teacher's trunk, if there is one, all cells, the readout, and back to the gradient's cut.
         """
         cell, readout = self.rnn.depth, self.rnn.readout.depth
         before = self._teacher[0].depth if self._teacher[0] is not None else 0
         return before + (length * cell + readout) + (readout + window_len(self.bptt_window, length) * cell)
 
     def finish(self) -> None:
-        """Nothing is left to do: the RNN stands alone."""
+        """Do nothing: the RNN is complete."""

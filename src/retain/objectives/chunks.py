@@ -1,7 +1,7 @@
-"""Losses of a long sequence, one chunk of it after another, so that only one chunk's activations are held.
+"""Losses of a long sequence, chunk by chunk, so that only one chunk's activations are held at a time.
 
-The transitions that SMT trains are independent of each other once the labels are there, so their graphs need not be
-there at the same time. Backpropagation through time has no such choice: it can only compute things again.
+Given the labels, the transitions that SMT trains are independent of each other, so their graphs need not exist at the
+same time. Backpropagation through time can save memory only by recomputation.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ Losses = Callable[[Tensor, int, int], dict[str, Tensor]]
 def sum_over_chunks(
     losses: Losses, weights: dict[str, float], memory: Tensor, parameters: Sequence[Tensor], num_chunks: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum, with gradient, and the sum of each loss, without, over `num_chunks` chunks of the sequence.
+    """Return the weighted sum of the losses, with gradient, and the sum of each loss, without gradient.
 
-    memory (B, S + 1, K, D) at the ends of S steps. losses(memory[:, a : b + 1], a, b) gives scalars of the steps a …
-    b - 1 that add up over the chunks. Gradients for `memory` and `parameters` are computed in this forward pass, chunk
-    by chunk and nothing twice; whatever else the losses depend on gets none.
+    The sums are over `num_chunks` chunks of the sequence. memory (B, S + 1, K, D) is at the ends of S steps.
+    losses(memory[:, a : b + 1], a, b) returns scalars of the steps a … b - 1 that add up over the chunks. This forward
+    pass computes the gradients of `memory` and `parameters`, chunk by chunk and without recomputation. Anything else
+    that the losses depend on gets no gradient.
     """
     steps = memory.shape[1] - 1
     cuts = torch.linspace(0, steps, min(num_chunks, steps) + 1).round().int().tolist()
@@ -52,7 +53,7 @@ class _Chunks(torch.autograd.Function):
             total = total + of_chunk.detach()
             into = [None if gradients[0] is None else gradients[0][:, a : b + 1], *gradients[1:]]
             wanted = [(t, g) for t, g in zip((chunk, *parameters), into, strict=True) if g is not None]
-            # As where a backward pass stands: outside of autocast.
+            # A backward pass runs outside of autocast.
             with torch.autocast(memory.device.type, enabled=False):
                 ours = torch.autograd.grad(of_chunk, [t for t, _ in wanted], allow_unused=True)
             for (_, gradient), one in zip(wanted, ours, strict=True):

@@ -21,21 +21,21 @@ from retain.objectives.segments import rollout_from_teacher, unroll, unroll_alon
 class DMT(nn.Module):
     """loss_dmt = λ_dyn · ‖f(m̂_t, x_t) − m_{t+1}‖² + λ_readout · readout (+ λ_distill · distill).
 
-    m̂ comes from rolling the RNN out without a graph; then every step of the batch is trained in one parallel
-    pass. That is the gradient of the detached loop: none flows through time. With `bptt_window` above 1 it flows
-    through so many steps, in windows that are trained side by side. Every `horizon` steps the rollout starts anew from
-    the teacher's memory. The horizon grows until it is the whole sequence: the RNN alone, from m_0. Then the rollout
-    itself can be what is trained, and there is no second pass. The teacher is frozen.
+    m̂ comes from a rollout of the RNN without a graph. Then one parallel pass trains every step of the batch. This is
+    the gradient of the detached loop: no gradient flows through time. If `bptt_window` is above 1, the gradient flows
+    through `bptt_window` steps, in windows trained in parallel. Every `horizon` steps the rollout restarts from the
+    teacher's memory. The horizon grows to the whole sequence: the RNN then runs from m_0 without the teacher, and the
+    rollout itself can be trained, without a second pass. The teacher is frozen.
 
     Args:
-        teacher: whose memories are the labels.
-        rnn: what is trained. It gets the teacher's memory of nothing as m_0.
-        loss: the weights of the losses, and how far the RNN runs on its own.
-        trunk_trained: whether the teacher's trunk has had loss_trunk, or came trained. Then loss_distill takes its
-            probabilities, else the decoder's.
+        teacher: Its memories are the labels.
+        rnn: The model to train. Its m_0 becomes the teacher's memory before any token.
+        loss: The weights of the losses, and the horizon.
+        trunk_trained: Whether the teacher's trunk was trained by loss_trunk or came pretrained. If so, loss_distill
+            takes the trunk's probabilities, otherwise the decoder's.
 
     Raises:
-        UserError: for a teacher and an RNN of another memory or vocabulary.
+        UserError: If the teacher and the RNN differ in memory or vocabulary.
     """
 
     def __init__(self, teacher: Teacher, rnn: RNN, loss: DMTLoss, trunk_trained: bool = False):
@@ -45,7 +45,7 @@ class DMT(nn.Module):
         # Kept out of the module tree: a frozen teacher has no parameter that an optimizer or DDP should see.
         self._teacher = (teacher,)
         self.iterations: int | None = None
-        """Applications of f, one after another, of the last rollout in parallel."""
+        """Sequential applications of f in the last parallel rollout."""
         self.train()
         self.requires_grad_(True)
         rnn.m_0.requires_grad_(False)
@@ -55,12 +55,12 @@ class DMT(nn.Module):
             rnn.m_0.copy_(teacher.empty_memory())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """`.to()` and its like reach the teacher, too."""
+        """Apply `fn` to the teacher, too, so that `.to()` moves both."""
         self._teacher[0]._apply(fn, recurse)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def horizon(self, progress: float, length: int) -> int:
-        """Steps the RNN runs on its own, doubling over the phase from 1 to the full horizon."""
+        """Return how many steps the RNN runs on its own: it doubles over the phase from 1 to the full horizon."""
         end = window_len(self.config.horizon, length)
         if end <= 1 or self.config.horizon_growth == 0:
             return end
@@ -69,20 +69,23 @@ class DMT(nn.Module):
         return min(end, 1 << math.floor(done * doublings + 1e-9))
 
     def is_alone(self, horizon: int, length: int) -> bool:
-        """Whether the rollout can be what is trained: it never starts anew, and its gradient costs no more that way.
+        """Whether the rollout itself can be trained: it never restarts, and a gradient through it costs no more.
 
-        A window that is the whole sequence starts from m_0, whatever the horizon.
+        A window of the whole sequence starts from m_0, whatever the horizon.
         """
         steps = window_len(self.config.bptt_window, length)
         able = steps == length or (horizon == length and steps > 1 and self.rnn.cuts)
         return self.config.label_every == 1 and able
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The losses of a batch, which is as for `SMT` ("progress" defaults to 1, the full horizon).
+        """Compute the losses of a batch.
+
+        Args:
+            batch: As for `SMT`, but "progress" defaults to 1, the full horizon.
 
         Returns:
-            Scalar losses by name; "loss" is to be minimised. "relative_drift" is loss_dyn over the variance of the
-            teacher's memory, "horizon" the steps that the RNN ran on its own.
+            Scalar losses by name. "loss" is to be minimised. "relative_drift" is loss_dyn over the variance of the
+            teacher's memory. "horizon" is how many steps the RNN ran on its own.
         """
         tokens, targets, real, c = batch["tokens"], batch["targets"], real_tokens(batch), self.config
         teacher = self._teacher[0]
@@ -90,7 +93,7 @@ class DMT(nn.Module):
         alone = self.is_alone(horizon, tokens.shape[1])
         wants_trunk = c.lambda_distill > 0 and self.trunk_trained
         kept = kept_labels(batch)
-        own: Tensor | None = None  # where the rollout itself is what is trained
+        own: Tensor | None = None  # None if the rollout itself is trained
         counts: dict[str, Tensor] = {}
         with without_graph(), evaluating(teacher):
             if c.label_every > 1:
@@ -126,16 +129,16 @@ class DMT(nn.Module):
         if len(tokens) > 1:
             with torch.no_grad():
                 variance = variance_across(memory[:, 1:], real)
-                # A batch may hold one sequence several times, as small black and white images do.
+                # The variance is 0 if all sequences are equal, as small black and white images can be.
                 losses["relative_drift"] = losses["loss_dyn"] / variance.clamp_min(1e-8)
         losses["horizon"] = torch.full((), float(tokens.shape[1] if alone else horizon), device=tokens.device)
         return losses | counts
 
     def roll_out(self, memory: Tensor, tokens: Tensor, horizon: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The RNN's own memories, as `rollout_from_teacher` gives them, and what `config.rollout` counts on the way.
+        """Return the RNN's own memories, as `rollout_from_teacher` does, and counts of a parallel rollout.
 
-        "rollout_iterations" are those of a rollout in parallel. "rollout_fallback" is 1 if they were not enough, so
-        that the loop was run.
+        "rollout_iterations" is the number of its iterations. "rollout_fallback" is 1 if they did not converge, so that
+        the loop was run.
         """
         if self.config.rollout == "loop":
             return rollout_from_teacher(self.rnn, memory, tokens, horizon), {}
@@ -147,11 +150,13 @@ class DMT(nn.Module):
     def some_steps(
         self, tokens: Tensor, horizon: int, wants_trunk: bool, kept: Labels | None
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """One rollout of `horizon` steps from a random place, and every `label_every`-th of its S steps to train.
+        """Roll out `horizon` steps from a random start and choose every `label_every`-th, S steps, for training.
 
-        Of these alone the teacher is asked, for an encoder that pays for each label. Returns the t (S + 1,) of the
-        start and after each, their labels (B, S + 1, K, D) and the trunk's logits (B, S + 1, V); then the RNN's own
-        memories before each step (B, S, K, D).
+        The teacher computes only the labels of the start and of the chosen steps, as some encoders pay for each label.
+
+        Returns:
+            The t (S + 1,) of the start and after each chosen step, their labels (B, S + 1, K, D), the trunk's logits
+            (B, S + 1, V) or None, and the RNN's own memories before each chosen step (B, S, K, D).
         """
         start = int(torch.randint(tokens.shape[1] - horizon + 1, ()))
         steps = start + torch.arange(0, horizon + 1, min(self.config.label_every, horizon), device=tokens.device)
@@ -162,7 +167,7 @@ class DMT(nn.Module):
         return steps, memory, trunk_logits, own
 
     def sequential_steps(self, length: int, progress: float = 0.0) -> int:
-        """The longest chain of one optimizer step: labels, rollout, f and readout; back through the last two."""
+        """Return the sequential steps of one optimizer step: labels, rollout, f, readout; back through the last two."""
         teacher = self._teacher[0]
         cell = self.rnn.depth * window_len(self.config.bptt_window, length)
         readout = self.rnn.readout.depth if self.trains_readout else 0
@@ -177,11 +182,11 @@ class DMT(nn.Module):
         return forward + (cell + readout if self.config.predictive else max(cell, readout))
 
     def finish(self) -> None:
-        """Nothing is left to do: the RNN stands alone."""
+        """Do nothing: the RNN is complete."""
 
 
 def variance_across(memory: Tensor, real: Tensor | None) -> Tensor:
-    """Mean variance of memory (B, T, K, D) across the sequences; real (B, T) as in `dynamics_loss`."""
+    """Return the mean variance of memory (B, T, K, D) across sequences. real (B, T) is as in `dynamics_loss`."""
     if real is None:
         return (memory - memory.mean(0)).square().mean()  # much faster than .var(0)
     left_out = ~real[..., None, None]

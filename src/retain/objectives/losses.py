@@ -19,20 +19,20 @@ from retain.ops.elementwise import at_least_float32
 
 
 def where_asked(targets: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """The targets that count, (B, T) → (N,), and what stands at their places in the others, (B, T, ...) → (N, ...).
+    """Select the targets that count, (B, T) → (N,), and the entries of `others` at their places, (B, T, …) → (N, …).
 
-    Targets of numbers have an axis more; one counts if any of its values is there.
+    Targets of numbers have one more axis. Such a target counts if any of its values is present.
 
-    A readout can cost more than f, and most memories of a memory task are asked nothing. Only the host can know how
-    many are asked, so it waits for an accelerator.
+    A readout can cost more than f, and most memories of a memory task have no target. The host needs the number of
+    targets, so it waits for an accelerator.
 
     Raises:
-        UserError: if there are more or fewer targets than memories.
+        UserError: If there are more or fewer targets than memories.
     """
     for part in others:
         if part.shape[:2] != targets.shape[:2]:
             raise UserError(
-                f"targets: {tuple(targets.shape)} beside {tuple(part.shape[:2])} memories; give (B, T + 1), one for "
+                f"targets: {tuple(targets.shape)} for {tuple(part.shape[:2])} memories; give (B, T + 1), one for "
                 "m_0 and one after every token"
             )
     flat = [part.flatten(0, 1) for part in (targets, *others)]
@@ -43,16 +43,16 @@ def where_asked(targets: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
 def predictive_loss(
     logits: Tensor, targets: Tensor, count: Tensor | None = None, likelihood: Likelihood | None = None
 ) -> Tensor:
-    """Mean cross-entropy in nats (Eq. 2), 0 if no target counts.
+    """Compute the mean cross-entropy in nats (Eq. 2), 0 if no target counts.
 
-    Under `torch.distributed` the mean over processes of what is returned is the mean over all their targets.
+    Under `torch.distributed`, the mean of the results over processes is the mean over the targets of all processes.
 
     Args:
         logits: (..., V).
-        targets: (...), where IGNORE never counts; of numbers (..., 2 · C), where NaN never does.
-        count: divide by this many targets instead (see `counted_targets`), if these logits are one part of a larger
+        targets: (...), where IGNORE never counts. Targets of numbers are (..., 2 · C), where NaN never counts.
+        count: Divide by this many targets instead (see `counted_targets`), if these logits are one part of a larger
             mean.
-        likelihood: scores targets of numbers; each value is a target.
+        likelihood: Scores targets of numbers. Each value is one target.
     """
     if likelihood is not None:
         total = likelihood.loss(at_least_float32(logits), targets).sum()
@@ -64,16 +64,16 @@ def predictive_loss(
 
 
 def counted_targets(targets: Tensor) -> Tensor:
-    """How many targets are not IGNORE, or numbers that are not missing, as `counted` counts."""
+    """Count the targets that are not IGNORE, or the numbers that are not missing, as `counted` does."""
     if targets.is_floating_point():
         return counted(~targets[..., : targets.shape[-1] // 2].isnan())
     return counted(targets != IGNORE)
 
 
 def real_tokens(batch: dict[str, Tensor]) -> Tensor | None:
-    """Which tokens (B, T) of a batch are no padding; None if all are.
+    """Return which tokens (B, T) of a batch are real, not padding; None if all are and there is one process.
 
-    One process may have padding while another has none, and each must count if one does.
+    One process may have padding while another has none. If one counts its real tokens, all must count theirs.
     """
     real = batch.get("real")
     if real is None and dist.is_initialized() and dist.get_world_size() > 1:
@@ -83,12 +83,12 @@ def real_tokens(batch: dict[str, Tensor]) -> Tensor | None:
 
 
 def kept_labels(batch: dict[str, Tensor]) -> Labels | None:
-    """What a batch brings with it of a given trunk's pass: labels, or what it reads; None if that is the tokens."""
+    """Return a batch's labels for a given trunk, or inputs of the trunk; None if the trunk reads the tokens alone."""
     return {name: batch[name] for name in (*NAMES, *READ) if name in batch} or None
 
 
 def counted(which: Tensor) -> Tensor:
-    """How many are True, the mean over processes; at least 1e-9, so that a sum over none gives 0."""
+    """Count the True values, as the mean over processes; at least 1e-9, so that a sum over none gives 0."""
     count = which.sum().float()
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(count)
@@ -99,10 +99,10 @@ def counted(which: Tensor) -> Tensor:
 def readout_losses(
     logits: Tensor, teacher_logits: Tensor, targets: Tensor, count: Tensor | None = None, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """`predictive_loss`, and the mean cross-entropy in nats against the teacher's probabilities (Hinton et al. 2015).
+    """Compute `predictive_loss`, and the mean cross-entropy in nats against the teacher (Hinton et al. 2015).
 
-    Both are means over the targets (...) that count. logits and teacher_logits are (..., V), and no gradient reaches
-    the teacher's. With a `temperature` other than 1 the second is `softened_cross_entropy`.
+    Both are means over the targets (...) that count. logits and teacher_logits are (..., V). No gradient reaches
+    teacher_logits. If `temperature` is not 1, the second loss is `softened_cross_entropy`.
     """
     log_probabilities = at_least_float32(logits).flatten(0, -2).log_softmax(-1)  # once, for both
     guide = at_least_float32(teacher_logits.detach()).flatten(0, -2)
@@ -119,28 +119,28 @@ def readout_losses(
 
 
 def softened_cross_entropy(log_probabilities: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy against the teacher, both softened by a temperature, times its square (Hinton et al. 2015).
+    """Compute τ² times the cross-entropy against the teacher, both softened by temperature τ (Hinton et al. 2015).
 
-    Of the teacher's probabilities only the largest are known. All other tokens share the rest evenly, which is a guess,
-    and to soften thousands of small equal numbers would give them nearly all of the mass. So all others are one outcome
-    here, with the mass of the rest, and the RNN's are, too. Softened are the probabilities of these outcomes. Among the
-    others the cross-entropy is as without a temperature. So it is least where the RNN predicts as the teacher does,
-    whatever the temperature, and at 1 it is the plain cross-entropy.
+    Only the teacher's largest probabilities are known. All other tokens share the remaining mass evenly, which is a
+    guess. Softening thousands of small equal probabilities would give them nearly all of the mass. So all other tokens
+    are one outcome here, with the remaining mass, for the teacher and for the RNN. Only the probabilities of these
+    outcomes are softened. Among the other tokens the cross-entropy has no temperature. The loss is therefore minimal if
+    the RNN predicts as the teacher does, at any temperature. At τ = 1 it is the plain cross-entropy.
 
     Args:
-        log_probabilities: the RNN's, (N, V).
-        teacher_logits: (N, V); those of the tokens that share the rest are the smallest, and equal.
-        temperature: above 0.
+        log_probabilities: Those of the RNN, (N, V).
+        teacher_logits: (N, V). The tokens that share the remaining mass have the smallest logits, all equal.
+        temperature: τ, above 0.
 
     Returns:
         (N,), in nats.
     """
     guide = teacher_logits.log_softmax(-1)
     others = guide <= guide.amin(-1, keepdim=True)  # (N, V)
-    low = torch.finfo(guide.dtype).min / 4  # not infinity, of which gradients are undefined
+    low = torch.finfo(guide.dtype).min / 4  # not infinity, whose gradients are undefined
 
     def outcomes(values: Tensor) -> tuple[Tensor, Tensor]:
-        """The log-probabilities of known tokens and, last, that of all others, softened (N, V + 1); that before."""
+        """Return softened log-probabilities, last that of all others together, (N, V + 1); then the last unsoftened."""
         rest = values.masked_fill(~others, low).logsumexp(-1, keepdim=True)
         known = values.masked_fill(others, low)
         return (torch.cat([known, rest], -1) / temperature).log_softmax(-1), rest
@@ -161,16 +161,16 @@ def answer_losses(
     count: Tensor | None = None,
     temperature: float = 1.0,
 ) -> dict[str, Tensor]:
-    """The losses of the readout's predictions: "loss_readout" and, with a guide, "loss_distill".
+    """Compute the losses of the readout's predictions: "loss_readout" and, with a guide, "loss_distill".
 
     Args:
-        readout: what predicts.
-        memory: (B, T, K, D), what it predicts from.
-        targets: (B, T), where IGNORE never counts, or (B, T, 2 · C) of numbers, where NaN never does.
-        guide: the teacher's logits (B, T, V), or with `decoder` its memory (B, T, K, D).
-        decoder: what makes the teacher's logits of its memory.
-        count: as in `predictive_loss`.
-        temperature: as in `readout_losses`.
+        readout: The readout to score.
+        memory: Its input, (B, T, K, D).
+        targets: (B, T), where IGNORE never counts, or (B, T, 2 · C) of numbers, where NaN never counts.
+        guide: The teacher's logits (B, T, V), or with `decoder` its memory (B, T, K, D).
+        decoder: Computes the teacher's logits from its memory.
+        count: As in `predictive_loss`.
+        temperature: As in `readout_losses`.
     """
     if guide is None:
         answers, asked = where_asked(targets, memory)
@@ -184,13 +184,13 @@ def answer_losses(
 
 
 def dynamics_loss(predicted: Tensor, memory: Tensor, real: Tensor | None = None) -> Tensor:
-    """Mean squared error between f(m_t, x_t) and m_{t+1} (Eq. 3).
+    """Compute the mean squared error between f(m_t, x_t) and m_{t+1} (Eq. 3).
 
     Args:
         predicted: f(m_t, x_t), (..., K, D).
         memory: m_{t+1}, (..., K, D).
-        real: (...) bool, which x_t are no padding. The mean is over their transitions alone, and over processes as in
-            `predictive_loss`.
+        real: (...) bool, False where x_t is padding. The mean is over the other transitions only, and over processes as
+            in `predictive_loss`.
     """
     predicted, memory = at_least_float32(predicted), at_least_float32(memory)
     if real is None:
@@ -200,19 +200,19 @@ def dynamics_loss(predicted: Tensor, memory: Tensor, real: Tensor | None = None)
 
 
 def uniformity_loss(memory: Tensor, sample: int = 512, which: Tensor | None = None) -> Tensor:
-    """log mean over pairs of exp(-2 ‖u_a − u_b‖²), u the L2-normalised memory tokens (Eq. 4; Wang & Isola 2020).
+    """Compute log mean exp(-2 ‖u_a − u_b‖²) over pairs of L2-normalised memory tokens u (Eq. 4; Wang & Isola 2020).
 
-    It lies in [-8, 0]; 0 is collapse.
+    The loss lies in [-8, 0]. At 0 the memories have collapsed.
 
     Args:
         memory: (..., K, D).
-        sample: at most so many memory tokens are drawn, without replacement.
-        which: (...) bool, the memories that count.
+        sample: How many memory tokens are drawn at most, without replacement.
+        which: (...) bool, True for memories that count.
     """
     tokens = at_least_float32(memory).flatten(0, -2)
     counts = None if which is None else which.flatten().repeat_interleave(memory.shape[-2])
     if len(tokens) > sample:
-        # Each once: one that is drawn twice would be its own neighbour.
+        # Without replacement: a token drawn twice would be its own neighbour.
         if counts is None:
             drawn = torch.randperm(len(tokens), device=tokens.device)[:sample]
         else:  # those that count come first
@@ -221,8 +221,8 @@ def uniformity_loss(memory: Tensor, sample: int = 512, which: Tensor | None = No
         tokens = tokens[drawn]
     u = F.normalize(tokens, dim=-1)
     itself = torch.eye(len(u), dtype=torch.bool, device=u.device)
-    # ‖a − b‖² = 2 − 2 a·b on the unit sphere: one product gives every pair, twice. To leave them all in place is
-    # faster than to pick each once.
+    # On the unit sphere ‖a − b‖² = 2 − 2 a·b, so one product gives every pair, twice. Keeping both copies is faster
+    # than selecting one.
     exponent = 4 * at_least_float32(u @ u.T) - 4
     if counts is not None:
         pairs = counts & counts[:, None] & ~itself

@@ -1,11 +1,11 @@
-"""DMT's rollout for all steps at once: guess every memory, apply f to all of them, and go on until nothing changes.
+"""DMT's rollout for all steps at once: guess every memory, apply f to all guesses, and repeat until nothing changes.
 
-The guess is the teacher's memories, which are nearly right where DMT begins. After j iterations the first j memories of
-a window are exactly those of the loop, so that a window of h steps takes at most h. *Jacobi* takes what f returns as
-the next guess. *Newton* also moves it by how much the memory before it has moved, times the diagonal of f's Jacobian:
-quasi-DEER (Gonzalez et al. 2024), the diagonal estimated from one random vector (Hutchinson).
+The first guess is the teacher's memories, which are nearly right at the start of DMT. After j iterations the first j
+memories of a window equal those of the loop exactly, so a window of h steps takes at most h iterations. *Jacobi* takes
+f's output as the next guess. *Newton* also adds the change of the preceding memory, times the diagonal of f's Jacobian.
+This is quasi-DEER (Gonzalez et al. 2024), with the diagonal estimated from one random vector (Hutchinson).
 
-The slow twin is `rollout_from_teacher`, one step after another.
+The naive twin is `rollout_from_teacher`, step by step.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from retain.model.rnn import RNN
 from retain.objectives.segments import rollout_from_teacher
 
 TOLERANCE = 1e-4
-"""The iterations end when no number of a memory changes by more."""
+"""The iterations end when no number of any memory changes by more than this."""
 MOST = 64
-"""If so many iterations were not enough, the loop is run."""
+"""If this many iterations do not converge, the loop is run."""
 
 
 def rollout_in_parallel(
     rnn: RNN, memory: Tensor, tokens: Tensor, horizon: int, method: Literal["jacobi", "newton"], most: int = MOST
 ) -> tuple[Tensor, int, bool]:
-    """Do what `rollout_from_teacher` does, up to TOLERANCE.
+    """Compute `rollout_from_teacher` in parallel, up to TOLERANCE.
 
     Args:
-        rnn: Whose f it is.
+        rnn: The RNN to roll out.
         memory: The teacher's, (B, T + 1, K, D).
         tokens: (B, T).
-        horizon: Steps that f runs on its own before it is set back on the teacher's memory.
+        horizon: Steps that f runs on its own before it restarts from the teacher's memory.
         method: How the next guess is made.
-        most: Iterations, at most.
+        most: The maximum number of iterations.
 
     Returns:
-        The RNN's own memories m̂_0 … m̂_{T-1}, (B, T, K, D); the number of iterations; and whether they were not enough,
-        so that the memories are the loop's.
+        The RNN's own memories m̂_0 … m̂_{T-1}, (B, T, K, D); the number of iterations; and whether they did not
+        converge, so that the memories are the loop's.
     """
     length = tokens.shape[1]
     state = torch.get_rng_state()
-    # As in `unroll`, windows begin at a random offset, and what lies before it begins at m_0.
+    # As in `unroll`, windows begin at a random offset, and the steps before the offset start from m_0.
     offset = int(torch.randint(horizon, ())) if 1 < horizon < length else 0
     steps = torch.arange(length - 1, device=tokens.device)
     set_back = (((steps - offset) % horizon == 0) & (horizon < length))[:, None, None]  # (T - 1, 1, 1)
@@ -75,12 +75,12 @@ def _newton(rnn: RNN, start: Tensor, guess: Tensor, tokens: Tensor, set_back: Te
         made = rnn.update(read, tokens[:, :-1])
         signs = torch.randint_like(made, 2) * 2 - 1
         (along,) = torch.autograd.grad((made * signs).sum(), read)
-    # A diagonal beyond 1 would have errors grow along the sequence that f itself takes back.
+    # With a diagonal beyond ±1, errors that f itself corrects would grow along the sequence.
     slope = (signs * along).clamp(-1, 1).masked_fill(set_back, 0)
     slope[:, 0] = 0  # m̂_0 is known
     before = torch.cat([guess[:, :1], guess], 1)[:, :-1]
     total = made.detach() - slope * before
-    # m̂_{t+1} = slope_t m̂_t + total_t: the map over 1, 2, 4, … steps, each from two of half its length.
+    # Scan m̂_{t+1} = slope_t m̂_t + total_t: compose the maps over 1, 2, 4, … steps, each from two of half its length.
     back = 1
     while back < total.shape[1]:
         earlier = total[:, :-back] * slope[:, back:]

@@ -1,4 +1,4 @@
-"""Sequences cut into windows that the RNN runs through side by side."""
+"""Sequences cut into windows that the RNN runs through in parallel."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from retain.ops.windows import ring
 
 
 def window_len(bptt_window: int | None, length: int) -> int:
-    """Steps of f with gradient through them, in a sequence of this length. None is all of them."""
+    """Return how many steps of f the gradient crosses in a sequence of this length. None is all of them."""
     return length if bptt_window is None else min(bptt_window, length)
 
 
 def unroll(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int, own: Tensor | None = None, horizon: int = 1) -> Tensor:
-    """What f makes of `memory` at each token, on its own for at most `steps` steps: (B, T, K, D).
+    """Run f over each token, at most `steps` steps on its own from `memory`; return the new memories, (B, T, K, D).
 
-    The sequence is cut into windows of `steps`, at a random offset. Each starts from `memory` and goes on from what f
-    made, and all run side by side. So the sequential depth is `steps`, forward and in the gradient, however long the
-    sequence is. One step is f of every memory at once.
+    The sequence is cut into windows of `steps`, at a random offset. Each window starts from `memory` and continues with
+    f's own memories. All windows run in parallel, so the sequential depth is `steps`, forward and backward, for a
+    sequence of any length. If `steps` is 1, f is applied to every memory at once.
 
     Args:
-        rnn: whose f it is.
+        rnn: The RNN whose f is run.
         memory: (B, T or more, K, D), before each token.
         tokens: (B, T).
-        steps: the length of a window.
-        own: (n,), indices into the batch: these sequences start from f's own memories instead, without a graph.
-        horizon: at most how many steps those are away from `memory`.
+        steps: The length of a window.
+        own: (n,), indices into the batch. These sequences start from f's own memories instead, without a graph.
+        horizon: How many steps those own memories are away from `memory` at most.
     """
     length = tokens.shape[1]
     horizon = min(horizon, length)
@@ -42,11 +42,11 @@ def unroll(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int, own: Tensor | N
     where = ring(length, offset, steps, tokens.device).clamp_max(length - 1)  # (n, steps)
     segments, start = tokens[:, where].flatten(0, 1), memory[:, where[:, 0]]
     if own is not None and steps < length:
-        at = where[int(offset == 0) :, 0]  # m_0 is the teacher's and f's
+        at = where[int(offset == 0) :, 0]  # the teacher and f share m_0
         apart = own_memories(rnn, memory[own], tokens[own], at, horizon)
         start = start.index_copy(0, own, torch.cat([start[own, : -len(at)], apart], 1))
     if offset:
-        # There the last segment has come around to t = 0, and starts a second time.
+        # After `around` steps the last segment wraps around to t = 0 and starts again, from m_0.
         around = steps - offset
         before = rnn.rollout(segments[:, :around], start.flatten(0, 1))
         start = before[:, -1].unflatten(0, start.shape[:2])
@@ -60,9 +60,9 @@ def unroll(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int, own: Tensor | N
 
 
 def unroll_alone(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int) -> Tensor:
-    """`unroll` of an RNN that is alone from `memory` (B, K, D) on, tokens (B, T): (B, T, K, D).
+    """Do as `unroll` does, but from one `memory` (B, K, D) at the start; tokens (B, T), the result is (B, T, K, D).
 
-    Every window starts from where the one before it ended, so one rollout does it.
+    Every later window starts where the window before it ended, so one rollout is enough.
     """
     length = tokens.shape[1]
     return rnn.rollout(tokens, memory, (int(torch.randint(steps, ())), steps) if steps < length else None)
@@ -70,9 +70,10 @@ def unroll_alone(rnn: RNN, memory: Tensor, tokens: Tensor, steps: int) -> Tensor
 
 @without_graph()
 def own_memories(rnn: RNN, memory: Tensor, tokens: Tensor, steps: Tensor, horizon: int) -> Tensor:
-    """The RNN's own m̂_t at the `steps` t (n,) alone, a random 1 … horizon steps away from the teacher's: (B, n, K, D).
+    """Return the RNN's own m̂_t at the t in `steps` (n,) only, (B, n, K, D).
 
-    memory (B, T or more, K, D) is the teacher's, tokens (B, T). If t is nearer to the beginning, they start from m_0.
+    The rollouts start from the teacher's memory a random 1 … `horizon` steps before t, or from m_0 if t is smaller than
+    that. memory (B, T or more, K, D) is the teacher's, tokens (B, T).
     """
     distance = int(torch.randint(1, horizon + 1, ()))
     begin = (steps - distance).clamp_min(0)
@@ -85,7 +86,7 @@ def own_memories(rnn: RNN, memory: Tensor, tokens: Tensor, steps: Tensor, horizo
 
 @without_graph()
 def rollout_from_teacher(rnn: RNN, memory: Tensor, tokens: Tensor, horizon: int) -> Tensor:
-    """The RNN's own memories m̂_0 … m̂_{T-1}, each at most `horizon` steps away from a teacher's, without a graph.
+    """Return the RNN's own m̂_0 … m̂_{T-1}, each at most `horizon` steps from a teacher's memory, without a graph.
 
     memory (B, T + 1, K, D) is the teacher's, tokens (B, T); the result is (B, T, K, D), and m̂_0 is m_0.
     """

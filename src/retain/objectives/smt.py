@@ -26,25 +26,26 @@ from retain.objectives.losses import (
 from retain.objectives.segments import unroll, window_len
 
 ON_POLICY_STEPS = 8
-"""How far away from the teacher's memory f may be when it starts from its own."""
+"""How many steps from the teacher's memory f may be when it starts from a memory of its own."""
 
 
 class SMT(nn.Module):
     """loss_smt = λ_dec·dec + λ_dyn·dyn + λ_unif·unif (+ λ_trunk·trunk + λ_readout·readout + λ_distill·distill).
 
-    f is trained one step at a time, or over windows of `bptt_window` steps with gradient through them, side by side.
-    Make this objective when its phase begins. All parameters are thawed, and those that no loss reaches are frozen
-    (m_0 stays frozen until BPTT or the user thaws it). After training, `finish()` gives the RNN its m_0.
+    f is trained one step at a time, or over windows of `bptt_window` steps. The gradient crosses a whole window, and
+    the windows run in parallel. Create this objective when its phase begins: all parameters are unfrozen, and those
+    that no loss reaches are frozen. m_0 stays frozen until BPTT or the user unfreezes it. After training, `finish()`
+    gives the RNN its m_0.
 
     Args:
-        teacher: the encoder and decoder, trained here.
-        rnn: the cell and readout, trained here.
-        loss: the weights of the losses, and the transitions that are trained.
-        future_len: F, how many tokens the decoder is shown after m_t (that of the TeacherConfig); 0 is none.
-        fresh_readout: whether the RNN's readout starts as the teacher's decoder.
+        teacher: The encoder and decoder, trained here.
+        rnn: The cell and readout, trained here.
+        loss: The weights of the losses, and the choice of transitions to train.
+        future_len: F of the TeacherConfig, how many tokens the decoder reads after m_t; 0 is none.
+        fresh_readout: Whether the RNN's readout starts with the decoder's weights.
 
     Raises:
-        UserError: for a teacher and an RNN of another memory or vocabulary.
+        UserError: If the teacher and the RNN differ in memory or vocabulary.
 
     Examples:
         >>> objective = SMT(teacher, rnn, SMTLoss(lambda_dyn=0.1), future_len=16)
@@ -62,7 +63,7 @@ class SMT(nn.Module):
         trunk = getattr(teacher.encoder, "trunk", None)
         if loss.lambda_trunk == 0 and trunk is not None:
             trunk.head.requires_grad_(False)
-            if isinstance(teacher.encoder, RegisterEncoder):  # its registers have a last norm of their own
+            if isinstance(teacher.encoder, RegisterEncoder):  # its registers have their own last norm
                 trunk.transformer.norm.requires_grad_(False)
         if teacher.given_trunk is not None and teacher.given_trunk.trained:
             teacher.given_trunk.freeze_unreached(loss.lambda_trunk > 0)
@@ -79,17 +80,17 @@ class SMT(nn.Module):
         return self.config.lambda_readout > 0 or self.config.lambda_distill > 0
 
     def lambda_dyn(self, progress: float) -> float:
-        """λ_dyn at this progress 0 … 1 of the phase, from lambda_dyn to lambda_dyn_end by a constant factor."""
+        """Return λ_dyn at `progress` 0 … 1 of the phase: geometric from lambda_dyn to lambda_dyn_end."""
         start, end = self.config.lambda_dyn, self.config.lambda_dyn_end
         return start if end is None else start * (end / start) ** progress
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The losses of a batch.
+        """Compute the losses of a batch.
 
         Args:
-            batch: "tokens" (B, T) and "targets" (B, T + 1); optionally "progress", how much of the phase is over
-                (0 … 1, default 0), and "real" (B, T) bool, False where a token is padding: then no loss counts what
-                padding makes of memory.
+            batch: "tokens" (B, T) and "targets" (B, T + 1). Optional: "progress", the share of the phase that is over
+                (0 … 1, default 0), and "real" (B, T) bool, False where a token is padding. No loss counts the memory
+                after a padding token.
 
         Returns:
             Scalar losses by name. "loss" is their weighted sum, to be minimised.
@@ -129,7 +130,7 @@ class SMT(nn.Module):
             guide, decoder = (memory, self.teacher.decoder) if trunk_logits is None else (trunk_logits[:, steps], None)
 
         def follow(labels: Tensor, a: int, b: int) -> dict[str, Tensor]:
-            """f and its readout at steps a … b - 1, as a part of the mean over all; labels (B, b - a + 1, K, D)."""
+            """Return f's and the readout's share of the mean losses, steps a … b - 1; labels (B, b - a + 1, K, D)."""
             window = window_len(c.bptt_window, b - a)
             predicted = unroll(self.rnn, labels[:, :-1], inputs[:, a:b], window, own, ON_POLICY_STEPS)
             if moving is None:
@@ -138,7 +139,7 @@ class SMT(nn.Module):
                 of_chunk = dynamics_loss(predicted, labels[:, 1:], moving[:, a:b])
                 found = {"loss_dyn": of_chunk * counted(moving[:, a:b]) / in_dyn}
             if self.trains_readout:
-                new = int(a == 0)  # a later chunk's first memory is the last that the one before was asked for
+                new = int(a == 0)  # a later chunk's first memory is scored as the last of the chunk before
                 at = slice(a + 1 - new, b + 1)
                 found |= answer_losses(
                     self.rnn.readout,
@@ -173,10 +174,10 @@ class SMT(nn.Module):
         return losses | in_parts | {"loss": loss}
 
     def sequential_steps(self, length: int, progress: float = 0.0) -> int:
-        """The longest chain of one optimizer step: the encoder, then the decoder or f with its rollout and readout."""
+        """Return the sequential steps of one optimizer step: encoder, then the decoder or rollout, f and readout."""
         c, encoder = self.config, self.teacher.chain(length)
         count = length if c.steps_per_sequence is None else min(c.steps_per_sequence, length)
-        count = -(-count // c.num_chunks)  # chunks do not wait for each other
+        count = -(-count // c.num_chunks)  # chunks do not depend on each other
         again = encoder if self.teacher.recomputes else 0
         steps = window_len(c.bptt_window, count)
         cell = self.rnn.depth * steps
@@ -188,7 +189,7 @@ class SMT(nn.Module):
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Give the RNN its m_0 (K, D), the teacher's memory of nothing, and its readout if that was not trained."""
+        """Give the RNN its m_0 (K, D), the teacher's memory before any token; copy a readout that was not trained."""
         self.rnn.m_0.copy_(self.teacher.empty_memory())
         if not self.trains_readout:
             copy_readout(self.teacher, self.rnn)
@@ -196,14 +197,14 @@ class SMT(nn.Module):
 
 @torch.no_grad()
 def copy_readout(teacher: Teacher, rnn: RNN) -> None:
-    """Give the RNN's readout the decoder's weights: they have one shape but for the future's embedding."""
+    """Copy the decoder's weights into the RNN's readout: the two differ only in the embedding of the future."""
     rnn.readout.load_state_dict({k: v for k, v in teacher.decoder.state_dict().items() if not k.startswith("embed")})
 
 
 def on_policy_rows(tokens: Tensor, fraction: float) -> Tensor | None:
-    """Which sequences of the batch start f from its own memories (n,), None if none does.
+    """Return which sequences (n,) of the batch start f from its own memories; None if none does.
 
-    They are evenly spread, so that the batches of several processes, one after another, are a batch of one process.
+    They are evenly spaced, so that the concatenated batches of several processes equal a batch of one process.
     """
     size = len(tokens)
     count = round(fraction * size)
@@ -211,17 +212,17 @@ def on_policy_rows(tokens: Tensor, fraction: float) -> Tensor | None:
 
 
 def spread(count: int, wanted: int | None, device: torch.device) -> Tensor:
-    """`wanted` of the indices 0 … count - 1, evenly spaced from a random start; None is all of them."""
+    """Return `wanted` of the indices 0 … count - 1, evenly spaced from a random start; None is all of them."""
     if wanted is None or wanted >= count:
         return torch.arange(count, device=device)
-    offset = torch.rand(())  # a number of the host's, which a device takes without waiting for it
+    offset = torch.rand(())  # drawn on the host, so that no device has to wait
     return ((torch.arange(wanted, device=device) + offset) * (count / wanted)).long().clamp_max(count - 1)
 
 
 def futures(tokens: Tensor, targets: Tensor, steps: Tensor, future_len: int) -> tuple[Tensor, Tensor]:
-    """What the decoder is shown and asked after m_t: x_t … x_{t+F-1} (B, S, F), y_t … y_{t+F} (B, S, F + 1).
+    """Return the decoder's inputs and targets after m_t: x_t … x_{t+F-1} (B, S, F), y_t … y_{t+F} (B, S, F + 1).
 
-    Past the end of the sequence the tokens are 0 and the targets IGNORE, those of numbers NaN.
+    Past the end of the sequence the tokens are 0 and the targets IGNORE, or NaN if they are numbers.
     """
     after = steps[:, None] + torch.arange(future_len + 1, device=tokens.device)  # (S, F + 1)
     length = tokens.shape[1]

@@ -1,1 +1,1 @@
-"""Fast operations on tensors, each beside its slow twin."""
+"""Fast operations on tensors, each with a naive twin."""

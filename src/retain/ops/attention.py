@@ -13,47 +13,49 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 PLAIN_ATTENTION_KEYS = 640
-"""In bfloat16 on a CPU, attention to at most so many keys that is not causal, or is compiled, is two batched products
-with a softmax. They beat the flash kernel for more keys, too (1,025 keys: 0.8 of its time), but hold memory that grows
-with the square of the length."""
+"""On a CPU in bfloat16, attention to at most this many keys, if it is not causal or is compiled, is two batched
+products with a softmax. The products are faster than the flash kernel for more keys, too (1,025 keys: 0.8 of its time),
+but their memory grows with the square of the length."""
 
 BLOCK = 256
-"""If causal attention has more keys than these, at most so many queries read them at a time. That takes a little longer
-than two products for fewer keys (257: 1.06 to 1.2 times, 513: 1.08) and less for more (1,025: 0.87). Memory
-does not grow with the square of the length."""
+"""Causal attention to more keys than this runs in blocks of at most this many queries. This takes a little longer than
+two products for fewer keys (257: 1.06 to 1.2 times, 513: 1.08) and less for more (1,025: 0.87). Its memory does not
+grow with the square of the length."""
 
 FEW_KEYS_COMPILED = 4
-"""A compiler for CPUs fuses the weighted sums of so few keys with the operations around them, but no products."""
+"""Compiled attention on a CPU to at most this many keys is weighted sums: the compiler fuses sums with the operations
+around them, but not products."""
 
 FUSED_BATCH = 2**15
-"""A GPU's kernel gets at most so many sequences at once: they are an axis of CUDA's grid, which ends at 65,535."""
+"""A GPU's kernel gets at most this many sequences at once: they are an axis of CUDA's grid, whose limit is 65,535."""
 
 FEW_KEYS, MANY_SEQUENCES = 17, 2**14
-"""On an NVIDIA GPU, for so many sequences and heads of so few keys, two batched products take half the time of its
-kernels, which are made for blocks of 64 keys (H100); for fewer sequences the number of launches decides."""
+"""On an NVIDIA GPU, with at most FEW_KEYS keys and at least MANY_SEQUENCES sequences and heads, two batched products
+take half the time of its kernels, which are made for blocks of 64 keys (H100). With fewer sequences the number of
+launches decides."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
-    """Compute scaled dot-product attention in the fastest way; the slow twin of every way is `plain_attention`.
+    """Compute scaled dot-product attention in the fastest way; the naive twin of every way is `plain_attention`.
 
     Args:
         q: Queries (..., Q, C).
         k: Keys (..., S, C).
         v: Values (..., S, C).
-        causal: Query i sees no keys but 0 … i (Q = S).
-        mask: True where a query may look; broadcastable to (..., Q, S).
+        causal: Query i sees only the keys 0 … i (Q = S).
+        mask: True where a query may attend; broadcastable to (..., Q, S).
 
     Returns:
-        What each query reads, (..., Q, C).
+        The output for each query, (..., Q, C).
     """
     if k.shape[-2] == 1 and mask is None:
         return v.expand_as(q)
-    if causal and mask is not None:  # not every way takes both
+    if causal and mask is not None:  # not every kernel takes both
         causal, mask = False, mask & mask.new_ones(q.shape[-2], k.shape[-2]).tril()
-    # As measured on a CPU, sums are the fastest for one query and, compiled, for a few keys. Otherwise float32 is
-    # fastest with SDPA at every shape of SMT; bfloat16 plain or in blocks takes a tenth to two thirds of SDPA's time
-    # (docs/log.md). On a GPU SDPA chooses among its kernels (cuDNN's on an H100, also with a mask). This is a rule and
-    # not a timing at run time, because a run must compute the same twice. `python -m benchmarks attention` measures.
+    # Measured on a CPU (docs/log.md): sums are fastest for one query and, if compiled, for a few keys. Otherwise SDPA
+    # is fastest in float32 at every shape of SMT. In bfloat16, plain or blocked attention takes a tenth to two thirds
+    # of SDPA's time. On a GPU, SDPA chooses among its kernels (cuDNN's on an H100, also with a mask). This is a rule
+    # and not a timing at run time, because runs must be reproducible. `python -m benchmarks attention` measures.
     if q.device.type == "cpu":
         compiling = torch.compiler.is_compiling()
         if q.shape[-2] == 1 or (compiling and k.shape[-2] <= FEW_KEYS_COMPILED):
@@ -65,7 +67,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Te
     else:
         few = k.shape[-2] <= FEW_KEYS and q.shape[:-2].numel() >= MANY_SEQUENCES
         plain = few and q.is_cuda and torch.version.cuda is not None
-    if plain or not q.shape[0]:  # not every kernel takes an empty batch, as when nothing is asked
+    if plain or not q.shape[0]:  # not every kernel takes an empty batch: no target may count
         return plain_attention(q, k, v, causal=causal, mask=mask)
     if q.device.type != "cpu" and q.shape[0] > FUSED_BATCH:
         masks = [mask] if mask is None or mask.dim() < q.dim() else mask.split(FUSED_BATCH)
@@ -81,14 +83,14 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, ma
 
 
 def summed_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
-    """Compute `attention` of one query or few keys as weighted sums: to begin so small a product costs more."""
+    """Compute `attention` of one query or few keys as weighted sums: starting so small a product costs more."""
     scores = ((q * q.shape[-1] ** -0.5).unsqueeze(-2) * k.unsqueeze(-3)).sum(-1)
     return (_masked(scores, causal, mask).softmax(-1).unsqueeze(-1) * v.unsqueeze(-3)).sum(-2)
 
 
 def _masked(scores: Tensor, causal: bool, mask: Tensor | None) -> Tensor:
-    """Set scores (..., Q, S) to -inf in place where a query may not look."""
-    # To add takes half the time of filling. A softmax of bfloat16 computes in float32 inside.
+    """Set scores (..., Q, S) to -inf in place where a query may not attend."""
+    # Adding takes half the time of filling. A bfloat16 softmax computes in float32 internally.
     if causal:
         scores.add_(scores.new_full(scores.shape[-2:], -math.inf).triu_(1))
     if mask is not None:
@@ -103,10 +105,10 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class _BlockedAttention(torch.autograd.Function):
-    """Holds nothing of size S x S: the backward pass computes a block's weights again (Dao et al. 2022).
+    """Attention without a tensor of size S x S: the backward pass recomputes a block's weights (Dao et al. 2022).
 
-    With o = p v, p = softmax(s) and s = q kᵀ, a gradient d of o is pᵀd of v and e = d vᵀ of p. The softmax's is
-    p (e - sum(p e)) of s, and with f for it f k of q and fᵀq of k.
+    Let d be the gradient of o = p v, with p = softmax(s) and s = q kᵀ. The gradient of v is pᵀd, and that of p is
+    e = d vᵀ. The gradient of s is f = p (e - sum(p e)), that of q is f k, and that of k is fᵀq.
     """
 
     @staticmethod
@@ -121,7 +123,7 @@ class _BlockedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = ctx.saved_tensors
-        # Every block reads the early keys: so many summands need more than half precision.
+        # Every block adds to the gradients of the early keys: such long sums need more than half precision.
         wide = torch.promote_types(q.dtype, torch.float32)
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
         for block in blocks(q.shape[-2]):
@@ -142,7 +144,7 @@ def blocks(length: int) -> Iterator[slice]:
 
 
 def _block_weights(q: Tensor, k: Tensor, block: slice) -> Tensor:
-    """Compute how much the queries of a block read of each key up to the block's end."""
+    """Compute the weights of a block's queries for each key up to the block's end."""
     scores = q[..., block, :] @ k[..., : block.stop, :].transpose(-1, -2)
     _masked(scores[..., block], causal=True, mask=None)
     return scores.softmax(-1)

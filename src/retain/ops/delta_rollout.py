@@ -1,9 +1,9 @@
-"""The delta cell over a sequence, with its gradient written out, as `gated_rollout` has it for the gated cell.
+"""The delta cell over a sequence, with a hand-written gradient like that of `gated_rollout` for the gated cell.
 
-Reading a store and writing to it are products of small matrices, each stream's own; they stay in the memory's precision
-whatever autocast says.
+Reading a store and writing to it are products of small matrices, one for each stream. They stay in the memory's
+precision, also under autocast.
 
-The slow twin, with the same values and gradients, is `DeltaCell.forward`, one step after another.
+The naive twin, with the same values and gradients, is `DeltaCell.forward`, step by step.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from retain.ops.graphs import Replayed
 from retain.ops.windows import Cut, roll
 
 SMALLEST = 1e-12
-"""Length below which an address is not made 1, that of `F.normalize`."""
+"""The least length that an address is divided by to normalise it, as in `F.normalize`."""
 
 
 def delta_rollout(
     register: Tensor, store: Tensor, inputs: Tensor, *weights: Tensor, cut: Cut | None = None
 ) -> tuple[Tensor, ...]:
-    """Roll a delta cell of s stores out, with memory width D = n² and hidden width H.
+    """Roll out a delta cell with s stores, memory width D = n² and hidden width H.
 
     Args:
         register: The register before the first step, (N, D).
         store: The stores before the first step, (N, s, n, n).
-        inputs: What the last inputs say, with all biases added, (T, N, M) with M = H + 2 D + 3 s n + s, in the dtype of
-            the products.
+        inputs: The projected inputs with all biases added, (T, N, M) with M = H + 2 D + 3 s n + s, in the dtype of the
+            products.
         *weights: The gain (D,) of the norm, in the dtype of the register; from_memory (M, D), from_store (H + 2 D, s n)
             and out (2 D, H), in the dtype of the products.
-        cut: Where the gradient is cut; None is nowhere.
+        cut: Where the gradient is cut; None never cuts it.
 
     Returns:
         Registers (T, N, D) and stores (T, N, s, n, n) after each input, in their own dtype.
@@ -44,14 +44,14 @@ def delta_rollout(
 
 @dataclass
 class _Kept:
-    """What the gradient needs of each step, (T, N, …); without a gradient one step's, which the next writes over."""
+    """Values of each step that the gradient needs, (T, N, …); without a gradient those of one step, overwritten."""
 
     relus: Tensor  # (…, H)
     both: Tensor  # (…, 2 D): candidate and gate before its sigmoid
-    lengths: Tensor  # (…, s, 2, 1): of the addresses, before they were made 1
-    addresses: Tensor  # (…, s, 2, n): where is read, and where is written
-    found: Tensor  # (…, s, 2, n): what stood there
-    missing: Tensor  # (…, s, n): the value less what stood where it is written
+    lengths: Tensor  # (…, s, 2, 1): of the addresses before normalisation
+    addresses: Tensor  # (…, s, 2, n): to read from, and to write to
+    found: Tensor  # (…, s, 2, n): the stored values at the addresses
+    missing: Tensor  # (…, s, n): the new value minus the stored one
     rates: Tensor  # (…, s, 1)
 
 
@@ -69,7 +69,7 @@ def _room(steps: int, store: Tensor, inputs: Tensor, out: Tensor) -> _Kept:
 
 
 def _forward(keep: bool, register: Tensor, store: Tensor, inputs: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-    """Registers and stores; with `keep` also what `_Kept` holds."""
+    """Return registers and stores; with `keep` also the fields of `_Kept`."""
     gain, from_memory, from_store, out = weights
     (size, width), (stores, side), dtype = out.shape, store.shape[1:3], store.dtype
     places = stores * side
@@ -102,10 +102,11 @@ def _forward(keep: bool, register: Tensor, store: Tensor, inputs: Tensor, *weigh
 def _backward(
     streams: int, comes_around: int | None, grad: Tensor, grad_store: Tensor, *saved: Tensor
 ) -> tuple[Tensor, ...]:
-    """Gradients of register, store, inputs and weights, from those of registers and stores, as `Windows` lays them.
+    """Compute the gradients of register, store, inputs and weights from those of registers and stores (see `Windows`).
 
-    With G the gradient of S' = S + a_w (β e)ᵀ, e = v - Sᵀa_w: that of β e is Gᵀa_w, that of a_w is G β e + S of_old and
-    that of S is G + a_w of_oldᵀ, of_old = -β Gᵀa_w. A length l taken out of a = b / l: of b it is (d - a aᵀd) / l.
+    Let G be the gradient of S' = S + a_w (β e)ᵀ with e = v - Sᵀa_w, and of_old = -β Gᵀa_w. The gradient of β e is
+    Gᵀa_w, that of a_w is G β e + S of_old, and that of S is G + a_w of_oldᵀ. For an address
+    a = b / l normalised by its length l, with gradient d, the gradient of b is (d - a aᵀd) / l.
     """
     before, before_store, gain, from_memory, from_store, out, *kept = saved
     (size, width), (stores, side) = out.shape, before_store.shape[2:4]
@@ -115,17 +116,17 @@ def _backward(
     normed = before * scale
     candidate, gate = k.both.to(before.dtype).chunk(2, -1)
     z = gate.sigmoid()
-    of_gate = (candidate - before).mul_(z).mul_(1 - z)  # what the register changes by, per change of the gate
+    of_gate = (candidate - before).mul_(z).mul_(1 - z)  # derivative of the register with respect to the gate
     stays, twice = 1 - z, 2 * k.relus
     new, of_rate = (k.rates * k.missing)[..., None], k.missing * (k.rates * (1 - k.rates))
-    # The gradient of what each part of `mixed` is.
+    # The gradient of each part of `mixed`.
     of_inputs = k.both.new_empty(*before.shape[:2], from_memory.shape[0])
     of_gated, of_asked, of_value, of_rates = of_inputs.split((gated, 2 * places, places, stores), -1)
     of_hidden, of_both = of_gated.split((width, size), -1)
     of_candidate, of_z = of_both.chunk(2, -1)
     of_asked = of_asked.unflatten(-1, (2, stores, side)).transpose(2, 3)  # (T, N, s, 2, n)
     of_value = of_value.unflatten(-1, (stores, side))
-    of_scaled = k.both.new_empty(normed.shape)  # of what the norm and its gain give
+    of_scaled = k.both.new_empty(normed.shape)  # gradient of the normalised and scaled register
     of_found = torch.empty_like(k.found[0])
     after, after_store = torch.zeros_like(before[0]), torch.zeros_like(before_store[0])
     of_start: list[Tensor] = []

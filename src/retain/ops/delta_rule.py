@@ -1,15 +1,15 @@
-"""The gated delta rule over a sequence, in chunks: products of matrices instead of a step for each token.
+"""The gated delta rule over a sequence, in chunks: matrix products instead of a step for each token.
 
 A state S (C × E, one for each head) is first scaled by a gate a_t in (0, 1), and then written to R times:
 S ← (I − β k kᵀ) S + β k vᵀ with a unit key k and a rate β in (0, 2). With β above 1 the eigenvalue 1 − β of the
 transition is negative, which parity needs (Grazzi et al. 2024). With R > 1 a token's transition is a product of R such
 reflections, so that it can be a rotation or a permutation (DeltaProduct, Siems et al. 2025). Then the token reads Sᵀ q.
 
-Within a chunk the writes are S_i = γ_i S_0 + Σ_j≤i (γ_i / γ_j) k_j u_jᵀ, γ_i the product of the gates so far. The u_i
-solve a triangular system, (I + A) U = β V − β γ K S_0 with A_ij = β_i (γ_i / γ_j) k_i·k_j for j < i: this is the WY
-representation of the product (Yang et al. 2024, Gated Delta Networks).
+Within a chunk the writes are S_i = γ_i S_0 + Σ_j≤i (γ_i / γ_j) k_j u_jᵀ, with γ_i the product of the gates so far. The
+u_i solve the triangular system (I + A) U = β V − β γ K S_0 with A_ij = β_i (γ_i / γ_j) k_i·k_j for j < i. This is the
+WY representation of the product (Yang et al. 2024, Gated Delta Networks).
 
-The slow twin is `delta_rule` in tests/naive.py, one write after another.
+The naive twin is `delta_rule` in tests/naive.py, write by write.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from torch import Tensor
 from retain.ops.elementwise import at_least_float32
 
 WRITES = 64
-"""A chunk has at most so many writes."""
+"""A chunk has at most this many writes."""
 
 
 def count_chunks(length: int, per_token: int) -> int:
-    """Return in how many chunks so many tokens are read, one after another."""
+    """Return the number of sequential chunks for `length` tokens of `per_token` writes."""
     return -(-length // max(1, WRITES // per_token))
 
 
 def delta_rule(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, log_gate: Tensor) -> Tensor:
-    """Write and read, token by token, from an empty state; in float32 at least, whatever autocast says.
+    """Write and read, token by token, from an empty state; in float32 at least, also under autocast.
 
     Args:
         q: Queries (..., L, C).
@@ -40,7 +40,7 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, log_gate: Tensor) 
         log_gate: Logarithm of a token's gate, (..., L).
 
     Returns:
-        What each token reads after its writes, (..., L, E).
+        The value that each token reads after its writes, (..., L, E).
     """
     length, per_token = k.shape[-3:-1]
     chunks = count_chunks(length, per_token)
@@ -55,13 +55,13 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, log_gate: Tensor) 
         rate = rate.unflatten(-2, (chunks, each)).flatten(-2)[..., None]  # (..., n, c R, 1)
         total = F.pad(log_gate, (0, missing)).unflatten(-1, (chunks, each)).cumsum(-1)  # (..., n, c)
         later = torch.ones(each, each, dtype=torch.bool, device=q.device).triu(1)
-        # From one token to another, 0 back in time: the logarithm is masked, as its exponential might overflow.
+        # From one token to a later one, else 0. The logarithm is masked, because its exponential might overflow.
         decay = (total[..., None] - total[..., None, :]).masked_fill(later, -torch.inf).exp()  # (..., n, c, c)
         to_write = decay.repeat_interleave(per_token, -1)  # (..., n, c, c R)
         between = (k @ k.mT) * to_write.repeat_interleave(per_token, -2) * rate
         since_start = total.exp()[..., None]  # (..., n, c, 1)
         known = rate * torch.cat([v, k * since_start.repeat_interleave(per_token, -2)], -1)
-        # Of the triangle below the diagonal alone is read, and ones on it.
+        # The solver reads only the triangle below the diagonal, and takes ones on the diagonal.
         solved = torch.linalg.solve_triangular(between, known, upper=False, unitriangular=True)
         news, of_state = solved.split((v.shape[-1], k.shape[-1]), -1)
         scores, q = (q @ k.mT) * to_write, q * since_start

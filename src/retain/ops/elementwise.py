@@ -1,7 +1,7 @@
 """Operations on each number, pair or row: rotary positions, squared ReLU, RMSNorm, embeddings.
 
-Where `is_by_hand` says so, gradients are written out. Each such function ends with its slow twin, which autograd
-differentiates: the same values and gradients in more passes over memory.
+If `is_by_hand` holds, gradients are hand-written. Each such function ends with its naive twin, which autograd
+differentiates. The twin has the same values and gradients, in more passes over memory.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 TABLED_POSITIONS = 1026
-"""So many rotary positions have their angles in a table on a CPU. A compiler would compute a cosine for every number
-that it turns (a tenth of a compiled step of BPTT), and a step of one token has a dozen small calls less."""
+"""The angles of this many rotary positions are in a table on a CPU. Without it, compiled code would compute a cosine
+for every number that it rotates (a tenth of a compiled step of BPTT), and a step of one token would make a dozen more
+small calls."""
 
 EPS = 1e-6
 """Added to a mean square before its root."""
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Widen x to float32 where it is narrower: half precision is for matrix products, float64 for exact comparisons."""
+    """Widen x to float32 if it is narrower: half precision is for matrix products, float64 for exact comparisons."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -33,12 +34,12 @@ def product_dtype(weight: Tensor) -> torch.dtype:
 
 
 def is_by_hand(x: Tensor) -> bool:
-    """Whether gradients are faster as they are written out here: on a CPU, unless a compiler fuses them."""
+    """Whether hand-written gradients are faster: on a CPU, unless a compiler fuses autograd's."""
     return x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class _Rotary(torch.autograd.Function):
-    """A rotation of every pair in half of autograd's passes.
+    """A rotation of every pair, in half as many passes as autograd's.
 
     A rotation's matrix is orthogonal, so the gradient is rotated by its transpose: by the same angles, backwards.
     """
@@ -101,7 +102,7 @@ def rotary(x: Tensor, turn: Angles) -> Tensor:
 
 
 class _SquaredReLU(torch.autograd.Function):
-    """y² of y = relu(x). Its derivative is 2 y, which is 0 where x is negative, as relu's own is."""
+    """y² with y = relu(x). The derivative is 2 y, which is already 0 if x is negative."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -127,9 +128,10 @@ def squared_relu(x: Tensor) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """n g of n = s x, s = 1 / rms(x), and a gain g.
+    """n g with n = s x, s = 1 / rms(x) and a gain g.
 
-    As ds / dx = -s² n / C, a gradient e of n g is g e of n and s (g e - n · mean(n g e)) of x, the mean over the C.
+    Let e be the gradient of n g. The gradient of n is g e. As ds / dx = -s² n / C, the gradient of x is
+    s (g e - n · mean(n g e)), with the mean over the C numbers.
     """
 
     @staticmethod
@@ -165,7 +167,7 @@ def rms(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("retain::add_rows", mutates_args=())
 def _add_rows(rows: Tensor, where: Tensor, count: int) -> Tensor:
-    """Add up rows (..., C) at their places `where` (...) in a table (count, C)."""
+    """Sum rows (..., C) into a table (count, C) at the indices `where` (...)."""
     table: Tensor = torch.ops.aten.embedding_dense_backward(rows, where, count, -1, False)
     return table
 
@@ -188,9 +190,9 @@ class _Rows(torch.autograd.Function):
 
 
 def take_rows(table: Tensor, where: Tensor) -> Tensor:
-    """Take the rows of a table (count, C) at `where` (...): `F.embedding`, its slow twin, when it is compiled.
+    """Take the rows of a table (count, C) at the indices `where` (...), in compiled code.
 
-    The gradient is one call that a compiler does not look into.
+    The gradient is one call that is opaque to the compiler. The naive twin is `F.embedding`.
     """
     rows: Tensor = _Rows.apply(table, where)
     return rows

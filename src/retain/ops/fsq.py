@@ -20,13 +20,13 @@ def quantise(x: Tensor, levels: int) -> Tensor:
 
 
 def unbound(memory: Tensor, levels: int) -> Tensor:
-    """Return numbers that `quantise` makes this memory of, in the middle of what each level is rounded from.
+    """Return numbers that `quantise` maps to this memory, from the middle of the interval rounded to each level.
 
-    The outermost levels are taken a quarter of a level inwards, where the inverse of tanh is finite.
+    The outermost levels are moved inwards by a quarter of a level, where the inverse of tanh is finite.
     """
     return (memory.clamp(-1, 1) * (1 - 1 / (2 * (levels - 1)))).atanh()
 
 
 def number_levels(memory: Tensor, levels: int) -> Tensor:
-    """Return which level each number of a memory is at, 0 … levels - 1."""
+    """Return the index of each number's level, 0 … levels - 1."""
     return ((memory + 1) * ((levels - 1) / 2)).round().long()

@@ -1,11 +1,11 @@
-"""The gated cell over a sequence, with its gradient written out.
+"""The gated cell over a sequence, with a hand-written gradient.
 
-Step by step, autograd runs a dozen small operations for each of f's, and a product for the gradient of each weight at
-each token. Here what does not wait for the step before is done for all steps at once: biases and inputs beforehand, the
-gradients of the weights afterwards, one product each. Where the gradient is cut every so many steps, it goes back
-through all the windows between side by side. On a GPU the chain of small operations that is left is replayed as one.
+Step by step, autograd runs a dozen small operations for each step of f, and a product for the gradient of each weight
+at each token. Here all work that does not depend on the step before is done for all steps at once: biases and inputs
+beforehand, the gradients of the weights afterwards, one product each. If the gradient is cut, it goes back through all
+windows in parallel. On a GPU the remaining chain of small operations is replayed as one CUDA graph.
 
-The slow twin, with the same values and gradients, is `GatedCell.forward`, one step after another.
+The naive twin, with the same values and gradients, is `GatedCell.forward`, step by step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from retain.ops.windows import Cut, roll
 def gated_rollout(
     memory: Tensor, inputs: Tensor, gain: Tensor, from_memory: Tensor, out: Tensor, cut: Cut | None = None
 ) -> Tensor:
-    """Roll a gated cell of memory size S and hidden width H out.
+    """Roll out a gated cell of memory size S and hidden width H.
 
     Args:
         memory: The memory before the first step, (N, S).
@@ -30,7 +30,7 @@ def gated_rollout(
         gain: The gain of the norm, (S,), in the dtype of the memory.
         from_memory: A weight (H + 2 S, S), in the dtype of the products.
         out: A weight (2 S, H), in the dtype of the products.
-        cut: Where the gradient is cut; None is nowhere.
+        cut: Where the gradient is cut; None never cuts it.
 
     Returns:
         The memories after each input, (T, N, S), in the dtype of the memory.
@@ -39,7 +39,7 @@ def gated_rollout(
 
 
 def _forward(keep: bool, memory: Tensor, inputs: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-    """Memories; with `keep` also relus (T, N, H) and both (T, N, 2 S): candidate and gate before its sigmoid."""
+    """Return memories; with `keep` also relus (T, N, H) and both (T, N, 2 S), candidate and gate before its sigmoid."""
     gain, from_memory, out = weights
     width, size = out.shape[1], memory.shape[-1]
     memories = memory.new_empty(len(inputs), *memory.shape)
@@ -58,10 +58,10 @@ def _forward(keep: bool, memory: Tensor, inputs: Tensor, *weights: Tensor) -> tu
 
 
 def _backward(streams: int, comes_around: int | None, grad: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of memory, inputs, gain, from_memory and out, from that of the memories, as `Windows` lays them.
+    """Compute the gradients of memory, inputs, gain, from_memory and out from that of the memories (see `Windows`).
 
-    With d the gradient of m' = m + z (c - m), that of c is z d, that of the gate z (1 - z) (c - m) d, and that of m
-    is (1 - z) d plus what comes back through the norm n = s m, s = 1 / rms(m): s (e - n · mean(n e)) of a gradient e.
+    Let d be the gradient of m' = m + z (c - m). The gradient of c is z d, and that of the gate is z (1 - z) (c - m) d.
+    The gradient of m is (1 - z) d plus s (e - n · mean(n e)), with e the gradient of the norm n = s m, s = 1 / rms(m).
     """
     before, gain, from_memory, out, relus, both = saved
     size, width = grad.shape[2], relus.shape[-1]
@@ -69,12 +69,12 @@ def _backward(streams: int, comes_around: int | None, grad: Tensor, *saved: Tens
     normed = before * scale
     candidate, gate = both.to(before.dtype).chunk(2, -1)
     z = gate.sigmoid()
-    of_gate = (candidate - before).mul_(z).mul_(1 - z)  # what m_{t+1} changes by, per change of the gate
+    of_gate = (candidate - before).mul_(z).mul_(1 - z)  # derivative of m_{t+1} with respect to the gate
     kept, twice = 1 - z, 2 * relus
     of_inputs = both.new_empty(*both.shape[:2], width + 2 * size)  # gradient of hidden, candidate and gate
-    of_scaled = both.new_empty(normed.shape)  # of what the norm and its gain give
+    of_scaled = both.new_empty(normed.shape)  # gradient of the normalised and scaled memory
     of_memory = None
-    after = torch.zeros_like(before[0])  # gradient that comes back from later steps
+    after = torch.zeros_like(before[0])  # gradient from later steps
     for t in range(len(grad) - 1, -1, -1):
         after = after + grad[t]
         here = of_inputs[t]

@@ -1,8 +1,8 @@
 """CUDA graphs: a chain of small kernels that the host launches as one.
 
-A GPU's host takes longer to launch a small kernel than the GPU takes to run it. A graph is launched once for all the
-kernels that were captured (Ng et al. 2021, "Accelerating PyTorch with CUDA Graphs"). RETAIN_CUDA_GRAPHS=0 in the
-environment turns them off.
+A GPU's host takes longer to launch a small kernel than the GPU takes to run it. One launch of a graph runs all the
+kernels that it captured (Ng et al. 2021, "Accelerating PyTorch with CUDA Graphs"). RETAIN_CUDA_GRAPHS=0 in the
+environment turns graphs off.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 SHARE = 4
-"""All graphs together hold at most this part of a GPU's memory: a quarter."""
+"""All graphs together hold at most 1 / SHARE of a GPU's memory."""
 
 MOST = 128
-"""At most so many shapes of one function are captured. If there are more, as when every batch asks another number of
-questions, to capture them all takes longer than to launch them."""
+"""At most this many shapes of one function are captured. If there are more, for example if every batch has another
+number of targets, capturing all takes longer than launching their kernels."""
 
 LONGEST = 2048
-"""One graph holds at most so many steps of a rollout: each is some ten kernels, and the driver records each."""
+"""One graph holds at most this many steps of a rollout: a step is about ten kernels, and the driver records each."""
 
-FAILED = "a CUDA graph could not be captured ({}); go on with RETAIN_CUDA_GRAPHS=0"
+FAILED = "a CUDA graph could not be captured ({}); set RETAIN_CUDA_GRAPHS=0 to run without graphs"
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -37,13 +37,13 @@ Function = Callable[..., tuple[Tensor, ...]]
 class Replayed:
     """A function of tensors and constants that is replayed from CUDA graphs if its arguments are on a GPU.
 
-    Its slow twin is the function itself, which runs inside `launched`. A shape is captured when it comes for the second
-    time (`at_first`: the first), if a gradient is asked for with its backward pass. Results are copies, the caller's
-    own. A call that finds no room (SHARE, MOST), or a rollout of more than LONGEST steps (the length of the argument
-    with the number `steps`), runs the function itself. Raises RuntimeError if a capture failed.
+    The naive twin is the function itself, which runs inside `launched`. A shape is captured at its second call (with
+    `at_first` at its first), together with the backward pass if a gradient is needed. Results are copies that belong to
+    the caller. The function itself runs if there is no room for a graph (SHARE, MOST), and for a rollout of more than
+    LONGEST steps (the length of argument number `steps`). Raises RuntimeError if a capture failed.
 
-    The function returns a tuple of tensors. It must not look at values, draw random numbers or differ from call to
-    call, and reads nothing beside its arguments but the parameters of `module`.
+    The function returns a tuple of tensors. It must not read values on the host, draw random numbers or differ
+    between calls. It reads only its arguments and the parameters of `module`.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Replayed:
         _ALL.add(self)
 
     def forget(self) -> None:
-        """Let the graphs go."""
+        """Release the graphs."""
         self.idle: dict[Hashable, list[_Graph]] = {}
         self.seen: set[Hashable] = set()
         self.refused: set[Hashable] = set()
@@ -79,13 +79,13 @@ class Replayed:
         return replayed
 
     def _capture(self, key: Hashable, args: tuple[Any, ...], module: nn.Module | None, graded: bool) -> list[_Graph]:
-        """Return the free graphs of this key, with a new one; none if the function is to run itself."""
+        """Return the idle graphs of this key, with a new one; an empty list if the function itself must run."""
         if key in self.refused or (key not in self.idle and len(self.idle) >= MOST):
             return []
-        if key not in self.seen and not self.at_first:  # what comes once is not worth it
+        if key not in self.seen and not self.at_first:  # a shape that comes once is not worth a capture
             self.seen.add(key)
             return []
-        if not _CAPTURING.acquire(blocking=False):  # by another thread, or around this very call
+        if not _CAPTURING.acquire(blocking=False):  # another thread is capturing, or this call is being captured
             return []
         try:
             graph = _Graph(self.function, args, module, graded)
@@ -108,7 +108,7 @@ _CAPTURING = threading.Lock()
 
 
 def forget() -> None:
-    """Let all graphs go: another phase or run has other shapes."""
+    """Release all graphs: another phase or run has other shapes."""
     for replayed in _ALL:
         replayed.forget()
 
@@ -118,7 +118,7 @@ _on = os.environ.get("RETAIN_CUDA_GRAPHS") != "0"
 
 @contextmanager
 def launched() -> Iterator[None]:
-    """Capture and replay nothing inside: to count operations, or to compare."""
+    """Run without graphs inside the `with` block, to count operations or to compare results."""
     global _on
     before, _on = _on, False
     try:
@@ -128,7 +128,7 @@ def launched() -> Iterator[None]:
 
 
 def is_capturable(tensors: list[Tensor]) -> bool:
-    """Whether the tensors are on an NVIDIA GPU, and nothing else records what is done with them."""
+    """Whether the tensors are on an NVIDIA GPU, and no compiler or other capture records the operations."""
     return (
         _on
         and torch.version.cuda is not None
@@ -139,7 +139,7 @@ def is_capturable(tensors: list[Tensor]) -> bool:
 
 
 def _state() -> tuple[Hashable, ...]:
-    """What the results depend on beside the arguments: autocast, and the current stream."""
+    """Return what the results depend on besides the arguments: autocast and the current stream."""
     autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
     return autocast, torch.cuda.current_stream().cuda_stream
 
@@ -149,7 +149,7 @@ def _shape(x: Any) -> Hashable:
 
 
 class _Graph:
-    """A function captured, and if `graded` its backward pass to the arguments and the module's parameters."""
+    """A captured function, and if `graded` its backward pass to the arguments and the module's parameters."""
 
     def __init__(self, function: Function, args: tuple[Any, ...], module: nn.Module | None, graded: bool):
         tensors = [x for x in args if isinstance(x, Tensor)]
@@ -169,7 +169,7 @@ class _Graph:
             main, stream = torch.cuda.current_stream(), _stream(self.device)
             stream.wait_stream(main)
             with torch.cuda.stream(stream):
-                # Libraries set themselves up for a stream when it is first used.
+                # Libraries initialise themselves for a stream at its first use.
                 torch.clear_autocast_cache()
                 outputs = function(*given)
                 self.roots = [i for i, x in enumerate(outputs) if x.requires_grad]
@@ -179,7 +179,7 @@ class _Graph:
                 del outputs
                 torch.cuda.synchronize()
                 free, total = torch.cuda.mem_get_info()
-                if free < total // SHARE:  # a capture cannot use what is cached
+                if free < total // SHARE:  # a capture cannot use cached memory
                     torch.cuda.empty_cache()
                 before = torch.cuda.memory_reserved()
                 self.there, self.outputs = _captured(partial(function, *given))
@@ -195,7 +195,7 @@ class _Graph:
             self.outputs = tuple(x.detach() for x in self.outputs)
 
     def __call__(self, tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
-        with torch.no_grad(), self.lock:  # several threads may be reading, each a text of its own
+        with torch.no_grad(), self.lock:  # several threads may run the same graph, each for its own text
             for there, x in zip(self.inputs, tensors, strict=True):
                 there.copy_(x)
             self.there.replay()
@@ -210,17 +210,17 @@ class _Graph:
 
 
 def _gradients(roots: list[Tensor], towards: list[Tensor], grads: list[Tensor]) -> tuple[Tensor | None, ...]:
-    """Take gradients as outside of a capture, where a backward pass is not under autocast."""
+    """Compute gradients outside of autocast, as a backward pass that is not captured does."""
     with torch.autocast("cuda", enabled=False):
         return torch.autograd.grad(roots, towards, grads, allow_unused=True)
 
 
 @contextmanager
 def _stand_ins(module: nn.Module | None) -> Iterator[list[nn.Parameter]]:
-    """Put parameters that share the memory of the module's own in their place; yield them as `parameters()` would.
+    """Replace the module's parameters by others that share their memory; yield them in the order of `parameters()`.
 
-    Autograd may know the module's own from another stream, where a rollout still waits for its gradient, and would
-    have the capture wait for that stream.
+    Autograd may have used the module's own on another stream, where a rollout still waits for its gradient. The capture
+    would then wait for that stream.
     """
     if module is None:
         yield []
@@ -238,18 +238,18 @@ def _stand_ins(module: nn.Module | None) -> Iterator[list[nn.Parameter]]:
 
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream of all captures: what libraries allocate for a stream is allocated once."""
+    """Return the stream of all captures: libraries allocate memory for each stream, so there is only one."""
     return torch.cuda.Stream(device)
 
 
 def _captured(
     function: Callable[[], tuple[Any, ...]], pool: Any = None
 ) -> tuple[torch.cuda.CUDAGraph, tuple[Any, ...]]:
-    """Return a graph of what the function launches, and the function's results, which every replay writes anew."""
-    torch.clear_autocast_cache()  # the casts of weights are to be made in the graph, each time
+    """Return a graph of the function's kernels, and the function's results, which every replay overwrites."""
+    torch.clear_autocast_cache()  # every replay must cast the weights anew
     _clear_workspaces()
     graph = torch.cuda.CUDAGraph()
-    # Another thread may be allocating: batches are prepared beside.
+    # Another thread may allocate memory: it prepares batches.
     graph.capture_begin(pool=pool, capture_error_mode="thread_local")
     try:
         outputs = function()
@@ -258,7 +258,7 @@ def _captured(
             graph.capture_end()
         if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, Exception):
             raise
-        # The device's random numbers may be of no use any more: to go on would only fail elsewhere.
+        # The device's random generator may be unusable now, so continuing would only fail elsewhere.
         raise RuntimeError(FAILED.format(error)) from error
     finally:
         torch.clear_autocast_cache()
@@ -272,15 +272,15 @@ def _captured(
 
 
 def _clear_workspaces() -> None:
-    """Have cuBLAS take new workspaces: a graph must have its own, which nothing frees while the graph lives.
+    """Make cuBLAS allocate new workspaces: a graph needs its own, which nothing frees while the graph lives.
 
-    From torch 2.12 on the end of one graph frees that of its stream. PyTorch's own compiler does the same.
+    From torch 2.12 on, the end of one graph frees the workspace of its stream. PyTorch's own compiler also clears them.
     """
     torch._C._cuda_clearCublasWorkspaces()
 
 
 class _Lease:
-    """A graph that is busy until its backward pass has run, or never will."""
+    """A graph that is busy until its backward pass has run or cannot run any more."""
 
     def __init__(self, idle: list[_Graph]):
         self.idle, self.graph = idle, idle.pop()
@@ -304,9 +304,9 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        lease, _ = ctx.lease, ctx.saved_tensors  # PyTorch refuses saved weights that have changed
+        lease, _ = ctx.lease, ctx.saved_tensors  # PyTorch raises if saved weights have changed
         if lease.returned:
-            raise RuntimeError("this gradient was taken already; compute its values again")
+            raise RuntimeError("this gradient was computed already; run the forward pass again")
         found = lease.graph.backward(grads)
         lease.give_back()
         return None, None, *found

@@ -1,12 +1,12 @@
-"""The running level and scale of a stream of numbers, and the tokens and targets that are made by them.
+"""The running level and scale of a stream of numbers, and the tokens and targets made with them.
 
-Both follow from the values before alone. A stream begins with none: then they are what the training data has in the
-middle. What is kept of a stream is a state of three numbers for each value, in float64: how many values were read,
-level and spread. With n values read, a new one has the weight max(1 / n, 1 / steps).
+Level and scale depend on earlier values only. Before the first value they are medians of the training data. The state
+of a stream is three numbers for each value, in float64: the count of values read, the level and the spread. The n-th
+value has the weight max(1 / n, 1 / steps).
 
 level: values are measured from the running mean in units of the running mean absolute deviation from it.
 mean: values are measured from 0 in units of the running mean absolute value, as counts are.
-fixed: values are measured by one level and scale always, those of the channels.
+fixed: values are measured by one constant level and scale, those of the channels.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch import Tensor
 from retain.config.channels import Channels
 
 STATE = 3
-"""Numbers that are kept for each value of a stream."""
+"""How many numbers the state has for each value."""
 SETTLED = 8
-"""From so many values on, one that lies more than OUTLIER scales away counts as one that lies there."""
+"""After this many values, a value more than OUTLIER scales from the level counts as OUTLIER scales away."""
 OUTLIER = 10.0
 SMALLEST = 1e-4
-"""A scale is at least this part of the level, and of the scale of a stream that moves little."""
+"""A scale is at least this share of the level plus the scale of a stream that moves little."""
 LARGEST = 1e30
-"""A value of a larger size counts as missing."""
+"""A value of a larger magnitude counts as missing."""
 
 
 def begin(channels: Channels, batch: int, device: torch.device | None = None) -> Tensor:
@@ -40,7 +40,7 @@ def _constant(values: tuple[float, ...], like: Tensor) -> Tensor:
     return _kept(values, like.device)
 
 
-@functools.lru_cache(maxsize=64)  # a stream asks for the same few at every step
+@functools.lru_cache(maxsize=64)  # a stream uses the same few at every step
 def _kept(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, device=device)
 
@@ -56,7 +56,7 @@ def measures(channels: Channels, state: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def update(channels: Channels, state: Tensor, values: Tensor) -> Tensor:
-    """Read values (B, C), NaN where one is missing: the next state."""
+    """Return the state after values (B, C), NaN where a value is missing."""
     values = _clean(values)
     seen, (level, scale) = ~values.isnan(), measures(channels, state)
     count = state[:, 0] + 1
@@ -65,7 +65,7 @@ def update(channels: Channels, state: Tensor, values: Tensor) -> Tensor:
     weight = (1 / count).clamp_min(1 / channels.steps)
     if channels.scale == "mean":
         level = torch.zeros_like(level)
-    # One value tells of its scale by its size alone.
+    # After one value, only its magnitude tells its scale.
     at_first = torch.maximum(values.abs() * _constant(channels.ratio, state), _constant(channels.least, state))
     apart = values - level
     near = torch.where(count > SETTLED, torch.maximum(-OUTLIER * scale, torch.minimum(apart, OUTLIER * scale)), apart)
@@ -78,13 +78,13 @@ def update(channels: Channels, state: Tensor, values: Tensor) -> Tensor:
 
 
 def _clean(values: Tensor) -> Tensor:
-    """Return values in float64, NaN for what no scale can measure."""
+    """Return values in float64, NaN where they are too large to measure."""
     values = values.double()
     return values.masked_fill(~(values.abs() <= LARGEST), torch.nan)
 
 
 def read(channels: Channels, state: Tensor, row: Tensor) -> Tensor:
-    """Make the token (B, F) float32 of a row (B, C + Q), by the state after its values."""
+    """Make the token (B, F) float32 of a row (B, C + Q), measured by the state after the row's values."""
     values, covariates = _clean(row[:, : channels.values]), row[:, channels.values :].double()
     numbers, codes = covariates.split((len(channels.covariates), len(channels.categories)), 1)
     parts = []
@@ -103,12 +103,12 @@ def read(channels: Channels, state: Tensor, row: Tensor) -> Tensor:
 
 
 def read_rows(channels: Channels, rows: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Read a part of a stream.
+    """Make the tokens of consecutive rows of a stream.
 
     Args:
         channels: What a row holds.
         rows: (B, T, C + Q); NaN where a number is missing.
-        state: Before the first row, (B, 3, C).
+        state: The state before the first row, (B, 3, C).
 
     Returns:
         Tokens (B, T, F) float32; the level and the scale (B, T, C) by which the values after each row are measured; and
@@ -126,5 +126,5 @@ def read_rows(channels: Channels, rows: Tensor, state: Tensor) -> tuple[Tensor, 
 
 
 def target(values: Tensor, level: Tensor, scale: Tensor) -> Tensor:
-    """Make targets (..., 2 · C) float32 of values (..., C): measured, NaN where one is missing; then their scales."""
+    """Make targets (..., 2 · C) float32 of values (..., C): measured, NaN if missing, and then their scales."""
     return torch.cat([(_clean(values) - level) / scale, scale], -1).float()

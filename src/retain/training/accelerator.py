@@ -1,4 +1,4 @@
-"""Accelerate's view of devices, precision and processes; agreement between those; and trackers."""
+"""Accelerate's view of devices, precision and processes; agreement between processes; and trackers."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from retain.errors import UserError, explain
 
 @contextmanager
 def open_accelerator(config: RunConfig, out: Path | None = None) -> Iterator[Accelerator]:
-    """Make Accelerate's view of devices, precision and processes, with trackers that write into `out`.
+    """Create an Accelerator with the config's device, precision and processes, and trackers that write into `out`.
 
-    At the end of the `with` block the processes part, and Accelerate's state is again what it was before.
+    At the end of the `with` block the processes disconnect, and Accelerate's global state is restored.
 
     Raises:
-        UserError: A device or a tracker is not there.
+        UserError: A device or a tracker is not available.
     """
     check_device(config.device)
     tracker = None if out is None else _choose_tracker(config)
     cuda = torch.cuda.is_available() and config.device in ("auto", "cuda")
-    # Without an accelerator, processes are told of each other only if the device is the CPU.
+    # Without an accelerator, processes are connected only if the device is the CPU.
     cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     auto_bf16 = config.precision == "auto" and fast_bf16(torch.device("cuda" if cuda else "cpu"))
     precision = "bf16" if config.precision == "bf16" or auto_bf16 else "no"
@@ -40,19 +40,19 @@ def open_accelerator(config: RunConfig, out: Path | None = None) -> Iterator[Acc
         accelerator = Accelerator(cpu=cpu, mixed_precision=precision, log_with=tracker, project_dir=out and str(out))
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if started > 1 and accelerator.num_processes != started:
-            raise UserError(f"device: {config.device} does not join the {started} processes that were started; use cpu")
+            raise UserError(f"device: {config.device} cannot connect the {started} processes; use cpu")
         try:
             yield accelerator
         finally:
-            accelerator.end_training()  # processes must not die while they are connected
+            accelerator.end_training()  # processes must not exit while they are connected
 
 
 @contextmanager
 def _own_state() -> Iterator[None]:
-    """Inside, Accelerate knows of no device and precision but those of an accelerator that is made there.
+    """Give an accelerator that is created in the `with` block a device and precision of its own.
 
-    It allows one of each per process, and has no other way to give a second run its own. Accelerators that are there
-    already keep theirs.
+    Accelerate allows one of each per process, and has no other way to give a second run its own. Existing accelerators
+    keep theirs.
     """
     states = (AcceleratorState, PartialState)
     before = [vars(state)["_shared_state"] for state in states]
@@ -75,9 +75,9 @@ def _choose_tracker(config: RunConfig) -> str | None:
 
 
 def start_trackers(accelerator: Accelerator, config: RunConfig, out: Path) -> None:
-    """Tell the tracker of the run. TensorBoard writes into the run folder's `trackers`.
+    """Start the trackers. TensorBoard writes into the run folder's `trackers`.
 
-    For the others the project is retain, and the folder names the run.
+    In other trackers the project is "retain", and the run has the name of its folder.
     """
     if accelerator.log_with:
         by_name = any(str(tracker) in ("wandb", "trackio") for tracker in accelerator.log_with)
@@ -89,22 +89,23 @@ def start_trackers(accelerator: Accelerator, config: RunConfig, out: Path) -> No
 
 
 def installed(package: str) -> bool:
-    """Whether a package can be imported; a mere folder of its name, as W&B leaves one where it was run, is none."""
+    """Whether a package can be imported. A plain folder of its name, such as the one W&B writes, does not count."""
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None
 
 
 def together(accelerator: Accelerator, check: Callable[[], None]) -> None:
-    """Call `check` in the main process, before the main process changes what the others would look at.
+    """Call `check` in the main process only: the others might see what the main process has already changed.
 
-    Its error is raised in all processes: in the others as a UserError if the user can mend it, else as a RuntimeError.
+    An error of `check` is raised in all processes. In the others it is a UserError if the user can fix it, otherwise a
+    RuntimeError.
     """
     failed: Exception | None = None
     told: list[tuple[bool, str] | None] = [None]
     if accelerator.is_main_process:
         try:
             check()
-        except Exception as error:  # raised below: the others wait to be told
+        except Exception as error:  # raised below: the others wait for the result
             explained = explain(error)
             failed, told = error, [(explained is not None, explained[0] if explained else repr(error))]
     broadcast_object_list(told)
@@ -116,7 +117,7 @@ def together(accelerator: Accelerator, check: Callable[[], None]) -> None:
 
 
 def agree(accelerator: Accelerator, *values: float) -> list[float]:
-    """Give all processes the main one's values: their clocks and signals differ, and all must do the same."""
+    """Return the main process's values in all processes: clocks and signals differ, but all must act alike."""
     if accelerator.num_processes == 1:
         return list(values)
     # In double precision, as in one process: DMT's horizon doubles at exact shares of its phase.

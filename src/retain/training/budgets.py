@@ -20,14 +20,14 @@ class Budgets:
         self.planned = config.budgets()
 
     def phases_left(self) -> list[int]:
-        """The phases that are trained from here on; those whose share is no step are skipped."""
+        """Return the indices of the phases that are left to train; a phase without a budget is skipped."""
         return [i for i, budget in enumerate(self.planned) if i >= self.progress.phase and budget.amount]
 
     def start_phase(self) -> None:
-        """Fix the budget of the current phase.
+        """Compute the budget of the current phase.
 
-        A phase does not get again what those before it took beyond their shares, and all phases pay for the compiling
-        in the run's first step.
+        What earlier phases took beyond their shares is subtracted. All phases pay for the compilation in the run's
+        first step.
         """
         p = self.progress
         budget, whole = self.planned[p.phase], sum(b.amount for b in self.planned)
@@ -38,18 +38,18 @@ class Budgets:
         self.current = dataclasses.replace(budget, amount=max(least, left * budget.amount - max(0, beyond)))
 
     def spent_share(self) -> float:
-        """The share of the current phase that is done: 1 or more if it is over."""
+        """Return the share of the current phase's budget that is spent: 1 or more if the phase is over."""
         return self.progress.spent(self.current.unit) / self.current.amount
 
     def count_compiling(self) -> None:
-        """After the run's first step: take what it needed to compile off the whole budget instead of the phase's."""
+        """Subtract the compilation in the run's first step from the whole budget instead of the phase's."""
         p = self.progress
         if self.config.compile and p.step == 1 and self.current.unit == "s":
             p.compiling_seconds = p.phase_seconds
             self.start_phase()
 
     def open_bar(self, *, hidden: bool) -> tqdm:
-        """Open a bar for the current phase; it counts over the whole run."""
+        """Open a progress bar named after the current phase. It counts over the whole run."""
         done, whole = self._amounts()
         return tqdm(
             total=whole, initial=done, unit=self.current.unit, desc=self.config.phases[self.progress.phase],
@@ -59,12 +59,12 @@ class Budgets:
         )  # fmt: skip
 
     def show(self, bar: tqdm, loss: float) -> None:
-        """Show what is spent after a step, the loss and the speed."""
+        """Show the spent budget, the loss and the speed after a step."""
         speed = self.progress.phase_tokens / max(self.progress.phase_seconds, 1e-9)
         bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
         bar.update(self._amounts()[0] - bar.n)
 
     def _amounts(self) -> tuple[float, float]:
-        """What is done and the whole."""
+        """Return the spent and the whole budget of the run."""
         whole = sum(b.amount for b in self.planned)
         return min(self.progress.total(self.current.unit), whole), whole

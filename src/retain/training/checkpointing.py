@@ -1,4 +1,4 @@
-"""Checkpoints of a run at their intervals, the models that phases leave, and the best one exported at the end."""
+"""Checkpoints at regular intervals, the model at the end of each phase, and the export of the best model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from retain.training.losses_log import LossesLog
 from retain.training.phases import Phase
 
 EVERY = Budget(60, "s")
-"""Between two checkpoints, at most; each validation leaves one, too."""
+"""The longest time between two checkpoints. Each validation saves one, too."""
 
 
 class Checkpoints:
@@ -33,7 +33,7 @@ class Checkpoints:
         return self.every.is_due(self.job.progress)
 
     def save(self, *, again: bool = False) -> None:
-        """Save a checkpoint, once per step, or `again` if what it says of the step has changed."""
+        """Save a checkpoint once per step, or `again` if the state at this step has changed."""
         self.losses.fetch()
         job, step = self.job, self.job.progress.step
         if not job.is_main or (job.saved_at == step and not again):
@@ -45,7 +45,7 @@ class Checkpoints:
         job.saved_at = step
 
     def save_phase(self) -> None:
-        """Save the model that the phase leaves: checkpoints rotate, and this alone shows later what the phase did."""
+        """Save the model at the end of the phase: checkpoints rotate, so only this copy shows what the phase did."""
         job = self.job
         if job.is_main:
             folder = phase_folder(job.out, job.config, self.phase.index)
@@ -54,7 +54,7 @@ class Checkpoints:
 
 
 def export_best(job: Job) -> dict[str, Any]:
-    """Export the best model, and write and return the summary (empty but in the main process)."""
+    """Export the best model; write and return the summary, which is empty in other processes than the main one."""
     p = job.progress
     summary: dict[str, Any] = {}
     if job.is_main:

@@ -1,4 +1,4 @@
-"""What a run would cost: sizes, parameters, memory, and FLOPs and time from a few real steps. Writes no run folder."""
+"""The costs of a run: sizes, parameters, memory, and FLOPs and time of a few real steps. Writes no run folder."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from retain.training.phases import cut_part, objective_of
 log = logging.getLogger("retain")
 
 PROBE_SECONDS = 5.0
-"""The probe's batch doubles up to that of the run, as long as its next step should take less than this."""
+"""The probe's batch size doubles, up to that of the run, while its next step should take less than this."""
 
 
 def dry_run(config: RunConfig) -> dict[str, Any]:
-    """Find the sizes and costs of a run. Data is prepared; a few steps of each phase are done and thrown away.
+    """Measure the sizes and costs of a run. Data is prepared; a few steps of each phase are run and discarded.
 
-    Per phase: `flops_per_step` counts matrix products and attention, forward and backward, of one process;
-    `activation_bytes` is what one micro-batch keeps for its backward pass; `seconds_per_step` is measured at
-    `probed_batch_size` and scaled up to the run's in proportion, which on a large GPU says too much rather than too
-    little. DMT is probed at its longest rollouts, mixed lengths at the whole one. Returns JSON values, for
-    `report_lines`, and raises UserError as `train` does.
+    Per phase, `flops_per_step` counts matrix products and attention, forward and backward, of one process.
+    `activation_bytes` is what one micro-batch keeps for its backward pass. `seconds_per_step` is measured at
+    `probed_batch_size` and scaled in proportion to the run's batch size. On a large GPU this is too high rather than
+    too low. DMT is probed at its longest rollouts, and mixed lengths at the full length. Returns JSON values, for
+    `report_lines`. Raises UserError as `train` does.
     """
     data = for_teacher(config, load_data(config.data.at_length(config.data.seq_len)))
     with open_accelerator(config) as accelerator:
@@ -113,7 +113,7 @@ def _probe_phase(
 
 
 def format_duration(seconds: float) -> str:
-    """Write seconds in the unit that suits them."""
+    """Format seconds in a suitable unit."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
@@ -121,7 +121,7 @@ def format_duration(seconds: float) -> str:
 
 
 def report_lines(found: dict[str, Any]) -> str:
-    """Write what `dry_run` found for a person."""
+    """Format the result of `dry_run` as text."""
     sizes = ", ".join(f"{split} {count:,}" for split, count in found["sequences"].items() if count is not None)
     parameters = found["parameters"]
     lines = [
@@ -142,7 +142,7 @@ def report_lines(found: dict[str, Any]) -> str:
 
 
 class Probe:
-    """What a sequence needs in one phase, from a few steps: weights get gradients, never an update."""
+    """The costs of one sequence in a phase, measured on a few steps. Weights get gradients, never an update."""
 
     def __init__(self, objective: SMT | DMT | BPTT, data: Data, config: PhaseConfig, accelerator: Accelerator) -> None:
         self.objective, self.data, self.config, self.accelerator = objective, data, config, accelerator
@@ -156,7 +156,7 @@ class Probe:
             self._step(pair)
         self.flops_per_sequence = counter.get_total_flops() // pair
         seconds = (time.perf_counter() - start) / pair
-        if seconds < PROBE_SECONDS:  # counting costs time of its own, which does not matter beside such long steps
+        if seconds < PROBE_SECONDS:  # time again: counting takes time itself, which matters only in short steps
             seconds = self._time(1)
         while self.batch_size < config.batch_size and 2 * seconds < PROBE_SECONDS:
             self.batch_size = min(2 * self.batch_size, config.batch_size)
@@ -166,7 +166,7 @@ class Probe:
 
     @contextmanager
     def _in_one_piece(self) -> Iterator[None]:
-        """Compute in one piece: the counter cannot follow the backward passes of several. The products are the same."""
+        """Compute in one chunk: the counter cannot follow the backward passes of several. The products are the same."""
         objective = self.objective
         if not isinstance(objective, SMT):
             yield
@@ -177,7 +177,7 @@ class Probe:
         objective.config = config
 
     def _draw(self, batch_size: int) -> None:
-        """Read the batch of the next steps, apart from them: a stream begins anew each time."""
+        """Read the batch of the next steps, outside of them: a stream restarts at every read."""
         self.batch = cut_part(self.data.batch(0, 0, 0, batch_size), self.config.seq_len)
 
     def _step(self, batch_size: int) -> None:
@@ -192,14 +192,14 @@ class Probe:
     def _time(self, batch_size: int) -> float:
         for _ in range(2 if self.accelerator.device.type == "cuda" else 1):
             torch.manual_seed(0)  # the same shapes each time
-            self._step(batch_size)  # the first also allocates, and on a GPU the second is captured
+            self._step(batch_size)  # the first step also allocates, and on a GPU the second is captured
         torch.manual_seed(0)
         start = time.perf_counter()
         self._step(batch_size)
         return time.perf_counter() - start
 
     def _count_activations(self) -> int:
-        """Count the most bytes kept at one time for the backward pass of one sequence, weights left out."""
+        """Return the peak of the bytes kept for the backward pass of one sequence, without weights."""
         kept = _Kept({p.untyped_storage().data_ptr() for p in self.objective.parameters()})
         with torch.autograd.graph.saved_tensors_hooks(kept.save, lambda saved: saved.tensor), launched():
             self._step(1)
@@ -207,7 +207,7 @@ class Probe:
 
 
 class _Kept:
-    """The storages kept for a backward pass, each counted once; a step in pieces frees some before it is over."""
+    """The storages kept for a backward pass, each counted once. A step in chunks frees some before it ends."""
 
     def __init__(self, weights: set[int]) -> None:
         self.weights, self.times = weights, Counter[int]()

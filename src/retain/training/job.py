@@ -1,4 +1,4 @@
-"""What one call of `train` works on."""
+"""The state of one call of `train`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from retain.runs.save import build_state
 
 @dataclass
 class Job:
-    """A run in this process: its settings, folder, data, models, and how far it is."""
+    """A run in this process: its settings, folder, data, models and progress."""
 
     config: RunConfig
     out: Path
@@ -40,11 +40,11 @@ class Job:
         return bool(self.accelerator.is_main_process)
 
     def phase_name(self) -> str:
-        """The name of the phase that is being trained."""
+        """Return the name of the current phase."""
         return self.config.phases[self.progress.phase]
 
     def state(self) -> dict[str, Any]:
-        """What a loader needs beside the weights, and where they come from: state.json."""
+        """Return the contents of state.json: what a loader needs besides the weights, and how they were trained."""
         precision = self.accelerator.mixed_precision
         trunk = self.teacher.given_trunk
         return build_state(self.config, self.rnn, self.data, self.progress, own_cell=self.own_cell) | {

@@ -1,4 +1,4 @@
-"""`retain label`: the pass of a given trunk over a data set, kept for any number of runs."""
+"""`retain label`: run a given trunk over a data set once and keep its outputs for any number of runs."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ from retain.training.accelerator import open_accelerator, together
 log = logging.getLogger("retain")
 
 SAVE_SECONDS = 5.0
-"""A kill may cost this many seconds of work."""
+"""The most seconds of work that a kill may lose."""
 
 
 def make_labels(config: RunConfig, out: Path, batch_size: int = 16, progress_bar: bool = True) -> dict[str, Any]:
-    """Run the model that config.teacher.from_ names over config.data; keep what training needs in the folder `out`.
+    """Run the model `config.teacher.from_` over config.data and write the outputs that training needs into `out`.
 
-    Labels of the training and validation splits are written into OUT.partial, which becomes `out` when all are there.
-    Killed at any moment, the same call goes on from there. As with `train`, several processes may be started for it,
-    and another number of them to go on: each labels its share of the batches, and the files are the same.
+    Labels of the training and validation splits are written into OUT.partial, which is renamed to `out` when they are
+    complete. After a kill at any moment, the same call resumes. As with `train`, several processes may run it, and
+    another number of processes may resume it. Each labels its share of the batches, and the files are the same.
 
     Returns:
-        The manifest; in other processes than the main one it is empty.
+        The manifest; empty in other processes than the main one.
 
     Raises:
-        UserError: `out` exists, the disk has no room, or what was begun there is of another model, data or settings.
+        UserError: `out` exists, the disk has no room, or OUT.partial is of another model, data or settings.
     """
     if config.teacher.from_ is None:
         raise UserError("teacher.from: name the model that labels the data")
@@ -80,10 +80,10 @@ def make_labels(config: RunConfig, out: Path, batch_size: int = 16, progress_bar
 
 
 class _Labelling:
-    """Writes the labels of one data set, from the beginning or from where other processes were stopped.
+    """A writer of the labels of one data set, from the beginning or from where other processes stopped.
 
-    The files have their full size from the beginning. Beside those of a split, SPLIT.done has a byte for each batch,
-    which is 1 when its labels are on the disk.
+    The files have their full size from the beginning. For each split, SPLIT.done has one byte for each batch, which is
+    1 if the labels of the batch are on the disk.
     """
 
     def __init__(
@@ -119,16 +119,16 @@ class _Labelling:
         return int(dtype.itemsize * torch.Size(shape).numel())
 
     def batches(self, split: Split) -> list[Ints]:
-        """List the blocks of each batch: the first sequence of each, and of what comes after them."""
+        """List the blocks of each batch by their first sequences, followed by the first sequence after the batch."""
         blocks = self.blocks[split]
         return [blocks[i : i + self.per_batch + 1] for i in range(0, len(blocks) - 1, self.per_batch)]
 
     def done(self, split: Split) -> Ints:
-        """Read which batches (N,) are done."""
+        """Read which batches are done, 1 or 0 for each, (N,)."""
         return np.fromfile(self.partial / f"{split}.done", np.uint8).astype(np.int64)
 
     def begin(self) -> None:
-        """Take up what earlier processes left; say how large the labels get, and refuse if the disk has no room."""
+        """Create the files or continue existing ones; log the size of the labels. Refuse if the disk has no room."""
         progress = self.partial / "progress.json"
         if progress.exists():
             try:
@@ -156,15 +156,15 @@ class _Labelling:
             *(self.out, f"{sequences:,}", self.data.seq_len + 1, _size(sequences * row), _size(free)),
         )
         if left * row > free:
-            raise UserError(f"out: {_size(left * row)} of labels are to come and {_size(free)} are free; make room")
+            raise UserError(f"out: {_size(left * row)} of labels are missing and {_size(free)} are free; make room")
 
     @torch.no_grad()
     def label(self, split: Split, progress_bar: bool) -> None:
-        """Label this process's share of what is left of a split."""
+        """Label this process's share of the remaining batches of a split."""
         batches, saved = self.batches(split), time.monotonic()
         mine = np.flatnonzero(self.done(split) == 0)[self.rank :: self.processes]
         files = {name: (self.partial / f"{split}.{name}").open("r+b") for name in (*self.formats, "done")}
-        hidden = None if progress_bar else True  # None: shown where stderr is a terminal
+        hidden = None if progress_bar else True  # None: shown if stderr is a terminal
         total = sum(int(batches[number][-1] - batches[number][0]) for number in mine)
         bar = tqdm(total=total, unit="sequences", desc=f"labels of {split}", disable=hidden)
         written: list[int] = []
@@ -186,7 +186,7 @@ class _Labelling:
                 file.close()
 
     def read(self, split: Split, blocks: Ints) -> dict[str, torch.Tensor]:
-        """Read blocks of sequences, the last number being that of what comes after them, and return their labels."""
+        """Read the blocks of a batch, as `batches` lists them, and return their labels."""
         batch = {k: v.to(self.device) for k, v in read_blocks(self.data, split, blocks[:-1], self.before).items()}
         given = {name: batch[name] for name in READ} if self.before else None
         with self.autocast:
@@ -198,7 +198,7 @@ class _Labelling:
         return {name: values.unflatten(1, (-1, length))[there] for name, values in kept.items()}
 
     def save(self, files: Mapping[str, BinaryIO], written: list[int]) -> None:
-        """Bring what was written to the disk, and then say so."""
+        """Flush the written labels to the disk, then mark their batches as done."""
         marks = files["done"]
         for file in files.values():
             file.flush()
@@ -209,7 +209,7 @@ class _Labelling:
         written.clear()
 
     def finish(self) -> dict[str, Any]:
-        """Write what is kept of the model itself, and put the folder in place."""
+        """Write the model's start state, embeddings and head, the tokenizer and the manifest; rename the folder."""
         nothing = torch.zeros(1, 0, dtype=torch.long, device=self.device)
         with self.autocast, torch.no_grad():
             start = self.trunk(nothing, False)[0][0, 0].to(torch.bfloat16)
@@ -232,7 +232,7 @@ class _Labelling:
 
 
 def _difference(before: dict[str, Any] | None, now: dict[str, Any]) -> str | None:
-    """Name the first thing that differs, in a user's words; None if nothing does. Files may have moved."""
+    """Name the first difference in the words of the user; None if there is none. Files may have moved."""
     words = {"version": "version of retain", "trunk": "model or layer", "top_k": "teacher.top_k"}
     words |= {"context_before": "teacher.context_before", "batch_size": "--batch-size"}
     for key in [key for key in now if key != "config"] if before else []:
@@ -243,7 +243,7 @@ def _difference(before: dict[str, Any] | None, now: dict[str, Any]) -> str | Non
 
 
 def _without_places(value: Any) -> Any:
-    """Leave out of what describes a model or data where it lies."""
+    """Drop the locations from the description of a model or of data."""
     places = ("from", "path", "prepared", "revision", "read")
     return {k: v for k, v in value.items() if k not in places} if isinstance(value, dict) else value
 

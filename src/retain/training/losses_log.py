@@ -1,4 +1,4 @@
-"""Losses of the steps, which stay on a device until they are needed, and the lines of metrics.jsonl."""
+"""The losses of each step, which stay on the device until they are needed, and the lines of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from retain.training.batches import Batches
 from retain.training.job import Job
 
 EACH, THEN = 100, 20
-"""metrics.jsonl has a line for each of so many first steps, then for every THEN-th."""
+"""metrics.jsonl has a line for each of the first EACH steps, then for every THEN-th step."""
 PENDING = 100
 """The losses of at most this many steps stay on a device before the host waits for them."""
 
@@ -39,21 +39,21 @@ class LossesLog:
 
     @property
     def waits(self) -> bool:
-        """Whether the host must wait for a device to see a number."""
+        """Whether the host must wait for a device to read a number."""
         return bool(self.job.accelerator.device.type != "cpu")
 
     def add(self, names: list[str], values: Tensor, *, now: bool) -> None:
-        """Keep the losses of a step. They are fetched `now`, on a CPU, in a phase's first step, or if many wait."""
+        """Keep the losses of a step. They are fetched `now`, on a CPU, in a phase's first step, or if PENDING wait."""
         p = self.job.progress
         self.pending.append((p.step, names, values))
         if now or not self.latest or p.phase_step == 0 or not self.waits or len(self.pending) == PENDING:
             self.fetch()
 
     def fetch(self) -> None:
-        """Fetch all pending losses: before anything is made of the weights, a line, a validation or a checkpoint.
+        """Fetch all pending losses. This comes before a line, a validation or a checkpoint of the same weights.
 
         Raises:
-            TrainingError: The first of them that is not finite.
+            TrainingError: A loss is not finite. The first such loss is named.
         """
         if not self.pending:
             return
@@ -74,7 +74,7 @@ class LossesLog:
         raise TrainingError(f"{name} became {value} at step {step} in phase {phase}; {good}; try a lower {phase}.lr")
 
     def write_step(self, record: dict[str, float]) -> None:
-        """Log a step, with the speed since the last one that was logged and the share of time spent on waiting."""
+        """Log a step, with the speed since the last logged step and the share of time spent waiting for data."""
         if not self.job.is_main:
             return
         before, p = self.logged_at, self.job.progress
@@ -86,7 +86,7 @@ class LossesLog:
 
 
 def write_metrics(job: Job, record: dict[str, Any]) -> None:
-    """Append a line to metrics.jsonl and tell the tracker; for the main process alone."""
+    """Append a line to metrics.jsonl and log it to the tracker. Only the main process calls this."""
     p = job.progress
     line = {
         "step": p.step,

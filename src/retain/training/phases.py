@@ -1,4 +1,4 @@
-"""What a phase trains, and how: objective, optimizer, learning rate, seeds, and how much of a batch it reads."""
+"""The parts of a phase: objective, optimizer, learning rate, seeds, and the part of a batch that it reads."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from retain.runs.trunk import embeddings_of
 from retain.training.job import Job
 
 BETAS = (0.9, 0.95)
-"""Those of AdamW; the paper's."""
+"""The betas of AdamW, as in the paper."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase while it is trained."""
+    """A phase in training."""
 
     index: int
     config: PhaseConfig
     objective: SMT | DMT | BPTT
     wrapped: nn.Module
-    """The objective as several processes call it."""
+    """The objective, wrapped by Accelerate for several processes."""
     optimizer: AcceleratedOptimizer
     named: list[tuple[str, nn.Parameter]]
-    """Names in the objective, and parameters, of what is trained."""
+    """The trained parameters, with their names in the objective."""
 
 
 @contextmanager
 def start_phase(job: Job, saved: Loaded | None) -> Iterator[Phase]:
-    """Build the objective and optimizer of the current phase, as they were `saved` if it goes on from a checkpoint.
+    """Build the objective and optimizer of the current phase, with the state of the checkpoint `saved` if it is given.
 
-    What the phase held on a device is let go at the end of the `with` block.
+    Device memory that the phase holds is released at the end of the `with` block.
     """
     index = job.progress.phase
     config: PhaseConfig = getattr(job.config, job.phase_name())
@@ -74,7 +74,7 @@ def start_phase(job: Job, saved: Loaded | None) -> Iterator[Phase]:
 
 
 def objective_of(index: int, config: RunConfig, rnn: RNN, teacher: Teacher) -> SMT | DMT | BPTT:
-    """Build the objective of phase `index` (0, 1, …). Its class says what that changes in both models."""
+    """Build the objective of phase `index` (0, 1, …). Its class documents what it changes in both models."""
     objective = _build_objective(index, config, rnn, teacher)
     if config.teacher.freeze_embeddings:
         for table in embeddings_of(rnn, teacher):
@@ -90,7 +90,7 @@ def _build_objective(index: int, config: RunConfig, rnn: RNN, teacher: Teacher) 
     if name == "dmt":
         trained = teacher.given_trunk is not None or (config.has_teacher and config.smt.lambda_trunk > 0)
         return DMT(teacher, rnn, config.dmt, trunk_trained=trained)
-    # What follows SMT goes on from where its teacher says that a sequence starts.
+    # After SMT on sequences with context, sequences start from the teacher's memory of the context.
     taught = given.context_before > 0 and "smt" in config.phases[:index]
     reads = given.from_ is not None and (taught or config.bptt.lambda_distill > 0)
     return BPTT(
@@ -103,7 +103,7 @@ def _build_objective(index: int, config: RunConfig, rnn: RNN, teacher: Teacher) 
 
 
 def group_by_rate(named: list[tuple[str, nn.Parameter]], job: Job) -> list[dict[str, Any]]:
-    """Group what is trained by learning rate: a given trunk has one of its own, `scale` times that of the others."""
+    """Group the trained parameters by learning rate: that of a given trunk is `scale` times that of the others."""
     trunk, rate = job.teacher.given_trunk, job.config.teacher.trunk_lr
     own = {id(q) for q in trunk.parameters()} if trunk is not None and trunk.trained else set()
     config: PhaseConfig = getattr(job.config, job.phase_name())
@@ -125,7 +125,7 @@ def learning_rate(config: PhaseConfig, warmup: float, progress: float) -> float:
 
 
 def cut_part(batch: dict[str, Any], length: int | None) -> dict[str, Any]:
-    """Cut a batch to `length` of its T tokens, from a random place on; its first target is that of the memory there."""
+    """Cut a batch to `length` of its T tokens, from a random start; its first target is that of the memory there."""
     spare = batch["tokens"].shape[1] - (length or 0)
     if length is None or spare <= 0:
         return batch
@@ -136,11 +136,11 @@ def cut_part(batch: dict[str, Any], length: int | None) -> dict[str, Any]:
         part["fresh"] = torch.zeros_like(batch["fresh"])
     if "offset" in batch:
         part["offset"] = batch["offset"] + start
-    if part["targets"].is_floating_point():  # m_0 knows of no level and scale, so it predicts no numbers
+    if part["targets"].is_floating_point():  # m_0 has no level and scale, so it predicts no numbers
         part["targets"] = torch.cat([torch.full_like(part["targets"][:, :1], math.nan), part["targets"][:, 1:]], 1)
     return part
 
 
 def mix_seed(seed: int, step: int) -> int:
-    """Make a seed for a step, far from those of its neighbours."""
+    """Return a seed for a step, far from the seeds of its neighbours."""
     return (seed * 1_000_003 + step) * 4_099 % (2**62)

@@ -1,4 +1,4 @@
-"""Going on with a run from its newest checkpoint, and how to stop so that it can go on."""
+"""Resuming a run from its newest checkpoint, and the message of a stopped run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger("retain")
 def restore(job: Job) -> Loaded | None:
     """Load the newest checkpoint and set the progress to it; None if the run stopped before its first one.
 
-    What metrics.jsonl says of later steps is dropped. Raises UserError if the run cannot go on with these settings,
+    Lines of later steps are dropped from metrics.jsonl. Raises UserError if the run cannot resume with these settings,
     processes, cell or data.
     """
     saved, out = None, job.out
@@ -32,14 +32,14 @@ def restore(job: Job) -> Loaded | None:
         now, before = job.accelerator.num_processes, state["processes"]
         if now != before:
             raise UserError(
-                f"resume: {out} was trained by {before} processes, and they are {now} now; start as many "
+                f"resume: {out} was trained by {before} processes and is resumed by {now}; start as many "
                 f"({before} × batch_size is one batch), or train into a new --out"
             )
         _refuse_other_parts(job, state)
         _refuse_other_trunk(job, state)
         if job.is_main:
             _warn_of_other_machine(job, state)
-            save_config(job.config, out / "config.json")  # what may change has changed
+            save_config(job.config, out / "config.json")  # settings that may change may have changed
         job.progress = Progress(**state["progress"])
     elif job.is_main:
         log.warning("%s: stopped before its first checkpoint; starting it from the beginning", out)
@@ -50,22 +50,22 @@ def restore(job: Job) -> Loaded | None:
 
 
 def _refuse_other_parts(job: Job, state: dict[str, Any]) -> None:
-    """Refuse to go on with another cell or other data than was given in Python."""
+    """Refuse to resume with another cell or other data than were given in Python."""
     for what, key, given in (("cell", "own_cell", job.own_cell), ("data", "own_data", job.own_data)):
         before = state.get(key) or None
         if before != (given or None):
             how = f"give it, as in train(config, out, resume=True, {what}=…)" if before else f"leave out {what}="
-            whose = f"{what} of its own" if before else f"the {what} that its config names"
+            whose = f"the {what} given in Python" if before else f"the {what} that its config names"
             raise UserError(f"resume: {job.out} was trained with {whose}; {how}")
 
 
 def _refuse_other_trunk(job: Job, state: dict[str, Any]) -> None:
-    """Refuse to go on with another language model than the teacher's weights were trained for."""
+    """Refuse to resume with another language model than the teacher's weights were trained for."""
     trunk, before = job.teacher.given_trunk, state.get("teacher_from")
     if trunk is not None and before and any(trunk.identity.get(k) != before.get(k) for k in ("sha256", "revision")):
         raise UserError(
-            f"resume: {trunk.identity['from']} is not the model that {job.out} read with, its weights differ; bring "
-            f"back {before['from']}, or train into a new --out"
+            f"resume: {trunk.identity['from']} is not the model that {job.out} was trained with: its weights differ; "
+            f"bring back {before['from']}, or train into a new --out"
         )
 
 
@@ -75,11 +75,11 @@ def _warn_of_other_machine(job: Job, state: dict[str, Any]) -> None:
         then = str(state.get(name)).partition(":")[0]
         if then != str(now[name]).partition(":")[0]:
             change = f"{name} was {then} and is {now[name]}"
-            log.warning("%s: %s now, so that it does not go on bit for bit", job.out, change)
+            log.warning("%s: %s now, so the run will not be the same bit for bit", job.out, change)
 
 
 def interrupted(job: Job) -> Interrupted:
-    """The error of a run that was stopped, which says how to go on with it."""
+    """Return the error of a stopped run, which says how to resume it."""
     if not job.progress.step:
         return Interrupted("interrupted before the first step; nothing is saved")
     processes = job.accelerator.num_processes

@@ -18,8 +18,8 @@ def take_step(
 ) -> dict[str, float]:
     """Train on the micro-batches of one step, at `done` (0 … 1) of the phase; return learning rate and mean losses.
 
-    The losses are those of this step if it is `logged` or on a CPU, else those that were fetched last. Raises
-    TrainingError for one that is not finite, and ChangedData for changed data, before anything has happened.
+    The losses are those of this step if it is `logged` or on a CPU, otherwise those that were fetched last. Raises
+    TrainingError if a loss is not finite. Raises ChangedData if the data has changed, before the step changes anything.
     """
     p, accelerator = job.progress, job.accelerator
     lr = learning_rate(phase.config, job.config.optimizer.warmup, done)
@@ -40,12 +40,12 @@ def take_step(
 
 
 def _backward(job: Job, phase: Phase, batches: Batches, done: float) -> tuple[list[str], Tensor, int, int]:
-    """Compute the gradient; returns the losses' names and means, the tokens read, and the longest chain of steps."""
+    """Compute the gradient; return the losses' names and means, the number of tokens, and the sequential steps."""
     accelerator, config = job.accelerator, phase.config
-    parts, tokens, length = [], 0, 0  # the losses stay on the device: to read them waits for it
+    parts, tokens, length = [], 0, 0  # the losses stay on the device: reading them would wait for it
     taken = batches.take(config.batch_size)
     for micro, whole in enumerate(taken):
-        # All that is random in a step follows from (seed, step), so that resuming needs no generator's state.
+        # All randomness of a step follows from (seed, step), so resuming needs no state of a generator.
         torch.manual_seed(mix_seed(job.config.seed, job.progress.step) + micro)
         part = cut_part(whole, config.seq_len)
         tokens += part["tokens"].shape[:2].numel()
@@ -55,12 +55,12 @@ def _backward(job: Job, phase: Phase, batches: Batches, done: float) -> tuple[li
             losses = phase.wrapped(batch)
             accelerator.backward(losses["loss"] / len(taken))
         parts.append(torch.stack([*losses.values()]).detach().float())
-    # Micro-batches do not wait for each other: however many there are, the chain is the longest of them.
+    # Micro-batches do not depend on each other, so the longest alone determines the sequential steps.
     return [*losses], torch.stack(parts).mean(0), tokens, phase.objective.sequential_steps(length, done)
 
 
 def _gradient_norms(job: Job) -> dict[str, Tensor]:
-    """Of the RNN's gradient and of the teacher's, if it has one, before they are clipped together."""
+    """Return the norms of the RNN's and the teacher's gradients, if there are any, before both are clipped together."""
     norms = {}
     for name, model in (("rnn", job.rnn), ("teacher", job.teacher)):
         if gradients := [p.grad for p in model.parameters() if p.grad is not None]:
