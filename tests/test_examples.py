@@ -14,7 +14,6 @@ LINES = {
     "own_cell": "--budget 4steps",
     "own_loop": "--steps 3",
     "compare_with_bptt": "--preset copy --budget 2steps",
-    "imitate": "--budget 2steps --episodes 12",
 }
 """In this order: a stream is read by the RNN that was trained on text."""
 
@@ -56,11 +55,6 @@ def test_own_cell(example):
 def test_own_loop(example):
     out = example("own_loop")
     assert out.startswith("SMT {") and "\nDMT {" in out and "\naccuracy 0." in out
-
-
-def test_imitate(example):
-    out = example("imitate")
-    assert re.search(r"^return: expert 500, RNN \d+ \([\d.]+%\), random pushes \d\d$", out, re.M)
 
 
 def test_compare_with_bptt(example, folder):
