@@ -121,7 +121,7 @@ class KeysValues(Task):
     """
 
     name = "keys_values"
-    summary = "key strings with value strings, then one key: recall its value"
+    summary = "key strings with value strings, then one key: give its value"
     knobs: ClassVar = {
         "pairs": "how many keys and values",
         "string_len": "how long each of them is",
@@ -175,7 +175,7 @@ class MQAR(Task):
     """
 
     name = "mqar"
-    summary = "key, value pairs, then every key again among random tokens: recall its value (Zoology)"
+    summary = "key, value pairs, then every key again among random tokens: give its value (Zoology)"
     knobs: ClassVar = {
         "pairs": "how many keys and values",
         "symbols": "how many keys, and values, there are",
