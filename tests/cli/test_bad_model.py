@@ -36,7 +36,7 @@ BAD = [
     ("gpt2", ["--teacher.encoder", "register"], ["teacher.from", "state encoder, not register"]),
     ("gpt2", ["--data.tokenizer", "other.json", "--data.end", "None"], ["data.tokenizer", "'zebra'", "gpt2"]),
     ("gpt2", ["--data.end", "None"], ["data.end", "None adds a symbol that", "gpt2 lacks"]),
-    ("gpt2", ["--data.end", "<eot>"], ["data.end", "'<eot>' is no symbol", "leave it out"]),
+    ("gpt2", ["--data.end", "<eot>"], ["data.end", "'<eot>' is not a symbol", "leave it out"]),
     ("gpt2", ["--data.stream", "--data.prune-vocab"], ["data.prune_vocab", "stream", "leave out data.stream"]),
     ("torn.gguf", [], ["teacher.from", "torn.gguf has no"]),
     ("bptt", [], ["teacher.from", "bptt trained no trunk", "smt"]),

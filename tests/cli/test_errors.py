@@ -127,7 +127,7 @@ def test_a_defect_of_one_run_of_many_is_a_traceback(tmp_path, monkeypatch):
     )
     paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    with pytest.raises(RunError, match=r"^one: it ended with 1 \(run folder: .*/out/one\)\nTraceback") as caught:
+    with pytest.raises(RunError, match=r"^one: ended with code 1 \(run folder: .*/out/one\)\nTraceback") as caught:
         run_all({"one": tiny(budget="1steps")}, tmp_path / "out")
     assert "IndexError: list index out of range" in str(caught.value)
 

@@ -429,10 +429,10 @@ def test_rows_are_filled_up_by_a_number_that_is_no_token(tmp_path):
     rows[5, 0] = -1
     rows[5, 1] = 3
     np.save(tmp_path / "a.npy", rows)
-    with pytest.raises(UserError, match="data.ignore: row 5 .* before a token; fill up rows at their end"):
+    with pytest.raises(UserError, match="data.ignore: row 5 .* before a token; pad rows at their end"):
         loaded(tmp_path / "a.npy", seq_len=11, ignore=-1)
     np.save(tmp_path / "b.npy", rows.ravel())
-    with pytest.raises(UserError, match="data.ignore: -1 fills up rows"):
+    with pytest.raises(UserError, match="data.ignore: -1 pads rows"):
         loaded(tmp_path / "b.npy", ignore=-1)
 
 

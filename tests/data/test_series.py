@@ -274,7 +274,7 @@ BAD = {
     ),
     "a wrong freq": (
         hours(), {"time": "time", "target": ("load",), "freq": "fortnight"},
-        "data.freq: 'fortnight' is no freq",
+        "data.freq: 'fortnight' is not a freq",
     ),
     "far": (
         pd.concat([hours(20), hours(1, "2090-01-01")]), {"time": "time", "target": ("load",)},

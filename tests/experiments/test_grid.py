@@ -97,7 +97,7 @@ def test_ctrl_c_saves_every_run(tmp_path):
     wait_for(lambda: len(steps_of(out / "one/metrics.jsonl")) > 30 or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     complaints = process.communicate()[1]
-    assert "the same command goes on" in complaints
+    assert "the same command continues" in complaints
     assert list((out / "one/checkpoints").glob("step-*"))
 
 
@@ -179,7 +179,7 @@ def test_no_more_than_so_many_run_at_once(tmp_path, monkeypatch, jobs):
 @pytest.mark.parametrize(
     "code, words",
     [
-        ("import os; os.kill(os.getpid(), 9)", "one: killed by signal 9, for want of memory perhaps; try --jobs 1"),
+        ("import os; os.kill(os.getpid(), 9)", "one: killed by signal 9, perhaps for lack of memory; try --jobs 1"),
         ("import sys; print('noise', file=sys.stderr); sys.exit('retain: smt.lr: 3')", "one: smt.lr: 3 (run folder: "),
         ("import os; os.kill(os.getpid(), 15)", "one: killed by signal 15 (run folder: "),
     ],
@@ -193,8 +193,8 @@ def test_a_run_that_dies_is_one_line(code, words, tmp_path):
 @pytest.mark.parametrize(
     "code, words",
     [
-        ("raise SystemExit(3)", "one: it ended with 3 (run folder: "),
-        ("import os; os.kill(os.getpid(), 11)", "one: it ended with -11 (run folder: "),
+        ("raise SystemExit(3)", "one: ended with code 3 (run folder: "),
+        ("import os; os.kill(os.getpid(), 11)", "one: ended with code -11 (run folder: "),
         ("print(1 / 0)", "ZeroDivisionError: division by zero"),
     ],
 )

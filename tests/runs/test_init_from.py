@@ -131,7 +131,7 @@ def test_comparisons_start_anew(retrieval_run, tmp_path, capsys):
     ]
     with pytest.raises(SystemExit) as stop:
         main(line)
-    assert stop.value.code == 2 and "init_from: every method starts anew" in capsys.readouterr().err
+    assert stop.value.code == 2 and "init_from: every method starts from scratch" in capsys.readouterr().err
 
 
 # RNNs trained elsewhere

@@ -1,4 +1,4 @@
-"""Sources are made of pieces, pieces of rows, and a codec makes each row the bytes of its tokens."""
+"""A source consists of pieces, and a piece of rows. A codec turns each row into the bytes of its tokens."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from retain.data.paths import expand_path
 from retain.errors import UserError
 
 SHUFFLED = 1000
-"""A shuffled stream holds this many rows, and draws the next from them."""
+"""Rows in the buffer from which a shuffled stream draws the next row."""
 
 Rows = Iterator[list[Any]]
-"""Up to ROWS rows at a time: texts, or images as `datasets` stores them; None where a row has none."""
+"""Lists of up to ROWS rows: texts, or images as `datasets` stores them. An empty row is None."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows of a source, all of one split or cut into several."""
+    """Rows of a source that belong to one split or are divided among several."""
 
     name: str
     split: Split
     cut: frozenset[Split]
-    """Splits that the source lacks; rows go there, or to `split`, by their hash."""
+    """Splits that the source lacks. The hash of a row decides whether it goes to one of them or to `split`."""
     read: Callable[[], Rows]
     shuffled: Callable[[int], Rows]
-    """The same rows in an order that follows from a seed."""
+    """The same rows, shuffled by a seed."""
     count: int | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """An opened source: its pieces, the revision it has on the hub, and for a local one what of it is read."""
+    """An opened source: its pieces, its revision on the hub, and for a local source a record of the files read."""
 
     pieces: tuple[Piece, ...]
     revision: str | None = None
@@ -45,28 +45,28 @@ class Source:
 
 
 BYTE_END = 0xFF
-"""The end symbol among bytes: one that UTF-8 never uses, so that the vocabulary stays 256."""
+"""The end symbol of documents of bytes. UTF-8 never uses this byte, so the vocabulary stays at 256."""
 
 
 @dataclass(frozen=True)
 class Codec:
-    """How rows become tokens."""
+    """The conversion of rows into tokens."""
 
     encode: Callable[[list[Any]], list[bytes | None]]
-    """From rows, texts or stored images, to the tokens of each as bytes of `dtype`, end symbol included; None where
-    there is no text or image."""
+    """Turns rows (texts or stored images) into the bytes of their tokens, of type `dtype`, end symbol included. A row
+    without a text or image gives None."""
     vocab_size: int
     dtype: np.dtype[Any]
     kind: Kind
     end: int | None = None
     length: int | None = None
-    """Tokens of every row, where all have the same number."""
+    """Tokens per row, if all rows have the same number."""
     tokenizer: str | None = None
-    """The tokenizer.json, where tokens are subwords."""
+    """The content of tokenizer.json, if tokens are subwords."""
 
 
 def choose_codec(config: DatasetDataConfig) -> Codec:
-    """Choose the codec that a configuration asks for. Raises UserError for a tokenizer that cannot be used."""
+    """Choose the codec for a configuration. Raises UserError if its tokenizer cannot be used."""
     if isinstance(config, ImageDataConfig):
         return _images(config)
     if isinstance(config, DocumentDataConfig) and config.tokenizer is not None:
@@ -96,11 +96,11 @@ def _subwords(config: DocumentDataConfig) -> Codec:
         ) from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    # Special symbols may lie beyond the count of the vocabulary.
+    # The numbers of special symbols may exceed the size of the vocabulary.
     vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
     end = vocab_size if config.end is None else tokenizer.token_to_id(config.end)
     if end is None:
-        raise UserError(f"data.end: {config.end!r} is no symbol of {str(path)!r}; leave it out to add one")
+        raise UserError(f"data.end: {config.end!r} is not a symbol of {str(path)!r}; leave it out to add one")
     vocab_size = max(vocab_size, end + 1)
     dtype = np.min_scalar_type(vocab_size - 1)
 

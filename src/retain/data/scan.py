@@ -1,4 +1,4 @@
-"""What of a local folder or file is read, in which split, and what is skipped and why."""
+"""Decide which files of a local folder are read, in which split, and why others are skipped."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ SPLIT_NAMES: dict[str, Split] = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 DESCRIBES = {"readme", "license", "licence", "citation", "changelog", "dataset_info", "dataset_infos"}
-"""Files, without their ending, that describe the tables or images beside them."""
+"""Names, without extension, of files that describe the tables or images beside them."""
 CAPTIONS = (".txt", ".json", ".xml", ".caption")
 
 
 @dataclass(frozen=True)
 class Found:
-    """A file of a source: where it is, its name in the folder, what it is, and what decides its split."""
+    """A file of a source: its path, its name in the folder, its kind, and the data that decide its split."""
 
     path: Path
     name: str
     kind: Kind
     split: str | None = None
-    """The split that its name says, or that it was given; None of a table whose rows are shared out."""
+    """The split given by the file's name or assigned to it. None for a table whose rows are divided among splits."""
     digest: str = ""
     weight: int = 1
     """Bytes of a text; an image counts as 1."""
@@ -38,22 +38,22 @@ class Found:
 
 @dataclass(frozen=True)
 class Scan:
-    """The files of a source in the order in which they are read, what was skipped and why, and a note on splits."""
+    """The files of a source in reading order, the skipped files with reasons, and the origin of the splits."""
 
     files: tuple[Found, ...]
     skipped: dict[str, str]
     as_text: tuple[str, ...]
-    """Tables without the column, beside texts: each is a document as it stands."""
+    """Tables that lack the column, in a folder with texts. Each is read as one document."""
     by_name: bool
-    """Whether the files' own names say their splits."""
+    """Whether the splits follow from the names of files or folders."""
 
 
 def scan(path: Path, images: bool, column: str | None, fractions: tuple[float, float, float]) -> Scan:
-    """Look at every file of a folder, or at one file: what is read, in which split, and what is not and why.
+    """Decide for one file, or for every file of a folder, whether it is read and in which split.
 
-    A folder of images is read for its images alone. Else every text is a document; a table gives its rows if it has
-    the column, and one of text that has not is a document as any other text. Raises UserError for a folder without
-    anything to read, and for a file that cannot be read.
+    From a folder of images only the images are read. In other folders each text is a document. A table with the
+    column gives its rows, and a text table without it is one document. Raises UserError if a folder holds nothing to
+    read or a file cannot be read.
     """
     files, skipped, as_text = _look(path, images, column)
     if not files:
@@ -122,7 +122,7 @@ def _look(path: Path, images: bool, column: str | None) -> tuple[list[Found], di
                 as_text.append(name)
     texts = sum(f.kind == "text" for f in found) - len(without)
     if without and not texts:
-        # Without any text beside them, tables are what the folder is for: the first says which columns it has.
+        # In a folder of tables alone a missing column is an error. Reading the first table raises it, with its columns.
         next(read_column(without[0], column), None)
     if column is not None and not images and found and not any(f.kind == "table" for f in found):
         raise UserError(f"data.column: no table with {column!r} is in {str(path)!r}; leave --text-column out for texts")
@@ -146,10 +146,10 @@ def _describes(name: str) -> bool:
 
 
 def guess_folder_name(path: Path) -> Literal["npy", "documents", "images"]:
-    """Choose what a folder is read as unless the user says.
+    """Guess whether to read a folder as images, arrays or documents.
 
-    It is images if they are at least half of the files, arrays if they are more than half and no table is there.
-    Captions beside images, and files that describe them, do not count.
+    It is read as images if at least half of its files are images, and as arrays if more than half are arrays and none
+    is a table. Captions beside images, and files that describe them, do not count.
     """
     names = [name for name, file in walk(path) if not _passed_over(file)]
     kinds = {name: tell_kind(name) for name in names}
@@ -170,7 +170,7 @@ def guess_folder_name(path: Path) -> Literal["npy", "documents", "images"]:
 
 
 def split_by_names(names: list[str]) -> list[str] | None:
-    """Tell the split of every file by its name or its folder's, if all are so named and there is a train; else None."""
+    """Find each file's split in its name or its folders' names; None unless all have one and one of them is train."""
     splits = [_split_named(name) for name in names]
     return [s for s in splits if s] if all(splits) and "train" in splits else None
 
@@ -186,10 +186,10 @@ def _split_named(name: str) -> str | None:
 
 
 def share_out(files: list[tuple[str, int]], wanted: dict[str, float]) -> list[str]:
-    """Choose the split of each file (digest, weight).
+    """Assign a split to each file (digest, weight).
 
-    Each split of `wanted` gets about its fraction of the weight, at least a file. Files go by their digests, whatever
-    they are called, and files that are alike go together.
+    Each split of `wanted` gets about its fraction of the total weight, and at least one file. The digests decide, not
+    the names, so files with equal content get the same split.
     """
     total = sum(weight for _, weight in files)
     groups: dict[str, int] = {}
@@ -202,7 +202,7 @@ def share_out(files: list[tuple[str, int]], wanted: dict[str, float]) -> list[st
         chosen: list[str] = []
         for digest in left:
             nearer = abs(goal - taken - groups[digest]) < abs(goal - taken)
-            if nearer and len(left) - len(chosen) > later + 1:  # one for train, too
+            if nearer and len(left) - len(chosen) > later + 1:  # leave one for train
                 chosen.append(digest)
                 taken += groups[digest]
         if not chosen and len(left) > 1:
@@ -213,10 +213,10 @@ def share_out(files: list[tuple[str, int]], wanted: dict[str, float]) -> list[st
 
 
 def told(read: dict[str, Any]) -> str:
-    """Say in one line what was read of a local source."""
+    """Summarise in one line what was read from a local source."""
     skipped = read["skipped"]
     line = f"read {_count(read['files'], 'file')}"
-    if read["documents"] is not None:  # not known of tables that are streamed
+    if read["documents"] is not None:  # unknown if tables are streamed
         line += f", {_count(read['documents'], read['what'])}"
     if read["missing"]:
         line += f", {_count(read['missing'], 'row')} without one"

@@ -1,4 +1,4 @@
-"""Streams of numbers as sequences to learn: windows of series, split by time."""
+"""Series of numbers as training data: windows of series, split by time."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from retain.model.likelihood import count_scores
 from retain.ops import scale
 
 LARGEST = 1e6
-"""A value so many times the usual size of its column is refused: it stands for something else."""
+"""Values above this multiple of their column's median size are refused. They usually encode a missing value."""
 STILL = 0.75
-"""How many scales a part of a series may lie off where its level is said to stand still."""
+"""Largest distance, in scales, between a constant level and the mean of a series or of a quarter of it."""
 MEASURED = 512
-"""Series, and MEASURED_STEPS of each, that say what levels and scales are before a stream begins."""
+"""Number of series, and MEASURED_STEPS of each, from which level and scale at the start of a stream are measured."""
 MEASURED_STEPS = 4096
 UNSEEN = 1e30
 """The stretch of a covariate that the model must not see: divided by it, all values are 0."""
@@ -38,12 +38,13 @@ UNSEEN = 1e30
 class SeriesData(Data):
     """Windows of T steps of series, split by time.
 
-    Training windows start anywhere, each as a stream that begins: at m_0, with no level and scale of its own. Windows
-    of the other splits read up to T/2 steps that come before, which count nowhere, and then as many that count. So
-    every value of a split is predicted exactly once. A series of fewer than T steps is padded.
+    A training window may start at any step. It is treated as the start of a stream: it begins at m_0, without a level
+    and scale of its own. In the other splits at most the last T/2 steps of a window are scored, or all steps of a
+    window at the start of a series. So every value of a split is predicted exactly once. A series of fewer than T
+    steps is padded.
 
-    A step t reads the values of t - 1 and the covariates of t, and the values of t are what m_{t+1} must predict; m_0
-    predicts nothing.
+    Step t reads the values of t - 1 and the covariates of t. Memory m_{t+1} must predict the values of t. m_0 predicts
+    nothing.
     """
 
     table: Table
@@ -76,16 +77,16 @@ class SeriesData(Data):
 
     @property
     def splits(self) -> tuple[Split, ...]:
-        """The splits that there are."""
+        """The splits of the data: only "all" if the series are not cut."""
         return ("all",) if self.whole else SPLITS
 
     def _windows(self, begin: Ints, end: Ints) -> Ints:
-        """Cut the steps begin … end - 1 of each series into windows (N, 4): series, start, and which steps count."""
+        """Cut the steps begin … end - 1 of each series into windows (N, 4), as for `read`."""
         stride, found = max(1, self.seq_len // 2), []
         for number, (first, last) in enumerate(zip(begin.tolist(), end.tolist(), strict=True)):
             values, at = self.table.series[number].values, first
             while at < last:
-                # A window that starts a series counts whole.
+                # At the start of a series all steps of a window are scored.
                 stop = min(last, self.seq_len if at == 0 else at + stride)
                 if not np.isnan(values[at:stop]).all():
                     found.append((number, max(0, stop - self.seq_len), at, stop))
@@ -93,7 +94,7 @@ class SeriesData(Data):
         return np.array(found, dtype=np.int64).reshape(-1, 4)
 
     def count(self, split: Split) -> int:
-        """Count the windows of a split; of train, those that start at any step."""
+        """Count the windows of a split. Training windows may start at any step."""
         return int(self.first[-1]) if split == "train" else len(self.scored[split])
 
     def sequences(self, split: Split, index: Ints) -> Batch:
@@ -106,7 +107,7 @@ class SeriesData(Data):
         return self.read(self.scored[split][index])
 
     def read(self, windows: Ints) -> Batch:
-        """Read windows (B, 4): the series, the step it starts at, and the first and the end of the steps that count."""
+        """Read windows (B, 4): the series, the first step, and the first and the end of the scored steps."""
         channels, length = self.channels, self.seq_len
         assert channels is not None
         count = channels.values
@@ -128,7 +129,7 @@ class SeriesData(Data):
             "tokens": tokens.masked_fill(padding, 0.0),
             "targets": torch.cat([torch.full_like(targets[:, :1], torch.nan), targets], 1),
         }
-        # Also where a batch has none, if another may have: all must be told alike.
+        # If any batch may be padded, every batch has this key, so that all batches have the same form.
         return batch | ({"real": torch.from_numpy(real)} if self.padded else {})
 
     @property
@@ -138,9 +139,9 @@ class SeriesData(Data):
 
 
 def find_cuts(table: Table, config: SeriesDataConfig) -> Ints:
-    """Return where the steps of each series are cut into train, validation and test, (S, 2).
+    """Find the steps (S, 2) at which each series is cut into train, validation and test.
 
-    Series on one clock are cut at the same time, others each after the same part of its own steps.
+    Series with common times are cut at the same time. Other series are cut after the same fraction of their own steps.
     """
     shares = np.cumsum(config.split)[:2]
     lengths = np.array([len(series.values) for series in table.series])
@@ -156,13 +157,13 @@ def find_cuts(table: Table, config: SeriesDataConfig) -> Ints:
 
 
 def measure(table: Table, cuts: Ints, config: SeriesDataConfig, seq_len: int) -> Channels:
-    """Find the channels of a table: what levels and scales are in its training split."""
+    """Measure the channels of a table: the levels and scales in its training split."""
     count = len(table.names)
     by = {"negative_binomial": "mean", "bernoulli": "fixed", "categorical": "fixed"}.get(config.head, "level")
     train = [(s.values[: cut[0]], s.covariates[: cut[0]]) for s, cut in zip(table.series, cuts, strict=True)]
     values = [part for part, _ in train if not np.isnan(part).all()]
     if not values:
-        raise UserError("data.target: no value of the training split is there; all are missing")
+        raise UserError("data.target: all values of the training split are missing")
     classes = int(max(np.nanmax(part) for part in values)) + 1 if config.head == "categorical" else 0
     numbers = np.concatenate([covariates[:, : len(table.covariates)] for _, covariates in train])
     there = np.where(np.isnan(numbers).all(0), 0.0, numbers) if len(numbers) else np.zeros((1, numbers.shape[1]))
@@ -213,13 +214,13 @@ def measure(table: Table, cuts: Ints, config: SeriesDataConfig, seq_len: int) ->
 
 
 def find_constants(parts: list[Floats]) -> tuple[Floats, Floats, bool]:
-    """Find the level and scale (C,) of these series (L, C), and whether all of them have these and keep them.
+    """Find the level and scale (C,) of series (L, C), and whether all of them share both and keep both throughout.
 
-    A mean of a series, or of a quarter of it, may lie STILL scales from the level of all, and its mean absolute
-    deviation may be a third or the triple of theirs.
+    For 95 % of the series and their quarters the mean must lie within STILL scales of the common level. For 95 % of
+    the series the mean absolute deviation must be between a third of the common scale and three times that scale.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of parts without a value
+        warnings.simplefilter("ignore", RuntimeWarning)  # for parts without a value
         means = np.array([np.nanmean(part, 0) for part in parts])
         level = np.nanmedian(means, 0)
         spreads = np.array([np.nanmean(np.abs(part - mean), 0) for part, mean in zip(parts, means, strict=True)])
@@ -250,7 +251,7 @@ def _measure_one(channels: Channels, values: Floats) -> Floats:
 
 
 def check_values(table: Table, config: SeriesDataConfig) -> None:
-    """Raise UserError for values that the head cannot have, or that no scale can measure."""
+    """Raise UserError for values that the head cannot predict, or that are too large for any scale."""
     every = np.concatenate([series.values for series in table.series])
     for number, name in enumerate(table.names):
         column = every[:, number]
@@ -283,7 +284,7 @@ def check_values(table: Table, config: SeriesDataConfig) -> None:
 def make_series(
     table: Table, config: SeriesDataConfig, whole: bool = False, like: Channels | None = None
 ) -> SeriesData:
-    """Make the sequences of a table for a model with the channels `like`, or for a new one. Raises UserError."""
+    """Make the sequences of a table for a new model, or for one with the channels `like`. Raises UserError."""
     check_values(table, config)
     channels = measure(table, find_cuts(table, config), config, config.seq_len) if like is None else like
     if like is not None:
@@ -307,27 +308,27 @@ def make_series(
 
 
 def check_alike(table: Table, channels: Channels) -> None:
-    """Raise UserError where a table is not one that a model with these channels reads."""
+    """Raise UserError if a model with these channels cannot read a table."""
     theirs = {"target": table.names, "covariates": (*table.covariates, *table.categories)}
     for option, mine in {"target": channels.names, "covariates": (*channels.covariates, *channels.categories)}.items():
         if len(theirs[option]) != len(mine):
             raise UserError(
                 f"data.{option}: the run has {len(mine)} ({', '.join(mine) or 'none'}), the data {len(theirs[option])} "
-                f"({', '.join(theirs[option]) or 'none'}); give data of the run's"
+                f"({', '.join(theirs[option]) or 'none'}); give as many as the run has"
             )
 
 
 def read_series(config: SeriesDataConfig, whole: bool = False, like: Channels | None = None) -> SeriesData:
-    """Load the series of a file. Raises UserError naming the field, its value and what would be right."""
+    """Load the series of a file. Raises UserError naming the field, its value and the remedy."""
     return make_series(read_table(config, like), config, whole, like)
 
 
 def series_data(source: Any, **fields: Any) -> SeriesData:
-    """Make data to train on of what is in memory, for `retain.train(config, out, data=…)`.
+    """Make training data from a frame, an array or records, for `retain.train(config, out, data=…)`.
 
     Args:
-        source: A frame of pandas or polars; an array of floats (N, C) or (S, N, C); or records as GluonTS has them.
-        fields: Those of SeriesDataConfig: time, series, target, covariates, freq, head, scale, seq_len, split.
+        source: A frame of pandas or polars; an array of floats (N, C) or (S, N, C); or records in GluonTS's format.
+        fields: Fields of SeriesDataConfig: time, series, target, covariates, freq, head, scale, seq_len, split.
 
     Raises:
         UserError: A field or a value is wrong.
@@ -337,7 +338,7 @@ def series_data(source: Any, **fields: Any) -> SeriesData:
 
 
 def to_table(source: Any, config: SeriesDataConfig, like: Channels | None = None) -> Table:
-    """Take a frame, an array or records as series."""
+    """Convert a frame, an array or records into a table of series."""
     if isinstance(source, np.ndarray):
         return from_array(source, config)
     if isinstance(source, Sequence) or not hasattr(source, "columns"):
@@ -347,7 +348,7 @@ def to_table(source: Any, config: SeriesDataConfig, like: Channels | None = None
 
 
 def read_table(config: SeriesDataConfig, like: Channels | None = None) -> Table:
-    """Read the series of a file. Raises UserError for one that cannot be read as its ending says."""
+    """Read the series of a file in the format of its extension. Raises UserError if that fails."""
     path = Path(config.path)
     endings = path.suffixes
     kind = next((e for e in reversed(endings) if e in READERS), None)
@@ -370,7 +371,7 @@ def read_table(config: SeriesDataConfig, like: Channels | None = None) -> Table:
         raise UserError("data: parquet files need pyarrow; run pip install 'retain[series]'") from None
     except UserError:
         raise
-    except (ValueError, KeyError) as error:  # pandas and pyarrow raise kinds of it
+    except (ValueError, KeyError) as error:  # pandas and pyarrow raise subclasses of these
         said = " ".join(str(error).split())[:120]
         raise UserError(f"data.path: {config.path!r} cannot be read as its ending says ({said})") from None
     return _from_columns(frame, config, like)
@@ -391,4 +392,4 @@ READERS = {
     ".json": "read_json",
     ".npy": "load",
 }
-"""Endings of files, and what reads them."""
+"""File extensions, and the functions of pandas or NumPy that read them."""

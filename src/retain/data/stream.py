@@ -1,4 +1,4 @@
-"""Training straight from a streaming dataset: nothing is prepared, nothing written."""
+"""Training data straight from a streaming dataset, without preparing or writing files."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from retain.errors import UserError
 log = logging.getLogger("retain")
 
 HELD_OUT = 512
-"""Sequences of validation and of test that are kept in memory."""
+"""Sequences of each split that are kept in memory for scoring."""
 LOOKED_AT = 200_000
-"""Rows read at most in search of those."""
+"""Upper bound on the rows that are read of each piece to find these sequences."""
 
 
 class StreamedData(Data):
-    """Documents or images in the order of a shuffled stream; validation and test are the first of their split.
+    """Documents or images in the order of a shuffled stream. Validation and test are the first of their split.
 
-    A split that the source lacks is cut from its train by the same rule as in `prepare`. The stream of (seed, rank)
-    is always the same, and batch `step` is its sequences step · batch_size and following. Asked for in any other
-    order than that of the steps, it is read again from its beginning up to there: so a resumed run goes on bit for bit,
-    at the price of that reading. A phase of smaller batches reads on; larger ones leave out what lies between.
-    Raises UserError as `prepare` does.
+    A split that the source lacks is taken from its train split by the same rule as in `prepare`. The same seed and
+    rank always give the same stream, and batch `step` begins at its sequence step · batch_size. For an earlier batch
+    than the last one, the stream is read again from its start. A resumed run is therefore equal bit for bit, but it
+    first reads past all earlier sequences. If a phase has another batch size, training continues the stream and may
+    skip a few sequences. Raises UserError as `prepare` does.
     """
 
     def __init__(self, config: DatasetDataConfig) -> None:
@@ -56,7 +56,7 @@ class StreamedData(Data):
             "streamed": True,
             "read": source.read,
             "held_out_sequences": {split: len(self.held_out[split]["tokens"]) for split in SPLITS},
-            # Of what is held out: the rest is read as it comes.
+            # Only of the held-out sequences, since the training sequences have not been read.
             "sha256": hashlib.sha256(b"".join(held["targets"].numpy().tobytes() for held in held_out)).hexdigest(),
         }
 
@@ -91,7 +91,7 @@ class StreamedData(Data):
         return _batch(found, self.seq_len)
 
     def _bytes_per_token(self, held: Batch) -> float:
-        """Of the text that the tokens decode to, an end symbol counted as one byte."""
+        """Compute the bytes of decoded text per token, with each end symbol counted as one byte."""
         from tokenizers import Tokenizer
 
         tokens = held["targets"][held["targets"] != IGNORE].numpy()
@@ -102,7 +102,7 @@ class StreamedData(Data):
         return (sum(len(text.encode()) for text in decoded) + len(documents) - 1) / len(tokens)
 
     def _rows(self, read: Rows, piece: Piece, wanted: Split, limit: int | None = None) -> Iterator[Ints]:
-        """The tokens of the rows that are read of a piece and belong to the split `wanted`."""
+        """Yield the tokens of each row of a piece that belongs to the split `wanted`."""
         looked = 0
         for rows in read:
             for row in self.codec.encode(rows):
@@ -129,7 +129,7 @@ class StreamedData(Data):
     def _windows(self, documents: Iterator[Ints]) -> Iterator[Ints]:
         """Cut documents into sequences of up to T + 1 tokens.
 
-        Each document is cut for itself, or with data.reset off all are cut as one long stream.
+        With data.reset off, documents are cut as one long stream. Otherwise each document is cut separately.
         """
         length = self.seq_len + 1
         alone = self.config.reset or self.codec.length is not None

@@ -1,4 +1,4 @@
-"""Tokens that a tokenizer.json makes of text: prompts, and the text of what is sampled, as it comes."""
+"""Conversion between text and the subwords of a tokenizer.json: prompts, and sampled text as it arrives."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from retain.errors import UserError
 
 UNFINISHED = 32
-"""Subwords that are waited for until a character ends. It has four bytes at most: if it does not end, it is none."""
+"""Subwords to wait for the end of a character. A character has at most four bytes; beyond that it is invalid UTF-8."""
 
 
 def read_prompt(tokenizer: Any, text: str) -> list[int]:
@@ -17,22 +17,22 @@ def read_prompt(tokenizer: Any, text: str) -> list[int]:
     try:
         encoded = tokenizer.encode(text, add_special_tokens=False)
     except Exception as error:
-        if type(error) is not Exception:  # the library raises no other
+        if type(error) is not Exception:  # the library raises plain Exception only
             raise
         raise UserError(f"prompt: {text[:40]!r} is not in the tokenizer's vocabulary ({error})") from None
     known = {place for start, end in encoded.offsets for place in range(start, end)}
     for place, character in enumerate(text):
-        if place not in known and not character.isspace():  # which some tokenizers leave out
+        if place not in known and not character.isspace():  # some tokenizers drop whitespace
             raise UserError(f"prompt: {character!r} is not in the tokenizer's vocabulary")
     return list(encoded.ids)
 
 
 class Subwords:
-    """The text of subwords that follow `before`, as they come, at constant memory.
+    """A decoder of subwords that follow `before`, one at a time, in constant memory.
 
-    The pieces of text are together what the tokenizer decodes of all subwords.
-    The last piece of text is decoded again with every next one, since a tokenizer decodes the first word otherwise
-    than those after it. (The library's DecodeStream raises for some bytes that are no UTF-8, and keeps all others.)
+    The returned pieces together equal the text that the tokenizer decodes from all subwords. The last piece is decoded
+    again with the next one, since a tokenizer decodes the first word differently from later words. (The library's
+    DecodeStream raises for some invalid UTF-8, and buffers other invalid UTF-8 without end.)
     """
 
     def __init__(self, tokenizer: Any, before: list[int]) -> None:
@@ -45,7 +45,7 @@ class Subwords:
         return text
 
     def read(self, token: int) -> str:
-        """Return the text that ends with this subword; "" within a character."""
+        """Return the text that this subword completes; "" within a character."""
         self.next.append(token)
         text = self.decode(self.last + self.next)
         if (len(text) <= len(self.known) or text.endswith("�")) and len(self.next) < UNFINISHED:
@@ -55,5 +55,5 @@ class Subwords:
         return piece
 
     def rest(self) -> str:
-        """Return the whole characters that were held back for one that did not end."""
+        """Return the complete characters that were held back because the last one is incomplete."""
         return self.decode(self.last + self.next)[len(self.known) :].rstrip("�")

@@ -1,7 +1,7 @@
 """Rows of one column of a CSV, TSV, JSON, JSON Lines, parquet or Arrow file, exactly as they are written.
 
-Nothing is guessed: a text that looks like a number, a date or a missing value stays the text that it is, and what is
-no text is refused by its place.
+Nothing is converted: a text that looks like a number, a date or a missing value stays text. A value that is not text
+is refused with an error that names its row or line.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from retain.data.files import BROKEN, TABLES, find_ending, make_read_error, open
 from retain.errors import UserError
 
 ROWS = 1000
-"""Rows that are read at once; also as many as Arrow's own files have in one."""
+"""Rows that are read at once. Arrow files usually have batches of the same size."""
 
 
 def read_column(path: Path, column: str | None, images: bool = False) -> Iterator[list[Any]]:
-    """Read the values of a column, up to ROWS at a time: str, or None where a row has none.
+    """Read the values of a column, up to ROWS at a time: str, or None for a row without a value.
 
-    `column` None is "text". With `images` ("image") they are as `datasets` stores images: {"bytes": …, "path": …}.
-    Raises UserError naming the file, the row or line, and what is wrong with it.
+    `column` None is "text". With `images` it is "image", and values are as `datasets` stores them: {"bytes": …,
+    "path": …}. Raises UserError naming the file, the row or line, and the problem.
     """
     column = column or ("image" if images else "text")
     with _one_line(path):
@@ -45,7 +45,7 @@ def read_column(path: Path, column: str | None, images: bool = False) -> Iterato
 
 
 def count_rows(path: Path) -> int | None:
-    """Count the rows of a file, where that is known without reading it."""
+    """Count the rows of a file; None if only reading it would tell."""
     if TABLES[find_ending(path.name)] != "parquet":
         return None
     with _one_line(path), _opened_parquet(path) as parquet:
@@ -53,10 +53,10 @@ def count_rows(path: Path) -> int | None:
 
 
 def has_column(path: Path, column: str | None) -> bool:
-    """Whether a table has the column (None is "text"); one that cannot be read as its ending says has not.
+    """Return whether a table has the column (None is "text"). A file that is not valid in its format has not.
 
-    Parquet and Arrow files are no texts whatever they hold: they count as having it, and say what they lack when they
-    are read.
+    Parquet and Arrow files always count as having it, since they cannot be read as texts. Reading them raises the
+    error for a missing column.
     """
     if TABLES[find_ending(path.name)] in ("parquet", "arrow"):
         return True
@@ -69,7 +69,7 @@ def has_column(path: Path, column: str | None) -> bool:
 
 @contextmanager
 def _one_line(path: Path) -> Iterator[None]:
-    """Say in one line what the system, an unpacker or pyarrow finds wrong with a file."""
+    """Turn an error of the operating system, an unpacker or pyarrow into a UserError of one line."""
     try:
         yield
     except UserError:
@@ -97,10 +97,10 @@ def make_column_error(column: str, path: Path | str, columns: list[str], images:
 def _fields(path: Path) -> Iterator[tuple[int, list[str]]]:
     r"""Yield the rows of a CSV or TSV file, header first, each with the number of its first line.
 
-    Lines end in \n or \r\n alone: a single \r within a text that is not quoted is an error, not a new row.
+    Only \n or \r\n ends a line. A single \r in an unquoted text is an error, not a new row.
     """
     delimiter = "\t" if find_ending(path.name) == ".tsv" else ","
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the module's own limit cuts off at 128 KiB
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the csv module's default is 128 KiB
     with open_binary(path) as file:
         lines = (line.decode("utf-8" if number else "utf-8-sig") for number, line in enumerate(file))
         reader, first = csv.reader(lines, delimiter=delimiter, strict=True), 1
@@ -114,8 +114,8 @@ def _fields(path: Path) -> Iterator[tuple[int, list[str]]]:
             raise UserError(f"data.path: {str(path)!r} is not UTF-8 in {where}; convert it with iconv") from None
         except csv.Error as error:
             raise UserError(
-                f"data.path: {str(path)!r} is not right from line {first} on ({error}); quote texts that hold quotes "
-                "or line ends"
+                f"data.path: {str(path)!r} cannot be parsed from line {first} on ({error}); quote texts that hold "
+                "quotes or line ends"
             ) from None
 
 
@@ -137,10 +137,11 @@ def _csv(path: Path, column: str) -> Iterator[str]:
 
 
 def _records(path: Path, column: str) -> Iterator[tuple[str, Any]]:
-    """Yield what a JSON file holds, one by one, each with a name for its place.
+    """Yield the records of a JSON file, each with a name for its place.
 
-    A file whose first line is JSON and not its last is JSON Lines. Any other is one value: a list of records or of
-    texts, one record, or what pandas writes: {"column": [value, …]}, {"column": {"0": value, …}} or {"0": record, …}.
+    A file is JSON Lines if its first line is valid JSON and more lines follow. Any other file is one value: a list of
+    records or texts, one record, or a format of pandas: {"column": [value, …]}, {"column": {"0": value, …}} or
+    {"0": record, …}.
     """
     with open_binary(path) as file:
         first = next((line for line in file if line.strip()), b"")
@@ -213,7 +214,7 @@ def _arrow_library() -> Any:
 @contextmanager
 def _opened_parquet(path: Path) -> Iterator[Any]:
     pa = _arrow_library()
-    # Not mapped, and little at a time: a row group may be all of a file.
+    # One row group may be the whole file, so the file is read in small pieces and not mapped.
     with unpack(path).open("rb") as file, pa.parquet.ParquetFile(file, buffer_size=2**20, pre_buffer=False) as opened:
         yield opened
 
@@ -242,7 +243,7 @@ def _arrow(path: Path, column: str, images: bool) -> Iterator[Any]:
 
 
 def to_texts(array: Any, column: str, path: str) -> list[str | None]:
-    """Turn an Arrow array of texts, of any of Arrow's types for them, into Python's. Raises UserError for another."""
+    """Turn an Arrow array of any text type into Python strings. Raises UserError for another type."""
     import pyarrow as pa
 
     kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type

@@ -1,4 +1,4 @@
-"""Text as bytes: the standard library's source, or a file of any size; and token arrays in .npy files."""
+"""Text as bytes, from the standard library's source or a file of any size, and token arrays in .npy files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LEFT_OUT = {
     *("site-packages", "dist-packages", "__pycache__"),
 }
 WHOLE = HELD
-"""Files up to this many bytes are checked whole; larger ones by SAMPLES blocks."""
+"""Files up to this many bytes are checked completely. Of larger files SAMPLES blocks are checked."""
 BLOCK = 2**16
 SAMPLES = 256
 
@@ -36,8 +36,8 @@ SAMPLES = 256
 def load_stdlib(config: DataConfig) -> StreamData:
     """Load the source code of the running Python's standard library, as bytes, split by file.
 
-    A file's split follows from the SHA-256 of its relative path: 90 / 5 / 5 % of files in expectation, and the same
-    for a file on every Python version. Test suites and generated tables are left out.
+    The SHA-256 of a file's relative path decides its split: 90 / 5 / 5 % of files in expectation. So a file has the
+    same split in every Python version. Test suites and generated tables are left out.
     """
     root = Path(sysconfig.get_path("stdlib"))
     parts: dict[Split, list[bytes]] = {split: [] for split in SPLITS}
@@ -79,11 +79,11 @@ def choose_split(path: str) -> Split:
 
 
 def load_text(config: TextDataConfig, whole: bool = False) -> StreamData:
-    """Load a UTF-8 text file as bytes, cut into three consecutive parts; or `whole`, as the split "all".
+    """Load a UTF-8 text file as bytes, cut into three consecutive splits; with `whole`, as the split "all".
 
-    Up to 64 MiB are held in memory, checked whole, and info has the `sha256`. A larger file is read as it is needed;
-    256 evenly spaced blocks of 64 KiB are checked, and info has `sha256_of_samples`, that of its size and those blocks.
-    Raises UserError for a file that is missing, empty, too short or not UTF-8.
+    A file of up to 64 MiB is held in memory and checked completely, and info has its `sha256`. A larger file is read
+    when needed. Of that, 256 evenly spaced blocks of 64 KiB are checked, and info has `sha256_of_samples`, the hash of
+    its size and these blocks. Raises UserError for a file that is missing, empty, too short or not UTF-8.
     """
     path = check_path(config, "a UTF-8 text file")
     file = unpack(path)
@@ -98,12 +98,13 @@ def load_text(config: TextDataConfig, whole: bool = False) -> StreamData:
 
 
 def load_npy(config: ArrayDataConfig, whole: bool = False) -> Data:
-    """Load tokens from a .npy file: 1-D is a stream cut in three, 2-D one sequence per row; `whole` is "all".
+    """Load tokens from a .npy file, or from a folder of them.
 
-    A folder of them is one stream after the other, or all their rows; if every file is named after a split, they are
-    these splits. Rows go to the splits by a fixed permutation. data.ignore is the number that fills up short rows.
-    Files are scanned once, in blocks, for their range; checksum and memory are as for `load_text`.
-    Raises UserError for anything but non-negative integers below the vocabulary size.
+    A 1-D array is a stream, cut into three consecutive splits. A 2-D array has one sequence per row, and a fixed
+    permutation divides the rows among the splits. With `whole` the only split is "all". The arrays of a folder are
+    joined; if all of its files are named after splits, streams follow these names. data.ignore is the number that pads
+    short rows. Each file is scanned once, in blocks, for its range of tokens. Checksums and memory are as in
+    `load_text`. Raises UserError for anything but non-negative integers below the vocabulary size.
     """
     path = expand_path(config.path)
     is_folder = path.is_dir()
@@ -133,16 +134,14 @@ def load_npy(config: ArrayDataConfig, whole: bool = False) -> Data:
         if any(len(array.shape) == 2 for array in arrays) or set(names) != set(SPLITS):
             raise UserError(
                 f"data.path: {info['path']!r} has files of the splits {', '.join(sorted(set(names)))}; for streams "
-                "(N,) give train, validation and test, or call the files otherwise and have them cut"
+                "(N,) give train, validation and test, or rename the files to have them cut"
             )
         streams = {s: join_arrays([a for a, name in zip(arrays, names, strict=True) if name == s]) for s in SPLITS}
     elif all(len(array.shape) == 1 for array in arrays):
         streams = split_stream(join_arrays(arrays), config, whole)
     if streams is not None:
         if config.ignore is not None:
-            raise UserError(
-                f"data.ignore: {config.ignore} fills up rows (N, L), and this is a stream (N,); leave it out"
-            )
+            raise UserError(f"data.ignore: {config.ignore} pads rows (N, L), but this is a stream (N,); leave it out")
         info["tokens"] = {split: len(stream) for split, stream in streams.items()}
         return StreamData(streams, info=info, **common)
     if len(shapes := sorted({array.shape[1:] for array in arrays})) > 1:
@@ -153,7 +152,7 @@ def load_npy(config: ArrayDataConfig, whole: bool = False) -> Data:
 
 
 def join_arrays(arrays: Sequence[Stream]) -> Stream:
-    """Join several arrays into one; a large one alone stays in its file."""
+    """Join several arrays into one. A single large array stays in its file."""
     return arrays[0] if len(arrays) == 1 else np.concatenate([np.asarray(array) for array in arrays])
 
 
@@ -169,7 +168,7 @@ def read_npy(path: Path, config: ArrayDataConfig) -> tuple[Stream, int, dict[str
 
 
 def check_path(config: FileDataConfig, wanted: str) -> Path:
-    """Return the data file, known to exist and not to be empty. Raises UserError."""
+    """Return the path of the data file. Raises UserError if it is missing, not a file or empty."""
     path = expand_path(config.path)
     if not path.exists():
         raise UserError(f"data.path: {str(path)!r} does not exist; give {wanted}")
@@ -182,7 +181,7 @@ def check_path(config: FileDataConfig, wanted: str) -> Path:
 
 
 def split_stream(stream: Stream, config: FileDataConfig, whole: bool = False) -> dict[Split, Stream]:
-    """Cut a stream into three consecutive parts, or none."""
+    """Cut a stream into three consecutive splits; with `whole`, return it as the split "all"."""
     if whole:
         return {"all": stream}
     ends = [0, *find_cut_points(len(stream), config.split), len(stream)]
@@ -190,7 +189,7 @@ def split_stream(stream: Stream, config: FileDataConfig, whole: bool = False) ->
 
 
 def list_sample_offsets(size: int) -> list[int]:
-    """List where the checked blocks of a file of `size` bytes start; they cover it whole up to WHOLE bytes."""
+    """List where the checked blocks of a file of `size` bytes start. Up to WHOLE bytes they cover all of it."""
     if size <= WHOLE:
         return list(range(0, size, BLOCK))
     return [i * (size - BLOCK) // (SAMPLES - 1) for i in range(SAMPLES)]
@@ -211,7 +210,7 @@ def compute_checksum(path: Path, *, text: bool) -> dict[str, str]:
 
 
 def check_utf8(block: bytes, offset: int, size: int, path: Path) -> None:
-    """Raise UserError if a block of a file is not UTF-8; the characters its edges cut are let pass."""
+    """Raise UserError if a block of a file is not UTF-8. Characters cut at the edges of the block are accepted."""
     if (place := block.find(b"\0")) >= 0:
         raise UserError(
             f"data.path: {str(path)!r} holds a NUL byte at {offset + place}, it is not text; "
@@ -230,7 +229,7 @@ def check_utf8(block: bytes, offset: int, size: int, path: Path) -> None:
 
 
 def suggest_remedy(path: Path, block: bytes) -> str:
-    """Say what to do with a file that is not text."""
+    """Return advice on a file that is not text."""
     quoted = repr(str(path))
     if path.suffix == ".bin":
         return (
@@ -252,7 +251,7 @@ def suggest_remedy(path: Path, block: bytes) -> str:
 
 
 def open_npy(path: Path) -> Stream:
-    """Open the array of a .npy file. Raises UserError unless it is 1-D or 2-D, of integers, not empty."""
+    """Open the array of a .npy file. Raises UserError unless it holds integers, is 1-D or 2-D and is not empty."""
     with path.open("rb") as file:
         is_npy = file.read(6) == b"\x93NUMPY"
     if not is_npy:
@@ -261,7 +260,7 @@ def open_npy(path: Path) -> Stream:
         array: npt.NDArray[Any] = np.load(path, mmap_mode=None if is_held(path) else "r", allow_pickle=False)
     except OSError:
         raise
-    except Exception as error:  # a damaged header may raise anything, as far as tokenize.TokenError
+    except Exception as error:  # a damaged header may raise anything, even tokenize.TokenError
         if "Python objects" in str(error) or "Object arrays" in str(error):
             raise UserError(
                 f"data.path: {str(path)!r} holds pickled Python objects, which are never loaded; save integers"
@@ -283,7 +282,7 @@ def open_npy(path: Path) -> Stream:
 def read_vocab_size(path: Path, array: Stream, config: ArrayDataConfig) -> int:
     """Return data.vocab_size, or one more than the largest token. Raises UserError for a token outside it.
 
-    data.ignore is no token; it may only stand at the end of a row.
+    data.ignore is not a token. It may only pad the end of a row.
     """
     smallest, largest = 0, 0
     rows = max(1, 2**20 // (array.shape[1] if len(array.shape) == 2 else 1))
@@ -294,7 +293,7 @@ def read_vocab_size(path: Path, array: Stream, config: ArrayDataConfig) -> int:
             if block.ndim == 2 and (wrong := (padding[:, :-1] & ~padding[:, 1:]).any(1)).any():
                 raise UserError(
                     f"data.ignore: row {start + int(wrong.argmax())} of {str(path)!r} has {config.ignore} before a "
-                    "token; fill up rows at their end"
+                    "token; pad rows at their end"
                 )
             block = block[~padding]
             if not block.size:
@@ -303,7 +302,7 @@ def read_vocab_size(path: Path, array: Stream, config: ArrayDataConfig) -> int:
     if smallest < 0:
         raise UserError(
             f"data.path: {str(path)!r} holds the token {smallest}; tokens must not be negative (give --data.ignore "
-            f"{smallest} if it fills up rows)"
+            f"{smallest} if it pads rows)"
         )
     vocab_size = config.vocab_size
     if largest >= LARGEST_VOCABULARY:

@@ -1,6 +1,6 @@
-"""Times of steps: what they are apart, where a time stands in its series, and what the calendar says of it.
+"""Times of steps: the frequency of a series, the step of a time, and features of the calendar.
 
-Calendars are those of pandas and NumPy. Times with a zone are taken in UTC.
+Calendars are those of pandas and NumPy. Times with a zone are converted to UTC.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ DAY = 86_400
 CYCLES = {"day": DAY, "week": 7 * DAY, "year": 365 * DAY}
 """What the calendar repeats, and its length in seconds."""
 PERIODS = {"YS": "Y", "QS": "Q", "MS": "M"}
-"""Units of the calendar, with pandas' word for their periods."""
+"""Units of the calendar, with pandas' names of their periods."""
 WORDS = {"Y": "YS", "A": "YS", "YE": "YS", "Q": "QS", "QE": "QS", "M": "MS", "ME": "MS", "H": "h", "T": "min", "S": "s"}
-"""Words for a frequency that pandas had once."""
+"""Names of frequencies in older versions of pandas."""
 
 
 def pandas_library() -> Any:
-    """Return pandas. Raises UserError where it is not installed."""
+    """Return pandas. Raises UserError if it is not installed."""
     try:
         import pandas
     except ImportError:
@@ -34,17 +34,17 @@ def pandas_library() -> Any:
 
 @dataclass(frozen=True)
 class Frequency:
-    """The time from one step to the next: `count` seconds, or a unit of the calendar; of numbered steps, `count`."""
+    """The time from one step to the next: `count` seconds or one calendar unit; `count` if steps are numbered."""
 
     unit: str
-    """s, B (a business day), MS, QS or YS (the beginning of a month, quarter or year), or "" of numbered steps."""
+    """s, B (a business day), MS, QS or YS (the beginning of a month, quarter or year), or "" if steps are numbered."""
     count: int = 1
 
     def __str__(self) -> str:
         return self.unit if self.unit in ("B", *PERIODS) else f"{self.count}{self.unit}"
 
     def places(self, times: Any) -> npt.NDArray[np.float64]:
-        """Return how many steps each of the times (N,) is after the first; a whole number where it is on a step."""
+        """Return how many steps each time (N,) lies after the first. A time on a step gives a whole number."""
         if self.unit in PERIODS:
             periods = times.to_period(PERIODS[self.unit]).astype("int64")
             return np.asarray(periods - periods[0], dtype=np.float64)
@@ -57,7 +57,7 @@ class Frequency:
         return (np.asarray(times, dtype=np.float64) - float(times[0])) / self.count
 
     def times(self, first: Any, count: int) -> Any:
-        """Return the times of `count` steps from `first` on; None where steps are only counted."""
+        """Return the times of `count` steps, beginning with `first`; whole numbers if steps are numbered."""
         pd = pandas_library()
         if self.unit == "":
             return first + self.count * np.arange(count)
@@ -68,7 +68,7 @@ class Frequency:
         return first + pd.to_timedelta(self.count * np.arange(count), unit="s")
 
     def time(self, first: Any, place: int) -> Any:
-        """Return the times of one step alone, (1,), `place` steps after the first."""
+        """Return the time (1,) of a single step, `place` steps after the first."""
         if self.unit == "s":
             pd = pandas_library()
             return pd.DatetimeIndex([first + pd.Timedelta(seconds=self.count * place)])
@@ -80,7 +80,7 @@ class Frequency:
         return {"": 0, "B": DAY, "MS": 28 * DAY, "QS": 90 * DAY, "YS": 365 * DAY}.get(self.unit, self.count)
 
     def features(self, times: Any) -> dict[str, npt.NDArray[np.float64]]:
-        """Return where each time (N,) stands in its day, week and year, as sine and cosine."""
+        """Return the position of each time (N,) in its day, week and year, as sine and cosine."""
         if self.unit in ("", "YS"):
             return {}
         seconds = times.hour * 3600 + times.minute * 60 + times.second
@@ -122,7 +122,7 @@ def read_times(column: Any, name: str) -> Any:
         return numbers.astype(np.int64)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of a format that is looked for row by row
+            warnings.simplefilter("ignore", UserWarning)  # pandas guesses the format row by row
             times = pd.DatetimeIndex(pd.to_datetime(column, utc=True))
     except (ValueError, TypeError) as error:
         said = " ".join(str(error).split())[:120]
@@ -131,7 +131,7 @@ def read_times(column: Any, name: str) -> Any:
 
 
 def parse_frequency(text: str) -> Frequency:
-    """Read h, 15min, D, B, W, M, Q, Y and the like. Raises UserError."""
+    """Parse a frequency such as h, 15min, D, B, W, M, Q or Y. Raises UserError."""
     pd = pandas_library()
     if text.endswith("s") and text[:-1].isdigit():
         return Frequency("s", int(text[:-1]))
@@ -146,7 +146,7 @@ def parse_frequency(text: str) -> Frequency:
     except (ValueError, TypeError, AttributeError):
         seconds = 0
     if seconds < 1 or seconds != int(seconds):
-        raise UserError(f"data.freq: {text!r} is no frequency; give h, 15min, D, B, W, M, Q or Y")
+        raise UserError(f"data.freq: {text!r} is not a frequency; give h, 15min, D, B, W, M, Q or Y")
     return Frequency("s", int(seconds))
 
 

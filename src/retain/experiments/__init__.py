@@ -1,1 +1,1 @@
-"""Many runs: comparisons of methods, sweeps of settings, and their tables and pictures."""
+"""Many runs: comparisons of methods, sweeps of settings, and their tables and plots."""

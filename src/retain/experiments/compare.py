@@ -1,4 +1,4 @@
-"""`retain compare`: what the same budget buys with SMT, BPTT, and the gated RNNs a user would pick instead."""
+"""`retain compare`: SMT, BPTT and gated RNNs, trained with the same budget."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from retain.experiments.tables import parse_factor
 
 METHODS = ("smt", "one-step", "hybrid", "smt+bptt", "bptt", "tbptt", "gru", "lstm")
 FINETUNE = 1 / 3
-"""smt+bptt: how much of the budget is BPTT."""
+"""Share of the budget that smt+bptt spends on BPTT."""
 TRUNCATE = 4
-"""tbptt: the gradient flows back through a quarter of the sequence, unless the preset says how far or cuts DMT's."""
+"""tbptt truncates the gradient to a quarter of the sequence, unless the preset sets a window for BPTT or DMT."""
 WITHIN = 0.1
-"""How far the deployed RNN's parameters may be from those of the SMT run's."""
+"""Largest relative difference between the parameters of a gru or lstm and those of the SMT run's RNN."""
 VALIDATIONS = 10
 """Points of the curve of quality against cost."""
 
 
 @settings
 class Comparison:
-    """What is compared: a base run, the methods, and how the learning rate is chosen."""
+    """A comparison: a base run, the methods, and the search for the learning rate."""
 
     config: RunConfig
-    """The SMT run; its budget is that of every method, its seed is not used."""
+    """The SMT run. Every method has its budget. Its seed is not used."""
     methods: tuple[str, ...] = ("smt", "bptt", "gru", "lstm")
     seeds: Count = 3
     lrs: tuple[str, ...] = ("1/3", "1", "3")
@@ -54,7 +54,7 @@ class Comparison:
                 raise UserError(f"{name}: {','.join(map(str, values))} names one twice")
         if self.config.init_from is not None:
             raise UserError(
-                f"init_from: every method starts anew; leave out {self.config.init_from} (--init-from None)"
+                f"init_from: every method starts from scratch; leave out {self.config.init_from} (--init-from None)"
             )
         if "bptt" in self.config.phases and {"smt", "smt+bptt", *RECIPES} & set(self.methods):
             raise UserError(
@@ -67,7 +67,7 @@ class Comparison:
 
     @property
     def trial_budget(self) -> str:
-        """The budget of each trial of a learning rate. If it is that of a run, the best trial is the run of seed 0."""
+        """The budget of each trial of a learning rate. If it equals a run's, the best trial is the run of seed 0."""
         own, whole = self.sweep_budget or self.config.budget, self.config.budget
         return whole if parse_budget(own) == parse_budget(whole) else own
 
@@ -86,7 +86,7 @@ def configure_method(base: RunConfig, method: str) -> RunConfig:
         return dataclasses.replace(base, phases=(*phases, "bptt"), bptt=bptt)
     window = None
     if method == "tbptt":
-        # Cut where DMT's gradient is, it is the control for what the teacher adds.
+        # Truncated like DMT's gradient, tbptt is the control for what the teacher adds.
         length = bptt.seq_len or base.data.seq_len
         stretch = base.dmt.bptt_window if "dmt" in phases and 1 < (base.dmt.bptt_window or 1) < length else None
         window = bptt.bptt_window or stretch or max(1, length // TRUNCATE)
@@ -95,10 +95,10 @@ def configure_method(base: RunConfig, method: str) -> RunConfig:
 
 
 def match_parameters(base: RunConfig, kind: str) -> RunConfig:
-    """Return `base` with a gru or lstm cell, as wide as gives the RNN as many parameters, within a tenth.
+    """Return `base` with a gru or lstm cell whose width gives the RNN as many parameters, within 10 %.
 
-    The memory is one token, never normalised: that is `nn.GRU` and `nn.LSTM` as a user would have them. Raises
-    UserError if no width comes near enough.
+    The memory is one token without normalisation, as in `nn.GRU` and `nn.LSTM`. Raises UserError if no width comes
+    close enough.
     """
     from retain.data import load_data
     from retain.data.batches import find_symbols
@@ -122,7 +122,7 @@ def match_parameters(base: RunConfig, kind: str) -> RunConfig:
 
 
 def count_parameters(config: RunConfig, symbols: Symbols) -> int:
-    """Count the parameters of the RNN that a run gives, without the teacher."""
+    """Count the parameters of a run's RNN, without the teacher."""
     from retain.model.rnn import RNN
     from retain.runs.run import weightless
 
@@ -132,7 +132,7 @@ def count_parameters(config: RunConfig, symbols: Symbols) -> int:
 
 
 def with_rate(config: RunConfig, text: str) -> RunConfig:
-    """Return the run with the learning rate of every phase times this factor."""
+    """Return the run with the learning rate of every phase multiplied by a factor."""
     phases: dict[str, Any] = {name: getattr(config, name) for name in config.phases}
     factor = parse_factor(text)
     return dataclasses.replace(
@@ -147,11 +147,11 @@ def with_budget(config: RunConfig, budget: str) -> RunConfig:
 
 
 def compare(comparison: Comparison, out: str | Path, *, jobs: int = 1, quiet: bool = True) -> dict[str, Any]:
-    """Make the runs of the comparison that are not done yet; write its results into `out` and return them.
+    """Train the runs of the comparison that are not done yet, write its results into `out` and return them.
 
-    The learning rates come first: seed 0 at each, the best chosen by bits per token on validation. Then come the other
-    seeds at the best rate, and only those runs are scored on the test split. Raises UserError, and Interrupted on
-    Ctrl-C, SIGTERM or SIGHUP, once every run is saved.
+    First, seed 0 is trained at each learning rate, and the rate with the fewest bits per token on validation is chosen.
+    Then the seeds are trained at this rate, and only these runs are scored on the test split. Raises UserError. Raises
+    Interrupted on Ctrl-C, SIGTERM or SIGHUP, after every run is saved.
     """
     from retain.experiments.scheduler import claim, run_all
     from retain.experiments.tables import write_results
@@ -239,10 +239,10 @@ def summarise(
 
 
 def describe_cost(comparison: Comparison, jobs: int) -> str:
-    """Say how many runs of which budget the whole comparison is, and how long they train if that is known."""
+    """Describe the number and budgets of all runs, and their total time of training if it is known."""
     methods, trial, whole = len(comparison.methods), comparison.trial_budget, comparison.config.budget
     trials = methods * len(comparison.lrs) if len(comparison.lrs) > 1 else 0
-    runs = methods * (comparison.seeds - (trials > 0 and trial == whole))  # a whole trial is seed 0's run
+    runs = methods * (comparison.seeds - (trials > 0 and trial == whole))  # a trial of full budget is seed 0's run
     parts = [(trials, "trials", parse_budget(trial)), (runs, "runs", parse_budget(whole))]
     parts = [part for part in parts if part[0]]
     said = "in all " + " and ".join(f"{count} {name} of {budget}" for count, name, budget in parts)
@@ -253,7 +253,7 @@ def describe_cost(comparison: Comparison, jobs: int) -> str:
 
 
 def choose_rate(rates: dict[str, dict[str, Any]]) -> str:
-    """Return the factor whose trial has the fewest bits per token on validation; one that diverged is last."""
+    """Return the factor whose trial has the fewest bits per token on validation. Diverged trials rank last."""
 
     def bits(lr: str) -> float:
         found: float | None = rates[lr].get("validation_bits_per_token")
@@ -263,7 +263,7 @@ def choose_rate(rates: dict[str, dict[str, Any]]) -> str:
 
 
 def check_lengths(comparison: Comparison) -> None:
-    """Refuse a length that the data cannot have before anything is trained."""
+    """Raise UserError for a length that the data cannot have, before anything is trained."""
     from retain.data import load_data
 
     for length in comparison.lengths:

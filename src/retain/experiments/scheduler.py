@@ -1,7 +1,7 @@
-"""Many runs, each in a process of its own: none is done twice, and what was cut short goes on where it was.
+"""A scheduler of runs, each in its own process. Finished runs are not repeated, and interrupted runs are resumed.
 
-A finished run leaves a small `result.json` with all its figures, so that its weights may be deleted; a diverged one
-leaves why it failed.
+A finished run leaves a small `result.json` with all its figures, so its weights may be deleted. For a diverged run,
+`result.json` says why it failed.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ if TYPE_CHECKING:
     from retain.data.batches import Split
 
 WORK = "import sys; sys.path.append(sys.path.pop(0)); from retain.experiments.scheduler import work; work()"
-"""The current folder comes last, as for the command line: a user's random.py must not replace Python's."""
+"""The current folder comes last on the path, as for the command line: a user's random.py must not replace Python's."""
 CURVE = 40
 """Points of the validation curve that a result keeps."""
 LENGTH_SEQUENCES = 512
-"""Sequences that a length other than the training length is scored on."""
+"""Sequences that are scored at each length other than the training length."""
 SUMMARY = (
     "steps", "seconds", "tokens", "sequential_steps", "best_step", "validation_bits_per_token", "parameters",
     "teacher_parameters", "device", "precision", "threads", "versions", "data",
 )  # fmt: skip
-"""What a result keeps of a run's summary, …"""
+"""Fields of a run's summary that a result keeps."""
 SCORES = (
     "bits_per_token", "accuracy", "teacher_bits_per_token", "teacher_accuracy", "relative_drift",
     "relative_drift_last", "sequences", "tokens",
 )  # fmt: skip
-"""… of its scores …"""
+"""Scores that a result keeps."""
 POINT = (
     "step", "seconds", "tokens", "sequential_steps", "validation_bits_per_token", "validation_accuracy",
     "validation_teacher_bits_per_token", "validation_teacher_accuracy", "validation_relative_drift",
 )  # fmt: skip
-"""… and of each validation."""
+"""Fields of each validation that a result keeps."""
 Result = dict[str, Any]
 
 
 class RunError(Exception):
-    """The process of a run failed by a defect; the message has its traceback."""
+    """A defect that ended the process of a run; the message has its traceback."""
 
 
 def run_all(
@@ -75,16 +75,16 @@ def run_all(
 ) -> dict[str, Result]:
     """Train each run under `out`/NAME, `jobs` at a time with `threads` threads each (None: PyTorch's choice).
 
-    Each trained RNN is then scored, once, on all of `split`, and at other `lengths` of the sequence. A run that has a
-    result is not run again; call it with the same runs to go on after a kill.
+    Each trained RNN is then scored once, on all of `split` and at other sequence `lengths`. A run with a result is not
+    repeated, so the same call continues after a kill.
 
     Returns:
-        Name → result; that of a run whose loss was not finite has "failed", a message.
+        Name → result. If a loss was not finite, the result has "failed", a message.
 
     Raises:
         UserError: A folder holds another run, or a run is impossible.
-        RunError: A run failed by a defect.
-        Interrupted: On Ctrl-C, SIGTERM or SIGHUP, when every run has saved.
+        RunError: A run failed because of a defect.
+        Interrupted: On Ctrl-C, SIGTERM or SIGHUP, after every run is saved.
     """
     out = Path(out)
 
@@ -115,12 +115,12 @@ def run_all(
             for process, _ in processes.values():
                 process.wait()
         if stop.is_set():
-            raise Interrupted("stopped and saved; the same command goes on")
+            raise Interrupted("stopped and saved; the same command continues")
     return read_results()
 
 
 def read_result(folder: Path, config: RunConfig) -> Result | None:
-    """Return the result of a finished run, None if it is not finished. Raises UserError if it is another run's."""
+    """Return the result of a run, None if it is not finished. Raises UserError if the result is another run's."""
     path = folder / "result.json"
     if not path.exists():
         return None
@@ -135,7 +135,7 @@ def read_result(folder: Path, config: RunConfig) -> Result | None:
 
 
 def _refuse_changed_data(runs: dict[str, RunConfig], results: dict[str, Result], out: Path) -> None:
-    """Refuse to run beside a finished run of other data. Raises UserError."""
+    """Raise UserError if a finished run was trained on other data."""
     from retain.data import load_data
     from retain.runs.data import data_changed
 
@@ -153,17 +153,17 @@ def _start(
     job = {
         "config": to_dict(config), "folder": str(folder), "threads": threads, "split": split, "lengths": list(lengths),
     }  # fmt: skip
-    env = os.environ | {"PYTHONIOENCODING": "utf-8"}  # for what it complains of, whatever the locale
+    env = os.environ | {"PYTHONIOENCODING": "utf-8"}  # for its stderr, whatever the locale
     if threads is not None:
         env |= {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
     complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - a pipe would fill up; _finish closes it
     process = subprocess.Popen(
         [sys.executable, "-c", WORK],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=complaints, encoding="utf-8", env=env,
-        start_new_session=True,  # Ctrl-C reaches this process alone, which then stops them
+        start_new_session=True,  # Ctrl-C reaches only this process, which then stops the others
     )  # fmt: skip
     assert process.stdin is not None
-    # Kept open: it closes when this process dies, however it dies, and the run stops with it.
+    # stdin stays open until this process dies, by whatever cause. Then the run stops, too.
     process.stdin.write(json.dumps(job) + "\n")
     process.stdin.flush()
     return process, complaints
@@ -181,16 +181,16 @@ def _finish(name: str, process: subprocess.Popen[str], complaints: IO[str], fold
     where = f"(run folder: {folder})"
     if last.startswith("retain: "):
         raise UserError(f"{name}: {last.removeprefix('retain: ')} {where}")
-    if -code in (*STOPS, signal.SIGKILL):  # others ended it; any other signal is a crash of its own
-        why = ", for want of memory perhaps; try --jobs 1 or smaller batches" if -code == signal.SIGKILL else ""
+    if -code in (*STOPS, signal.SIGKILL):  # sent from outside; any other signal is a crash
+        why = ", perhaps for lack of memory; try --jobs 1 or smaller batches" if -code == signal.SIGKILL else ""
         raise UserError(f"{name}: killed by signal {-code}{why} {where}")
-    raise RunError("\n".join([f"{name}: it ended with {code} {where}", *lines]))
+    raise RunError("\n".join([f"{name}: ended with code {code} {where}", *lines]))
 
 
 def claim(out: Path, file: str, spec: dict[str, Any], what: str, free: Sequence[str] = ()) -> None:
-    """Write `spec` (JSON values, with a run's "config") to `out`/`file`, which says whose folder it is.
+    """Write `spec` (JSON values, with a run's "config") to `out`/`file`, which identifies the folder.
 
-    Raises UserError if the folder holds another `what`, one that differs in more than its `free` fields.
+    Raises UserError if the folder holds another `what`, with differences beyond the `free` fields.
     """
     path = out / file
     now = json.loads(json.dumps(spec))
@@ -214,7 +214,7 @@ def claim(out: Path, file: str, spec: dict[str, Any], what: str, free: Sequence[
 
 
 def work() -> None:
-    """Train and score the one run that stdin describes, and leave its result.json."""
+    """Train and score the run that stdin describes, and write its result.json."""
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
@@ -228,7 +228,7 @@ def work() -> None:
 
 
 def _die_with_parent() -> None:
-    # Not by way of a signal that saves first: the next start must not meet a run that is still writing.
+    # Exit at once, without saving: the next start must not meet a run that is still writing.
     sys.stdin.read()
     os._exit(1)
 
@@ -246,7 +246,7 @@ def _work(job: dict[str, Any]) -> None:
 
 
 def train_one(config: RunConfig, folder: Path) -> Result:
-    """Train a run, or go on with it, and write its result."""
+    """Train or resume a run, and write its result."""
     from retain.training.loop import train
 
     resume = (folder / "config.json").exists()
@@ -258,7 +258,7 @@ def train_one(config: RunConfig, folder: Path) -> Result:
     except TrainingError as error:
         result["failed"] = str(error)
     else:
-        # Of a run that goes on, the process that began it had a peak of its own, which nobody knows now.
+        # The peak of the process that began a resumed run is not known.
         peak = None if resume else measure_peak_memory(summary["device"])
         result |= {key: summary[key] for key in SUMMARY} | {"machine": name_processor(), "peak_memory_bytes": peak}
     result["curve"] = read_curve(folder / "metrics.jsonl")
@@ -267,9 +267,10 @@ def train_one(config: RunConfig, folder: Path) -> Result:
 
 
 def rehearse(config: RunConfig, beside: Path) -> float:
-    """Train a few steps of each phase, in a folder that is thrown away, and return the seconds of it.
+    """Train a few steps of each phase in a temporary folder, and return the seconds that it took.
 
-    The compiler keeps on disk what later runs of the same sizes find: the first would pay for all, out of its budget.
+    This fills the compiler's cache on disk. Otherwise the first run of each size would compile for all later ones,
+    within its own budget.
     """
     import torch
 
@@ -287,7 +288,7 @@ def rehearse(config: RunConfig, beside: Path) -> float:
 
 
 def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int], device: str = "cpu") -> Result:
-    """Score the trained RNN on a whole split, next to its teacher; then at other lengths of the sequence."""
+    """Score the trained RNN and its teacher on a whole split, then at other sequence lengths."""
     from retain.data import load_data
     from retain.inference.evaluate import batch_for, evaluate
     from retain.runs.run import guided, load_run
@@ -314,9 +315,9 @@ def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int],
 
 
 def read_curve(metrics: Path, points: int = CURVE) -> list[dict[str, float]]:
-    """Read the validations of a run, thinned to at most about `points`, the last always among them.
+    """Read the validations of a run, thinned to about `points` at most. The last is always kept.
 
-    One that was not finite, a string in metrics.jsonl, is no point of a curve.
+    A validation that was not finite is a string in metrics.jsonl, and is left out.
     """
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
     lines = [line for line in lines if isinstance(line.get("validation_bits_per_token"), float)]
@@ -326,7 +327,7 @@ def read_curve(metrics: Path, points: int = CURVE) -> list[dict[str, float]]:
 
 
 def measure_peak_memory(device: str) -> int:
-    """Return how many bytes this process held at most, of the accelerator if there is one, else of the machine."""
+    """Return the peak memory of this process in bytes: of the accelerator if there is one, else of the machine."""
     if device.startswith("cuda"):
         import torch
 
@@ -341,7 +342,7 @@ def measure_peak_memory(device: str) -> int:
 
 
 def name_processor() -> str:
-    """Return the processor's name, and its units that decide the precision of a run."""
+    """Return the processor's name, and its instruction sets that affect the precision of a run."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

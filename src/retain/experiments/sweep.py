@@ -1,4 +1,4 @@
-"""`retain sweep`: the same task with one or a few settings varied, and what that does to quality and to memory."""
+"""`retain sweep`: runs with one or a few settings varied, compared by quality and by size of memory."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from retain.errors import UserError
 
 MEMORY = ("memory.tokens", "memory.width")
 VALIDATIONS = 20
-"""Points of each run's curve, from which compression is read, unless --validate-every says otherwise."""
+"""Points of each run's curve, from which compression is computed, unless --validate-every is given."""
 
 
 @settings
 class Sweep:
-    """What is swept: a base run, and the values of the fields that are varied."""
+    """A sweep: a base run, and the values of the varied fields."""
 
     config: RunConfig
     """Its own values of the varied fields and its seed are not used."""
@@ -34,10 +34,10 @@ class Sweep:
     """Dotted field → its values, e.g. {"data.seq_len": (32, 64)}."""
     seeds: Count = 3
     levels: tuple[Positive, ...] = ()
-    """Losses in bits per token for the compression curve; empty chooses them from the runs."""
+    """Losses in bits per token for the compression curve. If empty, they are chosen from the runs."""
     threads: Count | None = None
     often: bool = False
-    """Validate each run VALIDATIONS times, whatever the budget that is varied, instead of as the base run says."""
+    """Validate each run VALIDATIONS times, even if the budget is varied, instead of at the base run's interval."""
 
     def __post_init__(self) -> None:
         if not self.vary:
@@ -50,12 +50,12 @@ class Sweep:
                 raise UserError(f"vary: {name}={','.join(map(str, values))} names one value twice")
 
     def combinations(self) -> list[dict[str, Any]]:
-        """Every combination of values, field → value, the last field fastest."""
+        """List every combination of values as field → value. The last field varies fastest."""
         return [dict(zip(self.vary, values, strict=True)) for values in product(*self.vary.values())]
 
 
 def find_type(name: str) -> Any:
-    """Return the type of the dotted field of a RunConfig. Raises UserError if it is no field or cannot be varied."""
+    """Return the type of the dotted field of a RunConfig. Raises UserError if it does not exist or cannot be varied."""
     kind: Any = RunConfig
     parts = name.split(".")
     for i, part in enumerate(parts):
@@ -97,7 +97,7 @@ def parse_value(name: str, text: str) -> Any:
 
 
 def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
-    """Return the run with these values of dotted fields. Raises UserError if they do not go together."""
+    """Return the run with these values of dotted fields. Raises UserError if they cannot be combined."""
     fields = to_dict(config)
     for name, value in values.items():
         *path, last = name.split(".")
@@ -117,12 +117,12 @@ def describe(values: dict[str, Any]) -> str:
 
 
 def name_run(values: dict[str, Any], seed: int) -> str:
-    """Return the name of a run's folder, another one for other values."""
+    """Return the name of a run's folder, unique to its values and seed."""
     return f"{quote(describe(values), safe='=,')}-seed{seed}"
 
 
 def validate_often(config: RunConfig) -> RunConfig:
-    """Return the run validated VALIDATIONS times if the budgets of its phases add up, else as it is."""
+    """Return the run with VALIDATIONS validations if the budgets of its phases have one unit, else unchanged."""
     budgets = config.budgets()
     if len({budget.unit for budget in budgets}) > 1:
         return config
@@ -131,7 +131,7 @@ def validate_often(config: RunConfig) -> RunConfig:
 
 
 def list_runs(sweep: Sweep) -> dict[str, RunConfig]:
-    """Return name → run, seed by seed, so that one seed of everything is done first. Raises UserError."""
+    """Return name → run, ordered by seed, so that one seed of each combination comes first. Raises UserError."""
     runs = {}
     for seed, values in product(range(sweep.seeds), sweep.combinations()):
         config = with_values(dataclasses.replace(sweep.config, tracker=None), values)
@@ -168,9 +168,9 @@ def check_sweep(sweep: Sweep) -> None:
 
 
 def run_sweep(sweep: Sweep, out: str | Path, *, jobs: int = 1, quiet: bool = True) -> dict[str, Any]:
-    """Make the runs of the sweep that are not done yet; write its results into `out` and return them.
+    """Train the runs of the sweep that are not done yet, write its results into `out` and return them.
 
-    Raises UserError, and Interrupted on Ctrl-C, SIGTERM or SIGHUP, once every run is saved.
+    Raises UserError. Raises Interrupted on Ctrl-C, SIGTERM or SIGHUP, after every run is saved.
     """
     from retain.experiments.scheduler import claim, run_all
     from retain.experiments.sweep_results import write_results

@@ -1,4 +1,4 @@
-"""What a sweep found, as Markdown tables and as pictures of quality and of compression."""
+"""Results of a sweep, as Markdown tables and as plots of quality and of compression."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from retain.experiments.tables import (
 from retain.plots import DPI, FAINT, PALETTE, add_legend, new_figure, tidy_axes
 
 LEVELS = 4
-"""Losses of the compression curve, if none are given."""
+"""Number of losses on the compression curve, if none are given."""
 
 
 def reached_by_all(point: dict[str, Any], level: float, cost: str) -> float:
-    """Return what it cost until every seed of the RNN alone had `level` bits per token; inf if one never did."""
+    """Return the cost until every seed of the RNN alone reached `level` bits per token; inf if one never did."""
     return max(next((p[cost] for p in run["curve"] if p["bits_per_token"] <= level), math.inf) for run in point["runs"])
 
 
 def choose_levels(points: list[dict[str, Any]]) -> list[float]:
-    """Choose losses from what the worst memory size reaches to nearly what the best does, in even steps, rounded up."""
+    """Choose losses from the worst memory size's final loss to nearly the best one's, in even steps, rounded up."""
     ends: dict[int, float] = {}
     for point in points:  # the loss that every seed reaches in the end
         loss = max(min((p["bits_per_token"] for p in run["curve"]), default=math.inf) for run in point["runs"])
@@ -46,8 +46,8 @@ def choose_levels(points: list[dict[str, Any]]) -> list[float]:
 def find_compression(points: list[dict[str, Any]], levels: tuple[float, ...] = ()) -> Results:
     """Return, per level and cost, the smallest memory that has reached the level, as (cost, numbers in the memory).
 
-    A memory's size is K · D numbers; it counts from when every seed has reached the level, with whatever values of
-    the other varied fields do so first.
+    A memory's size is K · D numbers. A size has reached the level when every seed has, with the values of the other
+    varied fields that are first.
     """
     found: Results = {"levels": list(levels) or choose_levels(points), "by_level": []}
     for level in found["levels"]:
@@ -57,7 +57,7 @@ def find_compression(points: list[dict[str, Any]], levels: tuple[float, ...] = (
             arrivals = sorted((reached_by_all(p, level, cost), p["memory"]) for p in points)
             for spent, size in arrivals:
                 if math.isfinite(spent) and size < smallest:
-                    # Of two that arrive together the smaller counts.
+                    # If two sizes reach the level at the same cost, the smaller counts.
                     steps = [s for s in steps if s[0] != spent] + [[spent, size]]
                     smallest = size
             entry[cost] = steps
@@ -79,7 +79,7 @@ def list_good_runs(point: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def markdown(results: Results) -> str:
-    """Return the table of a sweep, and that of compression if memory was varied."""
+    """Return the table of a sweep, and the table of compression if memory was varied."""
     text = describe_runs(results) + (f", {results['threads']} thread(s) a run" if results["threads"] else "")
     text += "; **validation** split (a sweep is for choosing; the test split is untouched), each RNN alone from m_0; "
     text += "mean ± standard deviation over seeds, the best in bold.\n\n" + _main_table(results)
@@ -87,7 +87,7 @@ def markdown(results: Results) -> str:
 
 
 def _main_table(results: Results) -> str:
-    """A row of scores and costs for each combination of values."""
+    """Return a table with a row of scores and costs for each combination of values."""
     accuracy, metric = results["metric"] == "accuracy", results["metric"]
     scored = [[run["validation"][metric] for run in list_good_runs(point)] for point in results["points"]]
     means = [statistics.mean(values) for values in scored if values]
@@ -117,7 +117,7 @@ def _main_table(results: Results) -> str:
 
 
 def _compression_table(found: Results) -> str:
-    """What had been spent when each memory was first enough for each loss."""
+    """Return a table of the costs at which each memory was first enough for each loss."""
     text = (
         "Compression: the smallest memory (numbers, K · D) with which every seed of the RNN alone has reached a loss "
     )
@@ -183,7 +183,7 @@ def plot_quality(results: Results, path: Path) -> bool:
 
 
 def place_values(axes: Any, values: list[Any]) -> dict[Any, float]:
-    """Place each value on the axis: positive numbers on a log scale, all else evenly spaced in its order."""
+    """Place each value on the axis: positive numbers on a log scale, other values evenly spaced in their order."""
     numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0 for v in values)
     places = {v: float(v) if numbers else float(i) for i, v in enumerate(values)}
     if numbers and len(values) > 1:
@@ -208,7 +208,7 @@ def plot_compression(results: Results, path: Path) -> bool:
                 continue
             x = [spent for spent, _ in entry[cost]]
             y = [size for _, size in entry[cost]]
-            # Levels that share a stair are told apart by a hair's breadth.
+            # A small offset keeps levels apart that share a step.
             y = [size * 1.02 ** (number - 1.5) for size in y]
             colour = PALETTE[number % len(PALETTE)]
             axes.step([*x, end], [*y, y[-1]], where="post", color=colour, linewidth=1.6,

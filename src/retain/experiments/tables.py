@@ -1,4 +1,4 @@
-"""What a comparison found, as Markdown tables and as a picture of quality against cost."""
+"""Results of a comparison, as Markdown tables and as a plot of quality against cost."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def write_tables(results: Results, text: str, out: Path) -> None:
 
 
 def describe_runs(results: Results) -> str:
-    """Return what each run was, in words."""
+    """Describe the runs in words."""
     return f"{results['preset'] or 'custom'}, {results['budget']} a run, {results['seeds']} seed(s)"
 
 
 def describe_quality(results: Results) -> str:
-    """Return the words of an axis of quality on validation."""
+    """Return the label of an axis of quality on validation."""
     return f"{'accuracy' if results['metric'] == 'accuracy' else 'bits per token'}, validation"
 
 
@@ -53,7 +53,7 @@ def markdown(results: Results) -> str:
 
 
 def short_table(results: Results) -> str:
-    """Return the scores alone: a row for each method, the best first and in bold."""
+    """Return a table of the scores alone: a row for each method, the best first and in bold."""
     metric = results["metric"]
     words = "accuracy ↑" if metric == "accuracy" else "bits/token ↓"
     ranked = rank_methods(results)
@@ -68,7 +68,7 @@ def short_table(results: Results) -> str:
 
 
 def _main_table(results: Results) -> str:
-    """A row of scores and costs for each method; why runs failed; and the machines, if they are unlike."""
+    """Return a table with a row of scores and costs per method, why runs failed, and the machines if they differ."""
     metric, every = results["metric"], [r for m in results["methods"].values() for r in m["runs"]]
     drifts = any(r.get("test", {}).get(DRIFT) is not None for r in every)
     subwords = results["data"].get("tokenizer") is not None
@@ -87,7 +87,7 @@ def _main_table(results: Results) -> str:
         row["its teacher"] = mean_and_deviation(s[f"teacher_{metric}"] for s in scores)
         if drifts:
             row["relative drift, last position"] = mean_and_deviation((s.get(DRIFT) for s in scores), ".2f")
-        # Methods that the digits shown cannot tell apart share the first place.
+        # Methods that are equal in the digits shown share the first place.
         shown = mean_and_deviation((s[metric] for s in scores), deviation=False)
         best = best or shown
         if good and shown == best and len(results["methods"]) > 1:
@@ -106,7 +106,7 @@ def _main_table(results: Results) -> str:
         why += "".join(f"{method}, seed {r['seed']}: {r['failed']}\n" for r in found["runs"] if "failed" in r)
     text = table(list(rows[0]), [list(row.values()) for row in rows]) + (f"\n{why}" if why else "")
     machines = {f"{r['machine']} {r['device']} {r['precision']}" for r in every if "machine" in r}
-    # Their seconds are not one budget.
+    # Seconds on different machines are not the same budget.
     return text + (f"\nRuns of unlike machines: {'; '.join(sorted(machines))}.\n" if len(machines) > 1 else "")
 
 
@@ -168,7 +168,7 @@ def rank_methods(results: Results) -> list[tuple[str, dict[str, Any]]]:
 
 
 def mean_and_deviation(values: Iterable[float | None], form: str = ".3f", deviation: bool = True) -> str:
-    """Return mean ± standard deviation (of a sample) of the values that are there; – if there are none."""
+    """Return mean ± standard deviation (of a sample) of the values that are not None; – if there are none."""
     known = [v for v in values if v is not None]
     if not known:
         return "–"
@@ -177,13 +177,13 @@ def mean_and_deviation(values: Iterable[float | None], form: str = ".3f", deviat
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table, the first column to the left and figures to the right."""
+    """Return a Markdown table with its first column aligned left and the others right."""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def is_far_below(chance: float, values: Sequence[float]) -> bool:
-    """Whether a line at chance would press the curves above it flat."""
+    """Return whether a line at chance would flatten the curves above it."""
     return bool(values) and min(values) - chance > max(values) - min(values)
 
 
@@ -220,7 +220,7 @@ def draw_curves(axes: Any, runs: list[dict[str, Any]], cost: str, metric: str, c
     """Draw the mean of a method's seeds against a cost, and the range of the seeds as a band."""
     import numpy as np
 
-    # One that diverged ends early, and the line of the others with it; it is shown if there is no other.
+    # A diverged run ends early and would cut the mean of the others short. It is drawn only if there are no others.
     drawn = [r for r in runs if r["curve"]]
     curves = [r["curve"] for r in [r for r in drawn if "failed" not in r] or drawn]
     if not curves:

@@ -1,4 +1,4 @@
-"""Memory tasks: generated sequences whose answers are known, and cannot be given without remembering."""
+"""Memory tasks: generated sequences with known answers that cannot be predicted without memory."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ TASKS: dict[str, type[Task]] = {
 
 
 class TaskData(Data):
-    """Fresh sequences of a task for training; fixed ones, the same in every run, for windows of each split.
+    """Sequences of a task: new ones for each training batch, and for each split a fixed set, the same in every run.
 
-    Of the fresh ones the fraction `label_noise` of the targets is replaced by random answers. A batch of them is of
-    the task or of one of those `shorter`, all as likely, and then has that one's T.
+    In training batches, random answers replace the fraction `label_noise` of the targets. Each training batch is drawn
+    from the task or from one of the `shorter` tasks with equal probability, and has the T of that task.
     """
 
     EVALUATED = 2048
-    """Sequences that windows yields."""
+    """Sequences in the fixed set of a split."""
     answers = True
 
     def __init__(self, task: Task, label_noise: float = 0.0, shorter: Sequence[Task] = ()) -> None:
@@ -47,10 +47,10 @@ class TaskData(Data):
 
     def batch(self, seed: int, step: int, rank: int, batch_size: int) -> Batch:
         """Draw B fresh sequences; the same arguments give the same batch."""
-        # The key starts with 0, that of the fixed sequences with 1: they are drawn apart, though a task that has few
-        # sequences at all will show the same ones again.
+        # The key starts with 0, and that of the fixed sequences with 1, so the two are drawn independently. A task
+        # with few distinct sequences still repeats some of the fixed ones in training.
         rng = make_generator(seed, 0, rank, step)
-        # All ranks have sequences of one length, so that none waits for another.
+        # All ranks draw the same length, so that none waits for another.
         task = self.lengths[int(make_generator(seed, 2, step).integers(len(self.lengths)))]
         tokens, targets = task.generate(rng, batch_size)
         if self.label_noise:
@@ -78,12 +78,12 @@ def _as_batch(tokens: Ints, targets: Ints) -> Batch:
 
 
 def load_task(config: TaskDataConfig) -> TaskData:
-    """Load the data of the task that is named. Raises UserError for settings it cannot have."""
+    """Load the data of the named task. Raises UserError for impossible settings."""
     return TaskData(build_task(config), config.label_noise, shorter_tasks(config))
 
 
 def build_task(config: TaskDataConfig) -> Task:
-    """Build the task alone."""
+    """Build the task without its data."""
     return TASKS[config.name](config.seq_len, **_collect_sizes(config))
 
 
@@ -92,9 +92,9 @@ def _collect_sizes(config: TaskDataConfig) -> dict[str, Any]:
 
 
 def shorter_tasks(config: TaskDataConfig) -> list[Task]:
-    """Build the same task at half the length, a quarter, … down to min_seq_len, with as much less to remember.
+    """Build the task at half the length, a quarter, … down to min_seq_len, with proportionally less to remember.
 
-    Raises UserError where the task cannot be that short.
+    Raises UserError if the task cannot be that short.
     """
     found: list[Task] = []
     length, full, knobs = config.seq_len // 2, build_task(config), _collect_sizes(config)

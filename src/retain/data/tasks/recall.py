@@ -1,4 +1,4 @@
-"""Memory tasks of recall: something is read, and asked for later."""
+"""Memory tasks of recall: the answers are symbols that were read earlier."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from retain.errors import UserError
 
 
 class Retrieval(Task):
-    """A marked symbol stands somewhere in the first half and is asked for at the end.
+    """A marked symbol in the first half, queried at the end.
 
-    Tokens: n fillers 0 … n-1, n marked symbols n … 2n-1, the query 2n. The only target is y_T = s, the number of the
-    marked symbol n + s, after the query has been read.
+    Tokens: n fillers 0 … n-1, n marked symbols n … 2n-1, the query 2n. The only target, y_T = s after the query, is
+    the number of the marked symbol n + s.
     """
 
     name = "retrieval"
-    summary = "a marked symbol in the first half, asked for at the end"
+    summary = "a marked symbol in the first half, queried at the end"
     knobs: ClassVar = {"seq_len": "how long to remember", "symbols": "how many symbols there are"}
     example: ClassVar = {"seq_len": 10, "symbols": 3}
 
@@ -43,27 +43,27 @@ class Retrieval(Task):
         return tokens, targets
 
     def hidden(self, tokens: Ints) -> tuple[str, npt.NDArray[np.str_]]:
-        """What a memory must hold after each token (B, T): the needle's symbol, or that it has not come yet."""
-        marked = tokens >= self.symbols  # the query is, too, at the end
+        """Return what a memory must hold after each token (B, T): the marked symbol, or "not yet" before it."""
+        marked = tokens >= self.symbols  # includes the query, which is last
         symbol = np.take_along_axis(tokens, marked.argmax(axis=1, keepdims=True), axis=1) - self.symbols
         return "needle", np.where(np.cumsum(marked, axis=1) > 0, symbol.astype(str), "not yet")
 
 
 class Copy(Task):
-    """A string is read, and said again, forward or reversed, after a query.
+    """A string, repeated forward or reversed after a query.
 
     Tokens: n symbols 0 … n-1, the blank n, the query n + 1. A sequence is the string's L symbols, blanks, the query
-    at t = T - L, and L - 1 blanks. The targets are y_{T-L+1} … y_T, the symbols in turn, the first after the query has
-    been read.
+    at t = T - L, and L - 1 blanks. The targets y_{T-L+1} … y_T are the symbols in order. The first of them follows the
+    query.
     """
 
     name = "copy"
-    summary = "a string, said again after a query, forward or reversed"
+    summary = "a string, repeated after a query, forward or reversed"
     knobs: ClassVar = {
         "copy_len": "how long the string is",
         "seq_len": "how long to wait",
         "symbols": "how many symbols there are",
-        "reverse": "say it from its end",
+        "reverse": "repeat it in reverse",
     }
     amount = "copy_len"
     example: ClassVar = {"seq_len": 10, "copy_len": 4}
@@ -85,22 +85,22 @@ class Copy(Task):
         return tokens, targets
 
     def _places(self, rng: np.random.Generator, batch_size: int) -> Ints:
-        """Where the string's symbols stand, (B, L) in ascending order."""
+        """Return the positions (B, L) of the string's symbols, in ascending order."""
         return np.tile(np.arange(self.copy_len), (batch_size, 1))
 
     def hidden(self, tokens: Ints) -> tuple[str, Ints]:
-        """How many symbols a memory must still hold after each token (B, T): those read and not yet said."""
+        """Count the symbols that a memory must still hold after each token (B, T): those read and not yet answered."""
         read = np.cumsum(tokens < self.symbols, axis=1)
         asked = np.cumsum(np.cumsum(tokens == self.symbols + 1, axis=1), axis=1)
-        # The answer after the query is the first; what was said last is no longer needed.
+        # The memory after the query predicts the first symbol, so it must still hold them all.
         return "symbols to say", read - np.maximum(asked - 1, 0)
 
 
 class SelectiveCopy(Copy):
-    """The symbols to copy stand anywhere among blanks (Gu & Dao 2023, Mamba); tokens and targets as in `Copy`."""
+    """`Copy` of symbols scattered among blanks (Gu & Dao 2023, Mamba), with the same tokens and targets."""
 
     name = "selective_copy"
-    summary = "symbols scattered among blanks, said again in their order after a query"
+    summary = "symbols scattered among blanks, repeated in order after a query"
     knobs: ClassVar = {
         "copy_len": "how many symbols to copy",
         "seq_len": "how far they are scattered",
@@ -113,15 +113,15 @@ class SelectiveCopy(Copy):
 
 
 class KeysValues(Task):
-    """Key strings with their value strings, then one of the keys: its value is to be said.
+    """Key strings with their value strings, then one of the keys, whose value is the answer.
 
-    Tokens: n symbols 0 … n-1, the blank n, the query n + 1. The keys, all different, have L symbols each, and so have
-    the values: key, value, key, value, …, blanks, the query, one of the keys again, L - 1 blanks. The targets are
-    y_{T-L+1} … y_T, the value's symbols, the first after the key has been read.
+    Tokens: n symbols 0 … n-1, the blank n, the query n + 1. Keys and values have L symbols each, and all keys differ.
+    A sequence is key, value, key, value, …, blanks, the query, one of the keys again, and L - 1 blanks. The targets
+    y_{T-L+1} … y_T are the symbols of that key's value. The first of them follows the key.
     """
 
     name = "keys_values"
-    summary = "key strings with value strings, then one key: say its value"
+    summary = "key strings with value strings, then one key: give its value"
     knobs: ClassVar = {
         "pairs": "how many keys and values",
         "string_len": "how long each of them is",
@@ -133,7 +133,7 @@ class KeysValues(Task):
 
     def __init__(self, seq_len: int, *, symbols: int = 8, pairs: int = 8, string_len: int = 2) -> None:
         names = name_symbols(self.name, symbols)
-        if string_len > seq_len:  # before anything is raised to its power
+        if string_len > seq_len:  # before it is used as an exponent
             raise UserError(f"data.string_len: {string_len} is longer than data.seq_len {seq_len}; give less")
         if symbols**string_len < pairs:
             raise UserError(
@@ -147,7 +147,7 @@ class KeysValues(Task):
         super().__init__(seq_len, [*names, "_", "?"], names)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
-        """Draw different keys, their values, and the key that is asked for."""
+        """Draw distinct keys, their values, and the key to query."""
         n, length = self.symbols, self.string_len
         numbers = shuffle_rows(rng, draw_distinct(rng, batch_size, self.pairs, n**length))
         keys = numbers[..., None] // n ** np.arange(length) % n  # (B, pairs, L), the digits of the keys' numbers
@@ -165,20 +165,21 @@ class KeysValues(Task):
 
 
 class MQAR(Task):
-    """Multi-query associative recall (Arora et al. 2023, Zoology): every key is asked for once.
+    """Multi-query associative recall (Arora et al. 2023, Zoology): every key is queried once.
 
-    Tokens: n values 0 … n-1, n keys n … 2n-1. First key, value, key, value, …, the keys all different and the values
-    too; then the keys again, each once, at even distances d from there, drawn without replacement with probabilities
-    as (d/2 + 1)^(POWER - 1). All else is random tokens, but none of this sequence's keys (in Zoology one may turn up
-    without being asked for). The target after a key that is read again is its value.
+    Tokens: n values 0 … n-1, n keys n … 2n-1. A sequence begins with key, value, key, value, …, with distinct keys and
+    distinct values. Then each key occurs once more, at an even distance d from the end of these pairs. The distances
+    are drawn without replacement, with probabilities proportional to (d/2 + 1)^(POWER - 1). All other tokens are
+    random, but never one of the sequence's keys. (In Zoology a key may occur there without being queried.) The target
+    after the second occurrence of a key is its value.
     """
 
     name = "mqar"
-    summary = "key, value pairs, then every key again among random tokens: say its value (Zoology)"
+    summary = "key, value pairs, then every key again among random tokens: give its value (Zoology)"
     knobs: ClassVar = {
         "pairs": "how many keys and values",
         "symbols": "how many keys, and values, there are",
-        "seq_len": "how far apart the questions are",
+        "seq_len": "how far apart the queries are",
     }
     amount = "pairs"
     example: ClassVar = {"seq_len": 16, "symbols": 4, "pairs": 3}
@@ -196,7 +197,7 @@ class MQAR(Task):
         super().__init__(seq_len, [*names, *(name.upper() for name in names)], names)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
-        """Draw different keys and values, what stands between them, and where the keys are asked for."""
+        """Draw distinct keys and values, the tokens between them, and the positions of the queries."""
         n, pairs = self.symbols, self.pairs
         keys = n + shuffle_rows(rng, draw_distinct(rng, batch_size, pairs, n))
         values = shuffle_rows(rng, draw_distinct(rng, batch_size, pairs, n))
@@ -217,10 +218,10 @@ class MQAR(Task):
 
 
 def draw_distinct(rng: np.random.Generator, batch_size: int, count: int, among: int) -> Ints:
-    """Draw rows of `count` different numbers from 0 … among - 1, (B, count).
+    """Draw rows of `count` distinct numbers from 0 … among - 1, (B, count).
 
-    Every set is as likely, not every order. Floyd's algorithm (Bentley & Floyd 1987): one round per number drawn,
-    whatever `among` is.
+    All sets are equally likely, but not all orders. Floyd's algorithm (Bentley & Floyd 1987) takes one round per number
+    drawn, however large `among` is.
     """
     chosen = np.full((batch_size, count), -1)
     for i, largest in enumerate(range(among - count, among)):
@@ -231,5 +232,5 @@ def draw_distinct(rng: np.random.Generator, batch_size: int, count: int, among: 
 
 
 def shuffle_rows(rng: np.random.Generator, rows: Ints) -> Ints:
-    """Bring each row into a random order of its own."""
+    """Shuffle each row independently."""
     return np.take_along_axis(rows, np.argsort(rng.random(rows.shape), axis=1), axis=1)

@@ -1,4 +1,4 @@
-"""What every memory task has, and what the tasks share: checks of their sizes, and names for their symbols."""
+"""The base class of memory tasks, with checks of their sizes and names for their symbols."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ MOST_SYMBOLS = 2**16
 
 
 class Task(ABC):
-    """One memory task: what its sequences are, and their answers.
+    """A memory task: its sequences and their answers.
 
-    A task is built from T and those fields of the data configuration that are among its knobs. It raises UserError,
-    naming the field, for sizes that it cannot have. The vocabulary does not depend on T, so that what is trained at
-    one length can be scored at another.
+    A task is built from T and the fields of the data configuration that are among its knobs. For an impossible size it
+    raises UserError, naming the field. The vocabulary does not depend on T, so that a model trained at one length can
+    be scored at another.
 
-    A task may have a method `hidden`, for colouring memories: tokens (B, T) -> a name, and (B, T) words or numbers,
-    what a memory must hold after each token.
+    A task may have a method `hidden`, whose results colour memories in plots: tokens (B, T) -> a name, and words or
+    numbers (B, T) for what a memory must hold after each token.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     """One line for a list."""
     knobs: ClassVar[Mapping[str, str]]
-    """The fields of the data configuration that make it harder, and what they mean."""
+    """The fields of the data configuration that make the task harder, and their meaning."""
     amount: ClassVar[str | None] = None
-    """The knob that says how much there is to remember, if it must shrink with the sequence."""
+    """The knob for the amount to remember, if that amount must shrink with the sequence."""
     example: ClassVar[Mapping[str, Any]]
-    """A size at which a sequence fits a line."""
+    """Sizes for which a sequence fits on one line."""
 
     def __init__(self, seq_len: int, words: Sequence[str], answers: Sequence[str]) -> None:
         self.seq_len = seq_len
@@ -45,7 +45,7 @@ class Task(ABC):
         """A name for each answer; targets are 0 … len(answers) - 1."""
         self.vocab_size = len(self.words)
         self.chance = 1 / len(self.answers)
-        """Accuracy of guessing: that of the best answer that is always the same."""
+        """Accuracy of guessing: that of the best constant answer."""
 
     @abstractmethod
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
@@ -53,14 +53,14 @@ class Task(ABC):
 
 
 def without_answers(tokens: Ints) -> Ints:
-    """Return targets (B, T + 1) for tokens (B, T) that are all IGNORE."""
+    """Return targets (B, T + 1), all IGNORE, for tokens (B, T)."""
     return np.full((len(tokens), tokens.shape[1] + 1), IGNORE)
 
 
 def name_symbols(task: str, symbols: int) -> tuple[str, ...]:
-    """Name the symbols a, b, c, …, or s0, s1, … where the alphabet is too short.
+    """Name the symbols a, b, c, …, or s0, s1, … if the alphabet is too short.
 
-    Raises UserError unless there are two to tell apart, and no more than a vocabulary should have.
+    Raises UserError for fewer than 2 symbols, or more than MOST_SYMBOLS.
     """
     if symbols < 2:
         raise UserError(f"data.symbols: {symbols} leaves {task} nothing to remember; give at least 2")
@@ -70,7 +70,7 @@ def name_symbols(task: str, symbols: int) -> tuple[str, ...]:
 
 
 def check_length(task: str, seq_len: int, least: int, knob: str = "") -> None:
-    """Raise UserError unless a sequence has room; `knob` names what else would make it fit."""
+    """Raise UserError if `seq_len` is below `least`; `knob` names a field that could be smaller instead."""
     if seq_len < least:
         smaller = f", or a smaller data.{knob}" if knob else ""
         raise UserError(f"data.seq_len: {seq_len} is too short for {task}; give at least {least}{smaller}")

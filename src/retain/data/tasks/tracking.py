@@ -1,4 +1,4 @@
-"""Memory tasks of state tracking: every token changes a state, and the state is asked for all along."""
+"""Memory tasks of state tracking: every token changes a state, and targets throughout the sequence depend on it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from retain.data.tasks.task import Task, check_length, name_symbols, without_ans
 
 
 class Stack(Task):
-    """Push one of n symbols, or pop: a pop is answered with the symbol that it takes off.
+    """Pushes and pops of n symbols on a stack; the target of a pop is the symbol that it removes.
 
-    Tokens: push of the symbols 0 … n-1, pop n. The stack is empty at first and never holds more than `depth`: at
-    either end the other operation follows, elsewhere both are as likely. Only pops have a target.
+    Tokens: push of the symbols 0 … n-1, pop n. The stack is empty at first and never holds more than `depth` symbols.
+    An empty stack is followed by a push, and a full one by a pop. Otherwise both are equally likely. Only pops have a
+    target.
     """
 
     name = "stack"
-    summary = "push a symbol or pop; a pop is answered with what it takes off"
+    summary = "push a symbol or pop; the answer to a pop is the symbol that it removes"
     knobs: ClassVar = {
         "depth": "how many symbols the stack may hold",
         "seq_len": "how many operations",
@@ -36,24 +37,25 @@ class Stack(Task):
         super().__init__(seq_len, [*names, "pop"], names)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
-        """Draw pushes and pops, and what is pushed."""
+        """Draw pushes and pops, and the pushed symbols."""
         push, symbol, top = draw_nested(rng, (batch_size, self.seq_len), self.symbols, self.depth)
         tokens = np.where(push, symbol, self.symbols)
         targets = without_answers(tokens)
-        # The first operation is a push, so that every pop has a step before it.
+        # The first operation is always a push, so every pop has a step before it.
         targets[:, 2:] = np.where(push[:, 1:], IGNORE, top[:, :-1])
         return tokens, targets
 
     def hidden(self, tokens: Ints) -> tuple[str, Ints]:
-        """What a memory must hold after each token (B, T), as far as a colour can tell: how deep the stack is."""
+        """Return the depth of the stack after each token (B, T), the part of its state that a colour can show."""
         return "stack depth", np.where(tokens < self.symbols, 1, -1).cumsum(axis=1)
 
 
 class Dyck(Task):
-    """Well-nested brackets of n kinds, at most `depth` deep (Hewitt et al. 2020): which would close now?
+    """Well-nested brackets of n kinds, at most `depth` deep (Hewitt et al. 2020); the target is the kind to close next.
 
-    Tokens: n opening brackets 0 … n-1, their closing ones n … 2n-1; beginnings of Dyck words, which need not be
-    closed at the end. The target after each token is the kind of the innermost open bracket, none if all are closed.
+    Tokens: n opening brackets 0 … n-1, their closing brackets n … 2n-1. Sequences are prefixes of Dyck words, so
+    brackets may be open at the end. The target after each token is the kind of the innermost open bracket. If all are
+    closed, there is no target.
     """
 
     name = "dyck"
@@ -82,46 +84,46 @@ class Dyck(Task):
         return tokens, targets
 
     def hidden(self, tokens: Ints) -> tuple[str, Ints]:
-        """How many brackets are open after each token (B, T)."""
+        """Count the open brackets after each token (B, T)."""
         return "open brackets", np.where(tokens < self.symbols, 1, -1).cumsum(axis=1)
 
 
 class Modular(Task):
-    """Pairs x, (w x + b) mod n, with w and b drawn per sequence: each second number follows from the pairs before it.
+    """Pairs x, (w x + b) mod n, with w and b drawn per sequence: earlier pairs determine later results.
 
-    Tokens: the numbers 0 … n-1; an x at each even t, its result after it. The target after an x is its result, where
-    the pairs so far leave but one possible.
+    Tokens: the numbers 0 … n-1, with an x at each even t and its result after it. The target after an x is its result,
+    if the earlier pairs determine it.
     """
 
     name = "modular"
-    summary = "pairs x, (w x + b) mod n, with w and b to be found out from the pairs so far"
+    summary = "pairs x, (w x + b) mod n, with w and b to be inferred from the pairs so far"
     knobs: ClassVar = {"symbols": "n, the modulus", "seq_len": "how many numbers"}
     example: ClassVar = {"seq_len": 14, "symbols": 10}
 
     def __init__(self, seq_len: int, *, symbols: int = 16) -> None:
-        name_symbols(self.name, symbols)  # refuses too few and too many
+        name_symbols(self.name, symbols)  # for its check of the number
         check_length(self.name, seq_len, 5)
         self.symbols = symbols
         numbers = [str(number) for number in range(symbols)]
         super().__init__(seq_len, numbers, numbers)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
-        """Draw the map, and what it is applied to."""
+        """Draw w, b and the numbers x."""
         n, pairs = self.symbols, -(-self.seq_len // 2)
         x = rng.integers(0, n, (batch_size, pairs))
         w, b = rng.integers(0, n, (2, batch_size, 1))
         result = (w * x + b) % n
         tokens = np.stack([x, result], axis=2).reshape(batch_size, -1)[:, : self.seq_len]
-        # Of w the pairs tell w·d for the differences d of their x, and so for all multiples of their divisor with n.
+        # The pairs determine w·d mod n for the differences d of their x, and so for all multiples of gcd(d, …, n).
         difference = x - x[:, :1]
-        divisor = np.gcd.accumulate(np.gcd(difference, n), axis=1)[:, :-1]  # of n and the differences before
+        divisor = np.gcd.accumulate(np.gcd(difference, n), axis=1)[:, :-1]  # of n and the earlier differences
         targets = without_answers(tokens)
         targets[:, 3::2] = np.where(difference[:, 1:] % divisor == 0, result[:, 1:], IGNORE)
         return tokens, targets
 
 
 class Parity(Task):
-    """Bits; the target after each is whether the number of ones so far is odd."""
+    """Bits; the target after each bit is whether the number of ones so far is odd."""
 
     name = "parity"
     summary = "bits; is the number of ones so far odd?"
@@ -139,15 +141,15 @@ class Parity(Task):
         return tokens, targets
 
     def hidden(self, tokens: Ints) -> tuple[str, npt.NDArray[np.str_]]:
-        """The parity after each token (B, T)."""
+        """Return the parity after each token (B, T)."""
         return "parity", np.where(tokens.cumsum(axis=1) % 2, "odd", "even")
 
 
 class Permutations(Task):
-    """Word problem of the symmetric group (Merrill et al. 2024): the permutations read so far, one after the other.
+    """Word problem of the symmetric group (Merrill et al. 2024): the product of the permutations read so far.
 
-    Tokens: the permutations of `points` things, numbered in lexicographic order. The target after each is the number
-    of the product p_t ∘ … ∘ p_0, the last read being the last to be applied.
+    Tokens: the permutations of `points` things, numbered in lexicographic order. The target after each token is the
+    number of the product p_t ∘ … ∘ p_0, in which the permutation read last is applied last.
     """
 
     points: ClassVar[int]
@@ -159,14 +161,14 @@ class Permutations(Task):
         names = ["".join(str(i + 1) for i in p) for p in self.permutations]
         super().__init__(seq_len, names, names)
         number = {p: i for i, p in enumerate(self.permutations)}
-        # quotient[after, before] is the permutation that leads from one state to the other: after ∘ before⁻¹.
+        # quotient[after, before] is the permutation that leads from `before` to `after`: after ∘ before⁻¹.
         self.quotient = np.array(
             [
                 [number[tuple(after[before.index(i)] for i in range(self.points))] for before in self.permutations]
                 for after in self.permutations
             ]
         )
-        # product[last, before] = last ∘ before: that which, divided by `before`, leaves `last`.
+        # product[last, before] = last ∘ before: the state whose quotient by `before` is `last`.
         self.product = self.quotient.argsort(axis=0)
 
     def generate(self, rng: np.random.Generator, batch_size: int) -> tuple[Ints, Ints]:
@@ -179,7 +181,7 @@ class Permutations(Task):
         return tokens, states
 
     def hidden(self, tokens: Ints) -> tuple[str, npt.NDArray[np.str_]]:
-        """The product after each token (B, T)."""
+        """Return the product after each token (B, T)."""
         product = np.empty_like(tokens)
         state = np.zeros(len(tokens), dtype=np.int64)  # the identity
         for t in range(tokens.shape[1]):
@@ -207,16 +209,16 @@ def draw_nested(
 ) -> tuple[npt.NDArray[np.bool_], Ints, Ints]:
     """Draw random pushes and pops on a stack of 0 … depth symbols, empty at first.
 
-    Returns (B, T) each: which steps push; random symbols, pushed where a step pushes; and the symbol on top after each
-    step, IGNORE where the stack is empty.
+    Returns three arrays (B, T): which steps push; random symbols, which are pushed if the step pushes; and the symbol
+    on top after each step, IGNORE if the stack is empty.
     """
-    # A free walk folded between 0 and depth: it turns at both ends.
+    # A random walk, reflected at 0 and at depth.
     walk = np.cumsum(2 * rng.integers(0, 2, shape) - 1, axis=1)
     height = depth - np.abs(walk % (2 * depth) - depth)
     push = np.diff(height, axis=1, prepend=0) > 0
     symbol = rng.integers(0, symbols, shape)
-    # Between two visits to a height the stack went up and came back, with the same symbol on top, or down and came
-    # back by a push: with the steps in the order of height, then time, the top is that of the last push.
+    # Between two visits to a height the stack either rose and fell back, with the same symbol on top, or fell and
+    # returned by a push. So if steps are sorted by height, then time, the symbol on top is that of the last push.
     order = np.argsort(height.astype(np.min_scalar_type(depth)), axis=1, kind="stable")
     pushes = np.where(np.take_along_axis(push, order, axis=1), np.arange(shape[1]), 0)
     last_push = np.take_along_axis(order, np.maximum.accumulate(pushes, axis=1), axis=1)
