@@ -439,8 +439,8 @@ def test_frozen_embeddings_stay_those_of_the_model(world, tmp_path, phases):
 
 BAD_SETTINGS = [
     ("llama", {"teacher__freeze_embeddings": True}, "teacher.freeze_embeddings: they would stay random"),
-    (None, {"teacher__temperature": 2.0}, "teacher.temperature: 2.0 is read with teacher.from alone"),
-    (None, {"bptt__lambda_distill": 1.0, "phases": ("bptt",)}, "bptt.lambda_distill: 1.0 is of a model"),
+    (None, {"teacher__temperature": 2.0}, "teacher.temperature: 2.0 needs teacher.from"),
+    (None, {"bptt__lambda_distill": 1.0, "phases": ("bptt",)}, "bptt.lambda_distill: 1.0 needs a language model"),
 ]
 
 

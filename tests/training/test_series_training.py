@@ -270,9 +270,9 @@ def test_origins_cover_a_split(table):
 
 def test_a_tasks_settings_refuse_what_tokens_alone_have(table):
     base = dataclasses.replace(PRESETS["series"](), data=series_config(table))
-    with pytest.raises(UserError, match=r"smt.lambda_distill: 1.0 is for tokens, and series are numbers; set it to 0"):
+    with pytest.raises(UserError, match=r"smt.lambda_distill: 1.0 is for tokens, but series are numbers; set it to 0"):
         dataclasses.replace(base, smt=dataclasses.replace(base.smt, lambda_distill=1.0))
-    with pytest.raises(UserError, match=r"teacher.from: x reads tokens, and series are numbers; leave it out"):
+    with pytest.raises(UserError, match=r"teacher.from: x reads tokens, but series are numbers; leave it out"):
         dataclasses.replace(base, teacher=dataclasses.replace(base.teacher, from_="x"))
     assert isinstance(base, RunConfig)
 
