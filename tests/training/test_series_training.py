@@ -304,7 +304,7 @@ def test_bad_lines_are_named(name, run, monkeypatch, capsys):
 BAD_WORDS = {
     "horizon": (["forecast", "RUN", "--horizon", "0"], "horizon: 0 must be at least 1"),
     "out": (["forecast", "RUN", "--out", "x.txt"], "out: x.txt must be a .parquet or a .csv"),
-    "seed": (["forecast", "RUN", "--seed", "-1"], "seed: -1 must not be negative"),
+    "seed": (["forecast", "RUN", "--seed", "-1"], "seed: -1 must be at least 0 and below"),
     "no run": (["forecast", "nowhere"], "run: nowhere is not a folder"),
     "no file": (["forecast", "RUN", "--context", "absent.csv"], "absent.csv"),
     "columns": (["score", "RUN", "--data", "OTHER"], "data.time: 'time' is not among the columns a, b"),
