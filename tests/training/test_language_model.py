@@ -142,7 +142,7 @@ def test_a_run_of_ours_is_a_trunk_too(tmp_path, trunk):
     torch.testing.assert_close(teacher.encoder.trunk.transformer.norm(open_trunk(last, data)(tokens, False)[0]), states)
     assert not torch.allclose(middle, states)
     train(c, tmp_path / "run", progress_bar=False)
-    with pytest.raises(UserError, match=r"has it from .*source; give that"):
+    with pytest.raises(UserError, match=r"takes its trunk from .*source; give that"):
         open_trunk(with_source(tiny(), str(tmp_path / "run")), data)
 
 

@@ -167,7 +167,7 @@ def score_positions(run: Run, data: Data, history: dict[str, Any], notes: list[s
             except (UserError, CheckpointError) as error:
                 notes.append(f"the model after {name}: {' '.join(str(error).split())}")
         elif any(p["phase"] == name for p in history["phases"]):
-            notes.append(f"the model as {name} left it is not in {path / 'phases'}, so it is not compared")
+            notes.append(f"the model after {name} is not in {path / 'phases'}, so it is not compared")
     found["settles"] = analyses.find_settling(found["final"])
     if data.answers:
         found["lengths"] = analyses.score_lengths(run)
