@@ -37,8 +37,8 @@ class Predictor(RepresentablePredictor):  # type: ignore[misc]
     """A GluonTS predictor that forecasts with the RNN of a run.
 
     Args:
-        run: The run folder, trained on GluonTS records (`retain.series_data`), or on the corresponding columns: targets,
-            then `feat_dynamic_real`, `feat_static_real` and `feat_static_cat`.
+        run: The run folder, trained on GluonTS records (`retain.series_data`), or on columns of the same meaning:
+            targets, then `feat_dynamic_real`, `feat_static_real` and `feat_static_cat`.
         prediction_length: Steps to forecast.
         context_length: Steps to read before the forecast. None: all.
         device: The device of the RNN.

@@ -71,7 +71,7 @@ STATES = [
     state(
         "phase", lambda p: (p / "phases/1-smt/model.safetensors").unlink(), ["model after smt: ", "is missing"], True
     ),
-    state("phases", lambda p: shutil.rmtree(p / "phases"), ["the model as smt left it is not in"], True),
+    state("phases", lambda p: shutil.rmtree(p / "phases"), ["the model after smt is not in"], True),
     state("eval", lambda p: (p / "eval-test.json").write_text("{"), ["eval-test.json: "], True),
     state("data", lambda p: (p / "data.json").write_bytes(b"\xff"), ["data.json: "], True),
 ]
