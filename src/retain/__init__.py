@@ -1,12 +1,12 @@
 """Pretrain recurrent networks without backpropagation through time."""
 
-TYPE_CHECKING = False  # as of `typing`, which takes longer to import than Ctrl-C needs
+TYPE_CHECKING = False  # importing it from `typing` would delay the handling of Ctrl-C
 if TYPE_CHECKING:
     from typing import Any
 
 __version__ = "0.1.0"
 
-# Where each public name lives. Imported when first used, so that `retain --help` need not wait for PyTorch.
+# The module of each public name. It is imported on first use, so that `retain --help` does not wait for PyTorch.
 _HOMES = {
     "RunConfig": "retain.config",
     "PRESETS": "retain.config.presets",
@@ -60,7 +60,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from retain.runs.run import load_series as load_series
     from retain.runs.save import save as save
     from retain.training.loop import train as train
-else:  # or any name whatever would be one of type Any
+else:  # type checkers must not see this, or every name would exist, with type Any
 
     def __getattr__(name: str) -> "Any":
         import importlib

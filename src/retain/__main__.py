@@ -1,4 +1,4 @@
-"""Where the `retain` command starts. It imports nothing before Ctrl-C is one line."""
+"""Entry point of the `retain` command. It imports nothing before Ctrl-C is handled."""
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
         try:
             os.write(2, b"retain: interrupted\n")
         finally:
-            os._exit(130)  # a second Ctrl-C would find nothing to stop
+            os._exit(130)  # exit at once, so that a second Ctrl-C cannot interrupt the exit
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Devices: which there are, and what is fast on them."""
+"""Devices: which are available, and what is fast on them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from retain.errors import UserError
 
 
 def check_device(name: str) -> None:
-    """Raise UserError for a device that is not there."""
+    """Raise UserError for a device that is not available."""
     try:
         kind = name if name == "auto" else torch.device(name).type
     except RuntimeError:
@@ -20,7 +20,7 @@ def check_device(name: str) -> None:
 
 
 def fastest() -> str:
-    """Return the device that `auto` stands for here."""
+    """Return the device that `auto` stands for on this machine."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,6 +1,6 @@
-"""Errors that are no defect of this library; the command line shows each as one line.
+"""Errors that are not defects of this library. The command line shows each as one line.
 
-Everything else that is raised is a defect, and is shown with its traceback.
+Any other exception is a defect, and is shown with its traceback.
 """
 
 from __future__ import annotations
@@ -11,47 +11,47 @@ import re
 
 
 class UserError(ValueError):
-    """The caller can mend this: the message names the field, its value and what would be right."""
+    """A mistake that the caller can correct. The message names the field, its value and what would be right."""
 
     exit_code = 2
 
 
 class ChangedData(UserError):
-    """The data was changed or cut short while it was being read."""
+    """Data that was changed or cut short while it was being read."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint is damaged or cannot be written; the message names the file."""
+    """A checkpoint that is damaged or cannot be written. The message names the file."""
 
     exit_code = 2
 
 
 class TrainingError(RuntimeError):
-    """Training had to stop: a loss that is not finite, or data that changed. The message names the checkpoint."""
+    """A failure of training: a loss that is not finite, or data that changed. The message names the checkpoint."""
 
     exit_code = 1
 
 
 class Interrupted(Exception):
-    """Training was asked to stop (Ctrl-C, SIGTERM, SIGHUP) and has saved; the message says how to go on."""
+    """A stop by a signal (Ctrl-C, SIGTERM, SIGHUP), after saving. The message says how to resume."""
 
     exit_code = 130
 
 
 NO_MEMORY = (
     "memory: there is not enough for these sizes; give a smaller batch_size, memory.width or data.seq_len, "
-    "or let SMT hold less: --smt.num-chunks 8"
+    "or hold fewer activations in SMT: --smt.num-chunks 8"
 )
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-"""Errors of a file that is open already: they do not name it."""
+"""Errors of writing to an open file, which do not name the file."""
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-"""Errors of a folder that may be read and not written into."""
+"""Errors of writing into a read-only folder."""
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:
-    """Put an error into one line, with its exit code; None for a defect, which is to be seen with its traceback.
+    """Return a one-line message and the exit code of an error; None for a defect, which is shown with its traceback.
 
-    The code is 2 for what the user can mend, 1 for a failed run, 130 for a run that was stopped.
+    The code is 2 if the user can correct the error, 1 for a failed run, and 130 for a run that was stopped.
     """
     if isinstance(error, (UserError, CheckpointError, TrainingError, Interrupted)):
         return " ".join(str(error).split()), error.exit_code
@@ -67,7 +67,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: PyTorch has no error type for that on a CPU, so its words are read."""
+    """Whether memory ran out. PyTorch has no error type for this on a CPU, so the message is searched."""
     if isinstance(error, RuntimeError):
         words = r"can't allocate memory|out of memory|Storage size calculation overflowed"
         return re.search(words, str(error)) is not None

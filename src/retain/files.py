@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def replace_file(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error  # not the temporary name
+        raise OSError(error.errno, error.strerror, str(path)) from error  # name the file, not the temporary one
     finally:
         tidy(path.parent, path.name)
 
 
 def keep_printed(path: Path, text: str) -> None:
-    """Write what was printed into its run folder; if the folder may only be read, say so on stderr.
+    """Save printed text in its run folder. If the folder is read-only, print a line on stderr instead.
 
-    Raises UserError where the disk refuses.
+    Raises UserError if the disk refuses.
     """
     try:
         replace_file(path, text.encode() + b"\n")
@@ -44,16 +44,16 @@ def keep_printed(path: Path, text: str) -> None:
 
 
 def check_new_folder(folder: Path) -> None:
-    """Raise UserError unless a new folder of this name can be put in place: it is absent or empty."""
+    """Raise UserError unless `folder` is absent or empty, so that a new one can take its place."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"directory: {folder} already exists; name another folder, or delete it")
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder to write into, which becomes `folder` at the end; after an error nothing is left of it.
+    """Yield a temporary folder to write into. It becomes `folder` at the end, and is deleted after an error.
 
-    Raises UserError if the folder exists and is not empty, OSError if the disk refuses.
+    Raises UserError if `folder` exists and is not empty, OSError if the disk refuses.
     """
     check_new_folder(folder)
     given, folder = folder, Path(os.path.realpath(folder))  # "." has no name
@@ -67,14 +67,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
         sync_folder(folder.parent)
     except OSError as error:
         if error.filename is not None and temporary.name in os.fsdecode(error.filename):
-            raise OSError(error.errno, error.strerror, str(given)) from error  # not the temporary name
+            raise OSError(error.errno, error.strerror, str(given)) from error  # name the folder, not the temporary one
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file and wait until the disk has it. Raises OSError."""
+    """Write a file and wait until it is on disk. Raises OSError."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
@@ -82,12 +82,12 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names in a folder. Raises OSError."""
+    """Wait until the names in a folder are on disk. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems cannot sync a folder; their renames are as safe as they get.
+        # Some network file systems cannot sync a folder. Nothing more can be done there.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -95,7 +95,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def tidy(parent: Path, name: str | None = None) -> None:
-    """Clear what dead writers of parent/name left (None: of any name). An old version comes back if no new one came."""
+    """Clean up after killed writers of parent/name (None: of any name). Restore an old version without a new one."""
     for path in parent.glob(".tmp-*"):
         if name is None or path.name[5:].rpartition("-")[0] == name:
             shutil.rmtree(path, ignore_errors=True)
@@ -108,7 +108,7 @@ def tidy(parent: Path, name: str | None = None) -> None:
 
 
 def delete_folder(folder: Path) -> None:
-    """Delete a checkpoint by first renaming it, so that a kill leaves no half of one under its name."""
+    """Delete a checkpoint after renaming it, so that a kill leaves no half checkpoint under its name."""
     doomed = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     try:
         os.rename(folder, doomed)

@@ -1,4 +1,4 @@
-"""Runs of series as predictors of GluonTS: `make_evaluation_predictions` and `Evaluator` work on them.
+"""Runs of series as GluonTS predictors, for `make_evaluation_predictions` and `Evaluator`.
 
 from gluonts.evaluation import Evaluator, make_evaluation_predictions
 from retain.gluonts import Predictor
@@ -30,22 +30,22 @@ except ImportError:
     raise UserError("gluonts: this needs GluonTS; run pip install 'retain[gluonts]'") from None
 
 AT_ONCE = 64
-"""Series that are forecast side by side."""
+"""Series that are forecast in one batch."""
 
 
 class Predictor(RepresentablePredictor):  # type: ignore[misc]
-    """Forecasts of a run, as GluonTS asks for them.
+    """A GluonTS predictor that forecasts with the RNN of a run.
 
     Args:
-        run: The run folder, trained on records as GluonTS has them (`retain.series_data`), or on columns that stand for
-            the same: targets, then `feat_dynamic_real`, `feat_static_real` and `feat_static_cat`.
+        run: The run folder, trained on GluonTS records (`retain.series_data`), or on columns of the same meaning:
+            targets, then `feat_dynamic_real`, `feat_static_real` and `feat_static_cat`.
         prediction_length: Steps to forecast.
-        context_length: Steps that are read before; None is all of them.
-        device: Where the RNN is.
+        context_length: Steps to read before the forecast. None: all.
+        device: The device of the RNN.
         seed: The same seed gives the same samples.
 
     Raises:
-        UserError: The run reads tokens, or the dataset has not its columns.
+        UserError: The run reads tokens, or the dataset lacks the run's columns.
     """
 
     def __init__(

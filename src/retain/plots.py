@@ -1,4 +1,4 @@
-"""The one style of all pictures: a colour for each method, and Matplotlib figures that need no display."""
+"""The shared style of all pictures: a colour for each method, and Matplotlib figures that need no display."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ METHODS = {
 }
 """Method → its colour in every picture. Colour-blind readers can tell any two apart (tests/test_plots.py)."""
 PALETTE = tuple(METHODS[name] for name in ("one-step", "bptt", "gru", "lstm", "tbptt", "hybrid", "smt", "smt+bptt"))
-"""The same colours in the order for lines that are no methods."""
+"""The same colours, ordered for lines that are not methods."""
 FAINT = "#9aa3ad"
-"""Marks, chance, and what stands behind the lines."""
+"""Colour of marks, chance, and whatever is behind the lines."""
 DPI = 110
 
 
 def pick_colours(methods: Sequence[str | None]) -> list[str]:
-    """Return a colour for each line: that of its method, or the next free one if another line has it already."""
+    """Return a colour for each line: that of its method, or the next free one if another line already has it."""
     own = [METHODS.get(name or "") if name not in methods[:i] else None for i, name in enumerate(methods)]
     free = [colour for colour in PALETTE if colour not in own] or list(PALETTE)
     spare = iter(free * len(own))
@@ -36,7 +36,7 @@ def pick_colours(methods: Sequence[str | None]) -> list[str]:
 def empty_figure(width: float, height: float) -> Any:
     """Return an empty Matplotlib figure, in inches. Raises ImportError if matplotlib is not installed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # without pyplot: no display is looked for
+    from matplotlib.figure import Figure  # pyplot would look for a display
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)

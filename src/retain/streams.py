@@ -1,4 +1,4 @@
-"""Writing to stdout and stderr, be they a terminal, a pipe that nobody reads any more, a notebook's, or none."""
+"""Writing to stdout and stderr, which may be a terminal, a pipe without a reader, a notebook's, or absent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether someone watches the stream; it may be None, closed, or an object with hardly any method."""
+    """Whether the stream is a terminal. It may also be None, closed, or an object with few methods."""
     try:
         return bool(stream.isatty())
     except (AttributeError, OSError, ValueError):
@@ -22,8 +22,8 @@ def is_terminal(stream: Any) -> bool:
 class Lossy:
     """A stream whose reader may go away (`| head`, a terminal that is closed).
 
-    What is written then is lost, and nothing stops for it; `unread` tells whether that has happened. With `of_messages`
-    nobody waits for the text, and it is also lost if the disk is full.
+    Text written afterwards is lost without an error, and `unread` becomes true. With `of_messages` the text is not
+    needed, so it is also lost without an error if the disk is full.
     """
 
     def __init__(self, stream: Any, *, of_messages: bool = False) -> None:
@@ -31,12 +31,12 @@ class Lossy:
         self.unread = False
 
     def write(self, text: str) -> int:
-        """Write, or lose, the text."""
+        """Write the text, or lose it."""
         self._attempt("write", text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush what was not lost."""
+        """Flush the text that was not lost."""
         if hasattr(self.stream, "flush"):
             self._attempt("flush")
 
@@ -47,7 +47,7 @@ class Lossy:
         try:
             getattr(self.stream, method)(*arguments)
         except OSError as error:
-            # A terminal that is gone has errors of input and output, as a broken disk has.
+            # A closed terminal gives the same EIO as a broken disk.
             gone = isinstance(error, ConnectionError) or (error.errno == errno.EIO and _is_device(self.stream))
             if not gone and not self.of_messages:
                 raise
@@ -60,16 +60,16 @@ def _is_device(stream: Any) -> bool:
 
 
 def divert(stream: Any) -> None:
-    """Send what is still buffered nowhere: else Python complains at exit (its documentation gives this remedy)."""
+    """Discard buffered text, or Python reports an error at exit (its documentation gives this remedy)."""
     with suppress(AttributeError, OSError, ValueError), open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())
 
 
 @contextmanager
 def lossy_streams() -> Iterator[None]:
-    """Inside, stdout and stderr exist and are Lossy. A character that their encoding lacks becomes a question mark."""
+    """Make stdout and stderr exist and be Lossy. A character that their encoding lacks becomes a question mark."""
     before = sys.stdout, sys.stderr
-    # A standard file that was closed at the start would be the next one that is opened, and be printed into.
+    # If a standard file was closed at the start, the next opened file would get its descriptor and the printed text.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)

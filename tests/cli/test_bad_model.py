@@ -99,7 +99,7 @@ def test_a_model_that_cannot_be_a_trunk_is_refused_in_one_line(model, options, f
 
 def test_other_commands_and_data_say_what_they_need(retain):
     assert "stdlib is not read by a tokenizer" in refused(retain, "stdlib", "--teacher.from", "gpt2")
-    assert "teacher.layer: 1 is read with teacher.from alone" in refused(retain, "stdlib", "--teacher.layer", "1")
+    assert "teacher.layer: 1 needs teacher.from" in refused(retain, "stdlib", "--teacher.layer", "1")
     for command, options in (("compare", []), ("sweep", ["--vary", "memory.width=8"])):
         code, _, said = retain(command, "stdlib", "--teacher.from", "gpt2", *options)
         assert code == 2 and "stdlib is not read by a tokenizer" in said

@@ -239,7 +239,7 @@ def test_a_run_that_goes_on_keeps_its_recipe(retain, tmp_path):
     assert json.loads((out / "summary.json").read_text())["longest_gradient_path"] == 1
     assert "through at most 1 step of time" in retain("info", out)[1]
     code, _, complaint = retain("train", "--out", out, "--resume", "--recipe", "hybrid")
-    assert code == 2 and "recipe: a run goes on with its own" in complaint
+    assert code == 2 and "recipe: a resumed run keeps its own" in complaint
     code, _, complaint = retain("train", "retrieval", "--recipe", "two-step")
     assert code == 2 and "recipe: 'two-step' is none of one-step, hybrid" in complaint
 

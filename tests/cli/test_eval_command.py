@@ -53,11 +53,11 @@ def test_what_it_was_trained_on_is_not_scored_as_another_file(text_run, tmp_path
     said = capsys.readouterr()
     found = json.loads(said.out)
     assert found["split"] == "test" and found["bits_per_token"] == own["bits_per_token"]
-    assert said.err == f"retain: {moved} is what the run was trained on; its test split is scored\n"
+    assert said.err == f"retain: {moved} is the run's training data; its test split is scored\n"
     main(["eval", str(text_run), "--data", str(moved), "--split", "all", "--json"])
     said = capsys.readouterr()
     assert json.loads(said.out)["split"] == "all"
-    assert said.err == f"retain: most of {moved} is what the run was trained on\n"
+    assert said.err == f"retain: most of {moved} is the run's training data\n"
 
 
 def test_scores_of_an_earlier_model_are_not_shown_as_the_runs(text_run, tmp_path, capsys):
@@ -85,7 +85,7 @@ def test_an_rnn_that_runs_away_has_no_score_and_no_traceback(text_run, tmp_path,
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert found["bits_per_token"] is found["bits_per_byte"] is None
     main(["eval", str(run)])
-    assert "bits per token    none that is finite: the RNN alone runs away" in capsys.readouterr().out
+    assert "bits per token    not finite: the RNN alone diverges" in capsys.readouterr().out
     main(["info", str(run)])
     assert "no finite bits/token" in capsys.readouterr().out
     for more in ([], ["--temperature", "0"]):

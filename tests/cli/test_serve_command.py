@@ -27,7 +27,7 @@ def test_signals_end_it_with_its_sessions_saved(text_run, tmp_path):
     for number in (signal.SIGINT, signal.SIGTERM):
         process, line, url = started(*options)
         try:
-            taken_up = ", 1 session taken up" if said else ""
+            taken_up = ", 1 session restored" if said else ""
             assert line == f"{text_run} at {url}{taken_up}; Ctrl-C ends it\n"
             with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
                 prompt = "" if said else "to be"
@@ -94,4 +94,4 @@ def test_a_host_that_others_reach_is_told(retain, text_run, monkeypatch):
     monkeypatch.setattr("retain.serve.server.serve", lambda run, listening, folder, **options: listening.close() or 0)
     code, said, complaint = retain("serve", text_run, "--port", "0", "--host", "0.0.0.0")
     assert (code, said) == (0, "no session to save\n")
-    assert complaint == "retain: host: 0.0.0.0 is open to other machines, and asks for no password\n"
+    assert complaint == "retain: host: 0.0.0.0 is open to other machines, and needs no password\n"

@@ -135,7 +135,7 @@ def test_every_preset_builds(name, tmp_path):
         ({"memory": {"norm": "layer"}}, ["memory.norm", "'layer'", "rms"]),
         ({"memory": {"levels": 8}}, ["memory.levels", "8", "memory.norm fsq"]),
         ({"memory": {"norm": "fsq", "levels": 1}}, ["memory.levels", "1", "at least 2"]),
-        ({"teacher": {"encoder": "window", "trunk": "delta"}}, ["teacher.trunk", "delta", "window encoder has none"]),
+        ({"teacher": {"encoder": "window", "trunk": "delta"}}, ["teacher.trunk", "delta", "the encoder is window"]),
         ({"teacher": {"trunk": "delta", "from_": "gpt"}}, ["teacher.trunk", "delta", "gpt"]),
         ({"teacher": {"householders": 3}}, ["teacher.householders", "3", "teacher.trunk delta"]),
         ({"teacher": {"local": 4}}, ["teacher.local", "4", "teacher.trunk delta"]),

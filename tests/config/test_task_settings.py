@@ -18,8 +18,8 @@ BAD = [
     ("s5", {"symbols": 7}, "data.symbols: 7 is not read by s5; leave it out"),
     ("selective_copy", {"reverse": True}, "data.reverse: True is not read by selective_copy; leave it out"),
     ("copy", {"seq_len": 64, "min_seq_len": 65}, "data.min_seq_len: 65 is above data.seq_len 64; lower it, too"),
-    ("copy", {"label_noise": 1.0}, "data.label_noise: 1.0 must lie in 0 … 1, below 1"),
-    ("copy", {"label_noise": float("nan")}, "data.label_noise: nan must lie in 0 … 1, below 1"),
+    ("copy", {"label_noise": 1.0}, "data.label_noise: 1.0 must be at least 0 and below 1"),
+    ("copy", {"label_noise": float("nan")}, "data.label_noise: nan must be at least 0 and below 1"),
     (
         "copy",
         {"copy_len": 33},

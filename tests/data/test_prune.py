@@ -105,5 +105,5 @@ def test_a_run_keeps_the_pruned_tokenizer_and_goes_on_with_it(tmp_path, retain):
 
 def test_what_says_something_of_a_tokenizer_needs_one(tmp_path):
     for field, value in (("end", "[END]"), ("prune_vocab", True)):
-        with pytest.raises(UserError, match=f"data.{field}: .* says something of data.tokenizer"):
+        with pytest.raises(UserError, match=f"data.{field}: .* needs data.tokenizer"):
             DocumentDataConfig(path="book.txt", **{field: value})

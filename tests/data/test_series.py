@@ -280,7 +280,7 @@ BAD = {
         pd.concat([hours(20), hours(1, "2090-01-01")]), {"time": "time", "target": ("load",)},
         "21 rows span .* steps of 3600s; give data.freq",
     ),
-    "freq alone": (hours(), {"target": ("load",), "freq": "h"}, "data.freq: h is the step of times; name their column"),
+    "freq alone": (hours(), {"target": ("load",), "freq": "h"}, "data.freq: h needs a column of times; name it"),
     "scale of classes": (
         hours(),
         {"target": ("load",), "head": "bernoulli", "scale": "running"},
@@ -289,7 +289,7 @@ BAD = {
     "time as target": (hours(), {"time": "time", "target": ("time",)}, "data.target: 'time' is named twice"),
     "target as covariate": (
         hours(), {"target": ("load",), "covariates": ("load",)},
-        "data.covariates: 'load' is time or",
+        "data.covariates: 'load' is also time or",
     ),
     "columns of an array": (np.zeros((9, 1)), {"target": ("load",)}, "an array has no columns, and .* names one"),
     "four axes": (np.zeros((2, 2, 2, 2)), {}, "an array of float64 of shape .* is no series"),

@@ -92,5 +92,5 @@ def test_dmt_learns_the_same_and_counts(method):
 
 
 def test_labels_of_some_steps_are_no_guess():
-    with pytest.raises(UserError, match="rollout: jacobi begins at the label of every step"):
+    with pytest.raises(UserError, match="rollout: jacobi needs a label at every step"):
         DMTConfig(rollout="jacobi", label_every=4, horizon=8)

@@ -71,7 +71,7 @@ STATES = [
     state(
         "phase", lambda p: (p / "phases/1-smt/model.safetensors").unlink(), ["model after smt: ", "is missing"], True
     ),
-    state("phases", lambda p: shutil.rmtree(p / "phases"), ["the model as smt left it is not in"], True),
+    state("phases", lambda p: shutil.rmtree(p / "phases"), ["the model after smt is not in"], True),
     state("eval", lambda p: (p / "eval-test.json").write_text("{"), ["eval-test.json: "], True),
     state("data", lambda p: (p / "data.json").write_bytes(b"\xff"), ["data.json: "], True),
 ]
@@ -108,10 +108,10 @@ def test_a_run_whose_text_is_gone(text_run, tmp_path, retain):
         (["report", "/nowhere"], "run: /nowhere is not a folder"),
         (["report", "RUN", "/tmp"], "run: /tmp holds no config.json"),
         (["report", "RUN", "--out", "page.pdf"], "out: page.pdf must be an .html"),
-        (["report", "RUN", "--out", "RUN/config.html"], "config.json would go with config.html"),
+        (["report", "RUN", "--out", "RUN/config.html"], "config.json belongs next to config.html"),
         (
             ["report", "RUN", "--out", "foreign.html"],
-            "foreign.html exists and is no report: it has no foreign.json beside it",
+            "foreign.html is not a report: it has no foreign.json next to it",
         ),
         (["report", "RUN", "--nonsense"], "--nonsense"),
         (["plot", "RUN"], "retain plot: name a run folder and a plot"),

@@ -258,7 +258,7 @@ BAD_LABELS = [
         ["context_before", "9 is not that of", "0", "leave it out"],
     ),
     (["--labels", "good", "--teacher.trunk-lr", "0.1"], ["teacher.trunk_lr", "0.1 trains the model", "leave out"]),
-    (["--labels", "good", "--smt.seq-len", "9"], ["smt.seq_len", "9", "no whole sequence", "leave it out"]),
+    (["--labels", "good", "--smt.seq-len", "9"], ["smt.seq_len", "9", "labels have whole ones", "leave it out"]),
 ]
 
 

@@ -142,7 +142,7 @@ def test_a_run_of_ours_is_a_trunk_too(tmp_path, trunk):
     torch.testing.assert_close(teacher.encoder.trunk.transformer.norm(open_trunk(last, data)(tokens, False)[0]), states)
     assert not torch.allclose(middle, states)
     train(c, tmp_path / "run", progress_bar=False)
-    with pytest.raises(UserError, match=r"has it from .*source; give that"):
+    with pytest.raises(UserError, match=r"takes its trunk from .*source; give that"):
         open_trunk(with_source(tiny(), str(tmp_path / "run")), data)
 
 
@@ -439,8 +439,8 @@ def test_frozen_embeddings_stay_those_of_the_model(world, tmp_path, phases):
 
 BAD_SETTINGS = [
     ("llama", {"teacher__freeze_embeddings": True}, "teacher.freeze_embeddings: they would stay random"),
-    (None, {"teacher__temperature": 2.0}, "teacher.temperature: 2.0 is read with teacher.from alone"),
-    (None, {"bptt__lambda_distill": 1.0, "phases": ("bptt",)}, "bptt.lambda_distill: 1.0 is of a model"),
+    (None, {"teacher__temperature": 2.0}, "teacher.temperature: 2.0 needs teacher.from"),
+    (None, {"bptt__lambda_distill": 1.0, "phases": ("bptt",)}, "bptt.lambda_distill: 1.0 needs a language model"),
 ]
 
 

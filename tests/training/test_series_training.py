@@ -270,9 +270,9 @@ def test_origins_cover_a_split(table):
 
 def test_a_tasks_settings_refuse_what_tokens_alone_have(table):
     base = dataclasses.replace(PRESETS["series"](), data=series_config(table))
-    with pytest.raises(UserError, match=r"smt.lambda_distill: 1.0 is for tokens, and series are numbers; set it to 0"):
+    with pytest.raises(UserError, match=r"smt.lambda_distill: 1.0 is for tokens, but series are numbers; set it to 0"):
         dataclasses.replace(base, smt=dataclasses.replace(base.smt, lambda_distill=1.0))
-    with pytest.raises(UserError, match=r"teacher.from: x reads tokens, and series are numbers; leave it out"):
+    with pytest.raises(UserError, match=r"teacher.from: x reads tokens, but series are numbers; leave it out"):
         dataclasses.replace(base, teacher=dataclasses.replace(base.teacher, from_="x"))
     assert isinstance(base, RunConfig)
 
@@ -304,7 +304,7 @@ def test_bad_lines_are_named(name, run, monkeypatch, capsys):
 BAD_WORDS = {
     "horizon": (["forecast", "RUN", "--horizon", "0"], "horizon: 0 must be at least 1"),
     "out": (["forecast", "RUN", "--out", "x.txt"], "out: x.txt must be a .parquet or a .csv"),
-    "seed": (["forecast", "RUN", "--seed", "-1"], "seed: -1 must not be negative"),
+    "seed": (["forecast", "RUN", "--seed", "-1"], "seed: -1 must be at least 0 and below"),
     "no run": (["forecast", "nowhere"], "run: nowhere is not a folder"),
     "no file": (["forecast", "RUN", "--context", "absent.csv"], "absent.csv"),
     "columns": (["score", "RUN", "--data", "OTHER"], "data.time: 'time' is not among the columns a, b"),

@@ -403,7 +403,7 @@ def test_a_phase_may_read_a_part_of_each_sequence(tmp_path):
         seen.add(start)
     assert seen == set(range(7))
     assert cut_part(batch, None) is batch
-    with pytest.raises(ValueError, match="smt.seq_len: 4 is a part of a sequence, and an answer needs it all"):
+    with pytest.raises(ValueError, match="smt.seq_len: 4 is a part of a sequence, and tasks are read whole"):
         tiny(smt__seq_len=4)
     text = data_config(name="stdlib", seq_len=8)
     with pytest.raises(ValueError, match="smt.seq_len: 9 is longer than data.seq_len 8"):

@@ -1,6 +1,6 @@
 """The command line: retain train, eval, generate, forecast, score, export, serve, label, info, tasks, and so on.
 
-Heavy imports wait until a command needs them, so that --help answers at once.
+Heavy imports wait until a command needs them, so that --help is fast.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ Pretrain recurrent networks without backpropagation through time (retain {__vers
 
 commands:
   train PRESET     pretrain an RNN by one of the presets below
-  eval RUN         the RNN alone on a whole split, next to its teacher
+  eval RUN         score the RNN alone on a whole split, next to its teacher
   generate RUN     sample from the RNN, streaming
-  forecast RUN     quantiles of what comes next in series of numbers
-  score RUN        how surprising each step of a series is
-  export RUN DIR   the RNN for transformers, onnxruntime or a browser
-  serve RUN        an HTTP server that OpenAI's clients talk to
-  label DATA       labels of a language model, made once for any number of runs
-  info RUN         what a run folder holds
-  tasks            the memory tasks, with a sample of each
-  compare PRESET   SMT against BPTT, GRU and LSTM, each with the same budget
-  sweep PRESET     quality against settings that are varied, and the smallest memory for a loss
-  report RUN ...   one HTML page about a run, or several side by side
-  plot RUN NAME    one plot of a run as a picture
+  forecast RUN     forecast series of numbers, as quantiles
+  score RUN        print how surprising each step of a series is
+  export RUN DIR   write the RNN for transformers, onnxruntime or a browser
+  serve RUN        serve the RNN over HTTP, for OpenAI's clients
+  label DATA       make a language model's labels once, for any number of runs
+  info RUN         show what a run folder holds
+  tasks            list the memory tasks, with a sample of each
+  compare PRESET   compare SMT with BPTT, GRU and LSTM at equal budgets
+  sweep PRESET     vary settings, and find the smallest memory that reaches a loss
+  report RUN ...   write an HTML page about a run, or several side by side
+  plot RUN NAME    draw one plot of a run as a picture
 
 presets:
 {textwrap.fill(", ".join(PRESETS), 78, initial_indent="  ", subsequent_indent="  ")}
 
-'retain COMMAND --help' tells a command's options.
+'retain COMMAND --help' lists a command's options.
 """
 
 
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
             raise Usage(f"command: {argv[0]!r} is none of {', '.join(commands)}")
         else:
             settle()
-            # A user's own cell, module:Class, is looked for where the command is run, too.
+            # A custom cell, module:Class, may also be in the current folder.
             sys.path.append(os.getcwd())
             module = importlib.import_module(f"retain.cli.{files.get(argv[0], argv[0])}")
             getattr(module, f"{argv[0]}_command")(argv[1:])
@@ -87,9 +87,9 @@ def main(argv: list[str] | None = None) -> None:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What the user can mend, a failed run and Ctrl-C end the process with one line on stderr; a defect in full.
+    """End the process with one line on stderr for a user's mistake, a failed run or Ctrl-C; show a defect in full.
 
-    Nothing inside fails for want of someone who reads its output.
+    Output that nobody reads any more is no error.
     """
     with lossy_streams(), ctrl_c():
         try:
@@ -98,7 +98,7 @@ def one_line_errors() -> Iterator[None]:
             except SystemExit as stop:
                 if stop.code:
                     raise
-            sys.stdout.flush()  # at exit it would be too late to say what is wrong with a full disk
+            sys.stdout.flush()  # an error of a full disk could not be reported at exit
         except KeyboardInterrupt:
             fail("interrupted", 130)
         except Exception as error:
@@ -113,7 +113,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def settle() -> None:
-    """Give a user without a name or a home, as containers have them, what libraries ask for and fail without."""
+    """Set a user name and a home folder if there are none, as in containers: libraries fail without them."""
     try:
         pwd.getpwuid(os.getuid())
     except KeyError:
@@ -127,9 +127,9 @@ def settle() -> None:
 
 @contextlib.contextmanager
 def ctrl_c() -> Iterator[None]:
-    """Inside, Ctrl-C during an import ends the process at once.
+    """Let Ctrl-C during an import end the process at once.
 
-    As an exception it would be lost in a library that goes on half imported.
+    A library could swallow the exception and continue half imported.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -153,6 +153,6 @@ def ctrl_c() -> Iterator[None]:
 
 
 def fail(message: str, code: int) -> None:
-    """Say in one line what was wrong, and exit."""
+    """Print a one-line error, and exit."""
     print(f"retain: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code)

@@ -1,4 +1,4 @@
-"""What all commands read from a command line: options by tyro, mistakes as one line."""
+"""Parsing that all commands share: options by tyro, mistakes as one line."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Usage(UserError):
 
 
 def warn(line: str) -> None:
-    """Say a line on stderr."""
+    """Print a line on stderr."""
     print(f"retain: {line}", file=sys.stderr)
 
 
 def parse(cls: Any, argv: list[str], prog: str, default: Any = None, description: str | None = None) -> Any:
-    """Parse `argv` into the dataclass `cls` with tyro; its boxed messages become one line."""
+    """Parse `argv` into the dataclass `cls` with tyro. Raises Usage with tyro's message as one line."""
     import tyro
 
     stderr = io.StringIO()
@@ -38,11 +38,11 @@ def parse(cls: Any, argv: list[str], prog: str, default: Any = None, description
     except SystemExit as stop:
         if not stop.code:
             raise
-    # A box with a title, of |, + and - if the terminal has no better; rules in it part the message from advice.
+    # tyro prints a titled box, of |, + and - on a simple terminal. A rule separates the message from advice.
     lines = [line.strip("│╭╮╰╯─| \t") for line in stderr.getvalue().splitlines()[1:]]
     parts = " ".join("\n" if re.fullmatch(r"[-+]*", line) else line for line in lines).split("\n")
     message = next((part for part in map(str.strip, parts) if part), "")
-    # 'Error parsing smt: lr: -1 …' names the field as smt.lr, 'Error parsing cell: cell.kind: …' has it already.
+    # 'Error parsing smt: lr: -1 …' becomes 'smt.lr: -1 …'; 'Error parsing cell: cell.kind: …' has the full name.
     message = re.sub(r"^Error parsing [A-Z]\w*: (?=\w+: )", "", message)
     message = re.sub(r"^Error parsing (\w+): (?=\w+: )", r"\1.", message)
     message = re.sub(r"^Error parsing [\w.-]+: (?=[\w.]+: )", "", message)
@@ -66,7 +66,7 @@ def take_run(argv: list[str], command: str, cls: type[T]) -> tuple[Path, T]:
 
 
 def take_all(argv: list[str], name: str) -> tuple[list[str], list[str]]:
-    """Take every `name VALUE` and `name=VALUE` out of argv: the values, and the other words."""
+    """Take every `name VALUE` and `name=VALUE` out of argv. Returns the values, and the other words."""
     values, rest, words = [], [], iter(argv)
     for word in words:
         option, equals, value = word.partition("=")
@@ -75,8 +75,8 @@ def take_all(argv: list[str], name: str) -> tuple[list[str], list[str]]:
             continue
         if not equals and (value := next(words, "--")).startswith("--"):
             raise Usage(f"{name} needs a value")
-        if not value:  # as of a variable of the shell that is not set
-            raise Usage(f"{name} needs a value, and was given an empty one")
+        if not value:  # e.g. of an unset shell variable
+            raise Usage(f"{name} needs a value, but was given an empty one")
         values.append(value)
     return values, rest
 
@@ -100,17 +100,17 @@ def take_options(argv: list[str], command: str, names: Sequence[str]) -> tuple[d
 
 
 def split_list(text: str | None) -> tuple[str, ...]:
-    """Split a value at its commas; without a value there is nothing."""
+    """Split a value at its commas; None gives an empty tuple."""
     return () if text is None else tuple(part.strip() for part in text.split(","))
 
 
 def name_option(word: str) -> str:
-    """Return the option of a word of the command line as its help writes it: without a value, with dashes."""
+    """Return the option of a command-line word as the help writes it: without a value, with dashes."""
     return word.partition("=")[0].replace("_", "-")
 
 
 def refuse(argv: list[str], command: str, options: Sequence[str]) -> None:
-    """Say of options of `retain train` that `command` decides them itself; to take and ignore them would mislead."""
+    """Raise Usage for options of `retain train` that `command` sets itself. To ignore them would mislead."""
     for word in argv:
         if (name := name_option(word)) in (*options, "--resume", "--dry-run"):
             raise Usage(f"{name}: retain {command} does not take it; leave it out (see retain {command} --help)")

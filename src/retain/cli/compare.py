@@ -15,47 +15,47 @@ from retain.experiments.compare import METHODS, Comparison, compare
 HELP = f"""\
 usage: retain compare PRESET [options]
 
-Train the same task by several methods, each with the same budget, the same learning-rate sweep and an RNN of the same
-number of parameters; then score each once on the test split. The same command goes on with a comparison that was cut
-short, and does nothing twice.
+Train one task by several methods, each with the same budget, the same learning-rate sweep and an RNN of the same number
+of parameters. Then score each run once on the test split. Run the same command again to continue an interrupted
+comparison; finished runs are kept.
 
 PRESET            {", ".join(PRESETS)}; or --config FILE
 --methods LIST    some of {",".join(METHODS)} (default: smt,bptt,gru,lstm)
 --seeds N         runs of each method, seeds 0 … N - 1 (default: 3)
---budget B        of each run: 300s, 5000steps, 20Mtokens or 500ksequential (default: the preset's)
---lrs LIST        factors on the preset's learning rates that are tried with seed 0 (default: 1/3,1,3; 1 tries none)
---sweep-budget B  of each trial (default: --budget; the trial with the best rate is then the run of seed 0)
+--budget B        budget of each run: 300s, 5000steps, 20Mtokens or 500ksequential (default: the preset's)
+--lrs LIST        factors on the preset's learning rates, tried with seed 0 (default: 1/3,1,3; 1 tries none)
+--sweep-budget B  budget of each trial (default: --budget; the trial with the best rate is then the run of seed 0)
 --lengths LIST    also score every RNN at these sequence lengths, next to its teacher
 --out DIR         the comparison's folder (default: runs/compare-PRESET)
---jobs N          runs side by side (default: 1)
+--jobs N          runs in parallel (default: 1)
 --threads N       threads of each run (default: PyTorch's choice)
---data PATH       what to train on, as for retain train
+--data PATH       the training data, as for retain train
 --teacher.from M, --labels DIR
-                  a language model for the teachers of smt, one-step and hybrid, as for retain train. Of it bptt, tbptt,
-                  gru and lstm take the tokenizer, and what --teacher.init-embeddings and --bptt.lambda-distill say
+                  a language model for the teachers of smt, one-step and hybrid, as for retain train. bptt, tbptt, gru
+                  and lstm use its tokenizer, and the model only for --teacher.init-embeddings and --bptt.lambda-distill
 any option of 'retain train PRESET', for all methods, e.g. --data.seq-len 128
 
 Writes results.md, results.json and results.png into DIR, and a run folder for every run under DIR/runs.
 
 methods:
-  one-step, hybrid  SMT and DMT by this recipe (retain train --recipe)
-  smt               SMT and DMT as preset and options say
-  smt+bptt          the same, and BPTT for the last third of the budget
-  bptt              the RNN of smt, by BPTT through the whole sequence
-  tbptt             the same, truncated as DMT is (dmt.bptt_window; else to a quarter of the sequence)
-  gru, lstm         by BPTT, with as many parameters
+  one-step, hybrid  SMT and DMT with this recipe (retain train --recipe)
+  smt               SMT and DMT with the settings of the preset and the options
+  smt+bptt          the same, then BPTT for the last third of the budget
+  bptt              the same RNN as smt, trained by BPTT through the whole sequence
+  tbptt             the same as bptt, truncated to DMT's window (dmt.bptt_window), or else to a quarter of the sequence
+  gru, lstm         a GRU or LSTM of as many parameters, trained by BPTT
 """
 
 
 def parse_comparison(argv: list[str]) -> tuple[Comparison, Path, int]:
-    """Return the comparison that a `retain compare` line describes, its folder, and how many jobs."""
+    """Return the comparison that a `retain compare` line describes, its folder, and the number of jobs."""
     names = ("methods", "seeds", "lrs", "sweep-budget", "lengths", "out", "jobs", "threads")
     values, argv = take_options(argv, "compare", names)
     refuse(argv, "compare", ("--seed", "--validate-every", "--tracker", "--quiet"))
     methods, lengths = split_list(values["methods"]), split_list(values["lengths"])
     given = [name_option(word) for word in argv]
     if "tbptt" not in methods and "--bptt.bptt-window" in given:
-        raise Usage("--bptt.bptt-window: is read by tbptt alone; add it to --methods, or leave it out")
+        raise Usage("--bptt.bptt-window: only tbptt reads it; add tbptt to --methods, or leave it out")
     decided = {f"--{part}.{name.replace('_', '-')}" for part, own in RECIPES["one-step"].items() for name in own}
     if recipes := [method for method in methods if method in RECIPES]:
         for name in given:

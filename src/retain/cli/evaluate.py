@@ -1,4 +1,4 @@
-"""`retain eval`: the RNN alone on a split, next to its teacher."""
+"""`retain eval`: scores of the RNN alone on a split, next to its teacher."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
 class Eval:
     """Score the RNN alone, from m_0, on a whole split, next to its teacher.
 
-    If that reads with a language model, give --teacher.from MODEL, or --labels DIR for the train or validation split.
-    The model is then scored, too.
+    If the teacher reads with a language model, give --teacher.from MODEL, or --labels DIR for the train or validation
+    split. The model is then scored, too.
     """
 
     split: Literal["train", "validation", "test", "all"] | None = None
-    """None is test, or all with --data of another text, .npy or series. all is the whole file or folder, also of
-    documents and images."""
+    """None: test, or all if --data names another text, .npy or series.
+    all: the whole file or folder, also of documents and images."""
     json: bool = False
-    """Print all figures as JSON."""
+    """Print all results as JSON."""
     limit: int | None = None
-    """At most this many sequences, spread over the split; None is all of it."""
+    """At most this many sequences, spread over the split. None: all."""
     batch_size: int | None = None
-    """Sequences read at once; None is 256, or fewer if vocabulary or memory is large."""
+    """Sequences read at once. None: 256, or fewer if the vocabulary or the memory is large."""
     seq_len: int | None = None
-    """Tokens that the RNN reads from one m_0 on; None is the data.seq_len of its training."""
+    """Tokens that the RNN reads from each m_0. None: the data.seq_len of training."""
     horizon: int | None = None
-    """Series only: steps to forecast from many origins of the split; None is the teacher's future_len."""
+    """Series only: steps to forecast, from many origins in the split. None: the teacher's future_len."""
     data: str | None = None
-    """Another file to score on, of the same vocabulary."""
+    """Another file to score on, with the same vocabulary."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
 
@@ -68,15 +68,15 @@ def eval_command(argv: list[str]) -> None:
     given = source is not None or labels is not None
     run = load_run(path, teacher=guided(path) and not given, device=args.device)
     if args.horizon is not None and run.rnn.channels is None:
-        raise Usage(f"horizon: {args.horizon} is for series, and this run reads tokens; leave it out")
+        raise Usage(f"horizon: {args.horizon} is for series, but this run reads tokens; leave it out")
     data, split, place = choose_data(run, args)
     read = for_scoring(run.config, data)
     if given:
         run, read = load_guided(run, data, split, source, labels)
     elif run.teacher is None and run.config.has_teacher:
         model = run.config.teacher.from_
-        why = f"had its teacher read by {model}, which is not loaded" if model else "has no teacher.safetensors"
-        warn(f"{path} {why}, so nothing is compared with its teacher")
+        why = f"has a teacher that reads with {model}, which is not loaded" if model else "has no teacher.safetensors"
+        warn(f"{path} {why}, so only the RNN is scored")
     batch_size = args.batch_size or batch_for(data, run.rnn)
     batches = read.windows(split, batch_size, args.limit)
     seen = tqdm(batches, desc=split, unit="batch", leave=False, disable=not is_terminal(sys.stderr))
@@ -90,23 +90,23 @@ def eval_command(argv: list[str]) -> None:
         result["one_step"] = score_one_step(run.rnn, data, split, args.limit)
         horizon = args.horizon or max(1, run.config.teacher.future_len)
         result["forecast"] = backtest(run.rnn, data, split, horizon, limit=args.limit or 200)
-    # Of other data, or of a part, it must not pass for the run's own score.
+    # A score on other data, or on a part, must not pass for the run's own.
     part = f"-length{args.seq_len}" if args.seq_len else ""
     part += f"-limit{args.limit}" if args.limit else ""
     part += f"-horizon{args.horizon}" if args.horizon else ""
-    if args.data:  # files of one name in two folders are two results
+    if args.data:  # two folders may have files of the same name
         digest = hashlib.sha256((place or "").encode(errors="surrogateescape")).hexdigest()[:8]
         part += f"-{Path(args.data).stem}-{digest}"
     try:
         print(json.dumps(result, indent=2) if args.json else report(result), flush=True)
-    finally:  # also if a full disk has no place for what is printed
+    finally:  # also if printing fails, as on a full disk
         keep_printed(path / f"eval-{split}{part}.json", json.dumps(result, indent=2))
 
 
 def choose_data(run: Run, args: Eval) -> tuple[Data, Split, str | None]:
-    """Return the data to score on, its split and where it was read from. Raises UserError if it is not like the run's.
+    """Return the data to score on, its split and its source. Raises UserError if the data does not fit the run.
 
-    What may have been trained on is told of on stderr.
+    A line on stderr warns of data that the run may have been trained on.
     """
     from retain.data import load_data
     from retain.data.paths import with_path
@@ -133,26 +133,26 @@ def choose_data(run: Run, args: Eval) -> tuple[Data, Split, str | None]:
     if split == "all" and (same_source or same_checksum(data.info, known["data"])):
         if args.split is None:
             data, split = load_data(config, like=like), "test"
-            warn(f"{args.data} is what the run was trained on; its test split is scored")
+            warn(f"{args.data} is the run's training data; its test split is scored")
         else:
-            warn(f"most of {source} is what the run was trained on")
+            warn(f"most of {source} is the run's training data")
     if (read := data.info.get("read")) and args.data is not None:
         warn(told(read))
     size, own = data.vocab_size, known["vocab_size"]
-    # An array says no more of its vocabulary than which tokens are in it.
+    # An array shows only which tokens occur, not its whole vocabulary.
     if size != own and not (config.name == "npy" and size < own):
-        raise UserError(f"data: its vocabulary has {size} tokens, the run's {own}; give data of the run's")
+        raise UserError(f"data: its vocabulary has {size} tokens, the run's {own}; give data with that vocabulary")
     if data.kind != known["kind"]:
         name = args.data or config.name
-        raise UserError(f"data: {name} is of {data.kind}, the run's of {known['kind']}; give data of the run's")
-    # Of a task or a stream the checksum is that of sequences of one length.
+        raise UserError(f"data: {name} is of {data.kind}, the run's of {known['kind']}; give data of that kind")
+    # The checksum of a task or a stream depends on the sequence length.
     if args.data is None and args.seq_len is None and (difference := data_changed(known["data"], data.info)):
-        warn(f"{difference}; what is scored may be what was trained on")
+        warn(f"{difference}; the run may have been trained on what is scored")
     return data, split, source
 
 
 def make_record(run: Run, data: Data, split: Split, batch_size: int, scores: dict[str, Any]) -> dict[str, Any]:
-    """Return what eval-SPLIT.json says: the run, the data, and the scores."""
+    """Return the content of eval-SPLIT.json: the run, the data, and the scores."""
     from retain.inference.evaluate import finite
 
     record = {
@@ -181,7 +181,7 @@ def make_record(run: Run, data: Data, split: Split, batch_size: int, scores: dic
 
 
 def report(result: dict[str, Any]) -> str:
-    """Return the figures of an evaluation as a few lines for a person."""
+    """Return an evaluation as a few readable lines."""
     from retain.inference.evaluate import LEFT, has_left
 
     lines = [f"{result['run']} on {result['split']}: {result['sequences']:,} sequences, {result['tokens']:,} targets"]
@@ -194,7 +194,7 @@ def report(result: dict[str, Any]) -> str:
             lines.append(f"{label:<18}{result[key]:{form}}{beside}{more}")
 
     def add_positions(key: str) -> None:
-        """The first, the middle and the last position that has one."""
+        """Add the values at the first, middle and last position that has one."""
         asked = [(t, value) for t, value in enumerate(result[key] or []) if value is not None]
         if len(asked) > 1:
             some = dict([asked[0], asked[len(asked) // 2], asked[-1]])
@@ -203,7 +203,7 @@ def report(result: dict[str, Any]) -> str:
 
     add("bits per token", "bits_per_token", ".3f")
     if result["bits_per_token"] is None:
-        lines.append(f"{'bits per token':<18}none that is finite: the RNN alone runs away")
+        lines.append(f"{'bits per token':<18}not finite: the RNN alone diverges")
     add_positions("bits_by_position")
     if result["bits_per_byte"] != result["bits_per_token"]:
         add("bits per byte", "bits_per_byte", ".3f")
@@ -226,7 +226,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def report_series(result: dict[str, Any]) -> list[str]:
-    """Return the lines about predictions of numbers; none of other runs."""
+    """Return the lines about predictions of numbers; none for other runs."""
     if "one_step" not in result:
         return []
     one, ahead = result["one_step"], result["forecast"]

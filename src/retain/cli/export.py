@@ -1,4 +1,4 @@
-"""`retain export`: a trained RNN as a folder that other libraries read."""
+"""`retain export`: a trained RNN as a folder for other libraries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TARGETS = {
     "onnx": "retain.export.onnx:export_onnx",
     "web": "retain.export.web:export_web",
 }
-"""Each a function of the run (`retain.load_run`) and of the folder, which it writes by `retain.files.new_folder`."""
+"""Functions of the run (`retain.load_run`) and the folder, which they write through `retain.files.new_folder`."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Export:
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """The run folder."""
     directory: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
-    """The folder to write; it must not exist, or be empty."""
+    """The folder to write. It must be absent or empty."""
     to: Annotated[str, tyro.conf.arg(metavar="hf|onnx|web")]
     """hf: a model of Hugging Face transformers. onnx: graphs for onnxruntime. web: a page that runs in a browser."""
     int8: bool = False
     """onnx only: also write step-int8.onnx, a quarter of the size, and score it on validation data."""
     runtime: str | None = None
-    """web only: the folder of the npm package onnxruntime-web, to be copied into the page's.
-    The page then works offline. None: it loads it from a CDN."""
+    """web only: the folder of the npm package onnxruntime-web, to be copied into the page's folder.
+    The page then works offline. None: the page loads the package from a CDN."""
 
 
 def export_command(argv: list[str]) -> None:
@@ -68,7 +68,7 @@ def export_command(argv: list[str]) -> None:
 
 
 def public_command(run: Run) -> str | None:
-    """Return the `retain train` line of a run without the folders of who trained it; None if no command did."""
+    """Return the `retain train` line of a run, without private folders; None if no command trained it."""
     import shlex
 
     from retain.cli.report import write_command

@@ -1,4 +1,4 @@
-"""`retain forecast`: quantiles of what comes next in each series of a file, and a picture with bands."""
+"""`retain forecast`: quantiles of the next steps of each series in a file, and a picture with bands."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from retain.config import SEEDS
 
 @dataclass(frozen=True)
 class Forecast:
-    """Forecast each series of a file beyond its last value, by rolling the RNN on its own samples."""
+    """Forecast each series of a file beyond its last value. The RNN runs on its own samples."""
 
     context: str | None = None
-    """The file that is read first, with the columns that the run was trained on; None is the run's own. Rows after the
-    last value are the future: their covariates are read."""
+    """The file to read first, with the columns that the run was trained on. None: the run's own file.
+    Rows after the last value are the future; their covariates are read."""
     horizon: int = 48
     """Steps to forecast."""
     samples: int = 200
-    """Samples of each series."""
+    """Samples per series."""
     seed: int = 0
     """The same seed gives the same samples."""
     out: str | None = None
-    """The table, .parquet or .csv, with a .png of the same name; None is forecast.parquet in the run folder."""
+    """The table, .parquet or .csv, with a .png of the same name. None: forecast.parquet in the run folder."""
     device: Literal["cpu", "cuda"] = "cpu"
 
 
@@ -35,7 +35,7 @@ def forecast_command(argv: list[str]) -> None:
         if getattr(args, name) < 1:
             raise Usage(f"{name}: {getattr(args, name)} must be at least 1")
     if not 0 <= args.seed < SEEDS:
-        raise Usage(f"seed: {args.seed} must not be negative, and lie below {SEEDS}")
+        raise Usage(f"seed: {args.seed} must be at least 0 and below {SEEDS}")
     out = Path(args.out) if args.out else path / "forecast.parquet"
     if out.suffix not in (".parquet", ".csv"):
         raise Usage(f"out: {out} must be a .parquet or a .csv")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from retain.runs.run import Run
 
 KEPT = 100_000
-"""Tokens that samples.json has: the last of a longer text, so that memory does not grow with the length."""
+"""Most tokens that samples.json has: the last ones of a longer text, so that memory does not grow with the length."""
 
 
 @dataclass(frozen=True)
@@ -32,30 +32,31 @@ class Generate:
 
     prompt: str = ""
     """What the RNN reads first: text, or for other data tokens separated by spaces.
-    @FILE reads it from a UTF-8 file and - from stdin, both without the last line break. @@TEXT is the prompt @TEXT."""
+    @FILE reads the prompt from a UTF-8 file, and - from stdin, both without the last line break.
+    @@TEXT is the prompt @TEXT."""
     length: int | None = None
-    """Tokens to sample; None is 500, or whole images."""
+    """Tokens to sample. None: 500, or whole images."""
     temperature: float = 1.0
     """0 takes the likeliest token."""
     top_k: int | None = None
     """Sample among the k likeliest tokens."""
     top_p: float | None = None
-    """Sample among the fewest tokens whose probability reaches p."""
+    """Sample among the fewest tokens whose total probability reaches p."""
     stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Text only: stop before this string. May be given several times."""
     seed: int = 0
     """The same seed and count give the same samples."""
     count: int | None = None
-    """How many to sample side by side; None is 1, or 32 images.
+    """How many texts or images to sample at once. None: 1 text, or 32 images.
     Several texts are printed when all have ended, each after a line '--- 1 of N ---'."""
     complete: int | None = None
     """Images only: complete the lower half of this many images of the test split."""
     images: tuple[str, ...] = ()
     """Images only: complete the lower half of these image files."""
     out: str | None = None
-    """Images only: the PNG; None is samples.png or completed.png in the run folder."""
+    """Images only: the PNG. None: samples.png or completed.png in the run folder."""
     compile: bool = False
-    """For long texts: compile the step first. That takes a minute, and every token is then cheaper."""
+    """Compile the step first. That takes a minute and then makes each token cheaper, so it is for long texts."""
     device: Literal["cpu", "cuda", "mps"] = "cpu"
 
 
@@ -65,7 +66,7 @@ def generate_command(argv: list[str]) -> None:
     if args.count is not None and args.count < 1:
         raise Usage(f"count: {args.count} must be at least 1")
     if not 0 <= args.seed < SEEDS:
-        raise Usage(f"seed: {args.seed} must not be negative, and lie below {SEEDS}")
+        raise Usage(f"seed: {args.seed} must be at least 0 and below {SEEDS}")
     if args.out is not None and not args.out.lower().endswith(".png"):
         raise Usage(f"out: {args.out} must be a .png")
     from retain.inference.fast_step import fast_step
@@ -82,7 +83,7 @@ def generate_command(argv: list[str]) -> None:
     kind = run.state["kind"]
     image = kind == "image" and run.state["image_shape"] is not None
     if args.out is not None and not image:
-        raise Usage(f"out: {args.out} is for images, and this run is of {kind}; leave it out")
+        raise Usage(f"out: {args.out} is for images, but this run is of {kind}; leave it out")
     count = (32 if image else 1) if args.count is None else args.count
     sampling["step"] = fast_step(run.rnn, count) if args.compile else None
     if image:
@@ -95,7 +96,7 @@ def generate_command(argv: list[str]) -> None:
 
 
 def complete_images(run: Run, path: Path, args: Generate, sampling: dict[str, Any]) -> dict[str, Any]:
-    """Draw a PNG with a row per image: given, completed and truth. Returns them and its path as JSON values."""
+    """Draw a PNG with a row per image: given, completed and truth. Returns these and the path as JSON values."""
     if args.compile or args.count is not None or args.stop:
         raise Usage("compile, count, stop: completing images reads none of these; leave it out")
     if args.complete is not None and args.images:
@@ -128,7 +129,7 @@ def complete_images(run: Run, path: Path, args: Generate, sampling: dict[str, An
 def generate_images(
     run: Run, path: Path, args: Generate, count: int, sampling: dict[str, Any]
 ) -> tuple[int, dict[str, Any]]:
-    """Sample whole images into a PNG. Returns how many pixels of each were sampled, and all as JSON values."""
+    """Sample whole images into a PNG. Returns the number of pixels sampled per image, and the images as JSON values."""
     import torch
 
     from retain.data import encode
@@ -138,13 +139,13 @@ def generate_images(
     shape, vocab_size = run.state["image_shape"], run.state["vocab_size"]
     prompt = encode(args.prompt, "image", vocab_size)
     if args.stop:
-        raise Usage(f"stop: {args.stop[0]!r} is for text, and this run is of images; leave it out")
+        raise Usage(f"stop: {args.stop[0]!r} is for text, but this run is of images; leave it out")
     size = shape[0] * shape[1]
     length = size - len(prompt)
     if args.length is not None and args.length != length:
         raise Usage(f"length: {args.length} does not fill an image of {size} pixels; leave it out")
     if length < 0:
-        raise Usage(f"prompt: {len(prompt)} pixels are more than an image has, {size}")
+        raise Usage(f"prompt: {len(prompt)} pixels are more than an image has ({size})")
     start = torch.tensor([prompt] * count, dtype=torch.long)
     drawn = [token.cpu()[:, None] for token in generate(run.rnn, start, length, **sampling)]
     tokens = torch.cat([start, *drawn], 1)
@@ -155,11 +156,11 @@ def generate_images(
 
 
 def print_texts(prompt: str, stream: Iterator[list[Piece]], count: int) -> list[dict[str, Any]]:
-    """Print texts, a single one as it comes, and return what is kept of each as JSON values."""
+    """Print texts, a single one while it is sampled, and return the part of each to keep, as JSON values."""
     single = count == 1
     numbers = [0] * count
     tokens = [deque[int](maxlen=KEPT) for _ in range(count)]
-    texts = [deque[str](maxlen=KEPT if single else None) for _ in range(count)]  # several are yet to be printed
+    texts = [deque[str](maxlen=KEPT if single else None) for _ in range(count)]  # several are printed at the end
     try:
         if single:
             print(prompt, end="", flush=True)
@@ -172,11 +173,11 @@ def print_texts(prompt: str, stream: Iterator[list[Piece]], count: int) -> list[
                     texts[i].append(piece.text)
             if single:
                 print(pieces[0].text, end="", flush=True)
-                if getattr(sys.stdout, "unread", False):  # nobody waits for the rest
+                if getattr(sys.stdout, "unread", False):  # nobody reads the rest
                     break
     finally:
         if single:
-            print()  # whatever comes next, such as what Ctrl-C is answered with, begins a line
+            print()  # later output, such as the answer to Ctrl-C, begins a new line
     if not single:
         for i, text in enumerate(texts, 1):
             print(f"--- {i} of {count} ---\n{prompt}{''.join(text)}")
@@ -187,7 +188,7 @@ def print_texts(prompt: str, stream: Iterator[list[Piece]], count: int) -> list[
 
 
 def read_argument(prompt: str) -> str:
-    """Return the prompt that --prompt names: @FILE, - for stdin, or itself. Raises UserError if it is no text."""
+    """Return the prompt that --prompt names: @FILE, - for stdin, or itself. Raises UserError if it is not text."""
     if prompt != "-" and not prompt.startswith("@"):
         return prompt
     if prompt.startswith("@@"):
@@ -197,7 +198,7 @@ def read_argument(prompt: str) -> str:
         content = sys.stdin.buffer.read() if prompt == "-" else Path(os.path.expanduser(prompt[1:])).read_bytes()
         text = content.decode("utf-8-sig")
     except OSError as error:
-        raise Usage(f"prompt: {name} cannot be read ({error.strerror}); for a prompt with @ first give @@") from None
+        raise Usage(f"prompt: {name} cannot be read ({error.strerror}); a prompt that begins with @ needs @@") from None
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
@@ -209,7 +210,7 @@ def read_argument(prompt: str) -> str:
 
 
 def write_samples(path: Path, args: Generate, samples: dict[str, Any]) -> None:
-    """Keep what was sampled in the run folder, with its settings."""
+    """Save the samples and their settings in the run folder."""
     from retain.files import keep_printed
 
     keep_printed(path / "samples.json", json.dumps({"settings": dataclasses.asdict(args), **samples}))

@@ -12,7 +12,7 @@ from retain.errors import UserError
 
 @dataclass(frozen=True)
 class Info:
-    """Tell what a run folder holds: config, data, progress and results."""
+    """Show what a run folder holds: config, data, progress and results."""
 
     json: bool = False
     """Print as JSON."""
@@ -59,7 +59,7 @@ def info_command(argv: list[str]) -> None:
     teacher = f"{c.teacher.encoder} encoder, width {c.teacher.width}, {c.teacher.layers} layers"
     if c.teacher.from_ is not None:
         how = "frozen" if c.teacher.trunk_lr is None else "trained in SMT"
-        teacher = f"read by {c.teacher.from_}, {how}" + (f", from {c.teacher.labels}" if c.teacher.labels else "")
+        teacher = f"reads with {c.teacher.from_}, {how}" + (f", from {c.teacher.labels}" if c.teacher.labels else "")
     reads = f"vocabulary {state['vocab_size']}"
     if run.rnn.channels is not None:
         reads = f"{', '.join(run.rnn.channels.names)}, head {run.rnn.channels.head}"

@@ -1,4 +1,4 @@
-"""`retain label`: labels of a language model for a data set, made once and kept for any number of runs."""
+"""`retain label`: a language model's labels for a data set, made once for any number of runs."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from retain.config.presets import PRESETS
 HELP = """\
 usage: retain label DATA --teacher.from M --out DIR [options]
 
-Run a language model over a data set once, and keep what training needs: hidden states in bfloat16, and the likeliest
-tokens with their probabilities. `retain train PRESET --labels DIR` then needs no model. If it is killed, the same
-command goes on. Under torchrun or accelerate launch each process labels its share:
+Run a language model over a data set once, and store what training needs: hidden states in bfloat16, and the likeliest
+tokens with their probabilities. `retain train PRESET --labels DIR` then needs no model. Run the same command again to
+continue after a kill. Under torchrun or accelerate launch each process labels its share:
 torchrun --nproc-per-node N -m retain label …
 
-  DATA                 a file, a folder or hf:NAME, as of `retain train --data`; or a preset that brings its data
-  --teacher.from M     the model's folder for transformers, a .gguf file, hf:NAME, or a run folder of ours
+  DATA                 a file, a folder or hf:NAME, as for `retain train --data`; or a preset that includes its data
+  --teacher.from M     the model: its folder for transformers, a .gguf file, hf:NAME, or a run folder of retain
   --out DIR            the folder to write
-  --teacher.layer N    the layer whose hidden states are kept, 1 is the first (default: the last)
+  --teacher.layer N    the layer whose hidden states are stored, counted from 1 (default: the last)
   --teacher.context-before N
-                       the model first reads N tokens before a sequence, or up to twice as many, but none before a
-                       document's first (default: 0). Training then goes on from what these made
-  --teacher.top-k N    how many probabilities are kept at each place (default: 32)
+                       the model also reads N tokens before each sequence, or up to twice as many, but only within the
+                       same document (default: 0). In training the RNN starts from the memory after these tokens
+  --teacher.top-k N    how many probabilities are stored at each position (default: 32)
   --data.seq-len N     T, tokens read per sequence (default: 64)
   --text-column C      the column of texts in a dataset (default: text)
-  --data.prune-vocab   keep only those symbols that the training split needs
+  --data.prune-vocab   keep only those tokens of the vocabulary that the training split needs
   --batch-size N       sequences read at once (default: 16)
   --device D           auto, cpu, cuda or mps (default: auto)
   --precision P        auto, bf16 or fp32 (default: auto)
@@ -36,7 +36,7 @@ READ = (
     *("--teacher.from", "--teacher.layer", "--teacher.top-k", "--teacher.context-before"),
     *("--text-column", "--device", "--precision", "--quiet"),
 )
-"""Options of `retain train` that say something of labels, besides those of the data."""
+"""Options of `retain train` that apply to labels, besides those of the data."""
 
 
 def label_command(argv: list[str]) -> None:
@@ -62,7 +62,7 @@ def label_command(argv: list[str]) -> None:
     from retain.training.label import make_labels
 
     manifest = make_labels(config, Path(out), parse_count({"batch-size": size}, "batch-size", 16), not quiet)
-    if not manifest:  # another process has it
+    if not manifest:  # only the main process has it
         return
     counts = ", ".join(f"{count:,} sequences of {split}" for split, count in manifest["splits"].items())
     print(f"{out}: {counts}, {sum(manifest['files'].values()):,} bytes\nnext: retain train PRESET --labels {out}")

@@ -1,4 +1,4 @@
-"""retain report and retain plot."""
+"""`retain report` and `retain plot`."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from retain.errors import READ_ONLY, UserError
 
 @dataclass(frozen=True)
 class Report:
-    """One self-contained HTML page about a run, or several side by side, and a JSON of its numbers next to it."""
+    """Write one self-contained HTML page about a run, or several side by side, and its numbers as JSON next to it."""
 
     out: str | None = None
-    """The page, .html; None is report.html, in the run folder if there is one run, else here."""
+    """The page, .html. None: report.html, in the run folder if there is one run, else in the current folder."""
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot of a run as a picture for a paper.
+    """Draw one plot of a run as a picture for a paper.
 
     NAME is a curve (loss, loss_dyn, validation_bits_per_token …), drift, absolute-drift, drift-beyond, quality,
     quality-beyond, calibration, length, gradient-initial, gradient-trained, memory, memory-3d or memory-teacher.
     """
 
     out: str | None = None
-    """The picture, .png, .svg or .pdf; None is NAME.png in the run folder."""
+    """The picture, .png, .svg or .pdf. None: NAME.png in the run folder."""
     x: Literal["step", "seconds", "tokens", "sequential_steps"] = "step"
     """The x axis of training curves."""
     colour: str | None = None
-    """Memories: by 'position', 'last token' or the task's own hidden state; None is that hidden state, or
-    position if the task has none."""
+    """Colour of memories: 'position', 'last token' or the task's hidden state.
+    None: the hidden state, or position if the task has none."""
 
 
 def report_command(argv: list[str]) -> None:
@@ -53,7 +53,7 @@ def report_command(argv: list[str]) -> None:
     except OSError as error:
         if args.out is not None or error.errno not in READ_ONLY:
             raise
-        warn(f"{out}: cannot be written, {error.strerror}; give --out PAGE to have the page")
+        warn(f"{out}: cannot be written, {error.strerror}; give --out PAGE to write it elsewhere")
         written = ""
     for run, verdict in zip(report["runs"], report["verdicts"], strict=True):
         print(f"{run['name']}: {verdict}")
@@ -78,7 +78,7 @@ def plot_command(argv: list[str]) -> None:
 
 
 def write_command(config: RunConfig, path: Path) -> str:
-    """Return a `retain train` line that gives this config, or else the one that reads the config file."""
+    """Return a `retain train` line that gives this config, or if there is none, one that reads the config file."""
     from retain.cli.train import train_config
     from retain.config.presets import PRESETS
     from retain.report.gather import command_by_file
@@ -94,8 +94,8 @@ def write_command(config: RunConfig, path: Path) -> str:
     for key, value in flatten(to_dict(config)).items():
         if key not in kept and value != before.get(key):
             line += option_of(key, value)
-    try:  # the line is shown only if it parses to the very config
+    try:  # the line is shown only if it parses to exactly this config
         same = train_config(line[1:])[0] == config
-    except UserError:  # whatever the parser says of it, it is not a line to show
+    except UserError:  # a line that does not parse is not shown
         same = False
     return "retain " + shlex.join(line) if same else command_by_file(config, path)

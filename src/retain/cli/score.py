@@ -1,4 +1,4 @@
-"""`retain score`: how surprising each step of a series is, from a file or line by line from stdin."""
+"""`retain score`: the surprise of each step of a series, from a file or line by line from stdin."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from retain.cli.arguments import take_run
 
 @dataclass(frozen=True)
 class Score:
-    """Print the surprise of each step as CSV, in nats: series, time, surprise. A high one is an anomaly."""
+    """Print the surprise of each step as CSV, in nats: series, time, surprise. A high surprise is an anomaly."""
 
     data: str | None = None
-    """A file with the columns that the run was trained on; - reads lines of CSV from stdin, header first, and answers
-    each at once. None is the run's own file."""
+    """A file with the columns that the run was trained on. None: the run's own file.
+    With - lines of CSV are read from stdin, header first, and each is answered at once."""
     device: Literal["cpu", "cuda"] = "cpu"
 
 

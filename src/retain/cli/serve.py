@@ -1,4 +1,4 @@
-"""`retain serve`: an HTTP server that OpenAI's clients talk to."""
+"""`retain serve`: an HTTP server for OpenAI's clients."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from retain.cli.arguments import Usage, take_run
 class Serve:
     """Serve a run of text over HTTP, as OpenAI's /v1/completions with streaming, until Ctrl-C.
 
-    A request may name a `session`, whose memory is kept for the next call. Sessions are saved at the end and taken up
+    A request may name a `session`, whose memory is kept for the next call. Sessions are saved at the end and restored
     at the next start.
     """
 
     port: int = 8000
-    """The port to listen on; 0 is any free port."""
+    """The port to listen on. 0: any free port."""
     host: str = "127.0.0.1"
-    """127.0.0.1 is this machine alone, 0.0.0.0 all its networks. Anyone who reaches the port may use it."""
+    """127.0.0.1: this machine alone. 0.0.0.0: all its networks. Anyone who reaches the port may use the server."""
     sessions: str | None = None
-    """The folder of the sessions; None is sessions, in the run folder."""
+    """The folder of the sessions. None: sessions, in the run folder."""
     streams: int = 64
     """Texts that are sampled at once, as one batch."""
     queue: int = 256
-    """Texts that wait for a place; more are refused with status 503."""
+    """Texts that may wait for a place in the batch. More are refused with status 503."""
     device: Literal["cpu", "cuda", "mps"] = "cpu"
 
 
@@ -53,11 +53,11 @@ def serve_command(argv: list[str]) -> None:
     refuse_numbers(run, "serve")
     listening = open_socket(args.host, args.port)
     if not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
-        print(f"retain: host: {args.host} is open to other machines, and asks for no password", file=sys.stderr)
+        print(f"retain: host: {args.host} is open to other machines, and needs no password", file=sys.stderr)
     folder = path / "sessions" if args.sessions is None else Path(args.sessions)
 
     def say(sessions: int) -> None:
-        taken_up = f", {sessions} session{'s' * (sessions > 1)} taken up" if sessions else ""
+        taken_up = f", {sessions} session{'s' * (sessions > 1)} restored" if sessions else ""
         print(f"{path} at {address_of(listening)}{taken_up}; Ctrl-C ends it", flush=True)
 
     name = path.resolve().name

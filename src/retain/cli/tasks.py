@@ -12,7 +12,7 @@ from retain.config import IGNORE, TaskDataConfig
 
 @dataclass(frozen=True)
 class Tasks:
-    """List the memory tasks: what each asks, its fields, and a small sample with its answers below."""
+    """List the memory tasks: what each is, its fields, and a small sample with the answers below."""
 
     json: bool = False
     """Print as JSON."""
@@ -38,14 +38,14 @@ def tasks_command(argv: list[str]) -> None:
             line = " ".join((word or "·").ljust(width) for word, width in zip(row, widths, strict=True))
             print(f"  {label:<9}  {line.rstrip()}")
         print()
-    print("In brackets: what it is unless you say otherwise. data.label_noise makes any of them harder.")
-    print(f"Train on one: retain train {described[0]['name']}. What each knob means: retain tasks --json")
+    print("Defaults are in brackets. data.label_noise makes any task harder.")
+    print(f"Train on one: retain train {described[0]['name']}. What each field means: retain tasks --json")
 
 
 def describe(name: str) -> dict[str, Any]:
     """Return a task at its default size, and a sample at a small one.
 
-    `reads` names the tokens x_0 …, `answers` the answers after each, y_1 …, None if there is none.
+    `reads` has the names of the tokens x_0 …, and `answers` the answer after each, y_1 …, None if there is none.
     """
     from retain.data.batches import make_generator
     from retain.data.tasks import TASKS, build_task

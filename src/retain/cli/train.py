@@ -1,4 +1,4 @@
-"""`retain train`: a preset or a config, what is changed in it, and where the run goes."""
+"""`retain train`: a preset or a config, changes to it, and the run folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T", RunConfig, DataConfig)
 
 
 def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
-    """The run that a `retain train` line describes: config, folder, resume, quiet."""
+    """Return the run that a `retain train` line describes: config, folder, resume, quiet."""
     taken = []
     for name in ("out", "config", "data", "text-column", "image-column", "recipe", "teacher.from", "labels"):
         value, argv = take_option(argv, f"--{name}")
@@ -44,7 +44,7 @@ def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
         raise Usage(f"preset: name it first and without a dash, one of {', '.join(PRESETS)}")
     folder = Path(out or f"runs/{preset}") if out or preset else None
     if resume and file is not None:
-        raise Usage(f"config: a run goes on with its own; leave out --config {file} or --resume")
+        raise Usage(f"config: a resumed run keeps its own; leave out --config {file} or --resume")
     if resume:
         if folder is None:
             raise Usage("resume: name the run folder with --out")
@@ -63,8 +63,8 @@ def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
         raise Usage(f"retain train: name a preset first ({', '.join(PRESETS)}) or give --config FILE")
     assert folder is not None
     if (source or labels) and resume:
-        raise Usage("teacher.from, labels: a run goes on with its own; leave them out, or --resume")
-    if asked and (source or labels):  # the help says what goes with a model, and loads none
+        raise Usage("teacher.from, labels: a resumed run keeps its own; leave them out, or --resume")
+    if asked and (source or labels):  # the help shows the options of a model without loading it
         base = dataclasses.replace(base, teacher=dataclasses.replace(base.teacher, from_=source or labels))
         source = labels = None
     if labels is not None:
@@ -85,7 +85,7 @@ def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
 
         base = with_source(base, source)
     if recipe is not None and resume:
-        raise Usage(f"recipe: a run goes on with its own; leave out --recipe {recipe} or --resume")
+        raise Usage(f"recipe: a resumed run keeps its own; leave out --recipe {recipe} or --resume")
     if recipe is None and preset is not None and not resume and base.longest_gradient_path > 1:
         recipe = default_recipe(_value_of(argv, "--cell.kind") or base.cell.kind)
     if recipe is not None:
@@ -95,7 +95,7 @@ def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
     if asked:
         print_help(config, prog, everything="--help-all" in asked)
         sys.exit(0)
-    # A run is scored and resumed from other folders, too.
+    # The run may be scored or resumed from another folder.
     if not resume or "--data.path" in given or data is not None:
         config = dataclasses.replace(config, data=_make_absolute(config.data, "path", "tokenizer"))
     if not resume:
@@ -112,14 +112,14 @@ def _make_absolute(settings: T, *names: str) -> T:
 
 
 def _has_subwords(source: str) -> bool:
-    """Whether the model of --teacher.from reads by a tokenizer, as all do but those runs of ours that read bytes."""
+    """Whether the model of --teacher.from has a tokenizer. Only run folders of retain may have none."""
     from retain.runs.trunk import is_run
 
     return not is_run(source) or (Path(source) / "tokenizer.json").exists()
 
 
 def _refuse_other_data(argv: list[str], data: DataConfig) -> None:
-    """Name the data that reads an option which this data has not. Raises Usage."""
+    """Raise Usage for an option that this data lacks, and name the data that has it."""
     for option in (word.partition("=")[0] for word in argv if word.startswith("--data.")):
         field = option.removeprefix("--data.").replace("-", "_").removeprefix("no_")
         if not hasattr(data, field) and (readers := find_readers(field)):
@@ -127,7 +127,7 @@ def _refuse_other_data(argv: list[str], data: DataConfig) -> None:
 
 
 def _value_of(argv: list[str], option: str) -> str | None:
-    """What the option is set to, wherever tyro may find it."""
+    """Return the value of an option, in any form that tyro accepts."""
     value = None
     for word, following in pairwise([*argv, ""]):
         if name_option(word) == option:
@@ -136,7 +136,7 @@ def _value_of(argv: list[str], option: str) -> str | None:
 
 
 def list_unread(argv: list[str], config: RunConfig) -> list[str]:
-    """Say in a line for each option that was given and this run does not read why not."""
+    """Return a line for each given option that this run does not read, with the reason."""
     found = []
     for option in (word.partition("=")[0] for word in argv if word.startswith("--")):
         section, _, field = option[2:].replace("-", "_").partition(".")
@@ -149,7 +149,7 @@ def train_command(argv: list[str]) -> None:
     """Run `retain train`."""
     dry, as_json = "--dry-run" in argv, "--json" in argv
     if as_json and not dry:
-        raise Usage("--json: goes with --dry-run")
+        raise Usage("--json: needs --dry-run")
     config, out, resume, quiet = train_config([a for a in argv if a not in ("--dry-run", "--json")])
     for line in list_unread(argv, config):
         warn(line)

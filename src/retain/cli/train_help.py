@@ -1,4 +1,4 @@
-"""The options of `retain train`: which of them a run reads, and the help that shows those."""
+"""The options of `retain train` that a run reads, and the help that shows them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ TOP = """\
 Pretrain an RNN by the phases of a preset, into a run folder.
 
   --out DIR           the run folder (default: runs/PRESET)
-  --resume            go on from the newest checkpoint in --out; its config is kept
+  --resume            continue from the newest checkpoint in --out, with that run's config
   --config FILE       start from this config.json instead of a preset
-  --data PATH         what to train on: a text, an integer .npy, hf:NAME[:CONFIG][@REVISION] of the Hugging Face hub, a
-                      parquet, JSON, CSV or Arrow file, or a folder: of texts (each a document), of such files, or of
+  --data PATH         the training data: a text, an integer .npy, hf:NAME[:CONFIG][@REVISION] of the Hugging Face hub, a
+                      parquet, JSON, CSV or Arrow file, or a folder of texts (each a document), of such files, or of
                       images
   --text-column C     the dataset's column of texts (default: text)
   --image-column C    the dataset's column of images, instead of texts (default: image)
-  --teacher.from M    a causal language model that you have, as the teacher's frozen trunk; the run takes its tokenizer.
-                      Its folder for transformers, a .gguf file, hf:NAME, or a run folder of ours. With it --help
-                      shows what else goes with it
-  --labels DIR        what `retain label` kept of such a model on this data: training then does without the model
-  --recipe R          one-step: no gradient goes back past one application of f (the paper's, and the default with a
-                      transformer cell); hybrid: f is trained over windows of steps (the default with other cells)
+  --teacher.from M    a pretrained causal language model as the teacher's frozen trunk: its folder for transformers, a
+                      .gguf file, hf:NAME, or a run folder of retain. The run uses the model's tokenizer. With this
+                      option --help also shows the settings of the model
+  --labels DIR        labels that `retain label` made with such a model on this data. Training then needs no model
+  --recipe R          one-step: no gradient crosses more than one application of f (the paper's recipe, the default with
+                      a transformer cell); hybrid: f is trained over windows of steps (the default with other cells)
   --teacher.trunk delta
-                      the teacher's trunk without attention, which tracks state (docs/limits.md)
-  --dry-run           train nothing: print sizes, memory, and FLOPs and time from a few steps (--json: as JSON)
-  --quiet             no progress bar of training
+                      a trunk of the teacher without attention, which tracks state (docs/limits.md)
+  --dry-run           train nothing; print sizes and memory, and FLOPs and time from a few steps (--json: as JSON)
+  --quiet             show no progress bar of training
 """
 BASIC = {
     "": {"init_from", "seed", "phases", "budget", "device", "precision", "compile"},
@@ -47,39 +47,39 @@ BASIC = {
     "dmt": {"share", "batch_size", "lr", "lambda_dyn", "bptt_window", "horizon"},
     "bptt": {"share", "batch_size", "lr", "bptt_window", "lambda_distill"},
 }
-"""What people turn; `--help-all` shows the rest, too."""
+"""Common options, which `--help` shows. `--help-all` shows the rest, too."""
 ALL_SIZES = {size for sizes in TASK_SIZES.values() for size in sizes}
 OF_TEACHER_ALONE = {"encoder", "layers", "future_len", "context_len"}
-"""Fields of `teacher` that say nothing of the RNN's readout."""
+"""Fields of `teacher` that do not affect the RNN's readout."""
 
 
 def reason_unread(config: RunConfig, section: str, field: str) -> str | None:
-    """Why a run does not read this setting; None if it does."""
+    """Return why a run does not read this setting; None if it does."""
     phases, kind, window = ", ".join(config.phases), config.cell.kind, config.teacher.encoder == "window"
     source = config.teacher.from_
     given = config.teacher
     if source is not None and (section, field) == ("teacher", "layers"):
-        return f"the trunk is that of {source}"
+        return f"the trunk is {source}"
     if source is not None and given.trunk_lr is None and (section, field) == ("smt", "lambda_trunk"):
-        return f"the trunk is that of {source}, and frozen"
+        return f"the trunk is {source}, frozen"
     if source is not None and section == "teacher":
         if field in ("top_k", "temperature") and not distils(config):
             return "no probabilities are learnt (lambda_distill)"
         if field == "trunk_lr" and "smt" not in config.phases:
-            return "smt alone trains the model"
+            return "only smt trains the model"
         if field == "freeze_embeddings" and not given.init_embeddings:
-            return "embeddings are not those of the model (teacher.init_embeddings)"
+            return "embeddings do not start from the model's (teacher.init_embeddings)"
         if field == "context_before" and isinstance(config.data, ImageDataConfig):
             return "nothing lies before an image"
     if (section, field) == ("smt", "lambda_trunk"):
         if window:
             return "a window encoder has no trunk"
-        if config.has_teacher:  # of another run, maybe, whose trunk dmt may ask
+        if config.has_teacher:  # dmt may use the trunk of that teacher
             return None
     if (section, field) == ("data", "freq") and getattr(config.data, "time", None) is None:
         return "steps are only counted (data.time)"
     if field == "lambda_distill" and config.data.name == "series":
-        return "series are numbers, and it is for tokens"
+        return "it is for tokens, but series are numbers"
     if section in PHASES and field and section not in config.phases:
         return f"{section} is none of this run's phases ({phases})"
     if field == "seq_len" and section in PHASES and config.data.name in ("digits", *TASK_DATA):
@@ -120,7 +120,7 @@ def covers(phase: SMTConfig | DMTConfig, config: RunConfig) -> bool:
 
 
 def list_options(config: RunConfig) -> list[tuple[str, str]]:
-    """The settings that this run reads and that the command line can set, as (section, field)."""
+    """Return the settings that this run reads and that the command line can set, as (section, field)."""
     found = []
     for field in dataclasses.fields(config):
         part = getattr(config, field.name)
@@ -134,10 +134,10 @@ def list_options(config: RunConfig) -> list[tuple[str, str]]:
         hidden |= {("teacher", name) for name in OF_LANGUAGE_MODEL} | {("bptt", "lambda_distill")}
         if getattr(config.data, "tokenizer", None) is None:
             hidden |= {("data", "end"), ("data", "prune_vocab")}
-    else:  # which brings its tokenizer
+    else:  # the model has its tokenizer
         hidden |= {("teacher", "encoder"), ("data", "tokenizer"), ("data", "end")}
-        hidden |= {("data", "stream"), ("smt", "steps_per_sequence")}  # of little use: a model labels files, every step
-    if config.teacher.labels is not None:  # which say these, and are of the model as it was
+        hidden |= {("data", "stream"), ("smt", "steps_per_sequence")}  # of little use: a model labels whole files
+    if config.teacher.labels is not None:  # the labels fix these, and are of the frozen model
         hidden |= {("teacher", name) for name in ("layer", "top_k", "context_before", "trunk_lr")}
     if config.teacher.encoder != "window":
         hidden.add(("teacher", "context_len"))
@@ -151,7 +151,7 @@ def list_options(config: RunConfig) -> list[tuple[str, str]]:
 
 
 def print_help(config: RunConfig, prog: str, *, everything: bool) -> None:
-    """Print the options that this run reads: those that people turn, or everything."""
+    """Print the options that this run reads: the common ones, or everything."""
     parser = argparse.ArgumentParser(prog=prog, usage=f"{prog} [options]", add_help=False)
     groups: dict[str, Any] = {}
     for section, name in list_options(config):
@@ -177,13 +177,13 @@ def print_help(config: RunConfig, prog: str, *, everything: bool) -> None:
 
 
 def describe_field(cls: type, name: str) -> str:
-    """The docstring of a setting, in one line; it stands in the class that adds the setting."""
+    """Return the docstring of a setting in one line, from the class that adds the setting."""
     fields = (getattr(base, "__pydantic_fields__", {}).get(name) for base in cls.__mro__)
     return " ".join(next((f.description for f in fields if f and f.description), "").split())
 
 
 def describe_type(hint: Any) -> str:
-    """What stands for a value in the help: N for a whole number, X for a number, or the choices."""
+    """Return what stands for a value in the help: N for a whole number, X for a number, S for text, or the choices."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
         return "{" + ",".join(map(str, arguments)) + "}"

@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses, checked when built. Nothing heavy is imported, so that --help answers at once."""
+"""Settings of a run: frozen dataclasses, checked when built. No import is heavy, so that --help is fast."""
 
 from retain.config.channels import HEADS, Channels, Symbols
 from retain.config.data import (

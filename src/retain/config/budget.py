@@ -1,4 +1,4 @@
-"""Amounts of training."""
+"""Budgets: amounts of training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 from retain.errors import UserError
 
 LARGEST = 1e15
-"""An amount of any unit, at most: up to it whole numbers are exact."""
+"""The largest amount of any unit. Floats hold whole numbers up to it exactly."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class Budget:
         return f"{self.amount:.10g}{self.unit}" if self.unit == "s" else f"{round(self.amount)}{self.unit}"
 
     def share(self, fraction: float) -> Budget:
-        """This fraction of the budget; whole steps and tokens, at least one."""
+        """Return this fraction of the budget. Steps and tokens are rounded, and are at least 1."""
         amount = self.amount * fraction
         return Budget(amount if self.unit == "s" else max(1, round(amount)), self.unit)
 
     def split(self, weights: Sequence[float]) -> list[Budget]:
-        """One budget for each weight, in proportion, which add up to this one.
+        """Split the budget in proportion to `weights`. The parts add up to this budget.
 
-        Whole steps and tokens go by the largest remainder, to the first of those that tie. Each has at least one,
-        as far as they go: where there are fewer than weights, the last have none.
+        Steps and tokens are whole numbers, rounded by the largest remainder; the first part wins a tie. Each part has
+        at least 1. If the budget is smaller than the number of parts, the last parts have 0.
         """
         shares = [self.amount * weight / sum(weights) for weight in weights]
         if self.unit == "s" or not shares:
@@ -47,13 +47,13 @@ class Budget:
         parts = [max(1, math.floor(share)) for share in shares]
         for _ in range(total - sum(parts)):
             parts[max(range(count), key=lambda i: shares[i] - parts[i])] += 1
-        for _ in range(sum(parts) - total):  # each had one, and those above it give it up
+        for _ in range(sum(parts) - total):  # the minimum of 1 took more than there is; larger parts give it back
             parts[max(range(count), key=lambda i: (parts[i] > 1, parts[i] - shares[i], i))] -= 1
         return [Budget(part, self.unit) for part in parts]
 
 
 def parse_budget(text: str, name: str = "budget") -> Budget:
-    """Read '240s', '5m', '5000steps', '20Mtokens', '500ksequential'. Raises UserError naming `name`."""
+    """Parse '240s', '5m', '5000steps', '20Mtokens', '500ksequential'. Raises UserError that names `name`."""
     found = re.fullmatch(r"([-+]?[\d_.]+(?:e\d+)?)([kKMG]?)(s|m|h|steps|tokens|sequential)", text.strip())
     try:
         amount = float(found[1]) if found else math.nan
@@ -68,5 +68,5 @@ def parse_budget(text: str, name: str = "budget") -> Budget:
     if amount > LARGEST:
         raise UserError(f"{name}: {text!r} is more than any run lasts; give less, e.g. 240s")
     if amount <= 0 or (unit != "s" and amount < 1):
-        raise UserError(f"{name}: {text!r} is no training at all; give a positive amount, e.g. 240s")
+        raise UserError(f"{name}: {text!r} trains nothing; give a positive amount, e.g. 240s")
     return Budget(amount, unit)  # type: ignore[arg-type]

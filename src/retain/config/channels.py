@@ -1,4 +1,4 @@
-"""What a step of a stream of numbers holds: to a model of numbers what the size of a vocabulary is to one of tokens."""
+"""Channels of a stream of numbers. A model of numbers is built for channels, as one of tokens is for a vocabulary."""
 
 from __future__ import annotations
 
@@ -12,73 +12,73 @@ HEADS = (
     *("student", "gaussian", "logistics", "quantiles", "lowrank"),
     *("negative_binomial", "bernoulli", "categorical"),
 )
-"""What the next values can be distributed as."""
+"""Distributions of the next values."""
 OF_VALUE = 5
-"""Numbers of a token for each value: the value, whether it is missing, level, scale, and how many came before."""
+"""Numbers in a token per value: the value, whether it is missing, level, scale, and how many values came before."""
 
 
 @dataclass(frozen=True)
 class Channels:
-    """What a step of a stream of numbers holds, and how what comes next is scored.
+    """Values and covariates of a step, and the distribution of the next values.
 
-    A step reads C values and the Q covariates of the step that comes next, real numbers first and categories last.
-    The model reads it as a token of F numbers, which `retain.ops.scale` makes of it.
+    A step has C values and the Q covariates of the next step. Numeric covariates come first, categories last.
+    `retain.ops.scale` turns a step into the token of F numbers that the model reads.
     """
 
     names: tuple[str, ...]
-    """Names of the C values, which are both read and predicted."""
+    """Names of the C values, which are read and predicted."""
     head: str
     """One of HEADS."""
     scale: str
-    """What values are measured by: "level", "mean" or "fixed" (see `retain.ops.scale`)."""
+    """How values are normalised: "level", "mean" or "fixed" (see `retain.ops.scale`)."""
     steps: int
-    """About so many values make up the running level and scale."""
+    """About how many values the running level and scale average over."""
     level: tuple[float, ...]
-    """What the level of each value is before any is read."""
+    """Level of each value at the start of a stream."""
     spread: tuple[float, ...]
-    """What its scale is then."""
+    """Scale of each value at the start of a stream."""
     least: tuple[float, ...]
-    """What the scale is in a stream that moves little. After one value of a stream the scale is at least that."""
+    """Scale of each value in a stream that changes little. It is the least scale after the first value of a stream."""
     ratio: tuple[float, ...]
-    """What the scale is after one value, as a part of that value."""
+    """Scale after the first value of a stream, as a fraction of the size of that value."""
     covariates: tuple[str, ...] = ()
-    """Names of the covariates that are numbers."""
+    """Names of the numeric covariates."""
     shift: tuple[float, ...] = ()
-    """Their means, and then their standard deviations, over the training split."""
+    """Means of the numeric covariates over the training split; `stretch` has their standard deviations."""
     stretch: tuple[float, ...] = ()
     categories: tuple[str, ...] = ()
-    """Names of the covariates that are categories."""
+    """Names of the categorical covariates."""
     kinds: tuple[tuple[str, ...], ...] = ()
-    """What each of them can be; code 0 is anything else, and 1 the first of these."""
+    """Values of each categorical covariate. Code 1 is the first of them, and code 0 any other value."""
     classes: int = 0
-    """Of a categorical head: values are 0 … classes - 1."""
+    """Number of classes of a categorical head, whose values are 0 … classes - 1; 0 for other heads."""
     frequency: str | None = None
-    """The time from one step to the next, as "h" or "15min"; None: steps are only counted."""
+    """Time between steps, such as "h" or "15min". None: steps are only counted."""
 
     @property
     def values(self) -> int:
-        """C, values of a step."""
+        """C, the number of values in a step."""
         return len(self.names)
 
     @property
     def row(self) -> int:
-        """C + Q, the numbers of a step as they are given."""
+        """C + Q, the raw numbers of a step."""
         return self.values + len(self.covariates) + len(self.categories)
 
     @property
     def numbers(self) -> int:
-        """Numbers of a token that are no codes."""
+        """How many numbers of a token are not codes."""
         return (0 if self.classes else OF_VALUE * self.values) + 2 * len(self.covariates)
 
     @property
     def codes(self) -> tuple[int, ...]:
-        """For each code at a token's end, how many values it can take; 0 is "unknown" or "missing"."""
+        """How many values each code at the end of a token can take. Value 0 is "unknown" or "missing"."""
         own = (self.classes + 1,) * self.values if self.classes else ()
         return (*(len(kinds) + 1 for kinds in self.kinds), *own)
 
     @property
     def token(self) -> int:
-        """F, the numbers of a token."""
+        """F, how many numbers a token has."""
         return self.numbers + len(self.codes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Channels:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Channels:
-        """Build what `to_dict` gave. Raises UserError for anything else."""
+        """Build channels from the result of `to_dict`. Raises UserError for anything else."""
 
         def tupled(value: Any) -> Any:
             return tuple(map(tupled, value)) if isinstance(value, list) else value
@@ -95,8 +95,8 @@ class Channels:
         try:
             return cls(**{name: tupled(value) for name, value in values.items()})
         except TypeError as error:
-            raise UserError(f"channels: state.json is not as retain writes it ({error})") from None
+            raise UserError(f"channels: state.json has wrong fields ({error})") from None
 
 
 Symbols = int | Channels
-"""What a model is built for: V, the size of a vocabulary, or the channels of a stream of numbers."""
+"""What a model is built for: the vocabulary size V, or the channels of a stream of numbers."""

@@ -1,4 +1,4 @@
-"""What makes a class of settings: a frozen dataclass that pydantic checks, each mistake named by its field."""
+"""The decorator of settings: a frozen dataclass that pydantic checks. Each error names its field."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing_extensions import dataclass_transform
 from retain.errors import UserError
 
 LONGEST = 2**24
-"""Tokens of a sequence, at most."""
+"""Most tokens in a sequence."""
 WIDEST = 2**20
-"""Numbers in a memory token or in a layer, and sequences in a batch, at most."""
+"""Largest width of a memory token or layer, and largest batch size."""
 DEEPEST = 2**10
-"""Layers, at most."""
+"""Most layers."""
 MOST = 2**31
-"""Of anything else that is counted, at most."""
+"""Upper bound of all other counts."""
 
-# Bounds refuse what no machine has room for before memory is asked for it.
+# These bounds refuse sizes that fit into no machine, before memory is allocated.
 Length = Annotated[int, Field(gt=0, le=LONGEST)]
 Width = Annotated[int, Field(gt=0, le=WIDEST)]
 Depth = Annotated[int, Field(gt=0, le=DEEPEST)]
@@ -38,8 +38,8 @@ T = TypeVar("T")
 def settings(cls: type[T]) -> type[T]:
     """Make `cls` a frozen keyword-only dataclass that raises UserError for a wrong value, however it is built.
 
-    Values have the very type of their field afterwards: lists are tuples, whole numbers are floats, and numbers of
-    NumPy are Python's. So equal settings compare, hash and print the same.
+    Each value is converted to the exact type of its field: a list to a tuple, a whole number to a float, a NumPy number
+    to Python's. So equal settings compare, hash and print the same.
     """
     config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
     made: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)
@@ -57,7 +57,7 @@ def settings(cls: type[T]) -> type[T]:
 
 
 def check_value(value: Any, hint: Any, name: str) -> Any:
-    """`value` as the type `hint` has it. Raises UserError naming the field `name` if it does not fit."""
+    """Return `value` converted to the type `hint`. Raises UserError that names the field `name` if it does not fit."""
     try:
         return pydantic.TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(to_plain(value))
     except ValidationError as error:
@@ -65,7 +65,7 @@ def check_value(value: Any, hint: Any, name: str) -> Any:
 
 
 def to_plain(value: Any) -> Any:
-    """A number of NumPy or PyTorch as Python's, a string of an enum as a string, a list or tuple of them likewise."""
+    """Convert NumPy or PyTorch numbers and enum strings to plain Python, and lists and tuples of them to tuples."""
     if isinstance(value, (list, tuple)):
         return tuple(map(to_plain, value))
     if isinstance(value, str):
@@ -84,7 +84,7 @@ WRONG = {
     "literal_error": "should be {expected}",
     "dataclass_exact_type": "should be a {class_name}",
     "greater_than": "must be positive and finite",
-    "greater_than_equal": "must not be negative, and be finite",
+    "greater_than_equal": "must be finite and not negative",
     "finite_number": "must be finite",
     "less_than": "must be below {lt}",
     "less_than_equal": "is too large; give at most {le}",
@@ -92,17 +92,17 @@ WRONG = {
 
 
 def describe(error: ValidationError, fields: str) -> str:
-    """The first of pydantic's complaints as one line: the field (of all `fields`), its value and what is right."""
+    """Describe the first of pydantic's errors in one line: the field (of all `fields`), its value and what is right."""
     found = error.errors(include_url=False)[0]
-    if found["type"] == "value_error":  # a check of our own, which names its field
+    if found["type"] == "value_error":  # raised by a check of ours, which names the field itself
         return str(found["ctx"]["error"])
     if found["type"] == "unexpected_keyword_argument":
-        return f"{found['loc'][0]}: unknown field; there are {fields}"
+        return f"{found['loc'][0]}: unknown field; the fields are {fields}"
     return f"{found['loc'][0]}: {explain_mistake(error)}"
 
 
 def explain_mistake(error: ValidationError) -> str:
-    """The value that is wrong, and what would be right."""
+    """Return the wrong value and what would be right."""
     found = error.errors(include_url=False)[0]
     wrong = WRONG.get(found["type"], found["msg"]).format(**found.get("ctx", {}))
     if found["type"] == "literal_error":

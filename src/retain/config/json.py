@@ -1,4 +1,4 @@
-"""Settings as JSON and back, checked field by field; those of earlier versions are brought up to date."""
+"""Settings to JSON and back, checked field by field. Those of earlier versions are migrated."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ SECTIONS: dict[str, Callable[..., Any]] = {
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Settings as plain JSON values; those of a run with the version of their form."""
+    """Return settings as plain JSON values. Those of a run include the format version."""
     values = json.loads(json.dumps(dataclasses.asdict(config)))
     return {"version": VERSION, **values} if isinstance(config, RunConfig) else values
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields under dotted names."""
+    """Return nested fields under dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -42,13 +42,13 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_dict(values: Any, *, drop: bool = False) -> RunConfig:
-    """The settings of a run from what `to_dict` gave in this version or an earlier one, or from a part of it.
+    """Build a run's settings from the result of `to_dict`, whole or in part, in this version or an earlier one.
 
-    Raises UserError for an unknown field, a wrong value, or a setting that this version lacks. `drop` leaves that out:
-    a trained model can be used without it, but to train on would be another run.
+    Raises UserError for an unknown field, a wrong value, or a setting that this version lacks. `drop` ignores settings
+    that this version lacks: a trained model can be used without them, but further training would differ.
     """
     if not isinstance(values, dict):
-        raise UserError(f"config: {values!r} is not an object of fields")
+        raise UserError(f"config: {values!r} is not an object with fields")
     values, lost = migrate(values)
     if lost and not drop:
         raise UserError(f"config: {lost[0]} is of an earlier version of retain, and this one cannot train with it")
@@ -59,7 +59,7 @@ def from_dict(values: Any, *, drop: bool = False) -> RunConfig:
             built[key] = value
             continue
         if not isinstance(value, dict):
-            raise UserError(f"{key}: {value!r} is not an object of fields")
+            raise UserError(f"{key}: {value!r} is not an object with fields")
         try:
             built[key] = make(**value)
         except UserError as error:
@@ -68,7 +68,7 @@ def from_dict(values: Any, *, drop: bool = False) -> RunConfig:
 
 
 def save_config(config: RunConfig, path: Path) -> None:
-    """Write a config.json, at once or not at all."""
+    """Write a config.json atomically."""
     from retain.files import replace_file
 
     replace_file(path, json.dumps(to_dict(config), indent=2).encode() + b"\n")
@@ -91,7 +91,7 @@ def load_config(path: Path, *, drop: bool = False) -> RunConfig:
 
 
 def option_of(key: str, value: Any) -> list[str]:
-    """The words of a command line that set a field: "cell.residual", False → ["--cell.no-residual"]."""
+    """Return the command-line words that set a field: "cell.residual", False → ["--cell.no-residual"]."""
     section, _, field = key.replace("_", "-").rstrip("-").rpartition(".")  # teacher.from_: a field cannot be `from`
     if isinstance(value, bool):
         field, words = field if value else f"no-{field}", []

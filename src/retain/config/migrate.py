@@ -1,4 +1,4 @@
-"""Settings that an earlier version wrote, as this one writes them."""
+"""Migration of settings that an earlier version wrote."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from retain.config.data import CLASS_OF, TASK_DATA, TASK_SIZES
 from retain.errors import UserError
 
 VERSION = 4
-"""Of the form of config.json. The first had no number."""
+"""Format version of config.json. Files of the first version have no number."""
 RENAMED = {"schedule": "lr_schedule", "unroll": "bptt_window", "truncate": "bptt_window", "pieces": "num_chunks"}
 SHARED = {"warmup": 0.02, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.95, "clip": 1.0, "accumulate": 1}
-"""What each phase had of its own and all share now, with its default."""
+"""Settings that each phase once had and that all phases now share, with their defaults."""
 OLD = {*RENAMED, *SHARED, "budget", "sweeps", "horizon_end", "recompute"} - {"warmup", "weight_decay"}
-"""Fields that tell the first version, whose files had no number."""
+"""Fields by which a file of the first version is recognised."""
 DATA_DEFAULTS: dict[str, Any] = {
     "split": [0.9, 0.05, 0.05],
     "label_noise": 0.0,
@@ -26,14 +26,14 @@ DATA_DEFAULTS: dict[str, Any] = {
     "invert": False,
     "events": False,
 }
-"""What the first version wrote for data that does not read it; of other fields, None."""
+"""What the first version wrote for settings that the data does not read. For all others it wrote None."""
 
 
 def migrate(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The settings of a run in today's form, and those that it lacks, as "smt.sweeps 2".
+    """Return a run's settings in the current format, and those that this format lacks, such as "smt.sweeps 2".
 
     Raises:
-        UserError: for a version that is newer than this one.
+        UserError: The version is newer than this one.
     """
     values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     sections = [value for value in values.values() if isinstance(value, dict)]
@@ -53,7 +53,7 @@ def migrate(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _from_2(values: dict[str, Any], lost: list[str]) -> None:
-    for name in ("log_every", "checkpoint_every"):  # no step hangs on them
+    for name in ("log_every", "checkpoint_every"):  # they change no training step
         values.pop(name, None)
     if isinstance(teacher := values.get("teacher"), dict):
         teacher.pop("activation_checkpointing", None)
@@ -113,12 +113,12 @@ def _from_1(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _migrate_data(values: dict[str, Any]) -> None:
-    """Leave out what this kind of data does not read, if it says nothing."""
+    """Drop settings that this kind of data does not read, if they hold their defaults."""
     data = values.get("data")
     if not isinstance(data, dict) or data.get("name", "stdlib") not in CLASS_OF:
         return
     fields = CLASS_OF[data.get("name", "stdlib")].__dataclass_fields__
-    # Sizes of tasks may stand in any old file.
+    # Any old file may have sizes of tasks.
     sizes = () if data.get("name") in TASK_DATA else {size for sizes in TASK_SIZES.values() for size in sizes}
     values["data"] = {
         key: value
@@ -128,7 +128,7 @@ def _migrate_data(values: dict[str, Any]) -> None:
 
 
 def _migrate_budgets(values: dict[str, Any], trained: dict[str, dict[str, Any]], lost: list[str]) -> None:
-    """Phases had budgets of their own: they become shares of one budget, if all have one and count alike."""
+    """Turn the budgets of the phases into shares of one budget, if all phases have one in the same unit."""
     own = {name: phase.get("budget") for name, phase in trained.items()}
     if any(own.values()):
         budgets = {name: parse_budget(budget, f"{name}.budget") for name, budget in own.items() if budget}
@@ -145,11 +145,11 @@ def _migrate_budgets(values: dict[str, Any], trained: dict[str, dict[str, Any]],
 
 
 def _migrate_horizon(phase: dict[str, Any], data: Any, lost: list[str]) -> None:
-    """`horizon` was where it began, and `horizon_end` what is `horizon` now."""
+    """Turn `horizon_end` into `horizon`, which used to be the horizon at the start of the phase."""
     start, end = phase.pop("horizon", 1), phase.pop("horizon_end", None)
     length = phase.get("seq_len") or (data.get("seq_len", 64) if isinstance(data, dict) else 64)
     if not all(isinstance(size, int) for size in (start, length, length if end is None else end)):
-        phase["horizon"] = start  # whatever it is, its own check names it
+        phase["horizon"] = start  # the check of the field reports the mistake
         return
     full = length if end is None else min(end, length)
     if start >= full:

@@ -7,12 +7,12 @@ from retain.config.checks import BelowOne, NotNegative, Positive, Width, setting
 
 @settings
 class OptimizerConfig:
-    """AdamW, the same in every phase: betas 0.9 and 0.95."""
+    """AdamW with betas 0.9 and 0.95, the same in every phase."""
 
     gradient_accumulation_steps: Width = 1
-    """Micro-batches per optimizer step. Each is a mean over its own targets, and all count alike."""
+    """Micro-batches per optimizer step. The loss of each is a mean over its targets, and all have the same weight."""
     max_grad_norm: Positive = 1.0
-    """Gradients are scaled down to this norm."""
+    """Gradients are clipped to this norm."""
     warmup: BelowOne = 0.02
-    """Fraction of a phase in which its learning rate rises from 0."""
+    """Fraction of a phase over which the learning rate rises from 0."""
     weight_decay: NotNegative = 0.01

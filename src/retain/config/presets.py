@@ -1,4 +1,4 @@
-"""Whole runs as functions: each returns a full RunConfig for one task."""
+"""Presets: functions that each return the full RunConfig of a run."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from retain.config import (
 
 
 def _bytes(preset: str, data: DataConfig) -> RunConfig:
-    """Language modelling of bytes, for minutes of a small CPU (docs/log.md tells how it came about)."""
+    """Model bytes in minutes on a small CPU (docs/log.md has the trials behind these settings)."""
     return RunConfig(
         preset=preset,
         data=data,
         memory=MemoryConfig(tokens=1, width=256, norm="batch"),
         teacher=TeacherConfig(encoder="state", width=128, layers=2, decoder_layers=1, future_len=16),
         cell=CellConfig(kind="gated", width=256),
-        # Text needs little memory and much practice. So the teacher only begins, at a learning rate that does not fall,
-        # and the RNN soon goes on from its own memories to the targets themselves; it is the better of the two.
+        # Text needs little memory and many steps. So SMT is short, at a constant learning rate. In DMT the RNN then
+        # learns the targets themselves on its own memories, and becomes better than its teacher.
         smt=SMTConfig(
             share=3,
             batch_size=16,
@@ -50,17 +50,17 @@ def _bytes(preset: str, data: DataConfig) -> RunConfig:
 
 
 def stdlib() -> RunConfig:
-    """Source code of the Python standard library, byte by byte."""
+    """Learn the source code of the Python standard library, byte by byte."""
     return _bytes("stdlib", DataConfig(name="stdlib", seq_len=64))
 
 
 def text() -> RunConfig:
-    """Any UTF-8 text file, byte by byte (--data PATH)."""
+    """Learn any UTF-8 text file, byte by byte (--data PATH)."""
     return _bytes("text", TextDataConfig(path="TEXT", seq_len=64))
 
 
 def series() -> RunConfig:
-    """Streams of numbers: a CSV, parquet or JSON table, or a .npy of floats (--data PATH; docs/series.md)."""
+    """Learn series of numbers: a CSV, parquet or JSON table, or a .npy of floats (--data PATH; docs/series.md)."""
     return RunConfig(
         preset="series",
         data=SeriesDataConfig(path="SERIES", seq_len=64),
@@ -80,12 +80,12 @@ def series() -> RunConfig:
         bptt=BPTTConfig(batch_size=16, lr=1e-3),
         budget="60s",
         validate_every="5s",
-        precision="fp32",  # a number has more digits than bfloat16 can hold
+        precision="fp32",  # bfloat16 holds too few digits of a real number
     )
 
 
 def digits() -> RunConfig:
-    """Handwritten 8x8 digits, pixel by pixel."""
+    """Learn handwritten 8x8 digits, pixel by pixel."""
     return RunConfig(
         preset="digits",
         data=DataConfig(name="digits", seq_len=63),
@@ -101,12 +101,12 @@ def digits() -> RunConfig:
 def _task(
     name: str, *, seq_len: int = 64, min_seq_len: int | None = None, future_len: int = 16, bptt_window: int | None = 16
 ) -> RunConfig:
-    """A memory task, for minutes of one core.
+    """Learn a memory task in minutes on one core.
 
-    Symbols are few, so the teacher is narrow; but its decoder must find each of many things in one memory, which
-    takes several memory tokens and a second layer (docs/log.md, "what memory must hold"). Where one answer hangs on
-    something far back, a teacher finds that out in short sequences first, and where f has to keep many such things,
-    it is trained over the whole sequence (`bptt_window` None).
+    There are few symbols, so the teacher is narrow. Its decoder must find each of many items in one memory, which takes
+    several memory tokens and a second layer (docs/log.md, "what memory must hold"). If an answer depends on something
+    far back, the teacher learns this on short sequences first (`min_seq_len`). If f has to keep many such items, it is
+    trained over the whole sequence (`bptt_window` None).
     """
     return RunConfig(
         preset=name,
@@ -114,7 +114,7 @@ def _task(
         memory=MemoryConfig(tokens=4, width=64, norm="batch"),
         teacher=TeacherConfig(width=64, layers=2, decoder_layers=2, future_len=future_len),
         cell=CellConfig(kind="gated", width=256),
-        # As with text: the teacher begins, then the RNN goes on from its own memories to the targets themselves.
+        # As with text: a short SMT, then DMT, in which the RNN learns the targets on its own memories.
         smt=SMTConfig(
             share=2,
             batch_size=16,
@@ -139,10 +139,11 @@ def _task(
 
 
 def keys_values() -> RunConfig:
-    """Memory task: 8 key strings with value strings, then one of the keys."""
+    """Learn the memory task of 8 key strings with value strings, then one of the keys."""
     task = _task("keys_values", min_seq_len=8, future_len=64, bptt_window=None)
-    # To bind a value to its key is a product of the two, which the delta cell has and a gated one would have to learn.
-    # It wants a lower rate and larger batches, and where it stores things is little like the teacher's memory.
+    # To bind a value to its key takes a product of both. The delta cell has one; a gated cell would have to learn it.
+    # The delta cell needs a lower learning rate and larger batches. Its memory differs much from the teacher's, so
+    # lambda_dyn is small.
     return dataclasses.replace(
         task,
         memory=MemoryConfig(tokens=4, width=256, norm="batch"),
@@ -153,29 +154,29 @@ def keys_values() -> RunConfig:
 
 
 def tinystories() -> RunConfig:
-    """Short stories in simple words (roneneldan/TinyStories), byte by byte."""
+    """Learn short stories in simple words (roneneldan/TinyStories), byte by byte."""
     return _bytes("tinystories", DocumentDataConfig(path="hf:roneneldan/TinyStories", seq_len=64))
 
 
 def _pixels(preset: str, data: DataConfig) -> RunConfig:
-    """Images pixel by pixel, for minutes of a small CPU."""
+    """Learn images pixel by pixel, in minutes on a small CPU."""
     return dataclasses.replace(digits(), preset=preset, data=data)
 
 
 def mnist() -> RunConfig:
-    """Handwritten digits (ylecun/mnist), 14x14 and thresholded, pixel by pixel."""
+    """Learn handwritten digits (ylecun/mnist), 14x14 and thresholded, pixel by pixel."""
     data = ImageDataConfig(path="hf:ylecun/mnist", image_size=14, thresholds=(128,))
     return _pixels("mnist", data)
 
 
 def sketchy() -> RunConfig:
-    """A folder of sketches, dark on white, any size: 16x16, inverted and thresholded, pixel by pixel (--data PATH)."""
+    """Learn a folder of sketches, dark on white, of any size (--data PATH): 16x16, inverted and thresholded."""
     data = ImageDataConfig(path="SKETCHES", image_size=16, invert=True, thresholds=(96,))
     return _pixels("sketchy", data)
 
 
 def _paper(preset: str, data: DataConfig) -> RunConfig:
-    """The paper's main runs, for one large GPU. All of its settings are named, also those that are the default here."""
+    """Return one of the paper's main runs, for one large GPU. All of its settings are given, also defaults of ours."""
     return RunConfig(
         preset=preset,
         budget="151500steps",  # 150,000 of SMT, 1,500 of DMT
@@ -219,12 +220,12 @@ def _paper(preset: str, data: DataConfig) -> RunConfig:
 
 
 def tinystories_paper() -> RunConfig:
-    """The paper's TinyStories run: bytes, 150,000 steps of SMT and 1,500 of DMT."""
+    """Repeat the paper's TinyStories run: bytes, 150,000 steps of SMT and 1,500 of DMT."""
     return _paper("tinystories-paper", DocumentDataConfig(path="hf:roneneldan/TinyStories", seq_len=576))
 
 
 def mnist_paper() -> RunConfig:
-    """The paper's MNIST run: 28x28 pixels of 256 levels (its exact sparse form is unpublished)."""
+    """Repeat the paper's MNIST run: 28x28 pixels of 256 levels (the paper's exact sparse form is unpublished)."""
     return _paper("mnist-paper", ImageDataConfig(path="hf:ylecun/mnist", image_size=28))
 
 
@@ -241,4 +242,4 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     f().preset: f for f in (stdlib, text, series, digits, *MEMORY_TASKS, *DATASETS)
 }
 NEED_DATA = {"text": "a file", "series": "a table or an array of numbers", "sketchy": "a folder of sketches"}
-"""Presets that cannot do without --data, and what they want."""
+"""Presets that need --data, and what it must be."""

@@ -10,27 +10,30 @@ from retain.config.run import RunConfig
 from retain.errors import UserError
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
-    # No gradient goes back past one application of f. The teacher's memory carries the credit, so DMT holds the RNN to
-    # it, and its horizon grows over most of the phase. As DMT starts from the RNN's own memories, SMT need not.
+    # No gradient crosses more than one application of f, so credit over time comes from the teacher's memories alone.
+    # Therefore lambda_dyn is large in DMT, and the horizon grows over most of the phase. Rollouts from the RNN's own
+    # memories are left to DMT.
     "one-step": {
         "smt": {"bptt_window": 1, "on_policy": 0.0},
         "dmt": {"bptt_window": 1, "lambda_dyn": 1.0, "horizon": None, "horizon_growth": 0.7, "label_every": 1},
     },
-    # Truncated backpropagation through time from where the teacher's labels start it.
+    # Truncated backpropagation through time that starts from the teacher's labels.
     "hybrid": {
         "smt": {"bptt_window": 16, "on_policy": 0.5},
         "dmt": {"bptt_window": 32, "lambda_dyn": 0.02, "horizon": None, "horizon_growth": 0.0, "label_every": 1},
     },
 }
 ONE_STEP_CELLS = ("transformer",)
-"""Cells whose default is one-step supervision, as it is ahead of BPTT there (docs/claims.md)."""
+"""Cells whose default is one-step supervision, because it is ahead of BPTT with them (docs/claims.md)."""
 
 
 def with_recipe(config: RunConfig, recipe: str) -> RunConfig:
-    """The run by this recipe, "one-step" or "hybrid"; all else stays. A preset's own recipe is as the preset has it.
+    """Return the run with the recipe "one-step" or "hybrid". Its other settings stay.
+
+    If the preset has this recipe already, the preset's own values are used.
 
     Raises:
-        UserError: for a recipe that is neither.
+        UserError: The recipe is neither.
     """
     if recipe not in RECIPES:
         raise UserError(f"recipe: {recipe!r} is none of {', '.join(RECIPES)}")
@@ -44,5 +47,5 @@ def with_recipe(config: RunConfig, recipe: str) -> RunConfig:
 
 
 def default_recipe(kind: str) -> str:
-    """The recipe of a run with this kind of cell, unless one is named."""
+    """Return the default recipe for this kind of cell."""
     return "one-step" if kind in ONE_STEP_CELLS else "hybrid"

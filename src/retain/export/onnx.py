@@ -1,4 +1,4 @@
-"""A trained RNN as ONNX graphs, of a step, of its readout and of a chunk of tokens, and what it takes to run them."""
+"""A trained RNN as ONNX graphs of a step, its readout and a chunk of tokens, with the metadata to run them."""
 
 from __future__ import annotations
 
@@ -32,36 +32,36 @@ if TYPE_CHECKING:
     import onnx
 
 LIBRARIES = {"torch": "2.13", "onnx": "1.19", "onnxscript": "0.7", "onnxruntime": "1.20"}
-"""The oldest versions that the extra `onnx` takes, and that have been tried."""
+"""The oldest tested versions, as in the extra `onnx`."""
 
 SCORED = 256
-"""Validation sequences that are read, one at a time, to say what rounding to int8 costs."""
+"""Validation sequences to read, one at a time, to measure the cost of rounding to int8."""
 
 ROUNDING = 1e-4
-"""How far a graph's numbers may be from PyTorch's, as a share of the largest (at least of 1)."""
+"""Largest error of a graph against PyTorch, relative to the largest number or to 1, whichever is larger."""
 
 GRAPHS: dict[str, Callable[[Any], Any]] = {"step": lambda step: step, "readout": readout_graph, "chunk": chunk_graph}
-"""What is written, as it is made of the graph of a step."""
+"""The graphs to write, each as a function of the graph of a step."""
 
 WHOLE = 2**40
-"""Constants of every size are computed beforehand: only those that are left stand in the file."""
+"""Size limit of constant folding: constants of every size are folded, so that the file has only the results."""
 
 
 def export_onnx(run: Run, directory: Path, *, int8: bool = False) -> dict[str, Any]:
     """Write a new folder with the ONNX graphs of a run's RNN.
 
-    step.onnx reads one token of each stream: token (B,) int64 and memory (B, K, D) float32 → logits of what comes next,
-    (B, V), and next_memory (B, K, D). readout.onnx gives the logits of a memory, as of m_0 before the first token.
-    chunk.onnx reads tokens (B, T), T at least 1, and gives logits (B, T, V). B and T are free. metadata.json has m_0,
-    the memory to start from, and says what tokens are. A tokenizer is copied.
+    step.onnx reads one token of each stream: token (B,) int64 and memory (B, K, D) float32 → logits (B, V) of the next
+    token, and next_memory (B, K, D). readout.onnx returns the logits of a memory, e.g. of m_0 before the first token.
+    chunk.onnx reads tokens (B, T), T at least 1, and returns logits (B, T, V). B and T are free. metadata.json has m_0,
+    the initial memory, and the kind of tokens. A tokenizer is copied.
 
     Args:
-        run: As `load_run` gives it.
+        run: The result of `load_run`.
         directory: The folder to write.
-        int8: Write step-int8.onnx, too, whose weights are int8, and score both graphs on validation data.
+        int8: Also write step-int8.onnx, with int8 weights, and score both graphs on validation data.
 
     Returns:
-        What metadata.json holds.
+        The content of metadata.json.
 
     Raises:
         UserError: The folder exists, a library is missing or too old, the cell can't be traced, or `int8` finds no
@@ -80,7 +80,7 @@ def export_onnx(run: Run, directory: Path, *, int8: bool = False) -> dict[str, A
 
 
 def write_graphs(rnn: RNN, folder: Path, names: Sequence[str]) -> RNN:
-    """Write some of GRAPHS into a folder, and return the RNN that they were made of and compared with."""
+    """Write some of GRAPHS into a folder, and return the RNN that they were made from and compared with."""
     rnn = copy.deepcopy(rnn).cpu().float().eval().requires_grad_(False)
     step = step_graph(rnn)
     for name in names:
@@ -90,7 +90,7 @@ def write_graphs(rnn: RNN, folder: Path, names: Sequence[str]) -> RNN:
 
 
 def check_libraries() -> None:
-    """Raise UserError unless what the extra `onnx` installs is there, and new enough."""
+    """Raise UserError unless the libraries of the extra `onnx` are installed, and new enough."""
     for name, least in LIBRARIES.items():
         try:
             version: str = importlib.import_module(name).__version__
@@ -105,7 +105,7 @@ def _numbers(version: str) -> list[int]:
 
 
 class _Step(nn.Module):
-    """`RNN.step`, without the table of projected tokens that it makes for many streams."""
+    """`RNN.step` without the table of projected tokens that `RNN` makes for many streams."""
 
     def __init__(self, rnn: RNN):
         super().__init__()
@@ -148,8 +148,8 @@ def step_graph(rnn: RNN) -> onnx.ModelProto:
 
 
 def forget_sources(model: onnx.ModelProto) -> None:
-    """Take out the stack traces of this machine, which the exporter writes beside every node, and inner shapes."""
-    del model.graph.value_info[:]  # an older quantizer changes weights and leaves their shapes as they were
+    """Remove inner shapes, and this machine's stack traces, which the exporter writes for every node."""
+    del model.graph.value_info[:]  # an older quantizer changes weights but not their recorded shapes
     for part in (model, model.graph, *model.graph.node, *model.graph.initializer):
         del part.metadata_props[:]
     for value in (*model.graph.input, *model.graph.output):
@@ -158,7 +158,7 @@ def forget_sources(model: onnx.ModelProto) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep to themselves what exporter and quantizer say of their own insides."""
+    """Silence the logs and warnings of exporter and quantizer about their internals."""
     levels = {name: logging.getLogger(name).level for name in ("torch", "onnxscript", "root")}
     try:
         for name in levels:
@@ -172,7 +172,7 @@ def quiet() -> Iterator[None]:
 
 
 def load_session(path: Path) -> Any:
-    """Open a graph in onnxruntime, on one thread: a step is too small to be shared out."""
+    """Open a graph in onnxruntime on one thread, as a step is too small for more."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -181,7 +181,7 @@ def load_session(path: Path) -> Any:
 
 
 def load_step(path: Path) -> Step:
-    """Open step.onnx as a `Step`, which `generate` takes: tokens (B,), memory (B, K, D) → logits (B, V), memory."""
+    """Open step.onnx as a `Step` for `generate`: tokens (B,), memory (B, K, D) → logits (B, V), memory."""
     session = load_session(path)
 
     def step(token: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,7 +193,7 @@ def load_step(path: Path) -> Step:
 
 @torch.no_grad()
 def check_graphs(rnn: RNN, folder: Path, names: Sequence[str], length: int = 8) -> None:
-    """Run the graphs in a folder beside the RNN. Raises UserError if they say something else."""
+    """Compare the graphs in a folder with the RNN. Raises UserError if they differ."""
     step, sessions = load_step(folder / "step.onnx"), {name: load_session(folder / f"{name}.onnx") for name in names}
     for streams in (1, 3):
         tokens = torch.arange(streams * length).view(streams, length) % rnn.vocab_size
@@ -224,7 +224,7 @@ def _check_same(theirs: Any, ours: Tensor) -> None:
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """Return what metadata.json holds, in JSON values."""
+    """Return the content of metadata.json as JSON values."""
     rnn = run.rnn
     tokens, width = rnn.m_0.shape
     kind = run.state["kind"]
@@ -247,14 +247,14 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def _as_json(values: Tensor) -> Any:
-    """Write float32 numbers with as many digits as tell them apart."""
+    """Convert to JSON numbers with nine significant digits, which identify a float32."""
     if values.dim():
         return [_as_json(part) for part in values]
     return float(f"{float(values):.9g}")
 
 
 def write_int8(run: Run, rnn: RNN, folder: Path) -> dict[str, Any]:
-    """Write step-int8.onnx, and return the bits per token of both graphs on validation data, a byte's if it is text."""
+    """Write step-int8.onnx, and return the bits per token of both graphs on validation data."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     if run.state.get("own_data"):
@@ -271,9 +271,9 @@ def write_int8(run: Run, rnn: RNN, folder: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def bits_per_token(step: Step, rnn: RNN, batches: Iterable[dict[str, Tensor]]) -> float:
-    """Score a step on batches of one sequence each, from m_0, as one stream is read.
+    """Score a step on batches of one sequence each, from m_0.
 
-    In a batch, int8 steps would round a stream's numbers by the largest of all streams.
+    In a larger batch, int8 steps would round the numbers of each stream by the largest of all streams.
     """
     nats, count = 0.0, 0
     for batch in batches:

@@ -27,16 +27,16 @@ from retain.runs.run import Run, build
 from retain.runs.trunk import for_scoring
 
 SPLIT: Split = "validation"
-"""Never the test split: people choose what to do next by what they see here."""
+"""Never the test split, because people choose their next step by the report."""
 SEQUENCES = 512
 LONGER = 4
 """Quality and drift are also measured on sequences this many times the training length."""
 GRADIENT_TOKENS = 200_000
-"""About so many positions go through the decoder for the gradient of SMT, of a vocabulary of at most 256."""
+"""About how many positions the decoder reads for the gradient of SMT, with a vocabulary of at most 256."""
 
 
 def score(run: Run, data: Data, sequences: int = SEQUENCES) -> dict[str, Any]:
-    """`evaluate` the RNN alone, and its teacher if that was trained, on validation sequences of length T."""
+    """Score the RNN alone, and its teacher if there is a trained one, on validation sequences of length T."""
     data = for_scoring(run.config, data)
     return evaluate(run.rnn, run.teacher, data.windows(SPLIT, min(128, batch_for(data, run.rnn)), sequences))
 
@@ -52,7 +52,7 @@ def load_longer(config: RunConfig) -> tuple[Data | None, str | None]:
 
 
 def score_lengths(run: Run, sequences: int = SEQUENCES) -> list[dict[str, Any]]:
-    """Score data whose answer comes at the end: bits and accuracy at T/2, T, 2T and 4T."""
+    """Score data with the answer at the end: bits and accuracy at T/2, T, 2T and 4T."""
     found, trained = [], run.config.data.seq_len
     for length in (trained // 2, trained, 2 * trained, LONGER * trained):
         try:
@@ -68,9 +68,9 @@ def score_lengths(run: Run, sequences: int = SEQUENCES) -> list[dict[str, Any]]:
 def find_settling(scored: dict[str, Any]) -> dict[str, Any] | None:
     """Tell whether relative drift by position levels off: compare the third and the last quarter of t = 1 … T.
 
-    Drift is summed over a quarter and divided by the variance there, so that a position at which all sequences look
-    alike does not decide. It levels off if the last quarter is at most a tenth above the third. None if there
-    is no drift or there are too few positions.
+    The sum of drift over a quarter is divided by the sum of variances, so that a position with little variance does not
+    decide. Drift levels off if the last quarter is at most a tenth above the third. Returns None if there is no drift
+    or there are too few positions.
     """
     pairs = zip(scored["drift_by_position"] or [], scored["relative_drift_by_position"] or [], strict=True)
     parts = [(drift, drift / relative) for drift, relative in pairs if drift is not None and relative]
@@ -83,18 +83,18 @@ def find_settling(scored: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _count_decoded(vocab_size: int) -> int:
-    """How many positions go through the decoder for a gradient, fewer if the vocabulary is large."""
+    """Return how many positions the decoder reads for a gradient, fewer if the vocabulary is large."""
     return GRADIENT_TOKENS * 256 // max(256, vocab_size)
 
 
 def measure_gradient_flow(run: Run, data: Data) -> dict[str, Any]:
-    """Measure the gradient of each sequence's loss at m_t, t = 0 … T: its mean norm, at the start and now.
+    """Measure the mean norm of the gradient of each sequence's loss at m_t, t = 0 … T, at the start and now.
 
-    `bptt`: cross-entropy of the readout along the unrolled RNN, gradient through all of time. `bptt_last`: the same
-    with the last target alone, so that how far back it reaches is seen. `smt` (if the run has that phase): Eq. 5
-    at the teacher's m_t, every step and as many futures as GRADIENT_TOKENS allow. "initial" is the run's own
-    initialisation, built again from its seed (none if run or teacher started from another model); "trained" the
-    model that the run gives.
+    `bptt`: cross-entropy of the readout along the unrolled RNN, with gradient through all steps. `bptt_last`: the same
+    with the last target alone, which shows how far back the gradient reaches. `smt` (if the run has that phase): Eq. 5
+    at the teacher's m_t, with every step and as many futures as GRADIENT_TOKENS allow. "initial" is the run's
+    initialisation, built again from its seed (absent if run or teacher started from another model). "trained" is the
+    run's model.
     """
     config = run.config
     models: dict[str, tuple[RNN, Teacher | None]] = {"trained": (run.rnn, run.teacher)}
@@ -117,7 +117,7 @@ def measure_gradient_flow(run: Run, data: Data) -> dict[str, Any]:
 
 
 def measure_bptt_gradient(rnn: RNN, batch: dict[str, Tensor], *, last: bool = False) -> list[float]:
-    """Return ‖∂ loss / ∂ m_t‖ along the unrolled RNN, t = 0 … T; `last` counts each sequence's last target alone."""
+    """Return ‖∂ loss / ∂ m_t‖ along the unrolled RNN, t = 0 … T; `last`: of each sequence's last target alone."""
     rnn = BPTT(copy.deepcopy(rnn)).rnn
     tokens, targets = batch["tokens"], batch["targets"]
     memories = [rnn.init_memory(len(tokens)).clone()]
@@ -145,7 +145,7 @@ def measure_smt_gradient(
     )
     smt = SMT(teacher, rnn, everything, config.teacher.future_len)
     if progress:
-        rnn.readout.load_state_dict(readout)  # the objective starts the readout anew from the decoder
+        rnn.readout.load_state_dict(readout)  # the objective overwrote the readout with the decoder's weights
     seen: list[Tensor] = []
     hook = teacher.norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
     with torch.random.fork_rng(devices=[]):
@@ -156,17 +156,17 @@ def measure_smt_gradient(
 
 
 def _norms(gradient: Tensor) -> list[float]:
-    """(B, T + 1, K, D) of a loss that is a mean over sequences → by t, the mean norm of each sequence's own."""
+    """Return by t the mean norm of each sequence's gradient, from the gradient (B, T + 1, K, D) of their mean loss."""
     norms: list[float] = (gradient.flatten(2).norm(dim=-1) * len(gradient)).mean(0).tolist()
     return norms
 
 
 def find_geometry(run: Run, data: Data, plotted: int = 1200) -> dict[str, Any]:
-    """Find where memories lie: principal components, effective rank, uniformity, and whether they have collapsed.
+    """Find the geometry of memories: principal components, effective rank, uniformity, and whether they have collapsed.
 
-    `rnn` and `teacher` (null if it was not trained) each have the figures of `measure_spread`; `points` are some of
-    the RNN's memories and of the teacher's in the RNN's first three principal components, with position, last token
-    and the task's hidden state if it is known. Memories of padding and m_0, one point for all, are left out.
+    `rnn` and `teacher` (null if it was not trained) each have the figures of `measure_spread`. `points` are some
+    memories of RNN and teacher in the RNN's first three principal components, with position, last token, and the task's
+    hidden state if it is known. Memories of padding are left out, and so is m_0, which all sequences share.
     """
     index = evenly_spaced(data.count(SPLIT), 64)
     batch = data.sequences(SPLIT, index)
@@ -204,12 +204,12 @@ def find_geometry(run: Run, data: Data, plotted: int = 1200) -> dict[str, Any]:
 
 
 def measure_spread(memories: Tensor, real: Tensor) -> dict[str, Any]:
-    """Measure how memories (B, T, K, D) are spread, and say what is wrong with them; `real` (B, T) bool tells which.
+    """Measure the spread of memories (B, T, K, D), and list signs of collapse. `real` (B, T) bool selects memories.
 
-    `effective_rank`: exp of the entropy of the singular values' shares (Roy & Vetterli 2007), of K·D at most.
-    `uniformity`: Eq. 4, 0 if all memories point one way. `between_sequences`: share of the variance that is
-    between sequences at one position; near 0 the memory counts steps and knows nothing of what was read. Of one
-    sequence alone there is none (null).
+    `effective_rank`: exp of the entropy of the singular values' shares (Roy & Vetterli 2007), at most K·D.
+    `uniformity`: Eq. 4, which is 0 if all memories point the same way. `between_sequences`: share of the variance
+    between sequences at the same position. Near 0 the memory counts steps and knows nothing of its input. For a single
+    sequence it is null.
     """
     flat, count = memories.flatten(2), real.sum(0)[:, None].clamp_min(1)
     some = flat[real]  # (N, K·D)
@@ -235,10 +235,10 @@ def measure_spread(memories: Tensor, real: Tensor) -> dict[str, Any]:
 
 
 def find_hidden_state(data: Data, tokens: Tensor, index: Ints) -> tuple[str, list[list[str]]] | None:
-    """Find what the task's memory ought to hold after each of t = 1 … T: its name, and a word per sequence and step.
+    """Find what memory should hold after each of t = 1 … T: its name, and a word per sequence and step.
 
-    A task says it itself, by a method `hidden(tokens (B, T)) -> (name, (B, T) words)`; images of digits have their
-    class. `index` are the numbers of the sequences in their split.
+    A task defines a method `hidden(tokens (B, T)) -> (name, (B, T) words)`. Images of digits have their class. `index`
+    has the numbers of the sequences in their split. Returns None if the state is not known.
     """
     task = getattr(data, "task", None)
     if hasattr(task, "hidden"):
@@ -253,7 +253,7 @@ def find_hidden_state(data: Data, tokens: Tensor, index: Ints) -> tuple[str, lis
 
 
 def score_forecasts(run: Run, data: Data) -> dict[str, Any] | None:
-    """Score a run of series one step ahead, and over the teacher's horizon from some origins; None of other runs."""
+    """Score a run of series one step ahead, and over the teacher's horizon from some origins; None for other runs."""
     if not isinstance(data, SeriesData):
         return None
     horizon = max(1, run.config.teacher.future_len)
@@ -262,7 +262,7 @@ def score_forecasts(run: Run, data: Data) -> dict[str, Any] | None:
 
 
 def name_token(token: Any, data: Data) -> str:
-    """Return a token as a reader would write it; of numbers, the first value as it is measured."""
+    """Return a token as readable text; for numbers, the first value in its normalised units."""
     if data.kind == "numbers":
         return f"{math.sinh(token[0]):.0f}"
     if data.kind != "text":

@@ -1,4 +1,4 @@
-"""What each plot shows, described once: `figures` draws it with Plotly for the page, `plot` with Matplotlib."""
+"""Descriptions of all plots. `figures` draws them with Plotly for the page, and `plot` with Matplotlib."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from retain.plots import FAINT, METHODS, PALETTE, pick_colours
 from retain.report.history import AXES
 
 Numbers = list[Any]
-"""Floats, None if there is none."""
+"""Floats; a missing one is None."""
 Run = dict[str, Any]
-"""What `gather` found of a run."""
+"""A run as `gather` returns it."""
 OTHER = FAINT
 WORD_COLOURS = (*PALETTE[:7], "#17becf", "#8c564b", "#84cc16")
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: `x` by axis."""
+    """One curve, with `x` for each axis."""
 
     name: str
     x: dict[str, Numbers]
@@ -33,7 +33,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A plot of lines: the words of each axis, and vertical marks by axis as (place, word)."""
+    """A plot of lines, with a label for each axis and vertical marks by axis as (position, label)."""
 
     key: str
     title: str
@@ -46,11 +46,11 @@ class Chart:
 
 @dataclass(frozen=True)
 class Colouring:
-    """The colours of points: a number for each point and, if the numbers stand for words, each word's colour."""
+    """Colours of points: a number for each point and, if the numbers stand for words, a colour for each word."""
 
     values: list[int]
     words: Sequence[tuple[str, str]] = ()
-    """(word, colour) of the numbers 0, 1, …; none if the numbers are a scale."""
+    """(word, colour) of the numbers 0, 1, …; empty if the numbers are a scale."""
 
 
 LABELS = {
@@ -77,11 +77,11 @@ ACCURACY = (("RNN", "accuracy", "solid"), ("teacher", "teacher_accuracy", "dot")
 POSITION = {"position": "position t"}
 GRADIENTS = (("SMT", "smt", "solid"), ("BPTT", "bptt", "dash"), ("BPTT, last target only", "bptt_last", "dot"))
 OF_LOSS = {"smt": METHODS["one-step"], "bptt": METHODS["bptt"], "bptt_last": METHODS["bptt"]}
-"""The colours of gradients, if they are of one run. SMT's is of one step of f."""
+"""Colours of gradients if there is a single run. The gradient of SMT is through one step of f."""
 
 
 def name_method(run: Run) -> str:
-    """Return the method of `retain compare` that a run is nearest to: it decides the colour of the run."""
+    """Return the method of `retain compare` that a run is closest to, which decides the run's colour."""
     config = run["config"]
     if config["phases"] == ["bptt"]:
         kind = config["cell"]["kind"]
@@ -92,12 +92,12 @@ def name_method(run: Run) -> str:
 
 
 def colour_runs(runs: list[Run]) -> list[str]:
-    """Return each run's colour: its method's, as in every picture of the project."""
+    """Return each run's colour: that of its method, as in every picture of the project."""
     return pick_colours([name_method(run) for run in runs])
 
 
 def group_charts(runs: list[Run]) -> dict[str, list[Chart]]:
-    """Return every line plot of the page, by the section where it stands."""
+    """Return every line plot of the page, by section."""
     compare = partial(_compare, runs)
     final, longer = (partial(_read_positions, part=part) for part in ("final", "longer"))
     bits, beyond = "bits per token", "beyond the training length"
@@ -127,12 +127,12 @@ def group_charts(runs: list[Run]) -> dict[str, list[Chart]]:
 
 
 def chart_by_name(runs: list[Run]) -> dict[str, Chart]:
-    """Return the same plots by their own names."""
+    """Return all line plots by name."""
     return {chart.key: chart for charts in group_charts(runs).values() for chart in charts}
 
 
 def chart_history(runs: list[Run]) -> list[Chart]:
-    """Describe validation quality first, then every loss, against each axis that all runs have logged."""
+    """Describe validation quality and then every loss, against each axis that all runs have logged."""
     present = {name for run in runs for name in run["history"]["curves"]}
     known = sorted(LABELS, key=lambda name: not name.startswith("validation_"))
     names = [name for name in known if name in present]
@@ -159,11 +159,11 @@ def chart_history(runs: list[Run]) -> list[Chart]:
 
 
 def _phase_marks(runs: list[Run], axis: str) -> list[tuple[float, str]]:
-    """Where each phase begins; the words of phases that begin at one place stand below each other."""
+    """Return where each phase begins, with its label. Phases that begin at the same place share a label."""
     several = len(runs) > 1
     words: dict[float, list[str]] = {}
     for run in runs:
-        # Where runs are compared, the start of the first phase says nothing.
+        # If runs are compared, the start of the first phase tells nothing.
         for phase in run["history"]["phases"][1 if several else 0 :]:
             if phase.get(axis) is not None:
                 word = f"{run['name']}: {phase['phase']}" if several else phase["phase"]
@@ -172,7 +172,7 @@ def _phase_marks(runs: list[Run], axis: str) -> list[tuple[float, str]]:
 
 
 def chart_drift(runs: list[Run], relative: bool) -> Chart:
-    """Describe drift by position, as each phase left the RNN."""
+    """Describe drift by position after each phase."""
     key = "relative_drift_by_position" if relative else "drift_by_position"
     several, colours = len(runs) > 1, colour_runs(runs)
     lines = []
@@ -184,7 +184,7 @@ def chart_drift(runs: list[Run], relative: bool) -> Chart:
         models = models or [(f"{prefix}best so far", positions["final"][key])]
         for j, (words, values) in enumerate(models):
             if values is not None:
-                # RNN and teacher share m_0; its rounding error would stretch a log scale by ten decades.
+                # RNN and teacher share m_0. The rounding error there would stretch a log scale by ten decades.
                 y = [None, *values[1:]]
                 last = j == len(models) - 1
                 dash = "solid" if last else ("dash", "dot")[j % 2]
@@ -197,14 +197,14 @@ def chart_drift(runs: list[Run], relative: bool) -> Chart:
 
 
 def _read_positions(run: Run, part: str) -> dict[str, Numbers]:
-    """The curves by position among the scores of a part; one point is no curve."""
+    """Return the curves by position among the scores of a part. A single point is not a curve."""
     scores = (run["positions"] or {}).get(part) or {}
     curves = {key: values for key, values in scores.items() if isinstance(values, list)}
     return {key: values for key, values in curves.items() if sum(v is not None for v in values) > 1}
 
 
 def _read_calibration(run: Run) -> dict[str, Numbers]:
-    """The share of values inside each central band."""
+    """Return the share of values inside each central band."""
     scores = run["forecast"] or {}
     found = {name: part["calibration"] for name, part in scores.items() if part["calibration"]}
     curves = {name: [share for _, share in pairs] for name, pairs in found.items()}
@@ -219,7 +219,7 @@ def _read_lengths(run: Run) -> dict[str, Numbers]:
 
 def _read_gradients(run: Run, when: str) -> dict[str, Numbers]:
     flow = (run["gradient"] or {}).get(when) or {}
-    # A norm of exactly 0 has no place on a log scale.
+    # A log scale has no 0.
     return {key: [v or None for v in values] for key, values in flow.items() if values is not None}
 
 
@@ -236,9 +236,9 @@ def _compare(
     log: bool = False,
     colour_kinds: bool = False,
 ) -> Chart:
-    """Describe the curves that `read` finds in each run, and mark the training length of each run that has some.
+    """Describe the curves that `read` returns for each run. With `marked`, mark the training length of their runs.
 
-    `kinds` are the curves: (word, name, dash). Without a curve of the axis' name the numbers 0, 1, … are their x.
+    `kinds` are the curves: (label, name, dash). x is the curve named like the axis, or 0, 1, … without one.
     """
     lines: list[Line] = []
     marks = set()
@@ -257,14 +257,14 @@ def _compare(
 
 
 def find_colourings(geometry: dict[str, Any]) -> dict[str, Colouring]:
-    """Return the ways to colour the memories: by the task's hidden state if it is known, position, last token."""
+    """Return the colourings of the memories: by the task's hidden state if it is known, position, and last token."""
     points = geometry["points"]
     found = {"position": Colouring(points["position"]), "last token": _colour_words(points["last_token"])}
     return found if points["hidden"] is None else {points["hidden_name"]: _colour_words(points["hidden"])} | found
 
 
 def _colour_words(words: list[str]) -> Colouring:
-    """One colour for each of the most frequent words, grey for the others."""
+    """Give one colour to each of the most frequent words, and grey to the others."""
     counts = Counter(words)
     frequent = sorted(counts, key=lambda word: (-counts[word], word))
     has_other = len(frequent) > len(WORD_COLOURS)

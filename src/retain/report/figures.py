@@ -1,7 +1,7 @@
 """Charts and memories as Plotly figures: the JSON values that Plotly's script reads.
 
-Colours of text, grid and ground belong to the reader's theme and are set by page.js. A figure's `layout.meta.switch`
-tells what a switch of the page changes in it: switch → option → [trace changes, layout changes].
+Colours of text, grid and background follow the reader's theme and are set by page.js. A figure's `layout.meta.switch`
+lists what a switch of the page changes in the figure: switch → option → [trace changes, layout changes].
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from retain.report.charts import OTHER, Chart, Colouring, find_colourings
 escape = partial(html.escape, quote=False)  # Plotly reads a few HTML tags in its texts
 MARGIN = {"l": 58, "r": 12, "t": 14, "b": 44}
 LINE_LEN = 36
-"""Characters of an axis title's line: Plotly cuts off what is longer than the plot is high."""
+"""Most characters in a line of an axis title. Plotly cuts off a line longer than the plot is high."""
 
 
 def draw_chart(chart: Chart) -> dict[str, Any]:
     """Return a line plot, drawn against its first axis."""
     first = next(iter(chart.axes))
-    # The caption above the plot says it already if the words are the same.
+    # A title equal to the caption above the plot is left out.
     y_words = "" if chart.y == chart.title else chart.y.replace("m_t", "m<sub>t</sub>")
     layout: dict[str, Any] = {
         "height": 300,
@@ -60,7 +60,7 @@ def _axis(words: str) -> dict[str, Any]:
 
 
 def _marks(chart: Chart, axis: str) -> dict[str, Any]:
-    """Vertical lines with a word, as layout; each word a line lower than the one before, which may stand close."""
+    """Return labelled vertical lines as layout. Each label is a line lower than the last, as marks may be close."""
     marks = chart.marks.get(axis, [])
     line = {"color": OTHER, "width": 1, "dash": "dash"}
     return {

@@ -1,4 +1,4 @@
-"""Everything that a page says about one run, as JSON values. A part that fails becomes a note, never an error."""
+"""Everything that the page shows about one run, as JSON values. A part that fails becomes a note, not an error."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from retain.runs.save import of_this_model
 
 T = TypeVar("T")
 STILL_WRITING = 180.0
-"""Seconds since the last logged line within which an unfinished run is taken to be running."""
+"""An unfinished run counts as running if its last logged line is at most this many seconds old."""
 PARTS = ("positions", "gradient", "geometry", "samples", "forecast")
-"""Analyses that need the model; a single plot asks for one of them."""
+"""Analyses that need the model. A single plot needs one of them."""
 log = logging.getLogger("retain")
 
 
 Command = Callable[[RunConfig, Path], str]
-"""The line that trains a run anew."""
+"""Makes the command line that trains a run again."""
 
 
 def command_by_file(config: RunConfig, path: Path) -> str:
-    """Return the line that reads the run's own config file."""
+    """Return the command line that reads the run's own config file."""
     return f"retain train --config {shlex.quote(str(path / 'config.json'))} --out NEW"
 
 
@@ -51,7 +51,7 @@ def gather(path: Path, parts: tuple[str, ...] = PARTS, command: Command = comman
     notes: list[str] = []
 
     def attempt(what: str, work: Callable[[], T]) -> T | None:
-        # Whatever is wrong with one part of a run, the page shows the others: hence every Exception.
+        # Every Exception is caught, so that the page shows the other parts of the run.
         try:
             return work()
         except Exception as error:
@@ -78,7 +78,7 @@ def gather(path: Path, parts: tuple[str, ...] = PARTS, command: Command = comman
     found["history"] = history
     found["status"] = find_status(path, config, history, notes)
     teacher = guided(path)  # a run of BPTT alone never trained its teacher
-    # Curves need neither, and data may have to be downloaded.
+    # Curves need neither model nor data, and data may have to be downloaded.
     run = attempt("the model", lambda: load_run(path, teacher=teacher)) if parts else None
     data = None
     if parts and run is not None and run.state.get("own_data"):
@@ -117,7 +117,7 @@ def gather(path: Path, parts: tuple[str, ...] = PARTS, command: Command = comman
             "forecast": analyses.score_forecasts,
         }
         found |= {part: attempt(part, partial(work[part], run, data)) for part in parts}
-    # Strict JSON: a number that is not finite is null.
+    # Strict JSON has no NaN and infinity; they become null.
     plain: dict[str, Any] = json.loads(json.dumps(found), parse_constant=lambda name: None)
     return plain
 
@@ -130,7 +130,7 @@ def _read_json(path: Path) -> Any:
 
 
 def find_status(path: Path, config: RunConfig, history: dict[str, Any], notes: list[str]) -> str:
-    """Return "finished", "running" or "stopped"; what is missing or damaged goes to the notes."""
+    """Return "finished", "running" or "stopped". Missing and damaged parts are added to the notes."""
     if history["bad"] > history["cut"]:
         where = f"the first is line {history['first_bad']}"
         notes.append(f"metrics.jsonl: {history['bad']} of {history['lines']} lines cannot be read; {where}")
@@ -156,7 +156,7 @@ def find_status(path: Path, config: RunConfig, history: dict[str, Any], notes: l
 
 
 def score_positions(run: Run, data: Data, history: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """Score the model on validation, by position as each phase left it, and beyond the training length."""
+    """Score the model by position on validation, after each phase and beyond the training length."""
     config, path = run.config, run.path
     found: dict[str, Any] = {"final": analyses.score(run, data), "phases": [], "longer": None, "lengths": None}
     for index, name in enumerate(config.phases):
@@ -167,7 +167,7 @@ def score_positions(run: Run, data: Data, history: dict[str, Any], notes: list[s
             except (UserError, CheckpointError) as error:
                 notes.append(f"the model after {name}: {' '.join(str(error).split())}")
         elif any(p["phase"] == name for p in history["phases"]):
-            notes.append(f"the model as {name} left it is not in {path / 'phases'}, so it is not compared")
+            notes.append(f"the model after {name} is not in {path / 'phases'}, so it is not compared")
     found["settles"] = analyses.find_settling(found["final"])
     if data.answers:
         found["lengths"] = analyses.score_lengths(run)

@@ -1,4 +1,4 @@
-"""metrics.jsonl as curves: read line by line, thinned so that no extreme is lost, whatever state the file is in."""
+"""metrics.jsonl as curves: read line by line, also if damaged, and thinned without losing extremes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AXES = {
     "tokens": "tokens read",
     "sequential_steps": "sequential steps",
 }
-"""What a curve can be drawn against: field of metrics.jsonl → words."""
+"""The x axes of curves: field of metrics.jsonl → label."""
 POINTS = 1200
 Floats = npt.NDArray[np.float64]
 
@@ -27,12 +27,12 @@ def read_history(path: Path, points: int = POINTS) -> dict[str, Any]:
     """Read everything that was logged, as JSON values.
 
     Returns:
-        `curves`: name → each axis of AXES that the file has, and `value`, all of one length; at most about `points` of
-        them, extremes kept. `phases`: where each phase begins, in the file's order. `last`: the last good line.
-        `lines`, `bad` and `first_bad` count lines (from 1) that are no JSON object; `cut` says that the last line has
-        no end: it is being written, or its writer was killed.
+        `curves`: name → each axis of AXES that the file has, and `value`, all of the same length, at most about
+        `points`, with the extremes kept. `phases`: where each phase begins, in the file's order. `last`: the last good
+        line. `lines`: the number of lines. `bad` and `first_bad`: how many lines are not a JSON object, and the number
+        of the first, from 1. `cut`: whether the last line has no end, as it is being written or its writer was killed.
     """
-    columns: dict[str, array[float]] = {}  # of machine floats: a long run has millions of numbers
+    columns: dict[str, array[float]] = {}  # compact arrays, since a long run has millions of numbers
     phases: list[dict[str, Any]] = []
     found: dict[str, Any] = {"lines": 0, "bad": 0, "first_bad": None, "cut": False, "last": None}
     read = 0
@@ -72,7 +72,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _number(value: Any) -> float:
-    """A float; what is no number is NaN. The strings "nan" and "inf" are numbers: see `append_line`."""
+    """Convert to a float, NaN if `value` is not a number. The strings "nan" and "inf" are numbers (`append_line`)."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -93,7 +93,7 @@ def thin_curves(columns: dict[str, Floats], points: int) -> dict[str, dict[str, 
 
 
 def thin(values: Floats, points: int) -> npt.NDArray[np.int64]:
-    """Return indices of at most about `points` values: of every bucket its least and its greatest, and both ends."""
+    """Return indices of at most about `points` values: the smallest and largest of every bucket, and both ends."""
     count = len(values)
     if count <= points:
         return np.arange(count)
@@ -106,5 +106,5 @@ def thin(values: Floats, points: int) -> npt.NDArray[np.int64]:
 
 
 def _round(values: Floats) -> list[float | None]:
-    """Nine significant digits: more only makes the page larger. What is missing is null."""
+    """Round to nine significant digits, to keep the page small. A missing value is None."""
     return [float(f"{v:.9g}") if math.isfinite(v) else None for v in values.tolist()]

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about runs, and the JSON of every number on it."""
+"""One self-contained HTML page about runs, and a JSON file with every number on it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ HERE = Path(__file__).parent
 
 
 def make_report(paths: list[Path], out: Path, command: Command = command_by_file) -> dict[str, Any]:
-    """Gather what the JSON next to the page `out` holds.
+    """Gather the content of the JSON file next to the page `out`.
 
     Raises:
-        UserError: if a path is no run, or `out` is a file of something else.
+        UserError: A path is not a run, or `out` exists and is not a report.
     """
     numbers = out.with_suffix(".json")
     if numbers.exists() and not _is_report(numbers):
-        raise UserError(f"out: {numbers} would go with {out.name}, but is no report; name another --out")
+        raise UserError(f"out: {numbers} belongs next to {out.name}, but is not a report; name another --out")
     if out.exists() and not numbers.exists():
-        raise UserError(f"out: {out} exists and is no report: it has no {numbers.name} beside it; name another --out")
+        raise UserError(f"out: {out} is not a report: it has no {numbers.name} next to it; name another --out")
     read_plotly()  # says what to install before anything is computed
     runs = [gather(path, command=command) for path in paths]
     names = [run["name"] for run in runs]
@@ -69,7 +69,7 @@ def _is_report(path: Path) -> bool:
 
 
 def render(report: dict[str, Any]) -> str:
-    """Return the page's HTML, with Plotly's script, styles and data inside: it asks the network for nothing."""
+    """Return the page's HTML with Plotly's script, styles and data inside. It needs no network."""
     import jinja2
 
     from retain.report.figures import draw_chart, draw_memory
@@ -93,7 +93,7 @@ def render(report: dict[str, Any]) -> str:
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)  # fmt: skip
     environment.filters["number"] = format_number
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=2)
-    # Half its size as base64 of gzip: page.js unpacks it when the words of the page are in sight.
+    # Base64 of gzip halves its size. page.js unpacks it once the text of the page is visible.
     packed = base64.b64encode(gzip.compress(read_plotly().encode(), mtime=0)).decode()
     return environment.get_template("page.html").render(
         report=report,
@@ -110,7 +110,7 @@ def render(report: dict[str, Any]) -> str:
 
 
 def format_number(value: Any, form: str = ".3f") -> str:
-    """Write a figure for a table, – if there is none."""
+    """Format a number for a table; "–" stands for None."""
     if value is None:
         return "–"
     return format(value, form) if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)

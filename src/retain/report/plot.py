@@ -1,4 +1,4 @@
-"""One plot of a run as a picture for a paper, by Matplotlib."""
+"""One plot of a run as a picture for a paper, drawn by Matplotlib."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ NEEDS = {
     **dict.fromkeys(("gradient-initial", "gradient-trained"), "gradient"),
     **dict.fromkeys(MEMORY, "geometry"),
 }
-"""Plot → the part that is gathered for it; other plots need the history alone."""
+"""Plot → the part to gather for it. Other plots need the history alone."""
 STYLE = {"solid": "-", "dash": "--", "dot": ":"}
 
 
 def save_plot(run: Path, name: str, out: Path, axis: str = "step", colour: str | None = None) -> None:
-    """Draw the plot `name` of the run into `out` (.png, .svg, .pdf), against `axis` if it has several.
+    """Draw the plot `name` of the run into `out` (.png, .svg, .pdf), against `axis` if the plot has several.
 
-    Raises UserError for a plot that this run does not have, naming those it has, and if `out` cannot be written.
+    Raises UserError if `out` cannot be written, or if the run has no such plot; the message lists the plots it has.
     """
     _new_figure()  # says what to install before anything is computed
     found = gather(run, (NEEDS[name],) if name in NEEDS else ())

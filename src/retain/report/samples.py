@@ -1,4 +1,4 @@
-"""What RNN and teacher produce, beside the data: text, images, or a task's answers. Returns JSON values."""
+"""Samples of RNN and teacher next to the data: text, images, or a task's answers. All are JSON values."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from retain.report.analyses import SPLIT
 from retain.runs.run import Run
 
 PROMPT, LENGTH = 32, 240
-"""Tokens shown first and sampled then, for text and other streams."""
+"""Tokens of the prompt and of the sample, for text and other streams."""
 SECONDS = 30.0
-"""The teacher reads everything again for each token: it is given up after so long."""
+"""Time limit for the teacher, which reads its whole window again for each token."""
 
 
 def sample_beside_data(run: Run, data: Data) -> dict[str, Any] | None:
     """Sample "answers", "images" or "text", the `kind`: `rows` or pictures of RNN, teacher (null if none) and data.
 
-    Series have none (`retain forecast` draws what comes next).
+    Returns None for series (`retain forecast` samples those).
     """
     if data.kind == "numbers":
         return None
@@ -44,7 +44,7 @@ def sample_beside_data(run: Run, data: Data) -> dict[str, Any] | None:
 def stream_teacher(
     teacher: Teacher, prompt: Tensor, length: int, window: int, temperature: float, seed: int
 ) -> Iterator[Tensor]:
-    """Sample from the teacher's decoder: prompt (B, P), the memory made anew of the last `window` tokens each time."""
+    """Sample from the teacher's decoder after a prompt (B, P). Each memory is encoded from the last `window` tokens."""
     drawn = torch.Generator().manual_seed(seed)
     tokens = prompt
     for _ in range(length):
@@ -69,15 +69,15 @@ def _sample_teacher(run: Run, prompt: Tensor, length: int, window: int, temperat
 
 
 def sample_continuations(run: Run, data: Data, count: int = 2, temperature: float = 0.7) -> dict[str, Any]:
-    """Sample how RNN, teacher and data go on after the beginnings of some validation sequences."""
+    """Sample continuations of some validation sequences by RNN and teacher, next to the data's own."""
     length = min(LENGTH, 4 * data.seq_len)
     prompt_len = min(PROMPT, data.seq_len // 2)
     whole = torch.cat([b["targets"] for b in islice(data.windows(SPLIT, 64), 8)])
-    # Windows of a stream follow each other: several of them in a row are one longer piece of it.
+    # Windows of a stream follow each other, so several in a row are one longer piece.
     joined = 1 + (prompt_len + length) // whole.shape[1]
     starts = torch.linspace(0, max(0, len(whole) - joined), count).long().tolist()
     real = torch.stack([whole[s : s + joined].flatten()[: prompt_len + length] for s in starts])
-    # Of a short document its first half: it ends with its end, and is filled up, which is nothing to go on from.
+    # The prompt is at most the first half of a short document: its end symbol and padding cannot be continued.
     shortest = int((real[:, : data.seq_len] != IGNORE).int().cumprod(1).sum(1).min())
     prompt_len = max(1, min(prompt_len, shortest // 2))
     prompt = real[:, :prompt_len].clamp_min(0)
@@ -97,7 +97,7 @@ def sample_continuations(run: Run, data: Data, count: int = 2, temperature: floa
 
 
 def sample_images(run: Run, data: Data, count: int = 24) -> dict[str, Any]:
-    """Sample whole images from nothing, as PNG data URIs."""
+    """Sample whole images without a prompt, as PNG data URIs."""
     shape = data.image_shape
     assert shape is not None
     pixels = shape[0] * shape[1]
@@ -124,7 +124,7 @@ def draw_grid(tokens: Tensor, shape: tuple[int, int], levels: int) -> str:
 
 @torch.no_grad()
 def sample_answers(run: Run, data: Data, count: int = 6) -> dict[str, Any]:
-    """Return sequences of a task with the last right answer, and what RNN and teacher say there."""
+    """Return sequences of a task, each with its last right answer and those of RNN and teacher."""
     batch = next(iter(data.windows(SPLIT, count, count)))
     tokens, targets = batch["tokens"], batch["targets"]
     m_0 = run.rnn.init_memory(len(tokens))

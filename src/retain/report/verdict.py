@@ -1,4 +1,4 @@
-"""The figures of a run in a sentence or two."""
+"""The results of a run in a sentence or two."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def describe_run(run: dict[str, Any]) -> str:
         parts.append(_describe_drift(settles, positions.get("settles_beyond"), has_left(final)))
     elif final["relative_drift"] is None:
         source = run["config"]["teacher"].get("from_")
-        why = f"its teacher was read by {source}, which is not loaded" if source else "it has no trained teacher"
+        why = f"its teacher reads with {source}, which is not loaded" if source else "it has no trained teacher"
         parts.append(f"{why}, so there is no drift to measure")
     geometry = run["geometry"]
     if geometry is not None:
@@ -48,7 +48,7 @@ def _describe_quality(final: dict[str, Any], answers: bool, chance: float | None
 
 
 def _describe_lack(curves: dict[str, Any]) -> list[str]:
-    """Say if the teacher's trunk knows what its memory does not hold; no RNN can follow it then."""
+    """Report if the teacher's trunk predicts what its memory does not hold. No RNN can then follow the teacher."""
     if not {"loss_dec", "loss_trunk"} <= curves.keys():
         return []
     last = [[v for v in curves[name]["value"][-10:] if v is not None] for name in ("loss_dec", "loss_trunk")]
@@ -57,7 +57,7 @@ def _describe_lack(curves: dict[str, Any]) -> list[str]:
         return []
     return [
         f"its teacher's memory does NOT hold the future that its trunk can predict (loss_dec {decoder:.2f}, loss_trunk "
-        f"{trunk:.2f}), so no RNN can follow it: docs/following.md says what to turn"
+        f"{trunk:.2f}), so no RNN can follow it: docs/following.md says what to change"
     ]
 
 
@@ -78,7 +78,7 @@ def _describe_drift(settles: dict[str, Any], beyond: dict[str, Any] | None, left
 
 
 def make_row(run: dict[str, Any]) -> dict[str, Any]:
-    """Return the headline figures of a run, null if there are none."""
+    """Return the headline figures of a run; a missing one is None."""
     positions, geometry, test = run["positions"], run["geometry"], run["test"] or {}
     final = positions["final"] if positions else {}
     progress, last = (run["state"] or {}).get("progress", {}), run["history"]["last"] or {}
@@ -99,11 +99,11 @@ def make_row(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_differences(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Find what differs in the configs of several runs: `fields`, and per run their `values`."""
+    """Find what differs between the configs of several runs: `fields`, and their `values` per run."""
     flat = [flatten(run["config"]) for run in runs]
     fields = [key for key in flat[0] if any(f.get(key) != flat[0][key] for f in flat)]
     fields += sorted({key for f in flat for key in f} - set(flat[0]))
-    # Settings of a phase that neither run has do nothing.
+    # Settings of a phase that no run has do nothing.
     used = {phase for run in runs for phase in run["config"]["phases"]}
     fields = [k for k in fields if k.partition(".")[0] not in {"smt", "dmt", "bptt"} - used]
     return {"fields": fields, "values": [[f.get(key) for key in fields] for f in flat]}

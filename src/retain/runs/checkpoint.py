@@ -42,8 +42,8 @@ def save_files(
 ) -> None:
     """Write `folder` with the named state dicts and a state of JSON values, all of it or nothing.
 
-    A folder that exists is replaced; after a kill at any moment, the old or the new one can be loaded. Raises
-    CheckpointError if the disk refuses, which may name one of the `previous` folders as still good.
+    An existing folder is replaced. After a kill at any moment, the old or the new one can be loaded. Raises
+    CheckpointError if the disk refuses. The message may name one of the `previous` folders as still good.
     """
     folder = Path(folder)
     with explain_failure(folder, [folder, *previous]):
@@ -51,10 +51,10 @@ def save_files(
 
 
 def load_files(folder: str | Path, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> Loaded:
-    """Read the named state dicts (None: all of them) and the state of `folder`, verifying every file that is read.
+    """Read the named state dicts (None: all) and the state of `folder`, and verify every file that is read.
 
     Raises CheckpointError for a file that is missing, truncated or altered, another format version, or a name that the
-    folder does not hold.
+    folder does not have.
     """
     folder = _standing(Path(folder))
     files = _manifest(folder)["files"]
@@ -77,9 +77,9 @@ def save_checkpoint(
 ) -> Path:
     """Write RUN/checkpoints/step-NNNNNNNN, then delete all but the last `keep` and the best; return its path.
 
-    `best` is the step of the best checkpoint so far, `step` itself included; None leaves it as it was. It is stored in
-    this checkpoint's own manifest, so that it can never disagree with a second file. Checkpoints of later steps are
-    deleted: the run went back to before them, and a resume would pick them up. Raises CheckpointError as `save_files`.
+    `best` is the step of the best checkpoint so far, which may be `step`; None keeps the last one. It is stored in this
+    checkpoint's own manifest, so that no second file can disagree. Checkpoints of later steps are deleted: the run went
+    back to before them, and a resume would pick them up. Raises CheckpointError as `save_files`.
     """
     assert 0 <= step and keep >= 1 and (best is None or best <= step)
     run = Path(run)
@@ -100,17 +100,17 @@ def save_checkpoint(
 
 
 def find_run(path: Path) -> Path:
-    """Find the run of a checkpoint or of the model a phase left; any other folder is a run itself."""
+    """Find the run of a checkpoint or of the model after a phase. Any other folder is a run itself."""
     return path.parent.parent if path.parent.name in ("checkpoints", "phases") else path
 
 
 def list_checkpoints(run: str | Path) -> list[Path]:
-    """List the run's checkpoints, newest first, damaged ones included."""
+    """List the run's checkpoints, newest first, including damaged ones."""
     return [folder for _, folder in _steps(Path(run))]
 
 
 def latest_checkpoint(run: str | Path) -> Path:
-    """Find the newest checkpoint of the run that verifies; a damaged one is passed over with one logged line.
+    """Find the newest checkpoint of the run that verifies. A damaged one is skipped with one logged line.
 
     Raises CheckpointError if there is none, or if all are damaged.
     """
@@ -128,7 +128,7 @@ def latest_checkpoint(run: str | Path) -> Path:
 
 
 def best_checkpoint(run: str | Path) -> Path:
-    """Find the checkpoint that the newest usable one names as the best so far; the newest itself if it names none.
+    """Find the checkpoint that the newest usable one names as the best so far, or the newest itself if it names none.
 
     If the best is gone or damaged, the newest is returned with one logged line. Raises as `latest_checkpoint`.
     """
@@ -196,7 +196,7 @@ def _encode(tensors: StateDicts, state: dict[str, Any], best: int | None) -> dic
         owned, seen = {}, set()
         for key, tensor in group.items():
             tensor = tensor.detach().cpu().contiguous()
-            # Tied weights share storage, which safetensors refuses: each gets bytes of its own.
+            # Tied weights share storage, which safetensors refuses, so each gets a copy.
             storage = tensor.untyped_storage().data_ptr()
             owned[key] = tensor.clone() if storage in seen else tensor
             seen.add(storage)
@@ -218,7 +218,7 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
             disk.write_file(temporary / name, data)
         sync_folder(temporary)
         if folder.exists():
-            # Between these two renames readers find the old one by its name aside: see _standing.
+            # Between these two renames readers find the old folder under its ".old-" name: see _standing.
             os.rename(folder, folder.with_name(f".old-{folder.name}"))
         os.rename(temporary, folder)
         sync_folder(folder.parent)
@@ -227,13 +227,13 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _standing(folder: Path) -> Path:
-    """The folder, or its old version if a kill came between the two renames of a replacement."""
+    """Return the folder, or its old version if a kill came between the two renames of a replacement."""
     aside = folder.with_name(f".old-{folder.name}")
     return aside if aside.is_dir() and not folder.exists() else folder
 
 
 def _steps(run: Path) -> list[tuple[int, Path]]:
-    """Steps and folders of the run's checkpoints, newest first, damaged ones included."""
+    """Return steps and folders of the run's checkpoints, newest first, including damaged ones."""
     parent = run / "checkpoints"
     found = (re.fullmatch(r"(?:\.old-)?step-(\d+)", path.name) for path in parent.glob("*step-*"))
     steps = sorted({int(name[1]) for name in found if name}, reverse=True)
@@ -249,7 +249,7 @@ def _best(folder: Path) -> int | None:
 
 
 def _problem(folder: Path) -> str | None:
-    """What is wrong with a folder, every file of it, or None."""
+    """Return the first problem in any file of a folder; None if there is none."""
     try:
         files = _manifest(folder)["files"]
         for name in files:

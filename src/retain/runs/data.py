@@ -1,4 +1,4 @@
-"""What a run folder says about the data that the run reads, and its tokenizer."""
+"""The record of the data in a run folder, and the tokenizer."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from retain.runs.checkpoint import find_run
 
 
 def keep_data(out: Path, data: Data) -> None:
-    """Write into a run folder what data the run reads, and a copy of its tokenizer."""
+    """Write a description of the run's data into its folder, and a copy of the tokenizer."""
     replace_file(out / "data.json", json.dumps(data.info, indent=2).encode() + b"\n")
     if tokenizer := getattr(data, "tokenizer", None):
         replace_file(out / "tokenizer.json", tokenizer.encode())
 
 
 def refuse_other_data(out: Path, data: Data) -> None:
-    """Refuse to go on with other data than the run began with. Raises UserError naming what differs."""
+    """Raise UserError if a run is resumed with other data than it began with. The message names what differs."""
     try:
         before = json.loads((out / "data.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return  # as damaged as it is, it says nothing
+        return  # a damaged record tells nothing
     if difference := data_changed(before, data.info):
         raise UserError(f"resume: {difference}; bring it back, or train into a new --out")
 
 
 def data_changed(before: dict[str, Any], info: dict[str, Any]) -> str | None:
-    """Say what differs between the data that a run began with and that of now; None if nothing does."""
+    """Describe the difference between the data that a run began with and the data now; None if there is none."""
     then, now = flatten(before), flatten(json.loads(json.dumps(info)))
     both = then.keys() & now.keys()
     if any(key.startswith("sha256") for key in both):
@@ -45,12 +45,12 @@ def data_changed(before: dict[str, Any], info: dict[str, Any]) -> str | None:
 
 
 def same_checksum(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two files are the same, wherever they lie, by what `Data.info` says of them."""
+    """Whether two files have the same content, by the checksums in `Data.info`."""
     return any(key.startswith("sha256") and one[key] == other.get(key) for key in one)
 
 
 def own_tokenizer(config: DataConfig, path: Path) -> DataConfig:
-    """Use the tokenizer that is in the run folder: the file that the run began with may have changed, or be gone."""
+    """Use the tokenizer in the run folder, as the file that the run began with may have changed or be gone."""
     copy = find_run(path) / "tokenizer.json"
     if isinstance(config, DocumentDataConfig) and config.tokenizer is not None and copy.exists():
         return dataclasses.replace(config, tokenizer=str(copy.resolve()), prune_vocab=False)  # it is pruned

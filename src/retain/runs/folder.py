@@ -1,4 +1,4 @@
-"""Run folders: whether a run can start, go on, or is over, and where its parts are."""
+"""Run folders: whether a run can start, resume, or is finished, and where its parts are."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from retain.errors import UserError
 from retain.runs.lock import is_free
 
 MAY_CHANGE = {"device", "tracker", "data.path", "teacher.from_", "teacher.labels"}
-"""Fields that may change when a run is resumed: where it runs, whom it tells, and where what it reads has moved to."""
+"""Fields that may change when a run is resumed: its device and tracker, and the places of what it reads."""
 
 
 def phase_folder(path: Path, config: RunConfig, index: int) -> Path:
-    """Name the folder of the model as phase `index` (0, 1, …) left it: RUN/phases/1-smt."""
+    """Return the folder of the model after phase `index` (0, 1, …), such as RUN/phases/1-smt."""
     return path / "phases" / f"{index + 1}-{config.phases[index]}"
 
 
 def prepare_folder(config: RunConfig, out: Path, resume: bool) -> None:
-    """Refuse to overwrite another run, or to go on with another config than the run's. Raises UserError."""
+    """Raise UserError if this would overwrite another run, or resume a run with another config."""
     saved = out / "config.json"
     if resume:
         if not saved.exists():
@@ -29,17 +29,17 @@ def prepare_folder(config: RunConfig, out: Path, resume: bool) -> None:
         refuse_change(load_config(saved), config, out)
         if not has_begun(out) and has_lost_checkpoints(out):
             raise UserError(
-                f"resume: {out / 'checkpoints'} is gone, and with it what the run had learnt; bring it back, or delete "
-                f"{out} to train anew"
+                f"resume: {out / 'checkpoints'} is gone, and so are the trained weights; restore it, or delete "
+                f"{out} to train again"
             )
     elif not is_free(out):
         raise UserError(f"out: {out} already exists; add --resume to go on with it, or name another folder")
 
 
 def refuse_change(before: RunConfig, now: RunConfig, out: Path, remedy: str = "resume without it") -> None:
-    """Refuse to go on with settings that the run did not have. Raises UserError naming the first of them."""
+    """Raise UserError if a run is resumed with other settings. The message names the first of them."""
     then, given = flatten(to_dict(before)), flatten(to_dict(now))
-    own = str((out / "tokenizer.json").resolve())  # what `load_run` says of a run that has a copy
+    own = str((out / "tokenizer.json").resolve())  # `load_run` names the copy in the run folder
     for key in sorted(given.keys() - MAY_CHANGE):
         if key in ("data.tokenizer", "data.prune_vocab") and given.get("data.tokenizer") == own:
             continue
@@ -53,7 +53,7 @@ def refuse_change(before: RunConfig, now: RunConfig, out: Path, remedy: str = "r
 def has_lost_checkpoints(out: Path) -> bool:
     """Whether a run without a checkpoint once had one.
 
-    Its first validation that is a number leaves one, before another step is made.
+    The first validation with a finite score saves one before the next step.
     """
     if (out / "phases").exists():
         return True
@@ -63,20 +63,20 @@ def has_lost_checkpoints(out: Path) -> bool:
 
 
 def has_begun(out: Path) -> bool:
-    """Whether a run ever saved anything that resuming could go on from."""
+    """Whether a run ever saved anything to resume from."""
     checkpoints = (f for f in (out / "checkpoints").glob("*") if not f.name.startswith(".tmp-"))
     return any(checkpoints) or (out / "manifest.json").exists()
 
 
 def finished(path: Path) -> bool:
-    """Whether there is nothing to resume: training is over, or it was done elsewhere and the model put here."""
+    """Whether there is nothing to resume: training is over, or the model was trained elsewhere and copied here."""
     return (path / "summary.json").exists() or (
         (path / "manifest.json").exists() and not (path / "checkpoints").exists()
     )
 
 
 def discard(out: Path) -> None:
-    """Delete what a run wrote, if it never saved anything, so that another can be trained into its folder."""
+    """Delete what a run wrote, if it never saved anything, so that another run can use the folder."""
     if has_begun(out):
         return
     for name in ("config.json", "data.json", "tokenizer.json", "metrics.jsonl"):

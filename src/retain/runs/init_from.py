@@ -15,7 +15,7 @@ from retain.runs.run import has_teacher, load_weights, refuse_other_model
 
 
 def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, own_cell: str | None = None) -> None:
-    """Load the weights of the run `config.init_from`; those of the teacher if a phase uses it and that run trained it.
+    """Load the weights of the run `config.init_from`, with the teacher's if a phase uses it and that run trained it.
 
     `own_cell` is the class of a cell given in Python. Raises UserError if the weights do not fit, CheckpointError if
     they are damaged.
@@ -29,7 +29,7 @@ def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, own_ce
     untaught = "dmt" in phases and "smt" not in phases[: phases.index("dmt")]
     if untaught and not with_teacher:
         raise UserError(f"init_from: {path} ({', '.join(source.phases)}) has no teacher for dmt to follow")
-    # Also settings that the shapes of weights do not tell.
+    # Some of these settings do not show in the shapes of weights.
     same = ["memory.tokens", "memory.width", "memory.norm", "memory.levels", "cell.kind", "teacher.heads"]
     read = READ_BY_CELL.get(config.cell.kind, {"heads", "residual"})
     same += [f"cell.{name}" for name in ("heads", "residual") if name in read]
@@ -39,7 +39,7 @@ def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, own_ce
             *("teacher.from_", "teacher.layer", "teacher.trunk_lr"),
         ]
     if untaught and config.dmt.lambda_distill:
-        same.append("smt.lambda_trunk")  # whether the trunk was trained, whose probabilities DMT may take
+        same.append("smt.lambda_trunk")  # DMT may take the probabilities of the trunk, which must be trained
     before, now = flatten(to_dict(source)), flatten(to_dict(config))
     for name in same:
         if before[name] != now[name]:

@@ -1,4 +1,4 @@
-"""Folders that one process alone writes into."""
+"""Locks of folders, so that only one process writes into a folder."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from retain.errors import UserError
 
 LOCK = ".lock"
 PATIENCE = 3.0
-"""Seconds to wait for a process that is being killed to let go."""
+"""Seconds to wait until a process that is being killed releases the folder."""
 LITTER = {
     *(LOCK, ".gitkeep", ".keep", ".gitignore", ".gitattributes", "lost+found", ".snapshot", ".ipynb_checkpoints"),
     *(".ds_store", ".localized", "thumbs.db", "desktop.ini", ".directory", "@eadir", "system volume information"),
 }
 """Names, in lower case, of what version control, file systems and file managers leave in folders."""
 LEFT = (".tmp-", "._", ".nfs", ".fuse_hidden", ".trash-")
-"""How the names of other such files begin, and of files that a killed process had not put in place."""
+"""Prefixes of other such names, and of temporary files that a killed process left."""
 
 
 def is_litter(name: str) -> bool:

@@ -16,22 +16,22 @@ from retain.runs.checkpoint import explain_failure
 def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
     """Append one line of strict JSON. NaN and infinities become the strings "nan", "inf", "-inf", which float() reads.
 
-    One-element tensors become numbers. Raises CheckpointError if the disk refuses.
+    Tensors of one element become numbers. Raises CheckpointError if the disk refuses.
     """
     line = json.dumps(_plain(record), allow_nan=False).encode() + b"\n"
     with explain_failure(path), open(path, "ab+") as file:
         if file.tell():
-            # A process killed while it wrote left half a line: end it, or this good line would be lost with it.
+            # End a half line that a killed process left, or this good line would be lost with it.
             file.seek(-1, os.SEEK_END)
             line = line if file.read(1) == b"\n" else b"\n" + line
         file.write(line)
 
 
 def truncate_after(path: str | Path, step: int, *, validated: bool = True) -> int:
-    """Drop the lines of a metrics file whose "step" is greater than `step`, and lines cut short by a kill; atomic.
+    """Atomically drop the lines of a metrics file whose "step" is above `step`, and lines cut short by a kill.
 
-    Without `validated` the validation of `step` itself is dropped too: it will be done again. Lines without a step
-    stay. Returns how many lines were dropped: none if there is no file.
+    Without `validated` the validation of `step` itself is dropped, too, as it will be repeated. Lines without a step
+    stay. Returns how many lines were dropped, 0 if there is no file.
     """
     path = Path(path)
     if not path.exists():
@@ -55,7 +55,7 @@ def _belongs(line: bytes, step: int, validated: bool) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """JSON that every reader accepts: see append_line."""
+    """Convert to values of strict JSON: see append_line."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""An optimizer's state under parameter names, as tensors and JSON, and back: bitwise, and nothing pickled."""
+"""An optimizer's state under parameter names, as tensors and JSON, and back: bit for bit, and without pickle."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch.optim import Optimizer
 from retain.errors import CheckpointError, UserError
 
 HOW_NOT_WHAT = ("params", "foreach", "fused", "capturable", "differentiable")
-"""Options of an optimizer that say how it computes on this machine: a resumed one keeps its own."""
+"""Options of how an optimizer computes on this machine. A resumed optimizer keeps its own."""
 
 
 def dump_optimizer(
     optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Take an optimizer's state apart under parameter names: its tensors as "NAME/ENTRY", and JSON for all the rest.
+    """Split an optimizer's state by parameter names: its tensors as "NAME/ENTRY", and JSON for the rest.
 
-    `named_parameters` is what `model.named_parameters()` gives. Raises UserError if the optimizer has a parameter that
-    is not among them.
+    `named_parameters` is `model.named_parameters()`. Raises UserError if the optimizer has a parameter that is not
+    among them.
     """
     names = {parameter: name for name, parameter in named_parameters}
     groups = _grouping(optimizer, names)
@@ -45,7 +45,7 @@ def load_optimizer(
     tensors: Mapping[str, Tensor],
     saved: Mapping[str, Any],
 ) -> None:
-    """Put back what `dump_optimizer` gave, groups' options included, so that the next step is bitwise the same.
+    """Restore the result of `dump_optimizer`, with options of groups, so that the next step is bit for bit the same.
 
     Raises CheckpointError, and changes nothing, if names, shapes or groups are not those of this optimizer.
     """
@@ -68,7 +68,7 @@ def load_optimizer(
 
 
 def _grouping(optimizer: Optimizer, names: Mapping[Tensor, str]) -> list[dict[str, list[int]]]:
-    """Name and shape of the parameters of each group, in order."""
+    """Return name and shape of the parameters of each group, in order."""
     if any(parameter not in names for group in optimizer.param_groups for parameter in group["params"]):
         raise UserError("named_parameters: lacks some of the optimizer's parameters; pass model.named_parameters()")
     return [{names[p]: list(p.shape) for p in group["params"]} for group in optimizer.param_groups]

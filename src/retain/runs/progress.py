@@ -1,4 +1,4 @@
-"""How far a run is, its clock, what is due, and the signals that stop it."""
+"""The progress of a run, its clock, its schedules, and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from retain.config.budget import Budget
 from retain.streams import is_terminal
 
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-"""Signals that ask a run to save and stop: Ctrl-C, kill, and a terminal that is closed."""
+"""Signals on which a run saves and stops: Ctrl-C, kill, and a closed terminal."""
 
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run is. Every checkpoint has it; together with seed and config it decides all that follows."""
+    """The progress of a run. Every checkpoint has it. Progress, seed and config decide all later steps."""
 
     phase: int = 0
     phase_step: int = 0
@@ -30,15 +30,15 @@ class Progress:
     phase_tokens: int = 0
     phase_sequential: int = 0
     compiling_seconds: float = 0.0
-    """Seconds of the run's first step, if parts are compiled in it and all phases share one budget: they come off the
-    whole. What is compiled later, by a first validation or after resuming, comes off the phase it happens in."""
+    """Seconds of the run's first step, if parts are compiled in it and all phases share one budget. They are taken from
+    the whole budget. Later compilation, at a first validation or after resuming, is taken from the current phase."""
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
     sequential: int = 0
     """Sequential steps: the longest chain of dependent cell or layer applications (docs/compare.md)."""
     micro_batches: int = 0
-    """How many were read: the number of the next one, so that none comes twice, whatever each phase accumulates."""
+    """How many micro-batches were read. It is the number of the next one, so that none comes twice in a run."""
     validated: int = -1
     """The step of the last validation."""
     best_step: int | None = None
@@ -61,7 +61,7 @@ class Progress:
         self.phase_sequential += sequential
 
     def spent(self, unit: str) -> float:
-        """What the current phase has taken, in a unit of budgets."""
+        """Return what the current phase has used, in a unit of budgets."""
         return {
             "s": self.phase_seconds - (self.compiling_seconds if self.phase == 0 else 0.0),
             "steps": self.phase_step,
@@ -70,12 +70,12 @@ class Progress:
         }[unit]
 
     def total(self, unit: str) -> float:
-        """What the run has taken, in a unit of budgets."""
+        """Return what the run has used, in a unit of budgets."""
         return {"s": self.seconds, "steps": self.step, "tokens": self.tokens, "sequential": self.sequential}[unit]
 
 
 class Clock:
-    """Adds wall-clock time to the progress; all that happens between ticks counts, compiling too."""
+    """A clock that adds wall-clock time to the progress. All time between ticks counts, including compilation."""
 
     def __init__(self, progress: Progress):
         self.progress, self.before = progress, time.perf_counter()
@@ -89,7 +89,7 @@ class Clock:
 
 
 class Every:
-    """Tells when another `budget` of training has gone by."""
+    """A schedule that is due after every `budget` of training."""
 
     def __init__(self, budget: Budget, progress: Progress):
         self.budget, self.last = budget, progress.total(budget.unit)
@@ -98,7 +98,7 @@ class Every:
             self.last -= self.last % budget.amount
 
     def is_due(self, progress: Progress) -> bool:
-        """Whether it has gone by since this was last true."""
+        """Return whether the budget has been used since the last time this was true."""
         now = progress.total(self.budget.unit)
         if now - self.last < self.budget.amount:
             return False
@@ -108,16 +108,16 @@ class Every:
 
 @contextmanager
 def stop_signals(say: str = "") -> Iterator[threading.Event]:
-    """Turn STOPS into an event that the loop reads between steps; a second signal does what it does by default.
+    """Turn STOPS into an event that the loop reads between steps. A second signal has its default effect.
 
-    `say` is printed to a terminal at the first Ctrl-C. Under nohup SIGHUP is ignored, and stays so.
+    `say` is printed to a terminal at the first Ctrl-C. SIGHUP stays ignored under nohup.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before: dict[int, Any] = {number: signal.getsignal(number) or signal.SIG_DFL for number in STOPS}
-    # A shell makes its background jobs ignore Ctrl-C; SIGINT is still heard if it is sent by kill.
+    # A shell makes its background jobs ignore Ctrl-C, but a SIGINT sent by kill should still stop the run.
     before = {n: handler for n, handler in before.items() if n == signal.SIGINT or handler != signal.SIG_IGN}
 
     def ask(number: int, frame: Any) -> None:

@@ -1,4 +1,4 @@
-"""A run: its models as its config describes them, built anew or loaded from its folder."""
+"""A run: its models, built from its config or loaded from its folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def build(
 ) -> tuple[RNN, Teacher]:
     """Build the RNN and the teacher of a run, freshly initialised, for a vocabulary or a stream of numbers.
 
-    `cell` replaces the one the config names. `trunk` is what config.teacher.from_ names, loaded.
+    `cell` replaces the cell that the config names. `trunk` is the loaded trunk of config.teacher.from_.
     """
     rnn = RNN(symbols, config.memory, config.teacher, config.cell, cell)
     return rnn, Teacher(symbols, config.memory, config.teacher, config.smt.num_chunks > 1, trunk)
@@ -39,9 +39,9 @@ def build(
 
 @contextmanager
 def weightless(cell: CellConfig) -> Iterator[None]:
-    """Inside, models are built without weights, to be counted or checked, and no random number is used up.
+    """Build models without weights, for counting or checks, and without using random numbers.
 
-    A user's cell may look at values, and so has weights.
+    A custom cell has weights, as it may look at values.
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta" if cell.kind in CELLS else "cpu"):
         yield
@@ -49,7 +49,7 @@ def weightless(cell: CellConfig) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds: config, state (vocabulary, data, progress), RNN and, if asked for, teacher."""
+    """The content of a run folder: config, state (vocabulary, data, progress), RNN and, if loaded, teacher."""
 
     path: Path
     config: RunConfig
@@ -68,7 +68,8 @@ def load_run(
 ) -> Run:
     """Load the run at `path` in evaluation mode: the best model, or the best so far if training is not over.
 
-    With `teacher` the teacher is loaded, too, with `phase` (0, 1, …) what that phase left. All else is as in `load`.
+    With `teacher` the teacher is loaded, too. With `phase` (0, 1, …) the models are those after that phase. All else is
+    as in `load`.
     """
     check_device(str(device))
     device = fastest() if str(device) == "auto" else device
@@ -99,7 +100,7 @@ def load_run(
 
 
 def symbols_of(state: dict[str, Any]) -> Symbols:
-    """Return what the model with this state reads: a vocabulary of so many tokens, or channels of numbers."""
+    """Return what the model with this state reads: the size of its vocabulary, or channels of numbers."""
     channels = state.get("channels")
     return int(state["vocab_size"]) if channels is None else Channels.from_dict(channels)
 
@@ -115,7 +116,7 @@ def read_config(path: Path) -> RunConfig:
 
 
 def refuse_other_model(config: RunConfig, state: dict[str, Any], path: Path) -> None:
-    """Raise UserError if config.json was changed so that it would make another RNN of the same weights."""
+    """Raise UserError if config.json was changed in a way that makes another RNN of the same weights."""
     if "config" not in state:
         return  # of an earlier version
     then, now = flatten(to_dict(from_dict(state["config"], drop=True))), flatten(to_dict(config))
@@ -128,27 +129,27 @@ def refuse_other_model(config: RunConfig, state: dict[str, Any], path: Path) -> 
 
 
 def has_teacher(path: Path) -> bool:
-    """Whether the run has a trained teacher: an RNN may have been copied without its teacher, to be shipped."""
+    """Whether the run has a trained teacher. An RNN may have been copied without its teacher, for deployment."""
     alone = (path / "manifest.json").exists() and not (path / "teacher.safetensors").exists()
     return not alone and path.is_dir() and read_config(path).has_teacher
 
 
 def guided(path: Path) -> bool:
-    """Whether the run's teacher can be loaded with it: it has one, and that reads by a trunk of its own."""
+    """Whether the run has a teacher that can be loaded with it, as its trunk is its own."""
     return has_teacher(path) and read_config(path).teacher.from_ is None
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu", cell: nn.Module | None = None) -> RNN:
     """Load the RNN of a run folder, ready to read.
 
-    `memory = rnn.init_memory(batch)`, then `logits, memory = rnn.step(token, memory)` for every token. Nothing in it
-    requires a gradient, so that a stream keeps no history; `rnn.train().requires_grad_()` to train it further.
-    Its weights are float32 and stay so: `torch.autocast`, or `fast_step`, computes in bfloat16.
+    `memory = rnn.init_memory(batch)`, then `logits, memory = rnn.step(token, memory)` for every token. No parameter
+    requires a gradient, so that a stream keeps no history; `rnn.train().requires_grad_()` prepares further training.
+    The weights stay float32; `torch.autocast` or `fast_step` compute in bfloat16.
 
     Args:
         path: The run folder.
-        device: Where the RNN is; "auto" is the fastest device there is.
-        cell: The user's own cell, if the run was trained with one that its config cannot name.
+        device: The device of the RNN; "auto" is the fastest available.
+        cell: The custom cell, if the run was trained with one that its config cannot name.
 
     Raises:
         UserError: There is no run.
@@ -167,7 +168,7 @@ def load_series(path: str | Path, *, device: str | torch.device = "cpu", cell: n
 
 
 def refuse_numbers(run: Run, what: str) -> None:
-    """Raise UserError if the run reads numbers, which `what` does not."""
+    """Raise UserError if the run reads numbers, which the command `what` does not support."""
     if run.rnn.channels is not None:
         raise UserError(
             f"run: {run.path} reads series of numbers, and retain {what} tokens; use retain forecast, retain score or "

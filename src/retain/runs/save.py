@@ -1,4 +1,4 @@
-"""What describes a model in its folder, and saving an RNN that was trained in a loop of one's own."""
+"""The description of a model in its folder, and saving an RNN that was trained in a custom loop."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from retain.runs.run import load_weights
 
 
 def save(rnn: RNN, config: RunConfig, path: str | Path, *, data: Data | None = None) -> None:
-    """Write an RNN that was trained in a loop of one's own as a run folder, for `load`, generate and eval.
+    """Write an RNN that was trained in a custom loop as a run folder, for `load`, generate and eval.
 
     Args:
         rnn: The trained RNN.
         config: The memory, teacher (its width, heads and decoder_layers are the readout's) and cell that the RNN was
-            made of. A cell of one's own that it cannot name must be given to `load` again.
+            made from. A custom cell that the config cannot name must be given to `load` again.
         path: The run folder, empty or absent.
-        data: What `config.data` names, loaded, if the RNN was trained on that. Without it tokens are numbers, and eval
-            asks for a file.
+        data: The loaded data of `config.data`, if the RNN was trained on it. Without it tokens are numbers, and eval
+            needs a file.
 
     Raises:
         UserError: The folder is not empty, or the config is not that of the RNN.
@@ -47,7 +47,7 @@ def save(rnn: RNN, config: RunConfig, path: str | Path, *, data: Data | None = N
     if own and type(rnn.cell) in CELLS.values():
         raise UserError(f"config: its cell is a {named.__name__}, the RNN's a {type(rnn.cell).__name__}")
     like = RNN(rnn.symbols, config.memory, config.teacher, config.cell, rnn.cell if own else None)
-    if own:  # it is the caller's very cell, which stays as it is
+    if own:  # the caller's cell must not be changed
         like.cell = nn.Identity()
     like.to(rnn.m_0)
     if own:
@@ -74,7 +74,7 @@ def save(rnn: RNN, config: RunConfig, path: str | Path, *, data: Data | None = N
 def build_state(
     config: RunConfig, rnn: RNN, data: Data | None, progress: Progress, *, own_cell: str | None
 ) -> dict[str, Any]:
-    """Build what state.json holds: what a loader needs beside the weights, and where they come from.
+    """Build the content of state.json: what a loader needs besides the weights, and where the weights come from.
 
     `data` is None if the RNN was trained in the caller's own loop. `own_cell` is the class of a cell given in Python.
     """
@@ -98,5 +98,5 @@ def build_state(
 
 
 def of_this_model(record: dict[str, Any], state: dict[str, Any]) -> bool:
-    """Whether what `retain eval` wrote is about the model with this state, and not about one before it was resumed."""
+    """Whether a result of `retain eval` is of the model with this state, not of one before training was resumed."""
     return bool(record.get("training_tokens", state["progress"]["tokens"]) == state["progress"]["tokens"])

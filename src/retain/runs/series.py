@@ -1,4 +1,4 @@
-"""Runs of series, with the series that they read."""
+"""Runs of series, loaded with the series to read."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def load_series_run(path: Path, device: str = "cpu") -> tuple[SeriesRNN, SeriesD
     run = load_run(path, device=device)
     rnn = SeriesRNN(run.rnn).requires_grad_(False).eval()
     config = run.config.data
-    if not isinstance(config, SeriesDataConfig):  # trained on data of one's own
+    if not isinstance(config, SeriesDataConfig):  # trained on data given in Python
         config = SeriesDataConfig(path="in memory", target=rnn.channels.names)
     return rnn, config
 
 
 def open_series(path: Path, source: str | None, device: str = "cpu") -> tuple[SeriesRNN, Table]:
-    """Load a run's RNN and the series of a file, the run's own if none is named. Raises UserError."""
+    """Load a run's RNN and the series of a file; without a file, the run's own series. Raises UserError."""
     rnn, config = load_series_run(path, device)
     if source is not None:
         config = dataclasses.replace(config, path=absolute(source))

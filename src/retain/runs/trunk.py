@@ -1,4 +1,4 @@
-"""The frozen trunk of a run's teacher: a language model, the trunk of another run, or labels that were kept of one."""
+"""The frozen trunk of a run's teacher: a language model, the trunk of another run, or the labels of either."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from retain.runs.checkpoint import best_checkpoint, load_model
 from retain.runs.run import Run, guided, load_run, load_weights, read_config
 
 TABLES = "tables.safetensors"
-"""Of labels: the state of no tokens, and the rows of the model's embeddings and output layer for each token."""
+"""File in a folder of labels: the state before any token, and the model's embeddings and output rows of each token."""
 
 
 def is_run(source: str) -> bool:
-    """Whether `--teacher.from` names a run folder of ours: one that has a teacher, or could have."""
+    """Whether `--teacher.from` names a run folder of retain, which may have a teacher."""
     path = Path(source)
     return (path / "state.json").exists() or (path / "checkpoints").is_dir()
 
 
 def with_source(config: RunConfig, source: str) -> RunConfig:
-    """Have a run's teacher read by `source`, a language model or a run folder, and its data by the tokenizer of that.
+    """Give a run's teacher the trunk `source`, a language model or a run folder, and its data the source's tokenizer.
 
-    Raises UserError for data that is not read by a tokenizer, if the source needs one.
+    Raises UserError if the source has a tokenizer and the data cannot be read by one.
     """
     source, data, tokenizer = absolute(source), config.data, Path(source) / "tokenizer.json"
     teacher = dataclasses.replace(config.teacher, from_=source)
@@ -64,12 +64,13 @@ def with_source(config: RunConfig, source: str) -> RunConfig:
 
 
 def for_teacher(config: RunConfig, data: Data) -> Data:
-    """Return the data of a run, with the labels that it reads, and what lies before its sequences.
+    """Return the data of a run with its labels, and with the text before its sequences (`teacher.context_before`).
 
-    Windows of a stream start where labels are kept, also without any, so that a run with labels is one without.
+    With a given trunk, windows of a stream start where labels are stored, also without labels. So runs with and without
+    labels are the same.
 
     Raises:
-        UserError: Labels are not of this data, or nothing lies before its sequences.
+        UserError: The labels are not of this data, or no text lies before its sequences.
     """
     given, source = config.teacher, data
     if config.reads_model:
@@ -83,15 +84,15 @@ def for_teacher(config: RunConfig, data: Data) -> Data:
 
 
 def for_scoring(config: RunConfig, data: Data) -> Data:
-    """Return data to score the RNN of a run on: its memory is carried over sequences if it was so in training."""
+    """Return data for scoring the RNN of a run. Memory is carried over sequences if it was in training."""
     before = config.teacher.context_before
     return continued(data, data, before, teaches=False, live=False) if before else data
 
 
 def open_trunk(config: RunConfig, data: Data) -> GivenTrunk | None:
-    """Load what the teacher's encoder reads with; None if the run trains a trunk of its own.
+    """Load the given trunk of the teacher's encoder; None if the run trains its own trunk.
 
-    Raises UserError if it cannot be loaded or does not fit the data.
+    Raises UserError if the trunk cannot be loaded or does not fit the data.
     """
     source, layer = config.teacher.from_, config.teacher.layer
     if source is None:
@@ -121,9 +122,9 @@ def _open_labels(folder: Path, config: RunConfig, data: Data) -> KeptTrunk:
 
 
 def with_labels_of(config: RunConfig, folder: Path, source: str | None) -> RunConfig:
-    """Have a run read labels in place of the model that made them, of the data that it labelled.
+    """Let a run read labels instead of the model that made them, on the data that was labelled.
 
-    Raises UserError if `source` is another model than that.
+    Raises UserError if `source` is another model.
     """
     manifest = read_manifest(folder)
     trunk = manifest["trunk"]
@@ -143,7 +144,7 @@ def with_labels_of(config: RunConfig, folder: Path, source: str | None) -> RunCo
 def _open_run(path: Path, layer: int | None, data: Data) -> GivenOwnTrunk:
     config = read_config(path)
     if config.teacher.from_ is not None:
-        raise UserError(f"teacher.from: {path} has it from {config.teacher.from_}; give that")
+        raise UserError(f"teacher.from: {path} takes its trunk from {config.teacher.from_}; give that")
     if not guided(path) or config.teacher.encoder == "window" or not config.smt.lambda_trunk:
         raise UserError(f"teacher.from: {path} trained no trunk; give a run with a state or register encoder and smt")
     run = load_run(path, teacher=True)
@@ -158,7 +159,7 @@ def _open_run(path: Path, layer: int | None, data: Data) -> GivenOwnTrunk:
 
 
 def identify_trunk(source: str, layer: int | None) -> dict[str, Any]:
-    """Say what tells this trunk from another, without loading it."""
+    """Return what identifies this trunk, without loading it."""
     if not is_run(source):
         return identify(source, layer)
     path = Path(source)
@@ -168,13 +169,13 @@ def identify_trunk(source: str, layer: int | None) -> dict[str, Any]:
 
 
 def load_guided(run: Run, data: Data, split: Split, source: str | None, labels: str | None) -> tuple[Run, Data]:
-    """Load a run's teacher with the model that it reads with, or the labels that were kept of that.
+    """Load a run's teacher with the language model that it reads with, or with that model's labels.
 
     Returns:
         The run with its teacher, and the data to score both on.
 
     Raises:
-        UserError: The run has no such teacher, it read with another model, or the split has no labels.
+        UserError: The run has no such teacher, the teacher reads with another model, or the split has no labels.
     """
     own, device = run.config.teacher, run.rnn.m_0.device
     if own.from_ is None or not run.config.has_teacher:
@@ -198,9 +199,9 @@ def load_guided(run: Run, data: Data, split: Split, source: str | None, labels: 
 
 @torch.no_grad()
 def start_embeddings(trunk: GivenTrunk, rnn: RNN, teacher: Teacher) -> None:
-    """Start the embeddings and output layers of RNN and decoder as those of the trunk, mapped to their widths.
+    """Initialise the embeddings and output layers of RNN and decoder from the trunk's, mapped to their widths.
 
-    A wider one keeps its random numbers where the trunk's has none.
+    A wider layer keeps its random numbers in the columns beyond the trunk's width.
     """
     embeddings, head = (table.float().cpu() for table in trunk.embeddings())
     for weight, table in zip(embeddings_of(rnn, teacher), (embeddings, embeddings, head, head), strict=True):
@@ -212,12 +213,12 @@ def start_embeddings(trunk: GivenTrunk, rnn: RNN, teacher: Teacher) -> None:
 def embeddings_of(rnn: RNN, teacher: Teacher) -> tuple[Tensor, ...]:
     """Return the embeddings of RNN and decoder and the output layers of both, (V, width) each."""
     decoder, readout = teacher.decoder, rnn.readout
-    assert isinstance(rnn.embed, nn.Embedding)  # numbers go with no language model
+    assert isinstance(rnn.embed, nn.Embedding)  # a language model reads no series of numbers
     return rnn.embed.weight, decoder.embed.weight, decoder.head.weight, readout.head.weight
 
 
 def map_to_width(table: Tensor, width: int) -> Tensor:
-    """Map the rows of a table (V, W) to a width of at most `width`: to their principal directions, if W is larger."""
+    """Map the rows of a table (V, W) to at most `width` numbers: to their principal directions if W is larger."""
     if table.shape[1] <= width:
         return table
     centred = table - table.mean(0)

@@ -22,11 +22,11 @@ from retain.serve.sessions import Sessions
 from retain.serve.worker import Worker
 
 BODY = 2**20
-"""The most bytes of a request's body."""
+"""Most bytes in the body of a request."""
 
 
 class BodyLimit:
-    """Refuses a body of more than BODY bytes. What comes of it is read and thrown away, so that a client hears why."""
+    """Middleware that refuses a body above BODY bytes. It reads and drops the rest, so that clients get the reason."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -50,7 +50,7 @@ class BodyLimit:
 
 
 def make_app(codec: Codec, worker: Worker, sessions: Sessions, name: str) -> FastAPI:
-    """Make the application; `name` is the model's, as clients give it."""
+    """Make the application. `name` is the model's name for clients."""
 
     @asynccontextmanager
     async def working(app: FastAPI) -> AsyncIterator[None]:

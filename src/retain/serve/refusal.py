@@ -1,4 +1,4 @@
-"""What the server answers instead of a text."""
+"""Errors that the server answers instead of a text."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Any
 
 
 class Refusal(Exception):
-    """A request that gets no text, or no more of it; `body` is the error as OpenAI's clients read it.
+    """The end of a request with an error; `body` is the error in the form that OpenAI's clients read.
 
     Args:
         status: The HTTP status.
         message: One line that names the field, its value and the remedy.
-        param: The field of the request that is wrong, if it is one.
-        code: A word for programs.
+        param: The field of the request that is wrong, if any.
+        code: A machine-readable word for the error.
     """
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
@@ -21,7 +21,7 @@ class Refusal(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The error in OpenAI's form. Half of a surrogate pair, which UTF-8 has no bytes for, becomes "?"."""
+        """The error in OpenAI's form. Half of a surrogate pair, which UTF-8 cannot encode, becomes "?"."""
         message = str(self).encode("utf-8", "replace").decode()
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}

@@ -1,4 +1,4 @@
-"""The process that serves: its socket, its signals, and its sessions' folder."""
+"""The server process: its socket, its signals, and the folder of its sessions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from retain.serve.sessions import kept_in
 from retain.serve.worker import Worker
 
 GRACE = 5.0
-"""Seconds that texts have to end when the server is asked to stop."""
+"""Seconds that texts may take to end once the server is asked to stop."""
 
 
 def serve(
@@ -35,20 +35,20 @@ def serve(
     ready: Callable[[int], None] = lambda sessions: None,
     stop: threading.Event | None = None,
 ) -> int:
-    """Serve a run until Ctrl-C, SIGTERM or `stop`, and return how many sessions are saved.
+    """Serve a run until Ctrl-C, SIGTERM or `stop`, and return the number of saved sessions.
 
     Args:
         run: A run of text.
-        listening: Where clients connect; see `open_socket`. It is closed at the end.
-        folder: Sessions are taken up from here, and saved here at the end, however it comes.
+        listening: The socket of `open_socket`, to which clients connect. It is closed at the end.
+        folder: Sessions are restored from here at the start, and saved here at any kind of end.
         name: The model's name for clients.
-        streams: How many texts step together.
-        queue: How many more wait for a place; the next are refused.
-        ready: Called with the number of sessions that were taken up, before the first request.
-        stop: Set it to end the server, beside signals.
+        streams: How many texts are sampled in one batch.
+        queue: How many more texts may wait for a place. Others are refused.
+        ready: Called with the number of restored sessions, before the first request.
+        stop: An event that ends the server, besides signals.
 
     Raises:
-        UserError: The run is of no text, or the folder is not to be had.
+        UserError: The run is not of text, or the folder cannot be used.
         CheckpointError: The folder's sessions are damaged, or the disk refuses them.
     """
     with listening:
@@ -56,7 +56,7 @@ def serve(
         with kept_in(folder, run.rnn) as sessions, stop_signals() as asked:
             worker = Worker(run.rnn, streams, queue)
             app = make_app(codec, worker, sessions, name)
-            # Its own logger would write of every request, and set up logging for the whole process.
+            # Uvicorn's logger would log every request, and set up logging for the whole process.
             config = uvicorn.Config(
                 app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=int(GRACE) + 5
             )
@@ -67,7 +67,7 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    """A server that ends when it is asked to, and lets the worker end what takes longer than GRACE."""
+    """A server that stops on request, and lets the worker end texts that take longer than GRACE."""
 
     def __init__(self, config: uvicorn.Config, worker: Worker, stopped: Callable[[], bool]):
         super().__init__(config)
@@ -75,21 +75,21 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals to `stop_signals`: uvicorn would raise them again at its end."""
+        """Leave signals to `stop_signals`, as uvicorn would raise them again at its end."""
         yield
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to end."""
+        """Return whether to end."""
         return self.stopped() or await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let what is under way end."""
+        """Let running texts end."""
         asyncio.get_running_loop().call_later(GRACE, self.worker.end)
         await super().shutdown(sockets)
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """Listen at a host and port; port 0 is any that is free. Raises UserError if that cannot be."""
+    """Listen at a host and port. Port 0 is any free port. Raises UserError if that fails."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listening = socket.create_server(address[:2], family=family, backlog=2048)
@@ -103,12 +103,12 @@ def open_socket(host: str, port: int) -> socket.socket:
         }
         why = f"port: {port} at {host!r} cannot be opened, {error.strerror}; give another --port"
         raise UserError(remedies.get(error.errno, why)) from None
-    # Connections inherit it. Without it the body of an answer waits 40 ms for the client to acknowledge the head.
+    # Connections inherit this option. Without it an answer's body waits 40 ms for the client to acknowledge the head.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 
 
 def address_of(listening: socket.socket) -> str:
-    """Return the base URL that clients are given."""
+    """Return the base URL for clients."""
     host, port, *_ = listening.getsockname()
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"

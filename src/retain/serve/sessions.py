@@ -1,4 +1,4 @@
-"""Memories that are kept between calls, each of constant size, and from one start of the server to the next."""
+"""Sessions: memories of constant size that are kept between calls, and between runs of the server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from retain.serve.codec import Tail
 from retain.serve.refusal import Refusal
 
 MOST = 10_000
-"""Sessions that are kept at once."""
+"""Most sessions at once."""
 SAVED = "saved"
 
 
@@ -29,7 +29,7 @@ class Session:
     """A stream between two calls."""
 
     memory: Tensor | None = None
-    """(K, D); None before the first call has ended."""
+    """(K, D); None until the first call has ended."""
     tail: Tail | None = None
     busy: bool = False
 
@@ -41,7 +41,7 @@ class Sessions:
         self.kept: dict[str, Session] = {}
 
     def take(self, name: str) -> Session:
-        """Take a session, or begin it, for one call; the caller gives it back. Raises Refusal."""
+        """Take an existing or new session for one call. The caller must give it back. Raises Refusal."""
         session = self.kept.get(name)
         if session is not None and session.busy:
             raise Refusal(409, f"session: {name!r} is in use by another call; wait for its end", "session")
@@ -53,21 +53,21 @@ class Sessions:
         return session
 
     def give_back(self, name: str) -> None:
-        """Let another call have the session. One whose first call has not come to its end is forgotten."""
+        """Release the session for other calls. A session whose first call did not end properly is deleted."""
         session = self.kept[name]
         session.busy = False
         if session.memory is None:
             del self.kept[name]
 
     def delete(self, name: str) -> None:
-        """Forget a session. Raises Refusal if there is none, or if it is in use."""
+        """Delete a session. Raises Refusal if there is none, or if it is in use."""
         if name not in self.kept:
             raise Refusal(404, f"session: there is no {name!r}", "session")
         self.take(name)
         del self.kept[name]
 
     def save(self, folder: Path, model: str) -> int:
-        """Write all sessions into `folder` at once, and return how many. Raises CheckpointError."""
+        """Write all sessions into `folder` atomically, and return their number. Raises CheckpointError."""
         kept = {name: session for name, session in self.kept.items() if session.memory is not None}
         if kept or (folder / SAVED).exists():
             memories = [session.memory.cpu() for session in kept.values() if session.memory is not None]
@@ -77,7 +77,7 @@ class Sessions:
         return len(kept)
 
     def load(self, folder: Path, model: str) -> int:
-        """Take up what `save` wrote, and return how many. Raises UserError or CheckpointError."""
+        """Restore the sessions that `save` wrote, and return their number. Raises UserError or CheckpointError."""
         tidy(folder, SAVED)
         if not (folder / SAVED).exists():
             return 0
@@ -93,7 +93,7 @@ class Sessions:
 
 
 def model_digest(rnn: RNN) -> str:
-    """Return what tells this RNN from any other: memories mean nothing to another."""
+    """Return a digest of the RNN's weights, as memories are valid for the same RNN only."""
     digest = hashlib.sha256()
     for name, value in rnn.state_dict().items():
         digest.update(name.encode() + value.cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -102,7 +102,7 @@ def model_digest(rnn: RNN) -> str:
 
 @contextmanager
 def kept_in(folder: Path, rnn: RNN) -> Iterator[Sessions]:
-    """Take up the sessions in `folder`, and save them there at the end, however it comes.
+    """Restore the sessions in `folder`, and save them there at the end, also after an error.
 
     Raises:
         UserError: The folder cannot be written, another process has it, or its sessions are of another RNN.
