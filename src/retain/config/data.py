@@ -177,7 +177,7 @@ class DocumentDataConfig(DatasetDataConfig):
 
 @settings
 class ImageDataConfig(DatasetDataConfig):
-    """Images, pixel by pixel in raster order. They are read whole, so image_size sets seq_len (except with events)."""
+    """Images, pixel by pixel in raster order. They are read whole, so image_size sets seq_len, except with events."""
 
     NAMES: ClassVar[tuple[str, ...]] = ("images",)
 

@@ -58,7 +58,8 @@ class TeacherConfig:
     encoder: Literal["state", "register", "window"] = "state"
     """state: one causal pass labels every step. register: K registers per step. window: the paper's encoder."""
     trunk: Literal["attention", "delta"] = "attention"
-    """Layers of the state encoder. attention: a Transformer. delta: gated DeltaNet, which tracks state."""
+    """Layers of the state encoder. attention: a Transformer. delta: gated DeltaNet, which tracks state
+    without attention."""
     householders: Annotated[int, Field(gt=0, le=64)] = 2
     """delta: Householder reflections per token and layer. A permutation of n items needs up to n - 1 in all layers
     together."""

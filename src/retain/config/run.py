@@ -46,8 +46,8 @@ class RunConfig:
     """auto: bf16 if the device has fast bf16 matrix products (CUDA, a CPU with AMX or AVX512_BF16), else fp32. Scores,
     including validation, are always computed in fp32."""
     compile: bool = False
-    """torch.compile the objective's modules (needs a C++ compiler). If that fails, the run is eager, with a note. On a
-    CPU it takes about a minute of the budget in the first run of these sizes, and some seconds in later runs."""
+    """torch.compile the objective's modules (needs a C++ compiler). If that fails, the run is eager, with a note. On
+    a CPU compilation takes about a minute of the budget in the first run of these sizes, and seconds in later runs."""
     validate_every: str = "60s"
     """Budget between validations. The model of the best validation is exported. A checkpoint is saved at each
     validation and every minute."""
