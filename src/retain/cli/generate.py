@@ -97,8 +97,9 @@ def generate_command(argv: list[str]) -> None:
 
 def complete_images(run: Run, path: Path, args: Generate, sampling: dict[str, Any]) -> dict[str, Any]:
     """Draw a PNG with a row per image: given, completed and truth. Returns these and the path as JSON values."""
-    if args.compile or args.count is not None or args.stop:
-        raise Usage("compile, count, stop: completing images reads none of these; leave it out")
+    given = {"compile": args.compile, "count": args.count is not None, "stop": args.stop}
+    for name in (name for name, is_given in given.items() if is_given):
+        raise Usage(f"{name}: completing images does not read it; leave it out")
     if args.complete is not None and args.images:
         raise Usage("complete, images: give one of them")
     if args.complete is not None and args.complete < 1:

@@ -185,8 +185,8 @@ class ImageDataConfig(DatasetDataConfig):
     image_size: Annotated[int, Field(gt=0, le=math.isqrt(LONGEST))] = 28
     """Height and width in pixels to which images are resized."""
     thresholds: tuple[Annotated[int, Field(ge=1, le=255)], ...] = ()
-    """Gray values (1 … 255, ascending) at which the next level begins. One value makes black and white. None: 256
-    levels."""
+    """Gray values (1 … 255, ascending) at which the next level begins. One value makes black and white. The option
+    without a value: 256 levels."""
     invert: bool = False
     """Swap black and white, for dark lines on paper. Thin lines survive when the image is made smaller."""
     events: bool = False
@@ -228,7 +228,7 @@ class SeriesDataConfig(FileDataConfig):
     series: str | None = None
     """The column that names the series of a row. None: all rows are one series."""
     target: tuple[str, ...] = ()
-    """The columns to read and predict. None: the only numeric column that no other setting names."""
+    """The columns to read and predict. If none is named: the only numeric column that no other setting names."""
     covariates: tuple[str, ...] = ()
     """Columns of numbers or categories that are known in advance, also for the step that is predicted."""
     freq: str | None = None
