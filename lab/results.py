@@ -36,7 +36,7 @@ QUICK = Path("runs/results-quick")
 BEGIN, END = "<!-- results begin -->", "<!-- results end -->"
 SIDE_BY_SIDE = "--jobs 2 --threads 1"
 CONTROLLED = "smt,bptt,tbptt,gru,lstm"
-"""`tbptt` is BPTT whose gradient is cut as in DMT: it lacks only the teacher. On copy and keys-values DMT has no cut."""
+"""`tbptt` is BPTT whose gradient is cut as in DMT: it lacks only the teacher. DMT has no cut on copy, keys_values."""
 TASKS = ("retrieval", "copy", "stack", "keys_values", "modular")
 LONGER = "Retrieval over longer sequences"
 PAPERS_CELL = "The paper's cell, a Transformer"
