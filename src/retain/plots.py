@@ -1,4 +1,4 @@
-"""The one style of all pictures: a colour for each method, and Matplotlib figures that need no display."""
+"""The style of all plots: a colour for each method, and Matplotlib figures that need no display."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ METHODS = {
     "gru": "#66a04c",
     "lstm": "#a43e9a",
 }
-"""Method → its colour in every picture. Colour-blind readers can tell any two apart (tests/test_plots.py)."""
+"""Method → its colour in every plot. Colour-blind readers can tell any two apart (tests/test_plots.py)."""
 PALETTE = tuple(METHODS[name] for name in ("one-step", "bptt", "gru", "lstm", "tbptt", "hybrid", "smt", "smt+bptt"))
-"""The same colours in the order for lines that are no methods."""
+"""The same colours, in the order for lines that are not methods."""
 FAINT = "#9aa3ad"
-"""Marks, chance, and what stands behind the lines."""
+"""The colour of marks, of chance, and of anything behind the lines."""
 DPI = 110
 
 
@@ -36,7 +36,7 @@ def pick_colours(methods: Sequence[str | None]) -> list[str]:
 def empty_figure(width: float, height: float) -> Any:
     """Return an empty Matplotlib figure, in inches. Raises ImportError if matplotlib is not installed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # without pyplot: no display is looked for
+    from matplotlib.figure import Figure  # not pyplot, which looks for a display
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)

@@ -1,4 +1,4 @@
-"""A trained RNN as ONNX graphs, of a step, of its readout and of a chunk of tokens, and what it takes to run them."""
+"""Export of a trained RNN as ONNX graphs of a step, of its readout and of a chunk of tokens, and a way to run them."""
 
 from __future__ import annotations
 
@@ -32,39 +32,39 @@ if TYPE_CHECKING:
     import onnx
 
 LIBRARIES = {"torch": "2.13", "onnx": "1.19", "onnxscript": "0.7", "onnxruntime": "1.20"}
-"""The oldest versions that the extra `onnx` takes, and that have been tried."""
+"""The oldest versions that the extra `onnx` accepts. They have been tried."""
 
 SCORED = 256
-"""Validation sequences that are read, one at a time, to say what rounding to int8 costs."""
+"""The validation sequences, read one at a time, that measure the loss from rounding to int8."""
 
 ROUNDING = 1e-4
-"""How far a graph's numbers may be from PyTorch's, as a share of the largest (at least of 1)."""
+"""The largest allowed difference between a graph's numbers and PyTorch's, as a share of the largest (at least of 1)."""
 
 GRAPHS: dict[str, Callable[[Any], Any]] = {"step": lambda step: step, "readout": readout_graph, "chunk": chunk_graph}
-"""What is written, as it is made of the graph of a step."""
+"""Name of a graph → the function that makes it from the graph of a step."""
 
 WHOLE = 2**40
-"""Constants of every size are computed beforehand: only those that are left stand in the file."""
+"""The size limit of constant folding, which no tensor reaches: the file holds only folded constants."""
 
 
 def export_onnx(run: Run, directory: Path, *, int8: bool = False) -> dict[str, Any]:
     """Write a new folder with the ONNX graphs of a run's RNN.
 
     step.onnx reads one token of each stream: token (B,) int64 and memory (B, K, D) float32 → logits of what comes next,
-    (B, V), and next_memory (B, K, D). readout.onnx gives the logits of a memory, as of m_0 before the first token.
+    (B, V), and next_memory (B, K, D). readout.onnx gives the logits of a memory, e.g. of m_0 before the first token.
     chunk.onnx reads tokens (B, T), T at least 1, and gives logits (B, T, V). B and T are free. metadata.json has m_0,
-    the memory to start from, and says what tokens are. A tokenizer is copied.
+    the memory to start from, and the meaning of tokens. The run's tokenizer is copied.
 
     Args:
-        run: As `load_run` gives it.
+        run: The return value of `load_run`.
         directory: The folder to write.
-        int8: Write step-int8.onnx, too, whose weights are int8, and score both graphs on validation data.
+        int8: Also write step-int8.onnx, whose weights are int8, and score both graphs on validation data.
 
     Returns:
-        What metadata.json holds.
+        The contents of metadata.json.
 
     Raises:
-        UserError: The folder exists, a library is missing or too old, the cell can't be traced, or `int8` finds no
+        UserError: The folder exists, a library is missing or too old, the cell can't be traced, or `int8` has no
             data.
     """
     check_libraries()
@@ -80,7 +80,7 @@ def export_onnx(run: Run, directory: Path, *, int8: bool = False) -> dict[str, A
 
 
 def write_graphs(rnn: RNN, folder: Path, names: Sequence[str]) -> RNN:
-    """Write some of GRAPHS into a folder, and return the RNN that they were made of and compared with."""
+    """Write some of GRAPHS into a folder, and return the RNN (float32, on the CPU) that they equal."""
     rnn = copy.deepcopy(rnn).cpu().float().eval().requires_grad_(False)
     step = step_graph(rnn)
     for name in names:
@@ -90,7 +90,7 @@ def write_graphs(rnn: RNN, folder: Path, names: Sequence[str]) -> RNN:
 
 
 def check_libraries() -> None:
-    """Raise UserError unless what the extra `onnx` installs is there, and new enough."""
+    """Raise UserError if a library of the extra `onnx` is missing or too old."""
     for name, least in LIBRARIES.items():
         try:
             version: str = importlib.import_module(name).__version__
@@ -120,7 +120,7 @@ class _Step(nn.Module):
 
 
 def step_graph(rnn: RNN) -> onnx.ModelProto:
-    """Make the ONNX graph of a step, for any number of streams. Raises UserError if the cell can't be traced."""
+    """Return the ONNX graph of a step, for any number of streams. Raises UserError if the cell can't be traced."""
     from onnxscript import optimizer
 
     batch = {0: "batch"}
@@ -148,8 +148,8 @@ def step_graph(rnn: RNN) -> onnx.ModelProto:
 
 
 def forget_sources(model: onnx.ModelProto) -> None:
-    """Take out the stack traces of this machine, which the exporter writes beside every node, and inner shapes."""
-    del model.graph.value_info[:]  # an older quantizer changes weights and leaves their shapes as they were
+    """Remove the stack traces, with paths of this machine, that the exporter puts at every node, and inner shapes."""
+    del model.graph.value_info[:]  # an older quantizer changes weights without changing their shapes here
     for part in (model, model.graph, *model.graph.node, *model.graph.initializer):
         del part.metadata_props[:]
     for value in (*model.graph.input, *model.graph.output):
@@ -158,7 +158,7 @@ def forget_sources(model: onnx.ModelProto) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep to themselves what exporter and quantizer say of their own insides."""
+    """Suppress the log messages and warnings of the exporter and the quantizer."""
     levels = {name: logging.getLogger(name).level for name in ("torch", "onnxscript", "root")}
     try:
         for name in levels:
@@ -172,7 +172,7 @@ def quiet() -> Iterator[None]:
 
 
 def load_session(path: Path) -> Any:
-    """Open a graph in onnxruntime, on one thread: a step is too small to be shared out."""
+    """Open a graph in onnxruntime, on one thread because a step is too small for more."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -193,7 +193,7 @@ def load_step(path: Path) -> Step:
 
 @torch.no_grad()
 def check_graphs(rnn: RNN, folder: Path, names: Sequence[str], length: int = 8) -> None:
-    """Run the graphs in a folder beside the RNN. Raises UserError if they say something else."""
+    """Compare the graphs in a folder with the RNN. Raises UserError if their outputs differ."""
     step, sessions = load_step(folder / "step.onnx"), {name: load_session(folder / f"{name}.onnx") for name in names}
     for streams in (1, 3):
         tokens = torch.arange(streams * length).view(streams, length) % rnn.vocab_size
@@ -218,13 +218,13 @@ def _check_same(theirs: Any, ours: Tensor) -> None:
     apart = float((torch.as_tensor(theirs) - ours).abs().max()) if theirs.shape == ours.shape else float("nan")
     if not apart <= ROUNDING * max(1.0, float(ours.abs().max())):
         raise UserError(
-            f"cell: its ONNX graph differs from it by {apart:.1e}; write its forward so that it does the same "
+            f"cell: its ONNX graph differs from it by {apart:.1e}; write a forward with the same operations "
             "for every input and any number of streams"
         )
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """Return what metadata.json holds, in JSON values."""
+    """Return the contents of metadata.json, in JSON values."""
     rnn = run.rnn
     tokens, width = rnn.m_0.shape
     kind = run.state["kind"]
@@ -247,14 +247,14 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def _as_json(values: Tensor) -> Any:
-    """Write float32 numbers with as many digits as tell them apart."""
+    """Round float32 numbers to the digits that identify them."""
     if values.dim():
         return [_as_json(part) for part in values]
     return float(f"{float(values):.9g}")
 
 
 def write_int8(run: Run, rnn: RNN, folder: Path) -> dict[str, Any]:
-    """Write step-int8.onnx, and return the bits per token of both graphs on validation data, a byte's if it is text."""
+    """Write step-int8.onnx, and return the bits per token of both graphs on validation data."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     if run.state.get("own_data"):
@@ -271,9 +271,9 @@ def write_int8(run: Run, rnn: RNN, folder: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def bits_per_token(step: Step, rnn: RNN, batches: Iterable[dict[str, Tensor]]) -> float:
-    """Score a step on batches of one sequence each, from m_0, as one stream is read.
+    """Return the bits per token of a step on batches of one sequence each, read from m_0.
 
-    In a batch, int8 steps would round a stream's numbers by the largest of all streams.
+    In a larger batch, int8 steps would round each stream's numbers by the largest number of all streams.
     """
     nats, count = 0.0, 0
     for batch in batches:

@@ -1,4 +1,4 @@
-"""ONNX graphs made of that of a step: its readout alone, and a chunk of tokens."""
+"""ONNX graphs made from the graph of a step: its readout alone, and a chunk of tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def readout_graph(step: onnx.ModelProto) -> onnx.ModelProto:
-    """Make the graph that reads a memory (B, K, D) out: the logits (B, V) of what comes next."""
+    """Return the graph that computes the next token's logits (B, V) from a memory (B, K, D)."""
     from onnx.utils import Extractor
 
     model = Extractor(step).extract_model(["next_memory"], ["logits"])
@@ -20,23 +20,23 @@ def readout_graph(step: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def chunk_graph(step: onnx.ModelProto) -> onnx.ModelProto:
-    """Make the graph that reads tokens (B, T) into memory (B, K, D): logits (B, T, V), next_memory (B, K, D).
+    """Return the graph that reads tokens (B, T) into memory (B, K, D): logits (B, T, V), next_memory (B, K, D).
 
-    ONNX's Scan goes through the tokens with the part of the step that makes the next memory, and the readout reads all
-    memories at once. So every cell that has a step has this graph, for any T ≥ 1.
+    ONNX's Scan applies the step's memory update to the tokens in turn. Then the readout computes the logits of all
+    memories at once. So every cell with the graph of a step has this graph, for any T ≥ 1.
     """
     from onnx import TensorProto, checker, helper
     from onnx.compose import add_prefix_graph
     from onnx.utils import Extractor
 
-    # Prefixed, as a name inside a Scan must not be one outside.
+    # Prefixed, because names inside a Scan must differ from those outside.
     cell = add_prefix_graph(Extractor(step).extract_model(["memory", "token"], ["next_memory"]).graph, "cell_")
     readout = add_prefix_graph(readout_graph(step).graph, "readout_")
     memory, logits = (
         [size.dim_value or size.dim_param for size in value.type.tensor_type.shape.dim]
         for value in (step.graph.output[1], step.graph.output[0])
     )
-    # A Scan's body gives the state, which stays, and what is stacked: here the memory is both.
+    # A Scan's body returns its state and the values to stack. Here the memory is both.
     cell.node.append(helper.make_node("Identity", ["cell_next_memory"], ["cell_memory_after"]))
     cell.output.append(helper.make_tensor_value_info("cell_memory_after", TensorProto.FLOAT, memory))
     nodes = [

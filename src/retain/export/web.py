@@ -1,4 +1,4 @@
-"""A static page that runs a trained RNN in the browser: HTML, the ONNX graphs, and what tokens are."""
+"""Export of a static page that runs a trained RNN in the browser: HTML, ONNX graphs, and metadata."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from retain.runs.run import Run
 HERE = Path(__file__).parent
 
 PAGE = {"page.html": "index.html", "page.css": "page.css", "page.js": "page.js"}
-"""Our files, and what they are called in the folder."""
+"""Source file → its name in the exported folder."""
 
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 """The files of onnxruntime-web's `dist` that the page loads."""
 
 CDN_VERSION = "1.30.0"
-"""The version of onnxruntime-web that a page without a runtime of its own loads, and that it was tested with."""
+"""The version of onnxruntime-web that the page was tested with, and that a page without its own runtime loads."""
 
 CDN = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{CDN_VERSION}/dist/"
 
@@ -29,14 +29,14 @@ def export_web(run: Run, directory: Path, runtime: str | Path | None = None) -> 
     """Write a new folder with a page that runs the RNN in the browser; any web server can serve it.
 
     Args:
-        run: As `load_run` gives it, of bytes or of numbers.
+        run: The return value of `load_run`, whose tokens are bytes or numbers.
         directory: The folder to write.
         runtime: The folder of the npm package onnxruntime-web, whose files are copied so that the page works offline.
             None: the page loads CDN_VERSION from a CDN.
 
     Raises:
-        UserError: The folder exists, the run's tokens are subwords, `runtime` is not that package, or what
-            `export_onnx` refuses.
+        UserError: The folder exists, the run's tokens are subwords, `runtime` is not that package, or for a reason of
+            `export_onnx`.
     """
     metadata = describe(run)
     if metadata["codec"] == "tokenizer":
@@ -61,7 +61,7 @@ def export_web(run: Run, directory: Path, runtime: str | Path | None = None) -> 
 
 
 def read_version(package: Path) -> str:
-    """Return the version of the npm package onnxruntime-web in a folder. Raises UserError if it is another, or old."""
+    """Return the version of the npm package onnxruntime-web in a folder. Raises UserError if it is another or old."""
     try:
         about = json.loads((package / "package.json").read_text(encoding="utf-8"))
         name, version = about["name"], str(about["version"])
