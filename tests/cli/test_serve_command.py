@@ -50,7 +50,7 @@ def test_signals_end_it_with_its_sessions_saved(text_run, tmp_path):
         (["--streams", "0"], ["streams: 0 must be at least 1"]),
         (["--queue", "-1"], ["queue: -1 must not be negative"]),
         (["--host", "no.such.host.invalid"], ["host: 'no.such.host.invalid' is not known here", "127.0.0.1"]),
-        (["--host", "192.0.2.1"], ["host: '192.0.2.1' is no address of this machine", "0.0.0.0"]),
+        (["--host", "192.0.2.1"], ["host: '192.0.2.1' is not an address of this machine", "0.0.0.0"]),
         (["--sessions", "FILE"], ["sessions: ", "cannot be written", "--sessions DIR"]),
     ],
 )

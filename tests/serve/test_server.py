@@ -242,7 +242,7 @@ BAD = [
     (b"\xff", 400, None, "body: send one JSON object"),
     ([], 400, None, "body: send one JSON object"),
     ({"prompt": "x" * 2**20}, 413, None, "body: 1048590 bytes are more than 1048576"),
-    ({"model": "gpt-4"}, 404, "model", "model: 'gpt-4' is not served here; ask for 'rnn'"),
+    ({"model": "gpt-4"}, 404, "model", "model: 'gpt-4' is not served here; use 'rnn'"),
     ({"logprobs": 2}, 400, "logprobs", "logprobs: this server does not support it; leave it out"),
     ({"best_of": 2}, 400, "best_of", "best_of: this server does not support it; leave it out"),
     ({"stream_options": {"x": 1}}, 400, "stream_options", "stream_options.x: this server does not support it"),
@@ -259,7 +259,7 @@ BAD = [
     ({"temperature": float("nan")}, 400, "temperature", "temperature: nan is wrong"),
     ({"top_p": 0}, 400, "top_p", "top_p: 0 is wrong"),
     ({"n": 0}, 400, "n", "n: 0 is wrong"),
-    ({"n": 321}, 400, "n", "n: 321 texts are more than run and wait at once, 320"),
+    ({"n": 321}, 400, "n", "n: 321 texts are more than can run and wait, 320"),
     ({"seed": -1}, 400, "seed", "seed: -1 is wrong"),
     ({"stop": [""]}, 400, "stop", "stop: send one to four strings"),
     ({"stop": list("abcde")}, 400, "stop", "stop: send one to four strings"),
@@ -281,7 +281,7 @@ def test_other_ways_to_be_wrong(server):
     status, answer = post(f"{server.url}/chat", {})
     assert (status, answer["error"]["message"].split(";")[0]) == (
         404,
-        "path: POST /v1/chat/completions is none of POST /v1/completions, GET /v1/models",
+        "path: POST /v1/chat/completions is neither POST /v1/completions nor GET /v1/models",
     )
     with pytest.raises(openai.NotFoundError, match="there is no 'nobody'"):
         server.client.delete("/sessions/nobody", cast_to=object)
@@ -312,7 +312,7 @@ def test_sessions_are_saved_at_the_end_and_taken_up(run, text_run, retrieval_run
         whole = texts(complete(server, max_tokens=21, temperature=0))[0]
         said = texts(complete(server, **asked, extra_body={"session": "é/ 🐈"}))[0]
         complete(server, **asked, extra_body={"session": "b"})
-        with pytest.raises(UserError, match="sessions: another server has"), serving(run, tmp_path):
+        with pytest.raises(UserError, match="sessions: another server uses"), serving(run, tmp_path):
             pass
     assert server.saved == 2
     with serving(run, tmp_path) as server:
@@ -347,9 +347,9 @@ def test_texts_under_way_at_the_end_are_told(run, tmp_path, monkeypatch):
             rest = others.submit(list, events)
             whole = others.submit(complete, server, **LONG)
             assert complete(server, max_tokens=50).usage.completion_tokens == 50
-        with pytest.raises(openai.APIError, match="server: it is ending"):
+        with pytest.raises(openai.APIError, match="server: it is shutting down"):
             rest.result()
-        with pytest.raises(openai.InternalServerError, match="server: it is ending"):
+        with pytest.raises(openai.InternalServerError, match="server: it is shutting down"):
             whole.result()
     assert server.saved == 1, "the session is as it was before the call that did not end"
 

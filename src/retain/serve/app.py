@@ -22,11 +22,11 @@ from retain.serve.sessions import Sessions
 from retain.serve.worker import Worker
 
 BODY = 2**20
-"""The most bytes of a request's body."""
+"""The most bytes that a request's body may have."""
 
 
 class BodyLimit:
-    """Refuses a body of more than BODY bytes. What comes of it is read and thrown away, so that a client hears why."""
+    """Middleware that refuses a body of more than BODY bytes. The rest is discarded, so the client gets the error."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -43,14 +43,14 @@ class BodyLimit:
                 if size <= BODY or part["type"] != "http.request":
                     return part
                 if not part.get("more_body"):
-                    message = f"body: {size} bytes are more than {BODY}; send a long text in parts, to one session"
+                    message = f"body: {size} bytes are more than {BODY}; send a long text in parts to one session"
                     raise HTTPException(413, message)
 
         await self.app(scope, limited, send)
 
 
 def make_app(codec: Codec, worker: Worker, sessions: Sessions, name: str) -> FastAPI:
-    """Make the application; `name` is the model's, as clients give it."""
+    """Return the application; `name` is the model's name for clients."""
 
     @asynccontextmanager
     async def working(app: FastAPI) -> AsyncIterator[None]:
@@ -79,7 +79,7 @@ def make_app(codec: Codec, worker: Worker, sessions: Sessions, name: str) -> Fas
     @app.post("/v1/completions")
     async def completions(asked: CompletionRequest, request: Request) -> Any:
         check_model(asked.model)
-        # A tokenizer takes a while for a long text, and the other requests should not wait.
+        # In a thread, because a tokenizer is slow on a long text and the other requests should not wait.
         prompts = await asyncio.to_thread(list_prompts, asked, codec)
         completion = Completion(asked, prompts, name, codec, worker, sessions)
         if asked.stream:
@@ -91,7 +91,7 @@ def make_app(codec: Codec, worker: Worker, sessions: Sessions, name: str) -> Fas
 
     def check_model(named: str | None) -> None:
         if named not in (None, name):
-            raise Refusal(404, f"model: {named!r} is not served here; ask for {name!r}", "model", "model_not_found")
+            raise Refusal(404, f"model: {named!r} is not served here; use {name!r}", "model", "model_not_found")
 
     @app.exception_handler(Refusal)
     async def refuse(request: Request, refusal: Refusal) -> JSONResponse:
@@ -107,11 +107,11 @@ def make_app(codec: Codec, worker: Worker, sessions: Sessions, name: str) -> Fas
         if error.status_code == 400:  # JSON too deep, or with too long a number
             detail = f"body: {WANTED['']}"
         elif error.status_code in (404, 405):
-            detail = f"path: {request.method} {request.url.path} is none of POST /v1/completions, GET /v1/models"
+            detail = f"path: {request.method} {request.url.path} is neither POST /v1/completions nor GET /v1/models"
         return await refuse(request, Refusal(error.status_code, detail))
 
     @app.exception_handler(Exception)
     async def fail(request: Request, error: Exception) -> JSONResponse:
-        return await refuse(request, Refusal(500, "server: this is a defect; its log has the traceback"))
+        return await refuse(request, Refusal(500, "server: internal error; the log has the traceback"))
 
     return app

@@ -1,4 +1,4 @@
-"""Streams side by side in one batch, which they join and leave at any step."""
+"""A batch of streams, which can join and leave at any step."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from retain.serve.codec import Bytes
 from retain.serve.sampling import Sampling, sample_each
 
 AHEAD = 64
-"""Tokens of a long prompt that are read at once: by `rollout` they cost less each, and the other streams wait for no
-more of them."""
+"""Tokens of a long prompt that are read at once. `rollout` is faster per token than a step. The other streams wait for
+this many at most."""
 
 
 @dataclass(eq=False)
 class Stream:
-    """A text that is being made. Its memory is constant in size, whatever was read."""
+    """A text that is being generated. Its memory has a constant size, whatever was read."""
 
     tokens: list[int]
-    """Yet to be read, from `at` on: the prompt, then each token that was sampled."""
+    """The prompt, then each sampled token. The tokens from `at` on are unread."""
     length: int
-    """Tokens that it may still sample."""
+    """The number of tokens that may still be sampled."""
     sampling: Sampling
     reader: Bytes | Subwords
     text: Text
     memory: Tensor | None = None
-    """(K, D), where it begins; None is m_0. At the end, if it is `kept`, the memory after all of its tokens."""
+    """(K, D), the memory at the start; None is m_0. At the end, if `kept`, the memory after all tokens."""
     kept: bool = False
-    """Whether the last token is read, too, since the stream goes on later."""
+    """Whether the last token is also read, because a session continues from there."""
     at: int = 0
     sampled: int = 0
     finish: str | None = None
@@ -44,20 +44,20 @@ class Stream:
 
     @property
     def unread(self) -> int:
-        """How many tokens are to be read."""
+        """The number of unread tokens."""
         return len(self.tokens) - self.at
 
     def take(self, count: int) -> list[int]:
-        """Take the next tokens that are to be read."""
+        """Return the next `count` unread tokens, which then count as read."""
         self.at += count
         return self.tokens[self.at - count : self.at]
 
     def add(self, token: int) -> str:
-        """Add a token that was sampled, and return the text that is now certain."""
+        """Add a sampled token, and return the text that is now certain."""
         said = self.text.read(token).text
         self.length -= 1
         self.sampled += 1
-        # The end symbol is no part of the text: a session stands before it.
+        # The end symbol is not part of the text, so a session's memory does not read it.
         self.tokens, self.at = [token], int(token == self.text.end)
         if self.length == 0 or self.text.ended:
             said += self.text.rest()
@@ -66,7 +66,7 @@ class Stream:
 
 
 class News(NamedTuple):
-    """What a step has made of a stream."""
+    """The result of a step for one stream."""
 
     stream: Stream
     text: str
@@ -84,7 +84,7 @@ class Batch:
 
     @torch.inference_mode()
     def add(self, streams: Iterable[Stream]) -> None:
-        """Let streams join."""
+        """Add streams."""
         for stream in streams:
             start = self.rnn.m_0 if stream.memory is None else stream.memory.to(self.rnn.m_0.device)
             self.memory = torch.cat([self.memory, start[None]])
@@ -92,7 +92,7 @@ class Batch:
 
     @torch.inference_mode()
     def drop(self, has_left: Callable[[Stream], bool]) -> None:
-        """Let streams leave."""
+        """Remove the streams for which `has_left` is true."""
         stay = [i for i, stream in enumerate(self.streams) if not has_left(stream)]
         if len(stay) < len(self.streams):
             self.memory = self.memory[stay]
@@ -100,12 +100,12 @@ class Batch:
 
     @torch.inference_mode()
     def step(self) -> list[News]:
-        """Read a token of every stream, and sample one of each that has read its prompt. What has ended has left."""
+        """Read a token of every stream, sample one for each that has read its prompt, and remove those that ended."""
         self._read()
         said = self._sample()
         for row, stream in enumerate(self.streams):
             if stream.length == 0 and stream.finish is None:
-                stream.finish = "length"  # it was only to be read
+                stream.finish = "length"  # max_tokens was 0
             if stream.kept and stream.finish and not stream.unread:
                 stream.memory = self.memory[row].clone()
         ended = {s for s in self.streams if s.finish and (s.finish == "error" or not (s.kept and s.unread))}
@@ -116,7 +116,7 @@ class Batch:
 
     def _read(self) -> None:
         long = [row for row, stream in enumerate(self.streams) if stream.unread > AHEAD]
-        if long:  # one at a step, each in its turn
+        if long:  # one of them per step, in turn
             row = long[self.steps % len(long)]
             part = torch.tensor([self.streams[row].take(AHEAD)], device=self.memory.device)
             self.memory[row] = self.rnn.rollout(part, self.memory[row : row + 1])[0, -1]
@@ -130,7 +130,7 @@ class Batch:
             self.memory[rows] = self.rnn.update(self.memory[rows], tokens)
 
     def _sample(self) -> dict[Stream, str]:
-        """Return what each stream that samples has to say."""
+        """Sample a token for each stream that has read its prompt, and return the new texts."""
         rows = [i for i, stream in enumerate(self.streams) if not stream.unread and stream.length and not stream.finish]
         if not rows:
             return {}
@@ -139,6 +139,6 @@ class Batch:
         for stream, largest in zip(streams, logits.amax(-1).tolist(), strict=True):
             if not math.isfinite(largest):
                 stream.finish = "error"
-        # What is drawn of logits that are not finite is thrown away.
+        # Tokens drawn from logits that are not finite are discarded.
         tokens = sample_each(logits.nan_to_num(), [stream.sampling for stream in streams])
         return {s: s.add(token) for s, token in zip(streams, tokens, strict=True) if s.finish is None}

@@ -1,4 +1,4 @@
-"""What turns texts into a run's tokens and back, with what a session keeps of a character that has not ended."""
+"""Texts to a run's tokens and back, with the incomplete character that a session keeps between calls."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from retain.runs.data import read_tokenizer
 from retain.runs.run import Run
 
 Tail = dict[str, Any]
-"""What is held back of a text, as JSON values; its size is bounded."""
+"""The incomplete end of a text, as JSON values of bounded size."""
 
 
 class Bytes:
-    """The text of bytes, as they come: each character as soon as it is complete."""
+    """The decoder of bytes, which gives each character as soon as it is complete."""
 
     def __init__(self, begun: bytes = b""):
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -27,14 +27,14 @@ class Bytes:
         return self.decoder.decode(bytes([token]))
 
     def rest(self) -> str:
-        """Return nothing: a character that has not ended is not cut."""
+        """Return nothing, because an incomplete character has no text."""
         return ""
 
 
 class Codec:
-    """Texts and tokens of a run of text.
+    """The encoder and decoder of a run of text.
 
-    Raises UserError if the run is of something else.
+    Raises UserError if the run is not of text.
     """
 
     def __init__(self, run: Run):
@@ -47,7 +47,7 @@ class Codec:
         self.end: int | None = run.state.get("end")
 
     def encode(self, text: str) -> list[int]:
-        """Turn a text into tokens. Raises UserError for what the run has no tokens for."""
+        """Turn a text into tokens. Raises UserError for a text that the run has no tokens for."""
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -55,19 +55,19 @@ class Codec:
         return read_prompt(self.tokenizer, text) if self.tokenizer else encode(text, "text", len(self.tokens))
 
     def check(self, tokens: list[int]) -> list[int]:
-        """Return tokens that came as such. Raises UserError for one that the run does not have."""
+        """Return tokens that were sent as a prompt. Raises UserError for one that the run does not have."""
         if wrong := [token for token in (min(tokens, default=0), max(tokens, default=0)) if token not in self.tokens]:
             raise UserError(f"prompt: {wrong[0]} is not among the tokens 0 … {len(self.tokens) - 1}")
         return tokens
 
     def decode(self, tokens: list[int]) -> str:
-        """Turn tokens into text. The end symbol of bytes has none."""
+        """Turn tokens into text. The end symbol of bytes has no text."""
         if self.tokenizer:
             return str(self.tokenizer.decode(tokens, skip_special_tokens=False))
         return decode([token for token in tokens if token < 256], "text")
 
     def reader(self, before: list[int], tail: Tail | None = None) -> Bytes | Subwords:
-        """Make what reads the tokens after `before`; or, if there are none, after the text that left `tail`."""
+        """Return a decoder of the tokens after `before`, or, if `before` is empty, after the text that left `tail`."""
         tail = {} if before or tail is None else tail
         if not self.tokenizer:
             return Bytes(bytes(tail.get("next", [])))
@@ -77,7 +77,7 @@ class Codec:
 
 
 def tail_of(reader: Bytes | Subwords) -> Tail:
-    """Return what a later reader needs to go on after this one, whose `rest` was given out."""
+    """Return the state from which another reader continues after this one, whose `rest` was given out."""
     if isinstance(reader, Bytes):
         return {"next": list(reader.decoder.getstate()[0])}
     return {"last": reader.last, "next": reader.next, "known": reader.known + reader.rest()}

@@ -1,4 +1,4 @@
-"""One request from its streams to its answer, whole or as events."""
+"""The answer to a request, whole or as events."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from retain.serve.worker import Job, Worker
 class Completion:
     """The answer to one request, in OpenAI's form.
 
-    It holds the request's session until its stream has ended, and only then changes it: a call that fails, or whose
-    client hangs up, leaves the session as it was.
+    The request's session is reserved until its stream has ended, and changes only then. If the call fails or the client
+    disconnects, the session does not change.
 
     Args:
         asked: The request.
         prompts: Its prompts, as tokens.
         model: The name of the model.
         codec: Turns tokens into text.
-        worker: Makes the texts.
-        sessions: Where the request's session is.
+        worker: Generates the texts.
+        sessions: The server's sessions.
 
     Raises:
-        Refusal: There is no room for it, or its session is in use.
+        Refusal: There is no room for the request, or its session is in use.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class Completion:
             raise
 
     def close(self) -> None:
-        """Let go of the places in the batch and of the session, if they are still held."""
+        """Release the places in the batch and the session, if they are still held."""
         self.job.cancel()
         self._give_back()
 
     async def whole(self) -> dict[str, Any]:
-        """Wait for all texts. Raises Refusal."""
+        """Wait for all texts, and return the answer. Raises Refusal."""
         said = [self._echo(number) for number in range(len(self.job.streams))]
         async for news in self.job.listen():
             for number, text, _ in news:
@@ -74,7 +74,7 @@ class Completion:
         return {**self.head, "choices": choices, "usage": self._usage()}
 
     async def events(self) -> AsyncIterator[str]:
-        """Give the texts as they come, as server-sent events; an error is one, too."""
+        """Yield the texts as they are generated, as server-sent events. An error is an event, too."""
         wants_usage = self.asked.stream_options is not None and self.asked.stream_options.include_usage
         more = {"usage": None} if wants_usage else {}
         try:
@@ -93,7 +93,7 @@ class Completion:
     def _ended(self, stream: Stream) -> None:
         if self.session is not None:
             self.session.memory, self.session.tail = stream.memory, tail_of(stream.reader)
-            self._give_back()  # before the client hears of the end, which may call again at once
+            self._give_back()  # before the client gets the end, because it may call again at once
 
     def _give_back(self) -> None:
         if self.session is not None:
@@ -116,7 +116,7 @@ def _event(body: dict[str, Any]) -> str:
 
 
 class Events(StreamingResponse):
-    """Server-sent events of a completion, which is closed when they are sent or the client hangs up."""
+    """Server-sent events of a completion, which is closed when they are sent or the client disconnects."""
 
     def __init__(self, completion: Completion):
         super().__init__(completion.events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
@@ -131,7 +131,7 @@ class Events(StreamingResponse):
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
-    """Return what `work` comes to. Raises Refusal, which nobody hears, if the client hangs up before."""
+    """Return the result of `work`. Raises Refusal, which nobody receives, if the client disconnects before."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -141,7 +141,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, dict[str, Any]
     try:
         await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise Refusal(499, "client: it has hung up")
+            raise Refusal(499, "client: it has disconnected")
         return await working
     finally:
         working.cancel()

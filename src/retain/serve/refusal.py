@@ -1,4 +1,4 @@
-"""What the server answers instead of a text."""
+"""The errors that the server answers with."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Any
 
 
 class Refusal(Exception):
-    """A request that gets no text, or no more of it; `body` is the error as OpenAI's clients read it.
+    """An error that ends a request; `body` is in the form that OpenAI's clients read.
 
     Args:
         status: The HTTP status.
         message: One line that names the field, its value and the remedy.
-        param: The field of the request that is wrong, if it is one.
-        code: A word for programs.
+        param: The field of the request that is wrong, if any.
+        code: An identifier for programs.
     """
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):

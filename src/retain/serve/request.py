@@ -1,4 +1,4 @@
-"""What a request may ask for, and the streams that it asks for."""
+"""The fields of a request, and the streams that are made from them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ NEUTRAL: dict[str, Any] = {
     "logit_bias": {},
     "suffix": "",
 }
-"""Values of OpenAI's other fields that ask for nothing."""
+"""Values of OpenAI's other fields that have no effect."""
 LONGEST = 2**16
-"""Tokens that one call samples at most; a session goes on from there."""
+"""The most tokens that one call samples. A session can continue from there."""
 
 
 Word = Annotated[str, Field(min_length=1, max_length=256)]
@@ -41,7 +41,7 @@ class StreamOptions(BaseModel):
 
 
 class CompletionRequest(BaseModel):
-    """The fields of OpenAI's /v1/completions that this server reads, and `session`; null is as if left out."""
+    """The fields of OpenAI's /v1/completions that this server reads, and `session`. A null field counts as left out."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     model: str | None = None
@@ -60,7 +60,7 @@ class CompletionRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def leave_out_what_asks_for_nothing(cls, values: Any) -> Any:
-        """Take away null and NEUTRAL values."""
+        """Remove null and NEUTRAL values."""
         if not isinstance(values, dict):
             return values
         return {k: v for k, v in values.items() if v is not None and not (k in NEUTRAL and v == NEUTRAL[k])}
@@ -71,11 +71,11 @@ WANTED = {
     "prompt": "send a text, a list of texts, or tokens as a list of numbers or of such lists",
     "stop": "send one to four strings of 1 to 256 characters",
 }
-"""What fields must be, for those that pydantic describes at length."""
+"""Messages for the fields that pydantic describes at length."""
 
 
 def explain_errors(errors: Sequence[Mapping[str, Any]]) -> Refusal:
-    """Put pydantic's errors into one line about the first field that is wrong."""
+    """Return the first of pydantic's errors as one line about the field that is wrong."""
     error = errors[0]
     where = [str(part) for part in error["loc"][1:]]
     if error["type"] == "json_invalid":
@@ -88,7 +88,7 @@ def explain_errors(errors: Sequence[Mapping[str, Any]]) -> Refusal:
 
 
 def list_prompts(request: CompletionRequest, codec: Codec) -> list[list[int]]:
-    """Return the tokens of every prompt. Raises Refusal if the run has none for one."""
+    """Return the tokens of every prompt. Raises Refusal for a prompt that the run has no tokens for."""
     given: Any = request.prompt
     if isinstance(given, str) or (given and isinstance(given[0], int)):
         given = [given]
@@ -103,9 +103,9 @@ def list_prompts(request: CompletionRequest, codec: Codec) -> list[list[int]]:
 def make_streams(
     request: CompletionRequest, prompts: list[list[int]], codec: Codec, session: Session | None
 ) -> list[Stream]:
-    """Make the streams of a request: n of every prompt, the i-th of all sampled with seed + i.
+    """Return the streams of a request: n for every prompt, where the i-th of all is sampled with seed + i.
 
-    Raises Refusal if a session would be more than one stream.
+    Raises Refusal if a request with a session has more than one stream.
     """
     if session is not None and len(prompts) * request.n > 1:
         raise Refusal(400, "session: it is one stream; send one prompt, and n = 1", "session")

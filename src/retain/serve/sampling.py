@@ -1,4 +1,4 @@
-"""Sampling for streams side by side, each with settings and random numbers of its own."""
+"""Sampling for a batch of streams, each with its own settings and random numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Sampling(NamedTuple):
-    """How a stream samples; see `retain.inference.generate.sample`, the slow twin, for a stream alone."""
+    """The sampling settings of a stream. `retain.inference.generate.sample` is the slow twin for one stream."""
 
     temperature: float
     top_p: float
@@ -18,9 +18,9 @@ class Sampling(NamedTuple):
 
 
 def sample_each(logits: Tensor, settings: Sequence[Sampling]) -> list[int]:
-    """Draw one token per row, logits (B, V), each as `sample` draws it alone on a CPU with the row's settings.
+    """Draw one token per row of the logits (B, V), each as `sample` draws it on a CPU with the row's settings.
 
-    A row is independent of the others, and takes one random number unless its temperature is 0.
+    Rows are independent. Each takes one random number unless its temperature is 0.
     """
     if all(row.temperature == 0 for row in settings):
         return logits.argmax(-1).tolist()

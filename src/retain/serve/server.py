@@ -1,4 +1,4 @@
-"""The process that serves: its socket, its signals, and its sessions' folder."""
+"""The server process: its socket, its signals, and its sessions' folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from retain.serve.sessions import kept_in
 from retain.serve.worker import Worker
 
 GRACE = 5.0
-"""Seconds that texts have to end when the server is asked to stop."""
+"""Seconds that texts have to finish when the server stops."""
 
 
 def serve(
@@ -35,28 +35,28 @@ def serve(
     ready: Callable[[int], None] = lambda sessions: None,
     stop: threading.Event | None = None,
 ) -> int:
-    """Serve a run until Ctrl-C, SIGTERM or `stop`, and return how many sessions are saved.
+    """Serve a run until Ctrl-C, SIGTERM or `stop`, and return the number of saved sessions.
 
     Args:
         run: A run of text.
-        listening: Where clients connect; see `open_socket`. It is closed at the end.
-        folder: Sessions are taken up from here, and saved here at the end, however it comes.
+        listening: The socket that clients connect to; see `open_socket`. It is closed at the end.
+        folder: Sessions are loaded from here, and saved here at the end, also after an error.
         name: The model's name for clients.
-        streams: How many texts step together.
-        queue: How many more wait for a place; the next are refused.
-        ready: Called with the number of sessions that were taken up, before the first request.
-        stop: Set it to end the server, beside signals.
+        streams: The most texts that step together.
+        queue: The most texts that wait beside them. More are refused.
+        ready: Called with the number of loaded sessions, before the first request.
+        stop: An event that stops the server, as signals do.
 
     Raises:
-        UserError: The run is of no text, or the folder is not to be had.
-        CheckpointError: The folder's sessions are damaged, or the disk refuses them.
+        UserError: The run is not of text, or the folder cannot be used.
+        CheckpointError: The folder's sessions are damaged, or cannot be written.
     """
     with listening:
         codec = Codec(run)
         with kept_in(folder, run.rnn) as sessions, stop_signals() as asked:
             worker = Worker(run.rnn, streams, queue)
             app = make_app(codec, worker, sessions, name)
-            # Its own logger would write of every request, and set up logging for the whole process.
+            # Without uvicorn's logger, which would log every request and configure logging for the whole process.
             config = uvicorn.Config(
                 app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=int(GRACE) + 5
             )
@@ -67,7 +67,7 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    """A server that ends when it is asked to, and lets the worker end what takes longer than GRACE."""
+    """A uvicorn server that stops when `stopped` returns True, and ends texts that take longer than GRACE."""
 
     def __init__(self, config: uvicorn.Config, worker: Worker, stopped: Callable[[], bool]):
         super().__init__(config)
@@ -75,21 +75,21 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals to `stop_signals`: uvicorn would raise them again at its end."""
+        """Leave signals to `stop_signals`, because uvicorn would raise them again at its end."""
         yield
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to end."""
+        """Return whether to stop."""
         return self.stopped() or await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let what is under way end."""
+        """Give texts GRACE seconds to finish, and shut down."""
         asyncio.get_running_loop().call_later(GRACE, self.worker.end)
         await super().shutdown(sockets)
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """Listen at a host and port; port 0 is any that is free. Raises UserError if that cannot be."""
+    """Listen at a host and port, where port 0 means any free port. Raises UserError if that fails."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listening = socket.create_server(address[:2], family=family, backlog=2048)
@@ -99,16 +99,16 @@ def open_socket(host: str, port: int) -> socket.socket:
         remedies: dict[int | None, str] = {
             errno.EADDRINUSE: f"port: {port} is in use; end what listens there, or give another --port",
             errno.EACCES: f"port: {port} may not be opened by this user; give one above 1023",
-            errno.EADDRNOTAVAIL: f"host: {host!r} is no address of this machine; use 127.0.0.1, or 0.0.0.0 for all",
+            errno.EADDRNOTAVAIL: f"host: {host!r} is not an address of this machine; use 127.0.0.1, or 0.0.0.0 for all",
         }
         why = f"port: {port} at {host!r} cannot be opened, {error.strerror}; give another --port"
         raise UserError(remedies.get(error.errno, why)) from None
-    # Connections inherit it. Without it the body of an answer waits 40 ms for the client to acknowledge the head.
+    # Connections inherit this option. Without it, an answer's body waits 40 ms until the client acknowledges the head.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 
 
 def address_of(listening: socket.socket) -> str:
-    """Return the base URL that clients are given."""
+    """Return the base URL for clients."""
     host, port, *_ = listening.getsockname()
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"

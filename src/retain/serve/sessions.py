@@ -1,4 +1,4 @@
-"""Memories that are kept between calls, each of constant size, and from one start of the server to the next."""
+"""Memories of constant size that are kept between calls, and between one start of the server and the next."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from retain.serve.codec import Tail
 from retain.serve.refusal import Refusal
 
 MOST = 10_000
-"""Sessions that are kept at once."""
+"""The most sessions that are kept."""
 SAVED = "saved"
 
 
@@ -41,33 +41,33 @@ class Sessions:
         self.kept: dict[str, Session] = {}
 
     def take(self, name: str) -> Session:
-        """Take a session, or begin it, for one call; the caller gives it back. Raises Refusal."""
+        """Reserve a session for one call, beginning it if it is new; the caller gives it back. Raises Refusal."""
         session = self.kept.get(name)
         if session is not None and session.busy:
-            raise Refusal(409, f"session: {name!r} is in use by another call; wait for its end", "session")
+            raise Refusal(409, f"session: {name!r} is in use by another call; wait until that ends", "session")
         if session is None and len(self.kept) >= MOST:
-            message = f"session: {MOST} are kept already; DELETE /v1/sessions/NAME those that are over"
+            message = f"session: {MOST} are kept already; send DELETE /v1/sessions/NAME for those that ended"
             raise Refusal(429, message, "session", "too_many_sessions")
         session = self.kept.setdefault(name, Session())
         session.busy = True
         return session
 
     def give_back(self, name: str) -> None:
-        """Let another call have the session. One whose first call has not come to its end is forgotten."""
+        """Release a session for other calls. Delete it if its first call failed."""
         session = self.kept[name]
         session.busy = False
         if session.memory is None:
             del self.kept[name]
 
     def delete(self, name: str) -> None:
-        """Forget a session. Raises Refusal if there is none, or if it is in use."""
+        """Delete a session. Raises Refusal if there is none, or if it is in use."""
         if name not in self.kept:
             raise Refusal(404, f"session: there is no {name!r}", "session")
         self.take(name)
         del self.kept[name]
 
     def save(self, folder: Path, model: str) -> int:
-        """Write all sessions into `folder` at once, and return how many. Raises CheckpointError."""
+        """Write all sessions into `folder`, all or none, and return their number. Raises CheckpointError."""
         kept = {name: session for name, session in self.kept.items() if session.memory is not None}
         if kept or (folder / SAVED).exists():
             memories = [session.memory.cpu() for session in kept.values() if session.memory is not None]
@@ -77,14 +77,14 @@ class Sessions:
         return len(kept)
 
     def load(self, folder: Path, model: str) -> int:
-        """Take up what `save` wrote, and return how many. Raises UserError or CheckpointError."""
+        """Load the sessions that `save` wrote, and return their number. Raises UserError or CheckpointError."""
         tidy(folder, SAVED)
         if not (folder / SAVED).exists():
             return 0
         tensors, state = load_files(folder / SAVED)
         if state["model"] != model:
             raise UserError(
-                f"sessions: {folder / SAVED} is of another RNN, maybe of this run before it was trained on; "
+                f"sessions: {folder / SAVED} is of another RNN, maybe of this run before more training; "
                 "move it away, or give --sessions DIR"
             )
         for number, named in enumerate(state["sessions"]):
@@ -93,7 +93,7 @@ class Sessions:
 
 
 def model_digest(rnn: RNN) -> str:
-    """Return what tells this RNN from any other: memories mean nothing to another."""
+    """Return a hash of the RNN's weights, because a memory is of use only to the RNN that made it."""
     digest = hashlib.sha256()
     for name, value in rnn.state_dict().items():
         digest.update(name.encode() + value.cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -102,11 +102,11 @@ def model_digest(rnn: RNN) -> str:
 
 @contextmanager
 def kept_in(folder: Path, rnn: RNN) -> Iterator[Sessions]:
-    """Take up the sessions in `folder`, and save them there at the end, however it comes.
+    """Load the sessions in `folder`, and save them there at the end, also after an error.
 
     Raises:
-        UserError: The folder cannot be written, another process has it, or its sessions are of another RNN.
-        CheckpointError: Its sessions are damaged, or the disk refuses them.
+        UserError: The folder cannot be written, another process uses it, or its sessions are of another RNN.
+        CheckpointError: Its sessions are damaged, or cannot be written.
     """
     model, sessions = model_digest(rnn), Sessions()
     with ExitStack() as held:
@@ -115,7 +115,7 @@ def kept_in(folder: Path, rnn: RNN) -> Iterator[Sessions]:
         except OSError as error:
             raise UserError(f"sessions: {folder} cannot be written, {error.strerror}; give --sessions DIR") from error
         except UserError:
-            message = f"sessions: another server has {folder}; end it, or give another --sessions DIR"
+            message = f"sessions: another server uses {folder}; stop it, or give another --sessions DIR"
             raise UserError(message) from None
         sessions.load(folder, model)
         held.callback(sessions.save, folder, model)

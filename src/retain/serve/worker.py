@@ -1,4 +1,4 @@
-"""The one worker that steps all streams, and the requests that wait for it."""
+"""The worker that steps all streams, and the requests that wait for it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ log = logging.getLogger("retain")
 
 
 class Job:
-    """The streams of one request, and what they have said since somebody last listened.
+    """The streams of one request, and their text that was not delivered yet.
 
     Args:
-        streams: The request's.
-        ended: Called for each stream that comes to its end, before that is told.
-        at_once: Whether each piece of text is told as it comes, or all when the last stream has ended.
+        streams: The request's streams.
+        ended: Called for each stream that ends, before `listen` yields its end.
+        at_once: Whether `listen` yields each piece of text at once, or all when the last stream has ended.
     """
 
     def __init__(self, streams: Sequence[Stream], ended: Callable[[Stream], None], at_once: bool):
@@ -32,7 +32,7 @@ class Job:
         self.refusal: Refusal | None = None
 
     def hear(self, news: News) -> None:
-        """Take what a step has made of one of the streams."""
+        """Take the result of a step for one of the streams."""
         self._said[news.stream] += news.text
         if news.ended:
             self._left.discard(news.stream)
@@ -51,12 +51,12 @@ class Job:
         self._changed.set()
 
     def cancel(self) -> None:
-        """Let all streams leave the batch or the queue before the next step."""
+        """Have all streams removed from the batch and the queue before the next step."""
         for stream in self._left:
             stream.cancelled = True
 
     async def listen(self) -> AsyncIterator[list[tuple[int, str, str | None]]]:
-        """Yield what is new: the number of a stream, its text, and why it has ended, if it has.
+        """Yield lists of new texts: the number of a stream, its text, and why it ended or None.
 
         Raises Refusal if the streams end with an error.
         """
@@ -78,10 +78,10 @@ class Job:
 
 
 class Worker:
-    """Steps up to `size` streams together; `queue` more may wait for a place.
+    """The loop that steps up to `size` streams together; `queue` more may wait for a place.
 
-    A step, in a thread of its own, touches the batch alone, which the event loop leaves alone meanwhile. So there is no
-    lock, and requests are read and answered while the RNN computes.
+    A step runs in a thread, and uses only the batch, which the event loop does not touch meanwhile. So no lock is
+    needed, and requests are read and answered while the RNN computes.
     """
 
     def __init__(self, rnn: RNN, size: int, queue: int):
@@ -95,9 +95,9 @@ class Worker:
         """Queue the streams of a request. Raises Refusal if there is no room for them."""
         streams = job.streams
         if self._ending:
-            raise Refusal(503, "server: it is ending; try again when it is back", code="ending")
+            raise Refusal(503, "server: it is shutting down; try again later", code="ending")
         if len(streams) > self.capacity:
-            message = f"n: {len(streams)} texts are more than run and wait at once, {self.capacity}; ask for fewer"
+            message = f"n: {len(streams)} texts are more than can run and wait, {self.capacity}; request fewer"
             raise Refusal(400, message, "n")
         if len(self.jobs) + len(streams) > self.capacity:
             raise Refusal(
@@ -108,10 +108,10 @@ class Worker:
         self._work.set()
 
     def end(self) -> None:
-        """Take no more requests, and end those that are not done with an error."""
+        """Refuse new requests, and end the unfinished ones with an error."""
         self._ending = True
         for job in list(self.jobs.values()):
-            job.fail(Refusal(503, "server: it is ending; try again when it is back", code="ending"))
+            job.fail(Refusal(503, "server: it is shutting down; try again later", code="ending"))
 
     async def run(self) -> None:
         """Step until cancelled."""
@@ -127,7 +127,7 @@ class Worker:
                     for news in await loop.run_in_executor(thread, self.batch.step):
                         self._tell(news)
                 except Exception:
-                    log.exception("serve: a step failed; the texts that were being made end with an error")
+                    log.exception("serve: a step failed; the texts in progress end with an error")
                     self._fail_all()
 
     def _change_places(self) -> None:
