@@ -57,7 +57,7 @@ def plainly() -> Iterator[None]:
 
 
 def plain(side: Callable[[], Any]) -> Callable[[], Any]:
-    """Return this side, run `plainly`."""
+    """Return a function that runs this side `plainly`."""
 
     def run() -> Any:
         with plainly():

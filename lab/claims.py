@@ -49,7 +49,7 @@ def scores(name: str, method: str) -> list[float]:
 def judge(ours: Sequence[float], theirs: Sequence[float], higher_is_better: bool) -> str:
     """Return "level" if the means differ by at most two standard errors of their difference, else "ahead" or "behind".
 
-    One seed has no standard error. The verdict then names this.
+    With one seed there is no standard error, and the verdict says so.
     """
     ahead = (statistics.mean(ours) - statistics.mean(theirs)) * (1 if higher_is_better else -1)
     if min(len(ours), len(theirs)) < 2:

@@ -90,7 +90,7 @@ def main() -> None:
     from retain.training.loop import train
 
     parser = argparse.ArgumentParser(prog="python -m lab.demo", description=__doc__)
-    parser.add_argument("seconds", nargs="?", type=float, default=SECONDS, help="training time of each run")
+    parser.add_argument("seconds", nargs="?", type=float, default=SECONDS, help="seconds that each run trains")
     seconds = parser.parse_args().seconds
     acts = {"recall": recall_runs(seconds), "text": text_runs(seconds)}
     runs = {(act, name): config for act, found in acts.items() for name, config in found.items()}

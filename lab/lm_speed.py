@@ -32,8 +32,8 @@ def measure(model: Any, rnn: RNN, contexts: Sequence[int], tokens: int) -> list[
     """Measure both models after each number of tokens of context.
 
     Returns:
-        JSON values: `context`, and for each model `tokens_per_second`, the `state_bytes` of a stream, and
-        `weight_bytes`. They are null for a language model with fewer positions than that.
+        JSON values: `context`, and for each model `tokens_per_second`, the `state_bytes` of a stream beside the
+        weights, and `weight_bytes`. A language model with too few positions has null.
     """
     return [
         {"context": context, "model": time_model(model, context, tokens), "rnn": time_rnn(rnn, context, tokens)}

@@ -78,7 +78,7 @@ def comparisons(quick: bool) -> dict[str, dict[str, str]]:
         "Length generalisation": {"s3": ("s3", "smt,bptt,gru", 300, 1)},
         "Text and pixels": {
             "stdlib": ("stdlib", usual, 240, 3),
-            # So few images are soon memorised, so a lower rate may be the best.
+            # A run soon memorises so few images, so a lower rate may be the best.
             "digits": ("digits", CONTROLLED, 240, 3, "" if quick else " --lrs 1/9,1/3,1,3"),
         },
     }
