@@ -44,7 +44,7 @@ GRAPHS: dict[str, Callable[[Any], Any]] = {"step": lambda step: step, "readout":
 """Name of a graph → the function that makes it from the graph of a step."""
 
 WHOLE = 2**40
-"""The size limit of constant folding, which no tensor reaches: the file holds only folded constants."""
+"""The size limit of constant folding, which no constant reaches. So the file holds only folded constants."""
 
 
 def export_onnx(run: Run, directory: Path, *, int8: bool = False) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def export_onnx(run: Run, directory: Path, *, int8: bool = False) -> dict[str, A
 
 
 def write_graphs(rnn: RNN, folder: Path, names: Sequence[str]) -> RNN:
-    """Write some of GRAPHS into a folder, and return the RNN (float32, on the CPU) that they equal."""
+    """Write some of GRAPHS into a folder, compare them with the RNN, and return its copy in float32 on the CPU."""
     rnn = copy.deepcopy(rnn).cpu().float().eval().requires_grad_(False)
     step = step_graph(rnn)
     for name in names:
@@ -172,7 +172,7 @@ def quiet() -> Iterator[None]:
 
 
 def load_session(path: Path) -> Any:
-    """Open a graph in onnxruntime, on one thread because a step is too small for more."""
+    """Open a graph in onnxruntime, on one thread, because a step is too small to be parallel."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,6 +1,6 @@
 // The RNN reads the typed text, character by character, and then generates a continuation.
 
-const KEPT = 64; // Edits go back to a stored state: those after the last KEPT pieces are stored, and every KEPT-th one before.
+const KEPT = 64; // Stored are the states after the last KEPT pieces, and every KEPT-th one before. Edits go back to them.
 const HOTTEST = 10; // Bits of surprise with the deepest colour.
 
 const $ = (id) => document.getElementById(id);
@@ -271,7 +271,7 @@ async function load() {
   const runtime = new URL(meta.runtime.path, location.href).href;
   ort = await import(`${runtime}ort.wasm.min.mjs`);
   ort.env.wasm.wasmPaths = runtime;
-  ort.env.wasm.numThreads = 1; // a step is too small for more
+  ort.env.wasm.numThreads = 1; // a step is too small to be parallel
   [session, readout] = [await ort.InferenceSession.create("step.onnx"), await ort.InferenceSession.create("readout.onnx")];
   const [, tokens, width] = meta.shapes.memory;
   document.title = $("name").textContent = meta.name;

@@ -125,7 +125,7 @@ class RetainForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """Return the memory after each position (B, T, K, D), reading only the tokens (B, T) that are `real`."""
         if bool(real.all()):
             return self.rnn.rollout(tokens, memory)
-        # The real tokens of each stream come first. Shorter streams are padded, and memories of the padding not used.
+        # Each stream's real tokens come first. Shorter streams are padded, but no memory after the padding is used.
         order = real.long().argsort(dim=1, descending=True, stable=True)
         longest = int(real.sum(1).max())
         packed = tokens.masked_fill(~real, 0).gather(1, order)[:, :longest]

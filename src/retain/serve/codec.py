@@ -1,4 +1,4 @@
-"""Texts to a run's tokens and back, with the incomplete character that a session keeps between calls."""
+"""Conversion of texts to a run's tokens and back, with the incomplete character that a session keeps between calls."""
 
 from __future__ import annotations
 
