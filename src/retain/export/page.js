@@ -277,7 +277,7 @@ async function load() {
   document.title = $("name").textContent = meta.name;
   $("what").textContent =
     `An RNN of ${meta.parameters.toLocaleString("en")} parameters with a memory of ${tokens} × ${width} numbers, ` +
-    "whatever the length of the text. It runs in your browser. Type, and it continues your text.";
+    "whatever the length of the text. It runs in your browser. Type, and it continues.";
   $("runtime").textContent = `onnxruntime-web ${meta.runtime.version}, from ${meta.runtime.source}`;
   readColours();
   listen();
