@@ -1,5 +1,5 @@
-"""`make bench`: how fast SMT is here, as ratios; written to docs/benchmarks.md, CPUs and GPUs apart.
+"""`make bench`: the speed of SMT on this machine, as ratios in docs/benchmarks.md, with separate tables by device.
 
-Two sides of a row run in turns in one process, so that whatever else the machine does falls on both alike, and the
-ratio is that of their medians. `python -m benchmarks ROW...` measures some rows only.
+The two sides of a row run alternately in one process, so that other load on the machine affects both alike. The ratio
+is that of their median times. `python -m benchmarks ROW...` measures only some rows.
 """

@@ -1,4 +1,4 @@
-"""Times of sides that run in turns, and what the machine can do: products, bytes read, memory at its peak."""
+"""Timing of functions that run alternately, matrix products and memory reads to compare with, and peak memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REPEATS = 7
 
 
 def device() -> torch.device:
-    """Return where a run would train by default."""
+    """Return the device that a run trains on by default."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -27,12 +27,12 @@ def precision() -> torch.dtype:
 
 
 def autocast(enabled: bool = True) -> torch.autocast:
-    """Return what Accelerate wraps around a step here; `enabled` False is plain float32."""
+    """Return the autocast context that Accelerate puts around a step here; `enabled` False is plain float32."""
     return torch.autocast(device().type, torch.bfloat16, enabled=enabled and precision() == torch.bfloat16)
 
 
 def clock(side: Callable[[], object]) -> float:
-    """Return the seconds that one call takes, the device's work included."""
+    """Return the seconds of one call, including the device's work."""
     wait()
     start = time.perf_counter()
     side()
@@ -47,14 +47,14 @@ def wait() -> None:
 
 
 def by_turns(*sides: Callable[[], object], repeats: int = REPEATS, warm: int = 2, primed: bool = False) -> list[float]:
-    """Time sides that run in turns.
+    """Time functions that run alternately.
 
     Args:
-        *sides: What to time.
-        repeats: The rounds that count.
-        warm: The rounds before them.
-        primed: Run each side once uncounted before it is timed. Else a side of a few milliseconds pays for the caches
-            that the side before it has filled.
+        *sides: The functions.
+        repeats: The timed rounds.
+        warm: The warm-up rounds before them.
+        primed: Run each side once untimed before it is timed. Otherwise a side of a few milliseconds pays for the
+            caches that the side before it has filled.
 
     Returns:
         The median seconds of each side.
@@ -71,20 +71,20 @@ def by_turns(*sides: Callable[[], object], repeats: int = REPEATS, warm: int = 2
 
 
 def large() -> int:
-    """Return the side of a product that is large for this machine: what fills a CPU does not fill a GPU."""
+    """Return the side of a matrix product that is large enough for the peak rate of this device."""
     return 8192 if device().type == "cuda" else 2048
 
 
 def product(size: int) -> Callable[[], Tensor]:
-    """Return a matrix product in the precision of this machine: 2 · size³ operations."""
+    """Return a function that computes a matrix product in the precision of this machine: 2 · size³ operations."""
     a, b = (torch.randn(size, size, device=device(), dtype=precision()) for _ in range(2))
     return lambda: a @ b
 
 
 def reading(count: int) -> tuple[Callable[[], Tensor], int]:
-    """Return work that reads `count` bytes of memory several times, and how many times.
+    """Return a function that reads `count` bytes of memory several times, and the number of times.
 
-    It reads from different places, so that no cache holds them.
+    Each time it reads other addresses, so that no cache holds them.
     """
     times = max(2, 2**28 // count)
     values = torch.ones(times * count // 4, device=device())
@@ -92,7 +92,7 @@ def reading(count: int) -> tuple[Callable[[], Tensor], int]:
 
 
 def peak_of(side: str) -> int:
-    """Return the bytes that `side` of benchmarks.peak needs at its peak, in a process of its own.
+    """Return the peak memory in bytes of a side of benchmarks.peak, measured in a separate process.
 
     Raises:
         RuntimeError: The process failed.

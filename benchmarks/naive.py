@@ -1,4 +1,4 @@
-"""The other sides: the same work written plainly, as one would without minding its cost."""
+"""The baselines: the same work in plain code that does not save time or memory."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from retain.ops.graphs import launched
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
-    """Compute attention by PyTorch, whatever the shape."""
+    """Compute attention by PyTorch's SDPA, for every shape."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
 def transformer(
     self: Transformer, x: Tensor, *, keep: slice | None = None, causal: bool = False, mask: Tensor | None = None
 ) -> Tensor:
-    """Compute every position of every block, though only `keep` is wanted, and new angles in every block."""
+    """Compute every position in every block, even if only `keep` is needed, and the angles again in every block."""
     for block in self.layers():
         turn = self.angles(torch.arange(x.shape[-2], device=x.device), x.dtype)
         q, k, v = block.queries_keys_values(x, turn)
@@ -37,14 +37,14 @@ def transformer(
 
 
 def inputs(self: RNN, tokens: Tensor) -> Tensor:
-    """Embed and project every token by itself."""
+    """Embed and project every token separately."""
     embedded: Tensor = self.embed(tokens)
     return self.cell.from_input(embedded) if isinstance(self.cell, PROJECTING) else embedded
 
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Run the library's modules with plain attention, whole blocks and autograd's gradients, launched one by one."""
+    """Run the library's modules with SDPA, whole blocks and autograd's gradients, and without CUDA graphs."""
     with (
         launched(),
         patch("retain.model.layers.attention", attention),
@@ -57,7 +57,7 @@ def plainly() -> Iterator[None]:
 
 
 def plain(side: Callable[[], Any]) -> Callable[[], Any]:
-    """Have this side run `plainly`."""
+    """Return a function that runs this side `plainly`."""
 
     def run() -> Any:
         with plainly():
@@ -67,7 +67,7 @@ def plain(side: Callable[[], Any]) -> Callable[[], Any]:
 
 
 class DetachedLoop(nn.Module):
-    """Eq. 6 as the paper has it: one step after another, with a graph that is cut between the steps."""
+    """Eq. 6 as in the paper: one step after another, with memory detached between steps."""
 
     def __init__(self, teacher: Teacher, rnn: RNN):
         super().__init__()

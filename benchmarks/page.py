@@ -1,4 +1,4 @@
-"""Where the figures of a benchmark go: a table in docs/benchmarks.md for this kind of machine, and JSON beside it."""
+"""Stores the results of a benchmark: a table in docs/benchmarks.md for this kind of machine, and JSON beside it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FIGURES = {
     "cpu float32": Path("docs/benchmarks-float32.json"),
     "cuda": Path("docs/benchmarks-cuda.json"),
 }
-"""By device and, for a CPU, the precision of its products: ratios of one kind say nothing of another."""
+"""Files by device and, on a CPU, precision of matrix products, because ratios differ between them."""
 MARKS = {
     "cpu bfloat16": ("<!-- bench begin -->", "<!-- bench end -->"),
     "cpu float32": ("<!-- bench float32 begin -->", "<!-- bench float32 end -->"),
@@ -34,7 +34,7 @@ MARKS = {
 
 @functools.cache
 def machine() -> dict[str, Any]:
-    """Describe where and with what the figures were taken."""
+    """Return the machine and the versions of the measurements."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else name_processor()
     seconds = by_turns(product(large()))[0]
     return {
@@ -50,7 +50,7 @@ def machine() -> dict[str, Any]:
 
 
 def save(rows: dict[str, Row]) -> None:
-    """Keep the figures of these rows beside those of rows that were measured before on this machine."""
+    """Store these rows beside those that were measured earlier on this machine."""
     here = machine()
     which = f"cpu {here['precision']}" if here["device"] == "cpu" else here["device"]
     figures, marks = FIGURES[which], MARKS[which]
@@ -68,7 +68,7 @@ def save(rows: dict[str, Row]) -> None:
 
 
 def markdown(here: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:
-    """Make the text of a table: the machine, and the rows."""
+    """Return the Markdown of a benchmark: the machine, and the table."""
     text = (
         f"{here['processor']}, {here['threads']} threads, {here['precision']}, one large product at "
         f"{here['products_gflops']:,} GFLOP/s; torch {here['torch']}, Python {here['python']}; {here['date']}. "
@@ -78,7 +78,7 @@ def markdown(here: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:
 
 
 def lines(rows: dict[str, dict[str, Any]]) -> str:
-    """Make the table itself."""
+    """Return the table of the rows."""
     from benchmarks.rows import ROWS
 
     body = []

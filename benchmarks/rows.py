@@ -1,4 +1,4 @@
-"""The rows of the benchmark: each measures one ratio and knows its goal."""
+"""The rows of the benchmark. Each measures one ratio and has a goal."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Row:
     what: str
     goal: float
     least: bool
-    """Whether the goal is the least ratio that will do, or the most."""
+    """Whether the goal is a lower bound on the ratio, or else an upper bound."""
     reached: float
     note: str
     """The two numbers of the ratio."""
@@ -56,17 +56,17 @@ class Row:
 
 
 def ms(seconds: float) -> str:
-    """Write seconds as milliseconds."""
+    """Format seconds as milliseconds."""
     return f"{seconds * 1e3:,.1f} ms"
 
 
 def ways() -> tuple[bool, ...]:
-    """Return the ways, compiled or not: both if there is a choice. On a GPU nothing is compiled."""
+    """Return the values of `compiled` to time: both on a CPU that can compile. On a GPU nothing is compiled."""
     return (False, True) if device().type == "cpu" and can_compile(device()) else (False,)
 
 
 def fastest(seconds: list[float]) -> str:
-    """Write what the faster of `ways` takes, and what each takes."""
+    """Format the time of the faster of `ways`, and the time of each."""
     eager, *compiled = seconds
     return ms(min(seconds)) + "".join(f" (eager {ms(eager)}, compiled {ms(other)})" for other in compiled)
 
@@ -77,15 +77,15 @@ def smt_small() -> Row:
 
 
 def smt_paper() -> Row:
-    """Time an SMT step of the paper's size, with a whole window on every side.
+    """Time an SMT step of the paper's size, with a full window on every side.
 
-    The encoder compiled for a CPU takes any window for a whole one.
+    The encoder compiled for a CPU computes every window as a full one.
     """
     return _smt(PAPER, "SMT step, paper (window encoder), against the same", full_window(PAPER))
 
 
 def _smt(size: Size, what: str, seed: int | None = None) -> Row:
-    """Time ours in its faster way, eager or compiled."""
+    """Time an SMT step against the plain one, eager or compiled, whichever is faster."""
     *ours, slow = by_turns(
         *(smt_step(size, compiled=way, seed=seed) for way in ways()),
         naive.plain(smt_step(size, bf16=False, seed=seed)),
@@ -94,7 +94,7 @@ def _smt(size: Size, what: str, seed: int | None = None) -> Row:
 
 
 def labels() -> Row:
-    """Count transitions: a step of the state encoder trains T of a sequence, one of the window encoder trains one."""
+    """Compare transitions trained per second: T per sequence with the state encoder, one with the window encoder."""
     size = at(SMALL, length=256)
     state, window = by_turns(smt_step(size), smt_step(size, encoder="window", context_len=256))
     rates = [size.batch * size.length / state, size.batch / window]
@@ -121,7 +121,7 @@ def register() -> Row:
 
 
 def dmt() -> Row:
-    """Time a DMT step against the loop of the paper."""
+    """Time a DMT step against the paper's loop."""
     rnn, teacher = models(SMALL)
     other, guide = models(SMALL)
     batch = batch_of(SMALL)
@@ -147,14 +147,14 @@ def peak() -> Row:
 
 
 def growth() -> Row:
-    """Time an SMT step of four times the length."""
+    """Time an SMT step at T = 1024 against T = 256."""
     short, long = by_turns(smt_step(at(SMALL, length=256)), smt_step(at(SMALL, length=1024)))
     what = "growth of SMT step time from T = 256 to T = 1024, state"
     return Row(what, 5, False, long / short, f"{ms(long)} against {ms(short)}")
 
 
 def bptt() -> Row:
-    """Time SMT and BPTT, each in its faster way, eager or compiled: the baseline is to be the fastest there is."""
+    """Time SMT against BPTT, each eager or compiled, whichever is faster."""
     size, sides = at(SMALL, length=256), []
     for way in ways():
         rnn, teacher = models(size)
@@ -189,7 +189,7 @@ def _generate(batch: int, length: int = 32) -> Row:
 
 
 def onnx(length: int = 64) -> Row:
-    """Time the generation of one stream on one thread of a CPU: the exported step in onnxruntime, and the compiled."""
+    """Time the generation of one stream on one CPU thread: the step in onnxruntime against the compiled step."""
     rnn = models(SMALL)[0].cpu().eval()
     prompt = torch.zeros(1, 0, dtype=torch.long)
     threads = torch.get_num_threads()
@@ -209,7 +209,7 @@ def onnx(length: int = 64) -> Row:
 
 
 def weights(length: int = 16) -> Row:
-    """Time the generation of a token against one reading of the weights."""
+    """Compare the time of a generated token with the time to read the weights once."""
     rnn = models(PAPER)[0].eval()
     size = sum(p.numel() * p.element_size() for part in (rnn.cell, rnn.readout) for p in part.parameters())
     prompt = torch.zeros(1, 0, dtype=torch.long)
@@ -222,8 +222,8 @@ def weights(length: int = 16) -> Row:
 
 
 def memory() -> Row:
-    """Measure the memory of a frugal SMT step against that of BPTT."""
-    # What the C library's heap leaves between tensors differs from process to process; on a GPU nothing does.
+    """Compare the peak memory of a frugal SMT step with that of BPTT."""
+    # On a CPU the fragmentation of the C library's heap differs between processes, so the median of several counts.
     turns = range(REPEATS if device().type == "cpu" else 1)
     peaks = [[peak_of(side) for side in ("frugal", "smt", "bptt")] for _ in turns]
     ours, held, theirs = (statistics.median(of_side) / 2**20 for of_side in zip(*peaks, strict=True))
@@ -233,7 +233,7 @@ def memory() -> Row:
 
 
 def attention() -> Row:
-    """Time each way forward and backward at the shapes of SMT, and compare what `attention` takes with the fastest."""
+    """Time every way of attention, forward and backward, at the shapes of SMT: `attention` against the fastest."""
     worst, notes = 0.0, []
     shapes = {
         "readout": (2048, 2, 2),
@@ -253,7 +253,7 @@ def attention() -> Row:
         def work(way: Callable[..., torch.Tensor], *inputs: torch.Tensor, causal: bool = causal) -> None:
             way(*inputs, causal=causal).float().sum().backward()
 
-        # Where two of them are one, their ratio is noise: of many turns there is less.
+        # If two of them are the same function, their ratio is noise, which many rounds reduce.
         chosen, plain, sdpa = by_turns(*(partial(work, way, q, k, v) for way in ways), repeats=3 * REPEATS, primed=True)
         worst = max(worst, chosen / min(plain, sdpa))
         notes.append(f"{name} {keys}: {ms(chosen)} (plain {ms(plain)}, SDPA {ms(sdpa)})")

@@ -1,4 +1,4 @@
-"""What is measured: models of two fixed sizes, and one optimizer step as the training loop does it."""
+"""The models and steps that are measured: two fixed sizes, and one optimizer step as in the training loop."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ PAPER = Size(_paper.memory, _paper.teacher, _paper.cell, _paper.smt, batch=8, le
 
 
 def at(size: Size, *, length: int, batch: int = 8) -> Size:
-    """Change the length and the batch of a size."""
+    """Return a size with another length and batch."""
     return dataclasses.replace(size, length=length, batch=batch)
 
 
 def models(size: Size, *, recompute: bool = False, **teacher: object) -> tuple[RNN, Teacher]:
-    """Make fresh models, always the same; `teacher` changes fields of the teacher's config."""
+    """Build new models, always with the same weights; `teacher` changes fields of the teacher's config."""
     torch.manual_seed(0)
     config = dataclasses.replace(size.teacher, **teacher)  # type: ignore[arg-type]
     rnn = RNN(VOCAB, size.memory, config, size.cell)
@@ -60,7 +60,7 @@ def models(size: Size, *, recompute: bool = False, **teacher: object) -> tuple[R
 
 
 def batch_of(size: Size) -> dict[str, Tensor]:
-    """Draw a batch, always the same."""
+    """Return a random batch, always the same."""
     draws = torch.Generator().manual_seed(0)
     windows = torch.randint(VOCAB, (size.batch, size.length + 1), generator=draws).to(device())
     return {"tokens": windows[:, :-1].contiguous(), "targets": windows}
@@ -74,9 +74,9 @@ def training_step(
     seed: int | None = None,
     parts: Parts | None = None,
 ) -> Callable[[], Tensor]:
-    """Return an optimizer step, `using` these parts.
+    """Return a function that takes an optimizer step, `using` these parts.
 
-    Its random numbers are those of `seed`, or in each repetition those of another, the same for every side.
+    Every call is seeded with `seed`, or with the number of the call, so that every side draws the same random numbers.
     """
     parameters = [p for p in objective.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
@@ -98,16 +98,19 @@ def training_step(
 
 
 def full_window(size: Size) -> int:
-    """Find a seed by which SMT takes a memory with as many tokens before it as the window encoder reads.
+    """Return a seed with which SMT draws a memory that has a full window of tokens before it.
 
-    Else a step of 50 tokens would be compared with one of 300.
+    Otherwise a step over 50 tokens could be compared with one over 300.
+
+    Raises:
+        UserError: The size is too short for a full window.
     """
     context = size.teacher.context_len or size.length
     for seed in range(1000):
         torch.manual_seed(seed)
         if int(torch.randint(size.length, ())) >= context:
             return seed
-    raise UserError(f"length: {size.length} leaves no window of {context} whole")
+    raise UserError(f"length: {size.length} has no full window of {context}; give more")
 
 
 def smt_step(
@@ -119,7 +122,7 @@ def smt_step(
     recompute: bool = False,
     **teacher: object,
 ) -> Callable[[], Tensor]:
-    """Return an SMT step; `teacher` changes fields of the teacher's config."""
+    """Return a function that takes an SMT step; `teacher` changes fields of the teacher's config."""
     rnn, guide = models(size, recompute=recompute, **teacher)
     config = size.smt if guide_labels_all(size, teacher) else dataclasses.replace(size.smt, steps_per_sequence=1)
     objective, parts = SMT(guide, rnn, config, size.teacher.future_len), quicken(rnn, guide, compiled)
@@ -127,14 +130,14 @@ def smt_step(
 
 
 def quicken(rnn: RNN, teacher: Teacher, compiled: bool) -> Parts:
-    """Make our side fast: on a GPU parts are replayed and nothing is compiled, on a CPU compiled if one asks."""
+    """Return the fast parts of our side: CUDA graphs on a GPU, where nothing is compiled; on a CPU `compiled` ones."""
     return fast_parts(rnn, teacher, compiled and device().type == "cpu")
 
 
 def guide_labels_all(size: Size, teacher: dict[str, object]) -> bool:
-    """Whether the encoder labels every step in one pass; the window encoder pays for each."""
+    """Whether the encoder labels every step in one pass. The window encoder computes each separately."""
     return teacher.get("encoder", size.teacher.encoder) != "window"
 
 
 WHOLE_ROLLOUT = DMTConfig(horizon_growth=0.0)
-"""DMT from m_0 to the end."""
+"""DMT with rollouts from m_0 to the end of the sequence."""

@@ -1,4 +1,4 @@
-"""A fair comparison: SMT → DMT and BPTT train the same RNN, each with the same seconds and the same choice of rates.
+"""A fair comparison: SMT → DMT and BPTT train the same RNN for equal seconds, at the best of the same learning rates.
 
     python examples/compare_with_bptt.py --preset stack --budget 60s --out runs/fair
 
@@ -12,8 +12,8 @@ import retain
 from retain import RunConfig
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--preset", default="stack", help="one that needs no file, as stack, digits or stdlib")
-parser.add_argument("--budget", default="60s", help="of each run; seconds count everything that a method needs")
+parser.add_argument("--preset", default="stack", help="a preset that needs no file, e.g. stack, digits or stdlib")
+parser.add_argument("--budget", default="60s", help="budget of each run; seconds include the teacher")
 parser.add_argument("--out", default="runs/fair", help="a new folder for the runs")
 args = parser.parse_args()
 
@@ -27,11 +27,11 @@ def at_rate(config: RunConfig, factor: float) -> RunConfig:
     return dataclasses.replace(config, **{k: dataclasses.replace(c, lr=c.lr * factor) for k, c in phases.items()})
 
 
-# Memory, cell, readout, data and seed are those of the base in both: only what trains them differs.
+# Both have the memory, cell, readout, data and seed of the base. Only the training differs.
 methods = {"smt-dmt": base, "bptt": dataclasses.replace(base, phases=("bptt",))}
 for name, config in methods.items():
-    # A method at a bad learning rate would lose for that alone. So each has the same number of tries,
-    # and they are chosen by validation: to choose by the test split would flatter both.
+    # A method with a bad learning rate would lose for that reason alone. So each tries the same number of rates.
+    # Validation chooses the best. A choice by the test split would make both look too good.
     found = {}
     for factor in (1 / 3, 1, 3):
         folder = f"{args.out}/{name}-{factor:.2f}"

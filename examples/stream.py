@@ -1,4 +1,4 @@
-"""Read a stream one token at a time at constant memory, stop, and go on elsewhere from the saved memory.
+"""Read a stream token by token in constant memory, stop, and continue from the saved memory.
 
 python examples/stream.py runs/book mybook.txt
 """
@@ -13,18 +13,18 @@ from safetensors.torch import load_file, save_file
 import retain
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("run", help="a run folder of a text, as examples/train_on_text.py makes one")
+parser.add_argument("run", help="a run folder of text, e.g. from examples/train_on_text.py")
 parser.add_argument("text", help="a UTF-8 text file to read")
-parser.add_argument("--memory", default="memory.safetensors", help="where the memory is saved half way")
+parser.add_argument("--memory", default="memory.safetensors", help="the file for the memory after half of the text")
 args = parser.parse_args()
 
-rnn = retain.load(args.run)  # needs no gradient, so nothing of the past is held on to
+rnn = retain.load(args.run)
 
 
 @torch.inference_mode()
 def read(text: bytes, memory: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """The bits that a text takes from this memory on, and the memory after it."""
-    bits, logits = 0.0, rnn.readout(memory)  # what the RNN expects before it has read a byte
+    """Return minus log2 of the probability of a text read from this memory on, and the memory after it."""
+    bits, logits = 0.0, rnn.readout(memory)  # of the first byte
     for byte in text:
         bits -= float(logits.log_softmax(-1)[0, byte]) / math.log(2)
         logits, memory = rnn.step(torch.tensor([byte]), memory)
@@ -35,9 +35,9 @@ text = Path(args.text).read_bytes()
 half = len(text) // 2
 first, memory = read(text[:half], rnn.init_memory(1))
 
-# The memory is all that is left of what was read: one small tensor, whatever the length. Another process can load it.
+# The memory is the whole state of the stream: one small tensor, whatever the length. Another process can load it.
 save_file({"memory": memory}, args.memory)
-print(f"{half} bytes are a memory of {memory.numel()} numbers in {args.memory}")
+print(f"read {half} bytes; their memory of {memory.numel()} numbers is in {args.memory}")
 second, _ = read(text[half:], load_file(args.memory)["memory"])
 print(f"{(first + second) / len(text):.3f} bits per byte, read in two halves")
 

@@ -1,4 +1,4 @@
-"""Train an RNN on a text of your own, score it, and let it write.
+"""Train an RNN on your own text, score it, and generate text.
 
 python examples/train_on_text.py mybook.txt --budget 240s --out runs/book
 """
@@ -11,7 +11,7 @@ from retain.inference.text import generate_text
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("text", help="a UTF-8 text file")
-parser.add_argument("--budget", default="240s", help="of training: 240s, 5000steps, 20Mtokens")
+parser.add_argument("--budget", default="240s", help="length of the training, e.g. 240s, 5000steps, 20Mtokens")
 parser.add_argument("--out", default="runs/book", help="a new folder for the run")
 args = parser.parse_args()
 
@@ -19,10 +19,10 @@ args = parser.parse_args()
 config = retain.PRESETS["text"]()
 config = dataclasses.replace(config, budget=args.budget, data=retain.data_config("text", path=args.text))
 
-# SMT, then DMT, each for its share of the budget. The model of the best validation is the one that is kept.
+# SMT, then DMT, each for its share of the budget. The model with the best validation score is kept.
 retain.train(config, args.out)
 
-# The last 5 % of the text were not trained on. They say how good the RNN is where it has nothing by heart.
+# The test split is the last 5 % of the text, which the RNN was not trained on.
 run = retain.load_run(args.out)
 data = retain.load_data(config.data)
 scores = retain.evaluate(run.rnn, None, data.windows("test", batch_size=64))

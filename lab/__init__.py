@@ -1,1 +1,1 @@
-"""What makes this repository's own tables and figures."""
+"""Scripts that make this repository's own tables, figures and site."""

@@ -1,4 +1,4 @@
-"""One task trained at several lengths, with a comparison at each: when did each method solve it?"""
+"""The cost at which each method solves a task, by sequence length: a table and a plot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COSTS = {"seconds": "seconds", "sequential_steps": "sequential steps"}
 
 
 def get_length(results: Results) -> int:
-    """Return the length that a comparison trained on."""
+    """Return the sequence length that a comparison trained on."""
     return int(results["data"]["seq_len"])
 
 
@@ -23,7 +23,7 @@ def list_methods(comparisons: list[Results]) -> list[str]:
 
 
 def find_solved(results: Results, method: str) -> dict[str, float] | None:
-    """Return what it cost, mean over seeds, until a validation saw the task solved; None if one never did."""
+    """Return the mean costs over seeds at the first validation with an accuracy of SOLVED; None if a seed has none."""
     curves = [r.get("curve", []) for r in results["methods"][method]["runs"]]
     first = [next((p for p in curve if p["accuracy"] >= SOLVED), None) for curve in curves]
     points = [p for p in first if p is not None]
@@ -33,7 +33,7 @@ def find_solved(results: Results, method: str) -> dict[str, float] | None:
 
 
 def tabulate_by_length(comparisons: list[Results]) -> str:
-    """Make the table."""
+    """Return the table in Markdown."""
     text = (
         "Accuracy on test; and the seconds and sequential steps, mean over seeds, after which one of the ten\n"
         f"validations of a run saw {SOLVED}.\n\n"
@@ -62,7 +62,7 @@ def plot_by_length(comparisons: list[Results], path: Path) -> bool:
     for axis, (cost, label) in zip(figure.subplots(1, len(COSTS)), COSTS.items(), strict=True):
         for method in list_methods(comparisons):
             found = [find_solved(results, method) for results in comparisons]
-            # A length that was never solved is missing from the line.
+            # NaN leaves a length that was not solved out of the line.
             axis.plot(
                 lengths,
                 [float("nan") if f is None else f[cost] for f in found],

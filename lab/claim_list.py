@@ -31,7 +31,7 @@ def _long(length: int, batch: int) -> dict[str, str]:
 
 
 def comparisons() -> dict[str, str]:
-    """Return name → the arguments of `retain compare`, but for the folder."""
+    """Return the arguments of `retain compare`, without the output folder, by the comparison's name."""
     both = "one-step,bptt"
     lines = {
         "text-transformer": _text("one-step", _TEXT_CELL),
@@ -64,40 +64,40 @@ def comparisons() -> dict[str, str]:
 
 
 def line_of(name: str) -> str:
-    """Return all arguments of a comparison."""
+    """Return all arguments of `retain compare` for a comparison."""
     beyond = f" --lengths {','.join(map(str, LENGTHS))}" if name in WITH_LENGTHS else ""
     return f"{comparisons()[name]}{beyond} --threads 1 --out {RUNS / name}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One measurement of a claim: one-step supervision of the comparison `name` against another method."""
+    """One measurement of a claim: the one-step recipe in the comparison `name`, against another method."""
 
     what: str
     name: str
     other: str
-    """The comparison that has the other method; `name` itself if that has both."""
+    """The comparison with the other method, which is `name` if that has both."""
     method: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A claim of the paper, and what tests it."""
+    """A claim of the paper and its test."""
 
     title: str
     text: str
     rows: tuple[Row, ...] = ()
     study: str = ""
-    """One of STUDIES, which reads the runs of a comparison."""
+    """A key of PLOTS in lab/claims.py, and of STUDIES there if the study gives the verdict."""
     tested: str = ""
-    """What tests a claim that neither does, with its `verdict`; beside rows, what is known of those not run."""
+    """The test of a claim that neither rows nor a study test; with rows, further evidence."""
     verdict: str = ""
     note: str = ""
-    """What the verdict rests on, in a few words."""
+    """The evidence for the verdict, in a few words."""
     picture: tuple[str, str] | None = None
-    """A picture that another page has, and what to see in it."""
+    """A picture of another page, and its caption."""
     see: str = ""
-    """What to see in the claim's own picture."""
+    """The caption of the claim's own picture."""
 
 
 def claims() -> list[Claim]:

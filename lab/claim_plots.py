@@ -1,4 +1,4 @@
-"""One picture for each claim, drawn from what is kept: both methods on one scale, in the colours of every picture."""
+"""One picture for each claim, drawn from the stored results. Both methods share their axes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from retain.experiments.tables import draw_curves
 from retain.plots import DPI, FAINT, METHODS, PALETTE, add_legend, empty_figure, tidy_axes
 
 Keep = Callable[[str], dict[str, Any] | None]
-"""Reads the results of a comparison by its name, None if it was not run."""
+"""Returns the results of a comparison by its name, None if it was not run."""
 COLUMNS = 4
 WORDS = {"accuracy": "accuracy, validation", "bits_per_token": "bits per token, validation"}
 
 
 def panels(titles: Sequence[str], height: float = 2.7) -> tuple[Any, list[Any]]:
-    """Return a figure and an axis for each title, at most COLUMNS in a row."""
+    """Return a figure, and its axes, one for each title, at most COLUMNS in a row."""
     columns = min(COLUMNS, len(titles))
     rows = math.ceil(len(titles) / columns)
     figure = empty_figure(max(5.5, 3.3 * columns), height * rows + 0.2)
@@ -35,7 +35,7 @@ def panels(titles: Sequence[str], height: float = 2.7) -> tuple[Any, list[Any]]:
 
 
 def plot_rows(rows: Sequence[Row], keep: Keep) -> Any:
-    """Draw the curves of each row that was run, one-step and the other method; None if none was."""
+    """Draw the curves of one-step and the other method for each row that was run; return None if none was."""
     pairs = [(row, keep(row.name), keep(row.other)) for row in rows]
     found = [(row, ours, theirs) for row, ours, theirs in pairs if ours and theirs]
     if not found:
@@ -62,7 +62,7 @@ def plot_rows(rows: Sequence[Row], keep: Keep) -> Any:
 
 
 def plot_drift(keep: Keep) -> Any:
-    """Draw relative drift along the run for each comparison of one-step supervision; None if there is none."""
+    """Draw the relative drift over training in each one-step comparison; return None if none was run."""
     names = ("text-transformer", "text-gated", *(f"{task}-transformer" for task in TASKS))
     found = [(name, results) for name in names if (results := keep(name))]
     if not found:
@@ -79,7 +79,7 @@ def plot_drift(keep: Keep) -> Any:
 
 
 def plot_lengths(keep: Keep) -> Any:
-    """Draw the RNN and its teacher at and beyond the training length; None if no comparison was run."""
+    """Draw the scores of the RNN and its teacher at and beyond the training length; return None if none was run."""
     found = [(name, results) for name in WITH_LENGTHS if (results := keep(name))]
     if not found:
         return None
@@ -100,7 +100,7 @@ def plot_lengths(keep: Keep) -> Any:
 
 
 def plot_gradients(flows: Sequence[dict[str, Any]] | None) -> Any:
-    """Draw the gradient's norm at m_t, t = 1 … T - 1, of both losses, over its value at the last; None if unknown."""
+    """Draw the norm of each loss's gradient at m_t over that at m_{T-1}, t = 1 … T - 1; return None if unknown."""
     if not flows:
         return None
     import numpy as np
@@ -122,7 +122,7 @@ def plot_gradients(flows: Sequence[dict[str, Any]] | None) -> Any:
 
 
 def plot_credit(curves: dict[int, list[dict[str, Any]]]) -> Any:
-    """Draw the RNN's accuracy against optimizer steps for each length of retrieval, with one token of future."""
+    """Draw the RNN's accuracy on retrieval with F = 1 against optimizer steps, for each length."""
     figure, (axis,) = panels(["retrieval, F = 1, one step of f, SMT alone"], 3.2)
     for colour, (length, curve) in zip(PALETTE, curves.items(), strict=False):
         axis.plot([p["step"] for p in curve], [p["accuracy"] for p in curve], color=colour, label=f"T = {length}")
@@ -134,7 +134,7 @@ def plot_credit(curves: dict[int, list[dict[str, Any]]]) -> Any:
 
 
 def plot_chains() -> Any:
-    """Draw how many steps of an optimizer step wait for each other, against the length of the sequence."""
+    """Draw the sequential steps of an optimizer step against the sequence length."""
     from retain.experiments.compare import configure_method
     from retain.objectives import BPTT, DMT, SMT
     from retain.runs.run import build
@@ -160,7 +160,7 @@ def plot_chains() -> Any:
 
 
 def anchor(claim: Claim) -> str:
-    """Return what a claim's heading is called in links, and its picture on disk."""
+    """Return the anchor of a claim's heading, which also names its picture."""
     return claim.title.lower().replace(" ", "-").replace(",", "")
 
 

@@ -1,9 +1,9 @@
-"""`make claims`: every claim of the paper, what tests it here, the figures, a verdict; docs/claims.md.
+"""`make claims`: tests every claim of the paper, and writes docs/claims.md with the scores and a verdict for each.
 
-The claims and their `retain compare` lines are in lab/claim_list.py. Numbers are kept as docs/results/claims/NAME.json,
-and what stands there is not run again. Everything takes about nine hours on two cores; a name runs one line alone, e.g.
-`python -m lab.claims text-gated`. If it is stopped, it goes on where it was. `--tables` only writes the page and draws
-its pictures (lab/claim_plots.py).
+The claims and their `retain compare` lines are in lab/claim_list.py. A line runs unless its results are stored as
+docs/results/claims/NAME.json. All lines take about nine hours on two cores. A name runs one line, e.g.
+`python -m lab.claims text-gated`. After an interruption the same command continues. `--tables` only writes the page and
+draws its pictures (lab/claim_plots.py).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ MARKS = ("<!-- claims begin -->", "<!-- claims end -->")
 
 
 def kept(name: str) -> dict[str, Any] | None:
-    """Read the results of a comparison, None if it has not been run as it is now."""
-    if not (KEPT / f"{name}.json").exists():  # its data may not be here either
+    """Return the results of a comparison, None if it has not been run with its current settings."""
+    if not (KEPT / f"{name}.json").exists():  # its data, which the next line may need, can be missing too
         return None
     found = find_comparison(name, line_of(name), KEPT)
     saved = found.read() if found.is_current() else None
@@ -39,7 +39,7 @@ def kept(name: str) -> dict[str, Any] | None:
 
 
 def scores(name: str, method: str) -> list[float]:
-    """Return the scores of a method's seeds on the test split, none if the comparison has not been run."""
+    """Return a method's test scores, one per seed; none if the comparison has not been run."""
     results = kept(name)
     if results is None:
         return []
@@ -47,9 +47,9 @@ def scores(name: str, method: str) -> list[float]:
 
 
 def judge(ours: Sequence[float], theirs: Sequence[float], higher_is_better: bool) -> str:
-    """Say who is ahead: by more than two standard errors of the difference of means, or neither.
+    """Return "level" if the means differ by at most two standard errors of their difference, else "ahead" or "behind".
 
-    With one seed there is no error to speak of, and the verdict says so.
+    With one seed there is no standard error, and the verdict says so.
     """
     ahead = (statistics.mean(ours) - statistics.mean(theirs)) * (1 if higher_is_better else -1)
     if min(len(ours), len(theirs)) < 2:
@@ -59,7 +59,7 @@ def judge(ours: Sequence[float], theirs: Sequence[float], higher_is_better: bool
 
 
 def measure(row: Row) -> tuple[list[str], str | None]:
-    """Return a row of a claim's table, and its verdict; None if it has not been run."""
+    """Return a row of a claim's table, and its verdict, which is None if it has not been run."""
     ours, theirs = scores(row.name, "one-step"), scores(row.other, row.method)
     if not ours or not theirs:
         return [row.what, "not run yet", "", "", ""], None
@@ -70,7 +70,7 @@ def measure(row: Row) -> tuple[list[str], str | None]:
 
 
 def sum_up(verdicts: Sequence[str | None]) -> tuple[str, str]:
-    """Return the verdict on a claim of these rows, and what it rests on. A claim that is half tested holds in part."""
+    """Return the verdict on a claim with these rows, and the evidence. With rows not run it holds at most in part."""
     known = [verdict for verdict in verdicts if verdict is not None and "(" not in verdict]
     counts = [(known.count(word), word) for word in ("ahead", "level", "behind")]
     note = f"{len(known)} of {len(verdicts)} rows run" + "".join(f", {n} {word}" for n, word in counts if n)
@@ -81,7 +81,7 @@ def sum_up(verdicts: Sequence[str | None]) -> tuple[str, str]:
 
 
 def drift() -> tuple[str, str, str]:
-    """Return relative drift along DMT, whether it settles below where DMT began, and in how many comparisons."""
+    """Return a table of the relative drift, the verdict on whether it falls in DMT and settles, and the evidence."""
     rows, settled, missing = [], [], 0
     for name in ("text-transformer", "text-gated", *(f"{task}-transformer" for task in TASKS)):
         results = kept(name)
@@ -89,7 +89,7 @@ def drift() -> tuple[str, str, str]:
             missing += 1
             continue
         curves = [[p["relative_drift"] for p in r["curve"]] for r in results["methods"]["one-step"]["runs"]]
-        # Validations after a quarter (SMT is nearly over), after half of the run, before the end and at the end.
+        # Validations after a quarter of the run (SMT is nearly over), half, nine tenths, and at the end.
         at = [[curve[round(part * (len(curve) - 1))] for curve in curves] for part in (0.25, 0.5, 0.9, 1)]
         before, end = (statistics.mean(values) for values in at[2:])
         settled.append(end < statistics.mean(at[0]) and abs(end - before) <= 0.1 * before)
@@ -103,7 +103,7 @@ def drift() -> tuple[str, str, str]:
 
 
 def lengths() -> tuple[str, str, str]:
-    """Return the RNN and its teacher at and beyond the training length, who is ahead at four times of it, and where."""
+    """Return a table of scores at and beyond the training length, the verdict at the longest, and the evidence."""
     rows: list[list[str]] = []
     beyond: list[str | None] = []
     for name in WITH_LENGTHS:
@@ -127,7 +127,7 @@ def lengths() -> tuple[str, str, str]:
 
 
 def gradient_flows() -> list[dict[str, Any]] | None:
-    """Return the gradients at each m_t of the RNNs of text-transformer that one-step trained, None if unknown."""
+    """Return the gradients at each m_t for the one-step RNNs of text-transformer, None if they are unknown."""
     from retain.data import load_data
     from retain.report.analyses import measure_gradient_flow
     from retain.runs.run import load_run
@@ -143,7 +143,7 @@ def gradient_flows() -> list[dict[str, Any]] | None:
 
 
 def gradients() -> tuple[str, str, str]:
-    """Return how the gradient's norm at m_t depends on t, whether it is flat for SMT alone, and the seeds."""
+    """Return a table of the gradient's norm by t, the verdict on whether it is flat for SMT alone, and the evidence."""
     flows = gradient_flows()
     if flows is None:
         return "", "not tested yet", ""
@@ -168,7 +168,7 @@ def gradients() -> tuple[str, str, str]:
 
 
 def credit() -> dict[int, list[dict[str, Any]]]:
-    """Return length → the curve of retrieval with one token of future, of lab/studies.py."""
+    """Return the curves of retrieval with one token of future (lab/studies.py), by length."""
     results = json.loads(CREDIT.read_text(encoding="utf-8"))["results"]
     return {length: results[f"joint-{length}"]["curve"] for length in CREDIT_LENGTHS}
 
@@ -184,7 +184,7 @@ PLOTS = {
 
 
 def draw(claim: Claim) -> None:
-    """Draw a claim's picture, if there is anything to draw."""
+    """Draw a claim's picture, if there are results for it."""
     figure = PLOTS[claim.study]() if claim.study else claim_plots.plot_rows(claim.rows, kept) if claim.rows else None
     if figure is not None:
         claim_plots.save(figure, claim, KEPT)
@@ -198,7 +198,7 @@ def write_all() -> None:
 
 
 def section(claim: Claim) -> tuple[str, str, str]:
-    """Return what a claim's section shows, the verdict, and what that rests on."""
+    """Return the body of a claim's section, the verdict, and the evidence."""
     body, verdict, note = "", claim.verdict, claim.note
     if claim.study in STUDIES:
         body, verdict, note = STUDIES[claim.study]()
@@ -224,7 +224,7 @@ def section(claim: Claim) -> tuple[str, str, str]:
 
 
 def page() -> str:
-    """Write all claims: a table of verdicts, then for each its picture, its figures and the commands."""
+    """Return the page: a table of verdicts, then the picture, scores and commands of each claim."""
     head, sections = [], ""
     for claim in claims():
         body, verdict, note = section(claim)
@@ -236,10 +236,10 @@ def page() -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the comparisons that the command line names, and write the page."""
+    """Run the comparisons named on the command line, and write the page."""
     parser = argparse.ArgumentParser(prog="python -m lab.claims", description=__doc__)
-    parser.add_argument("names", nargs="*", help="some comparisons, e.g. text-gated; all by default")
-    parser.add_argument("--jobs", default="2", help="runs side by side")
+    parser.add_argument("names", nargs="*", help="comparisons to run, e.g. text-gated (default: all)")
+    parser.add_argument("--jobs", default="2", help="runs that train at once")
     parser.add_argument("--tables", action="store_true", help="only write the page")
     args = parser.parse_args(argv)
     unknown = set(args.names) - set(comparisons())

@@ -1,4 +1,4 @@
-"""`make demo`, in two acts: memory over a distance by one-step supervision and by BPTT; then text."""
+"""`make demo`: trains RNNs by SMT → DMT and by BPTT, first on a memory task, then on text."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from retain.config.presets import PRESETS
 from retain.experiments.compare import match_parameters, with_rate
 from retain.runs.lock import alone, is_litter
 
-if TYPE_CHECKING:  # it would load PyTorch before the first word
+if TYPE_CHECKING:  # the import would load PyTorch before the first output
     from retain.data.batches import Data
 
 SECONDS = 58
-"""Training time of each run: five of them stay within six minutes."""
+"""Training time of each run. The five runs take less than six minutes in all."""
 OUT = Path("runs/demo")
 WIDTH = 40
 """Characters of a bar."""
 
 
 def recall_runs(seconds: float) -> dict[str, RunConfig]:
-    """Act one: a symbol remembered over up to 64 tokens, on the paper's cell, a Transformer; one-step and BPTT."""
+    """Return the runs of act one: a symbol to remember over up to 64 tokens, a Transformer cell, one-step and BPTT."""
     words = f"--cell.kind transformer --cell.layers 2 --cell.width 64 --budget {seconds:g}s"
     line = ["retrieval", *words.split(), "--validate-every", f"{seconds / 10:g}s"]
     return {"one-step": train_config(line)[0], "BPTT, same cell": train_config([*line, "--phases", "bptt"])[0]}
 
 
 def text_runs(seconds: float) -> dict[str, RunConfig]:
-    """Act two: text. The presets' hybrid, the very same RNN trained by BPTT, and a GRU of as many parameters.
+    """Return the runs of act two, text: the preset (hybrid), its RNN by BPTT, and a GRU with as many parameters.
 
-    Each at the learning rate that the sweep of docs/results.md found best for it on this text.
+    Each has the learning rate that was best for it in the sweep of docs/results.md.
     """
     config = dataclasses.replace(PRESETS["stdlib"](), budget=f"{seconds:g}s")
     bptt = dataclasses.replace(config, phases=("bptt",))
@@ -52,7 +52,7 @@ def text_runs(seconds: float) -> dict[str, RunConfig]:
 
 @contextmanager
 def draw(folder: Path) -> Iterator[None]:
-    """While a run trains into the folder, draw the RNN's accuracy at each validation as a bar."""
+    """While a run trains into the folder, print the RNN's accuracy at each validation as a bar."""
     done, seen = threading.Event(), 0
 
     def watch() -> None:
@@ -80,7 +80,7 @@ def draw(folder: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """Train the three methods, score them, and let the first write."""
+    """Train and score the runs of both acts, and print tables and a generated text."""
     from retain.cli.evaluate import make_record
     from retain.data import load_data
     from retain.files import keep_printed
@@ -90,20 +90,20 @@ def main() -> None:
     from retain.training.loop import train
 
     parser = argparse.ArgumentParser(prog="python -m lab.demo", description=__doc__)
-    parser.add_argument("seconds", nargs="?", type=float, default=SECONDS, help="of training, each run")
+    parser.add_argument("seconds", nargs="?", type=float, default=SECONDS, help="seconds that each run trains")
     seconds = parser.parse_args().seconds
     acts = {"recall": recall_runs(seconds), "text": text_runs(seconds)}
     runs = {(act, name): config for act, found in acts.items() for name, config in found.items()}
     folders = {key: OUT / "-".join(key).replace(", ", "-").replace(" ", "-").lower() for key in runs}
     if OUT.exists():
-        before = ("smt-dmt", "bptt-same-cell", "bptt-gru")  # of demos of text alone
+        before = ("smt-dmt", "bptt-same-cell", "bptt-gru")  # folders of earlier demos, which had text alone
         made = [*folders.values(), *(OUT / name for name in before)]
         ours = {"demo.json", *(folder.name for folder in made)}
         if other := sorted(f.name for f in OUT.iterdir() if f.name not in ours and not is_litter(f.name)):
-            raise Usage(f"{OUT}: holds {other[0]}, which is not of an earlier demo; move it elsewhere first")
+            raise Usage(f"{OUT}: contains {other[0]}, which no earlier demo wrote; move it elsewhere first")
         for folder in made:
             if folder.exists():
-                with alone(folder):  # refused where another demo is at work in it
+                with alone(folder):  # raises UserError if another demo uses it
                     pass
         for folder in made:
             shutil.rmtree(folder, ignore_errors=True)
@@ -141,33 +141,33 @@ def main() -> None:
     (OUT / "demo.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     texts = [row for row in rows if row["act"] == "text"]
     sample = generate_text(load_run(texts[0]["run"]), "def ", 400, temperature=0.7, seed=1)[0]
-    print(f"\nThe RNN of the first row, alone, continues 'def ':\n\ndef {sample}\n")
+    print(f"\nText that the RNN of the first row generates after 'def ':\n\ndef {sample}\n")
     print(table(texts))
-    beside = Path(sys.executable).with_name("retain")  # not on the PATH where its environment is not active
+    beside = Path(sys.executable).with_name("retain")  # on the PATH only if its environment is active
     command = "retain" if shutil.which("retain") or not beside.exists() else os.path.relpath(beside)
     print(
-        f"\nHeld-out data, all of it, each RNN from empty memory. {time.perf_counter() - start:.0f} s in all. "
+        f"\nScores on the whole test split, each RNN from m_0. {time.perf_counter() - start:.0f} s in all. "
         f"Run folders: {OUT}/\nTry: {command} generate {texts[0]['run']} --prompt 'import ' --temperature 0.7"
     )
 
 
 def introduce(act: str, seconds: float, data: Data) -> str:
-    """Say what an act shows."""
+    """Return the introduction to an act."""
     if act == "recall":
         return (
-            "One: memory over a distance. An RNN reads 64 symbols, one of them marked, and is asked for it at the end. "
-            f"Its cell is a\nTransformer, the paper's. {seconds:.0f} s each; a bar is the accuracy of the RNN alone "
-            f"on validation (chance {data.chance:.2f})."
+            "1. Memory over many steps. An RNN reads 64 symbols, and at the end must predict the one that was marked. "
+            f"Its cell is\na Transformer, as in the paper. Each run trains for {seconds:.0f} s. A bar is the RNN's "
+            f"validation accuracy (chance {data.chance:.2f})."
         )
     size = sum(data.info["bytes"].values()) / 1e6
     return (
-        f"Two: text. A byte-level RNN with a gated cell reads the source of Python's standard library "
-        f"({sum(data.info['files'].values())} files, {size:.1f} MB). {seconds:.0f} s each."
+        f"2. Text. A byte-level RNN with a gated cell reads the source of Python's standard library "
+        f"({sum(data.info['files'].values())} files, {size:.1f} MB). Each run trains for {seconds:.0f} s."
     )
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Write the rows as Markdown."""
+    """Return the rows as a Markdown table."""
     recall = rows[0]["act"] == "recall"
     columns = {
         "seconds": ("seconds", ".0f"),

@@ -22,7 +22,7 @@ ACTS = {
         {"text-hybrid": "hybrid", "text-bptt-same-cell": "bptt", "text-bptt-gru": "gru"},
     ),
 }
-"""Title → what is drawn, its words, and the run folders with their methods."""
+"""Title → the metric, its label, and the method of each run folder."""
 WORDS = {"one-step": "SMT → DMT, one step", "hybrid": "SMT → DMT, hybrid", "bptt": "BPTT, same cell", "gru": "GRU"}
 
 
@@ -34,10 +34,10 @@ def read_curve(folder: Path, value: str) -> tuple[list[float], list[float]]:
 
 
 def main() -> None:
-    """Draw the acts whose runs are there."""
+    """Draw the acts whose run folders exist."""
     acts = {title: act for title, act in ACTS.items() if all((OUT / folder).is_dir() for folder in act[2])}
     if not acts:
-        sys.exit(f"{OUT}: holds no demo; run make demo first")
+        sys.exit(f"{OUT}: contains no demo; run make demo first")
     figure = empty_figure(4.6 * len(acts) + 1.4 * (len(acts) == 1), 2.9)
     for axes, (title, (value, words, runs)) in zip(
         figure.subplots(1, len(acts), squeeze=False)[0], acts.items(), strict=True

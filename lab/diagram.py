@@ -1,4 +1,4 @@
-"""Draws docs/diagram.svg, where the gradient goes in BPTT, in SMT and in DMT, and the pictures of docs/method.md.
+"""Draws docs/diagram.svg, the path of the gradient in BPTT, SMT and DMT, and the pictures of docs/method.md.
 
 `python -m lab.diagram`.
 """
@@ -16,27 +16,27 @@ BLUE, ORANGE, GREEN = METHODS["one-step"], METHODS["bptt"], METHODS["gru"]
 INK, FAINT = "#26323d", "#7a8590"
 PANEL, HEIGHT = 330, 345
 STEPS, FIRST, GAP, RADIUS = 4, 50, 76, 19
-"""Memories of a panel: how many, where the first is, how far apart, and how large."""
+"""The memories of a panel: their number, the x of the first, their distance, and their radius."""
 ROW = 190
-"""Height of the row of memories."""
+"""The y of the row of memories."""
 MIDDLE = FIRST + GAP * (STEPS - 1) / 2
 
 
 def text(x: float, y: float, words: str, size: int = 14, colour: str = INK, weight: int = 400) -> str:
-    """Return words that are centred on x."""
+    """Return text centred on x."""
     style = f'font-size="{size}" fill="{colour}" font-weight="{weight}" text-anchor="middle"'
     return f'<text x="{x}" y="{y}" {style}>{words}</text>'
 
 
 def arrow(path: str, colour: str, dashed: bool = False) -> str:
-    """Return a path with a head at its end."""
+    """Return a path that ends in an arrowhead."""
     dash = ' stroke-dasharray="5 4"' if dashed else ""
     head = {INK: "ink", BLUE: "blue", ORANGE: "orange", GREEN: "green"}[colour]
     return f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash} marker-end="url(#{head})"/>'
 
 
 def memories(name: str, colour: str, row: float = ROW) -> list[str]:
-    """Return a row of memories, the first of them m_0."""
+    """Return a row of memories that begins with m_0."""
     drawn = []
     for t in range(STEPS):
         x = FIRST + GAP * t
@@ -59,7 +59,7 @@ def steps(row: float = ROW) -> list[str]:
 
 
 def teacher(row: float) -> list[str]:
-    """Return the teacher above a row, with an arrow to each memory that it gives."""
+    """Return the teacher above a row, with an arrow to each memory."""
     end = FIRST + GAP * (STEPS - 1)
     drawn = [
         f'<rect x="{FIRST - 30}" y="70" width="{end - FIRST + 60}" height="28" rx="6" fill="{BLUE}" fill-opacity="0.14"'
@@ -83,7 +83,7 @@ def bptt() -> list[str]:
 
 
 def smt() -> list[str]:
-    """Return the panel of SMT: each step has a target of its own."""
+    """Return the panel of SMT, where each step has its own target."""
     hops = []
     for t in range(STEPS - 1):
         right, left = FIRST + GAP * (t + 1) - 15, FIRST + GAP * t + 17
@@ -94,7 +94,7 @@ def smt() -> list[str]:
 
 
 def dmt() -> list[str]:
-    """Return the panel of DMT: the RNN on memories of its own, each drawn to the teacher's."""
+    """Return the panel of DMT, where the RNN runs on its own memories and learns to match the teacher's."""
     high, low = ROW - 45, ROW + 35
     drop = f"{high + RADIUS + 2}V{low - RADIUS - 8}"
     pulls = [arrow(f"M{FIRST + GAP * t} {drop}", ORANGE, dashed=True) for t in range(1, STEPS)]
@@ -102,7 +102,7 @@ def dmt() -> list[str]:
 
 
 def predict() -> list[str]:
-    """Return the panel of the teacher: the encoder reads the past, the decoder tells the future from the memory."""
+    """Return the panel of the teacher: the encoder reads the past, the decoder predicts the future from the memory."""
     tokens = [f'x<tspan font-size="10" dy="4">{name}</tspan>' for name in ("t-3", "t-2", "t-1", "t", "t+1", "t+2")]
     drawn = []
     for number, words in enumerate(tokens):
@@ -175,7 +175,7 @@ def draw_panel(panel: Callable[[], list[str]], title: str, says: str, width: int
 
 
 def frame(width: int, height: int, parts: Sequence[str], says: str) -> str:
-    """Return a whole SVG, white also in dark mode; `says` is read to those who do not see it."""
+    """Return a whole SVG, white in dark mode too; `says` is its label for screen readers."""
     heads = "".join(
         f'<marker id="{name}" viewBox="0 0 8 8" refX="1" refY="4" markerWidth="4" markerHeight="4" orient="auto">'
         f'<path d="M0 0L8 4L0 8z" fill="{colour}"/></marker>'

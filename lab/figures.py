@@ -1,9 +1,8 @@
-"""`make figures`: the scaling figures, each made by one `retain sweep`, which runs if it has not.
+"""`make figures`: the scaling figures, each made by one `retain sweep`.
 
-The numbers of each are kept as docs/figures/NAME.json. What stands there is not run again, and the tables of
-docs/figures.md, each between marks of its name, can be made from the repository alone. It takes about an hour on two
-cores. If it is stopped, it goes on where it was. Budgets are in optimizer steps, so that a busy machine changes nothing
-but the seconds.
+A sweep runs unless its results are stored as docs/figures/NAME.json. Tables and pictures of docs/figures.md are made
+from these files, each between markers with its name. All sweeps take about an hour on two cores. After an interruption
+the same command continues. Budgets are in optimizer steps, so other load on the machine changes only the seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ PAGE = Path("docs/figures.md")
 KEPT = Path("docs/figures")
 RUNS = Path("runs/figures")
 PICTURES = {"": "results.png", "-compression": "compression.png"}
-"""What follows a figure's name in the name of its picture → what the sweep calls the picture."""
+"""Suffix of a picture's name in docs/figures → name of the picture in the sweep's folder."""
 SHARED = "--jobs 2 --threads 1"
 
 FIGURES = {
@@ -51,11 +50,11 @@ FIGURES = {
     "future": (
         "How much of the future the decoder is shown, F",
         "retrieval --vary teacher.future-len=1,4,16,32 --seeds 1 --budget 600steps --data.seq-len 32 "
-        # With few tokens of future only the last memories have a target: more of them must be decoded to meet one.
+        # With a small F only the last memories have a target, so more memories are decoded to include one of these.
         "--data.min-seq-len None --smt.decodes-per-sequence 8 --smt.batch-size 16 --dmt.batch-size 16",
     ),
 }
-"""Name → what it shows, and the arguments of `retain sweep`."""
+"""Name → title, and arguments of `retain sweep`."""
 
 
 def line(name: str) -> str:
@@ -64,20 +63,20 @@ def line(name: str) -> str:
 
 
 def find_sweep(name: str, folder: Path) -> Kept:
-    """Return what is kept of a figure's sweep."""
+    """Return the stored results of a figure's sweep."""
     sweep = parse_sweep(shlex.split(line(name)))[0]
     return Kept(name, f"retain sweep {line(name)}", fingerprint([*list_runs(sweep).values()]), folder)
 
 
 def run(name: str, folder: Path) -> None:
-    """Run a sweep if it has not, and keep its numbers and pictures."""
+    """Run a sweep unless its results are stored, and store its results and pictures."""
     sweep, out, jobs = parse_sweep(shlex.split(line(name)))
     pictures = {ending: out / picture for ending, picture in PICTURES.items()}
     find_sweep(name, folder).make(lambda: run_sweep(sweep, out, jobs=jobs, quiet=False), pictures)
 
 
 def blocks(folder: Path) -> dict[str, str]:
-    """Return name → the pictures of a figure and, folded, the command that made it and its numbers."""
+    """Return, by name, the Markdown of a figure: its pictures, and folded its command and numbers."""
     made = {}
     for name, (title, _) in FIGURES.items():
         kept = find_sweep(name, folder)
@@ -90,7 +89,7 @@ def blocks(folder: Path) -> dict[str, str]:
 
 
 def draw(folder: Path) -> None:
-    """Draw the pictures anew from the numbers that are kept."""
+    """Draw the pictures again from the stored results."""
     for name in FIGURES:
         if (saved := find_sweep(name, folder).read()) is not None:
             plot_quality(saved["results"], folder / f"{name}.png")
@@ -99,10 +98,10 @@ def draw(folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Make the figures that the command line names."""
+    """Make the figures named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m lab.figures", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"some of {', '.join(FIGURES)}; all by default")
-    parser.add_argument("--page", action="store_true", help="only write the page of what is done")
+    parser.add_argument("names", nargs="*", help=f"figures to make, of {', '.join(FIGURES)} (default: all)")
+    parser.add_argument("--page", action="store_true", help="only write the page, from stored results")
     args = parser.parse_args(argv)
     if unknown := set(args.names) - set(FIGURES):
         parser.error(f"names: {', '.join(sorted(unknown))} not among {', '.join(FIGURES)}")

@@ -1,9 +1,10 @@
-"""The losses of the first steps of every preset, which a change of form must leave equal, bit for bit.
+"""Records the losses of the first steps of every preset. A refactoring must keep them equal bit for bit.
 
     python -m lab.golden before.json            # on the code before the change
-    python -m lab.golden after.json before.json # after it: names every run whose losses differ, and exits 1
+    python -m lab.golden after.json before.json # on the code after it: names each run that differs, and then exits 1
 
-They are comparable on one machine with one PyTorch only. Compiled, resumed and two-process runs are among them.
+Losses are comparable only on the same machine with the same PyTorch. The runs include compiled, resumed and two-process
+ones.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ COMMON += ["--validate-every", "1000steps", "--validation-sequences", "4"]
 
 
 def make_data(folder: Path) -> dict[str, list[str]]:
-    """Make local data for the presets that need some, and return their words of the command line by preset."""
+    """Write data for the presets that need some, and return each preset's arguments for it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from PIL import Image
@@ -54,14 +55,14 @@ def make_data(folder: Path) -> dict[str, list[str]]:
 
 
 def losses(out: Path) -> list[dict[str, Any]]:
-    """Read what metrics.jsonl says of every step, but for what a clock said."""
+    """Return the lines of metrics.jsonl without the fields that a clock measured."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     clocks = ("seconds", "tokens_per_second", "data_wait", "validation_seconds")
     return [{key: value for key, value in line.items() if key not in clocks} for line in lines]
 
 
 def train(words: list[str], out: Path, processes: int = 1) -> list[dict[str, Any]]:
-    """Return the losses of one `retain train` line."""
+    """Run `retain train` and return the losses."""
     start = [sys.executable, "-m"]
     if processes > 1:
         start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
@@ -75,7 +76,7 @@ def train(words: list[str], out: Path, processes: int = 1) -> list[dict[str, Any
 
 
 def train_in_two(words: list[str], out: Path) -> list[dict[str, Any]]:
-    """Return the losses of a run that is stopped after some steps and resumed."""
+    """Run `retain train`, stop it after some steps, resume it, and return the losses."""
     command = [sys.executable, "-m", "retain", "train"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*command, *words, "--out", str(out)], env=env, stderr=subprocess.DEVNULL)
@@ -88,7 +89,7 @@ def train_in_two(words: list[str], out: Path) -> list[dict[str, Any]]:
 
 
 def all_runs(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Run every preset; stdlib also compiled, stopped and resumed, by BPTT, and with two processes."""
+    """Run every preset. Run stdlib also compiled, interrupted, by BPTT, and with two processes."""
     data = make_data(folder)
     found = {}
     for name in PRESETS:
@@ -110,7 +111,7 @@ def all_runs(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def main() -> None:
-    """Write the losses, and compare them with those of another file if one is named."""
+    """Write the losses, and compare them with another file's if one is named."""
     with tempfile.TemporaryDirectory() as folder:
         found = all_runs(Path(folder))
     Path(sys.argv[1]).write_text(json.dumps(found, indent=1), encoding="utf-8")

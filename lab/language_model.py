@@ -1,12 +1,12 @@
-"""An RNN from a language model: labels, every row of the table, the model's own score, samples; docs/language_model.md.
+"""Trains RNNs with a language model as teacher, scores them and the model, and writes docs/language_model.md.
 
 python -m lab.language_model NAME --model FILE --text PATH [--budget 30m] [--seeds 1] [--train-bytes N] ...
 
-PATH is a text, a folder of texts, or `stdlib` for the source code of Python. It is cut into three splits, of a folder
-whole files. The model labels training and validation, once; then come the rows, each a `retain compare` line with
-these labels. All lies under OUT, by default runs/language-model/NAME. If it is stopped, the same command goes on.
-Numbers are kept as docs/results/language-model/NAME.json, and what stands there is not run again. `--tables` writes the
-page alone.
+PATH is a text file, a folder of texts, or `stdlib` for the source code of Python. It is cut into three splits, a folder
+between files. The model labels the training and validation splits once. Then each row of the table is a
+`retain compare` line with these labels. Labels and runs are under OUT, by default runs/language-model/NAME. After an
+interruption the same command continues. Results are stored as docs/results/language-model/NAME.json, and are not
+computed again. `--tables` only writes the page.
 """
 
 from __future__ import annotations
@@ -50,21 +50,22 @@ ROWS: dict[str, tuple[str, str]] = {
     "BPTT from the model's embeddings": ("bptt", "--bptt.lr 1e-3 --teacher.init-embeddings"),
     "BPTT with distillation, no memory labels": ("bptt", "--bptt.lr 1e-3 --bptt.lambda-distill 1"),
 }
-"""The rows of the table: a method of `retain compare`, and its options. One row lacks one signal of three.
+"""Row of the table → method of `retain compare`, and its options.
 
-BPTT has the rate that is best for the preset's cell on text (docs/claims.md).
+The rows differ in what they take from the model: memory labels, probabilities, embeddings. BPTT has the learning rate
+that is best for the preset's cell on text (docs/claims.md).
 """
 SIZES = "--memory.tokens 1 --memory.width 512 --cell.width 512 --teacher.width 256 --data.seq-len 64"
-"""Of the RNN and of sequences: some 5 M parameters beside what a vocabulary takes."""
+"""The sizes of the RNN and of sequences: about 5 M parameters, without those of the vocabulary."""
 PROMPT, WRITTEN = 40, 60
-"""Tokens of a prompt of the samples, and after it."""
+"""The tokens of a sample's prompt, and the tokens generated after it."""
 
 
 def prepare_text(source: str, folder: Path, train_bytes: int | None) -> None:
-    """Write a folder of the three splits of a text, each of whole files of PATH. What is there stays as it is.
+    """Write a folder with the three splits of a text, unless it exists.
 
     Raises:
-        UserError: There is no text.
+        UserError: There is too little text.
     """
     if folder.exists():
         return
@@ -79,7 +80,7 @@ def prepare_text(source: str, folder: Path, train_bytes: int | None) -> None:
 
 
 def cut_parts(source: str) -> dict[str, list[bytes]]:
-    """Read a source and cut it into splits, at the ends of files if there are several, else of lines."""
+    """Read a source and cut it into splits, between files if there are several, else between lines."""
     if source == "stdlib":
         from retain.config import DataConfig
         from retain.data import load_data
@@ -100,12 +101,12 @@ def cut_parts(source: str) -> dict[str, list[bytes]]:
         parts[split].append(text)
         passed += len(text)
     if not all(parts.values()):
-        raise UserError(f"text: {source} is too little to be cut into {', '.join(PARTS)}; give more")
+        raise UserError(f"text: {source} is too short to be cut into {', '.join(PARTS)}; give more text")
     return parts if path.is_dir() else {split: [b"".join(texts)] for split, texts in parts.items()}
 
 
 def cut_bytes(texts: list[bytes], size: int) -> list[bytes]:
-    """Return the first bytes of texts, up to the last line's end among them."""
+    """Return the first `size` bytes of texts, cut after their last complete line."""
     found: list[bytes] = []
     for text in texts:
         found.append(text[:size])
@@ -118,7 +119,7 @@ def cut_bytes(texts: list[bytes], size: int) -> list[bytes]:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is run, and where."""
+    """The settings of a table, and its folder."""
 
     out: Path
     model: str
@@ -157,7 +158,7 @@ def _value_of(words: str, option: str) -> str:
 
 
 def run(plan: Plan) -> dict[str, Any]:
-    """Do all that is not done yet, and return the numbers of the table."""
+    """Run the parts that are missing, and return the numbers of the table."""
     prepare_text(plan.text, plan.corpus, plan.train_bytes)
     labelling = plan.out / "labelling.json"
     if not (plan.out / "labels").exists():
@@ -202,14 +203,17 @@ def _mean(values: Sequence[float | None]) -> float:
 
 
 def list_runs(results: dict[str, Any]) -> list[str]:
-    """Name the folders of the runs that a comparison of one method scored, in the order of seeds."""
+    """Return the folder names of the runs that a comparison of one method scored, in the order of seeds."""
     ((method, found),) = results["methods"].items()
     factor = found["lr_factor"].replace("/", "over")
     return [f"{method}-lr{factor}-seed{run['seed']}" for run in found["runs"]]
 
 
 def score_cold(folder: Path) -> float | None:
-    """Score a run's RNN on the test split in bits per byte, from m_0 in every window, as no score of the run is."""
+    """Return the bits per byte of a run's RNN on the test split, with each window read from m_0; None without a model.
+
+    The run's own scores carry the memory over windows.
+    """
     from retain.data import load_data
     from retain.inference.evaluate import batch_for, evaluate, finite
     from retain.runs.run import load_run
@@ -223,7 +227,7 @@ def score_cold(folder: Path) -> float | None:
 
 
 def count_vocabulary(folder: Path) -> int | None:
-    """Count the parameters of a run's embedding and output layer."""
+    """Return the number of parameters in a run's embedding and output layer; None without a model."""
     from retain.runs.run import load_run
 
     if not (folder / "model.safetensors").exists():
@@ -233,13 +237,13 @@ def count_vocabulary(folder: Path) -> int | None:
 
 
 def model_config(plan: Plan) -> RunConfig:
-    """Return a run with the model's own, whole vocabulary."""
+    """Return the configuration of a run with the model's whole vocabulary."""
     line = f"text --data {plan.corpus} --teacher.from {plan.model} --teacher.context-before {plan.context} {plan.sizes}"
     return train_config(shlex.split(line))[0]
 
 
 def score_model(plan: Plan) -> dict[str, Any]:
-    """Score the language model itself on the test split, with its own vocabulary, as labels would have it read."""
+    """Score the language model on the test split, with its whole vocabulary and the context that labels have."""
     import torch
     import torch.nn.functional as F
 
@@ -265,7 +269,7 @@ def score_model(plan: Plan) -> dict[str, Any]:
 
 
 def sample(plan: Plan, folder: Path, count: int = 3, temperature: float = 0.7) -> list[dict[str, str]]:
-    """Have the model and an RNN go on from `count` places of the test text; return prompts, both, and the text."""
+    """Return `count` prompts of the test text, with the text that follows and the model's and an RNN's samples."""
     import torch
 
     from retain.data import load_data
@@ -291,7 +295,7 @@ def sample(plan: Plan, folder: Path, count: int = 3, temperature: float = 0.7) -
 
 
 def write_table(results: dict[str, Any]) -> str:
-    """Write the table and the samples."""
+    """Return the table and the samples in Markdown."""
     head = ["what", "bits per byte", "from m_0 in each window", "parameters", "of them vocabulary", "tokens read"]
     own = results["model"]["bits_per_byte"]
     lines = [["the language model itself", f"{own:.3f}", "", "", "", ""]]
@@ -312,7 +316,7 @@ def write_table(results: dict[str, Any]) -> str:
 
 
 def find(name: str, command: str, plan: Plan) -> Kept:
-    """Return what is kept under a name; its settings are those of the plan, wherever model, text and runs lie."""
+    """Return the stored results of a name; their hash does not depend on the folders of model, text and runs."""
     settings = {key: value for key, value in dataclasses.asdict(plan).items() if key not in ("out", "model", "text")}
     settings |= {
         "model": Path(plan.model).name,
@@ -323,7 +327,7 @@ def find(name: str, command: str, plan: Plan) -> Kept:
 
 
 def write_page() -> None:
-    """Write all tables that there are numbers for."""
+    """Write the tables of all stored results."""
     text = ""
     for path in sorted(KEPT.glob("*.json")):
         saved = json.loads(path.read_text(encoding="utf-8"))
@@ -332,24 +336,24 @@ def write_page() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the table that the command line names."""
+    """Make the table named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m lab.language_model", description=__doc__)
-    parser.add_argument("name", nargs="?", help="what the numbers are kept as")
+    parser.add_argument("name", nargs="?", help="name of the stored results")
     parser.add_argument("--model", help="a folder for transformers, a .gguf file or hf:NAME")
-    parser.add_argument("--text", help="a text, a folder of texts, or stdlib")
-    parser.add_argument("--budget", default="30m", help="of each run, as for retain train")
+    parser.add_argument("--text", help="a text file, a folder of texts, or stdlib")
+    parser.add_argument("--budget", default="30m", help="budget of each run, as for retain train")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--lrs", default="1", help="factors on the learning rates, as for retain compare")
-    parser.add_argument("--context", type=int, default=256, help="teacher.context_before")
-    parser.add_argument("--train-bytes", type=int, help="cut the training text to so many bytes")
-    parser.add_argument("--sizes", default=SIZES, help="options of retain train, among them --data.seq-len")
+    parser.add_argument("--context", type=int, default=256, help="tokens before a sequence (teacher.context_before)")
+    parser.add_argument("--train-bytes", type=int, help="train on this many bytes of the text")
+    parser.add_argument("--sizes", default=SIZES, help="size options of retain train, including --data.seq-len")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="where runs and labels lie")
+    parser.add_argument("--out", type=Path, help="the folder of runs and labels")
     parser.add_argument("--tables", action="store_true", help="only write the page")
     args = parser.parse_args(argv)
     if not args.tables:
         if None in (args.name, args.model, args.text):
-            parser.error("name the table, --model and --text")
+            parser.error("give NAME, --model and --text")
         more = "" if args.train_bytes is None else f" --train-bytes {args.train_bytes}"
         command = (
             f"python -m lab.language_model {args.name} --model {Path(args.model).name} --text {Path(args.text).name} "

@@ -1,10 +1,10 @@
-"""Tokens per second and memory of an RNN against a language model with its key-value cache, by length of context.
+"""Compares tokens per second and memory of an RNN and of a language model with a key-value cache, by context length.
 
 python -m lab.lm_speed MODEL RUN [--contexts 256,4096,65536] [--tokens 32] [--out docs/results/language-model-speed]
 
-It writes OUT.json and the plot OUT.png. One stream is read, token by token, in float32. The cache is filled with random
-keys and values: what it costs to go on from a context does not hang on what is in it, and to read 65,536 tokens first
-would take hours on a CPU. A model with learnt positions has none beyond its length, which is told as null.
+It writes OUT.json and the plot OUT.png. One stream is read token by token in float32. The cache is filled with random
+keys and values, because the cost of a step does not depend on them, and reading 65,536 tokens would take hours on a
+CPU. A model with learnt positions gets null for contexts beyond its length.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ OUT = Path("docs/results/language-model-speed")
 
 
 def measure(model: Any, rnn: RNN, contexts: Sequence[int], tokens: int) -> list[dict[str, Any]]:
-    """Measure both after each number of tokens of context.
+    """Measure both models after each number of tokens of context.
 
     Returns:
-        JSON values: `context`; of each model `tokens_per_second`, the `state_bytes` that a stream holds beside the
-        weights, and `weight_bytes`. Those of a language model that has not so many positions are null.
+        JSON values: `context`, and for each model `tokens_per_second`, the `state_bytes` of a stream beside the
+        weights, and `weight_bytes`. A language model with too few positions has null.
     """
     return [
         {"context": context, "model": time_model(model, context, tokens), "rnn": time_rnn(rnn, context, tokens)}
@@ -43,7 +43,7 @@ def measure(model: Any, rnn: RNN, contexts: Sequence[int], tokens: int) -> list[
 
 @torch.inference_mode()
 def time_model(model: Any, context: int, tokens: int) -> dict[str, Any] | None:
-    """Time a causal language model of transformers that goes on from a cache of so many tokens."""
+    """Time the steps of a transformers language model with `context` tokens in its cache; None if it has no room."""
     from transformers import DynamicCache
 
     config = model.config.get_text_config()
@@ -58,7 +58,7 @@ def time_model(model: Any, context: int, tokens: int) -> dict[str, Any] | None:
         keys, values = torch.randn(2, 1, heads, context, width).unbind(0)
         cache.update(keys, values, layer)
     takes = inspect.signature(model.forward).parameters
-    given = {"cache" if "cache" in takes else "past_key_values": cache, "use_cache": True}  # newer versions call it so
+    given = {"cache" if "cache" in takes else "past_key_values": cache, "use_cache": True}  # `cache` in newer versions
     token = torch.zeros(1, 1, dtype=torch.long)
 
     def step() -> None:
@@ -72,7 +72,7 @@ def time_model(model: Any, context: int, tokens: int) -> dict[str, Any] | None:
 
 @torch.inference_mode()
 def time_rnn(rnn: RNN, context: int, tokens: int) -> dict[str, Any]:
-    """Time an RNN that goes on from the memory of so many tokens."""
+    """Time the steps of an RNN from its memory after `context` tokens."""
     rnn.eval()
     memory = rnn.init_memory(1)
     for part in torch.randint(rnn.vocab_size, (1, context)).split(256, 1):
@@ -89,7 +89,7 @@ def time_rnn(rnn: RNN, context: int, tokens: int) -> dict[str, Any]:
 
 
 def time_steps(step: Callable[[], None], count: int) -> float:
-    """Return the median seconds of a step, of `count` after two that warm up."""
+    """Return the median seconds of `count` steps, after two warm-up steps."""
     found = []
     for _ in range(2 + count):
         start = time.perf_counter()
@@ -99,7 +99,7 @@ def time_steps(step: Callable[[], None], count: int) -> float:
 
 
 def count_bytes(module: Any) -> int:
-    """Count the bytes of a module's weights."""
+    """Return the bytes of a module's weights."""
     return sum(weight.nbytes for weight in module.parameters())
 
 
@@ -125,12 +125,12 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure what the command line names."""
+    """Measure the models named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m lab.lm_speed", description=__doc__)
     parser.add_argument("model", help="a folder for transformers, a .gguf file or hf:NAME")
-    parser.add_argument("run", help="a run folder of ours")
+    parser.add_argument("run", help="a run folder")
     parser.add_argument("--contexts", default=",".join(map(str, CONTEXTS)))
-    parser.add_argument("--tokens", type=int, default=32, help="steps that are timed at each context")
+    parser.add_argument("--tokens", type=int, default=32, help="steps timed at each context")
     parser.add_argument("--out", type=Path, default=OUT, help="where OUT.json and OUT.png are written")
     args = parser.parse_args(argv)
     with one_line_errors():

@@ -1,10 +1,10 @@
-"""A teacher of our own trained once, and several RNNs after it; docs/language_model.md.
+"""Trains one teacher, then several RNNs with it, and writes their table into docs/language_model.md.
 
 python -m lab.own_teacher [--teacher-budget 30m] [--budget 240s] [--seeds 3]
 
-A teacher of the source code of Python is trained first. Then come RNNs of three cells: each after that teacher, with a
-teacher that is trained within the budget, and by BPTT. All lies under OUT; if it is stopped, the same command goes on.
-Numbers are kept as docs/results/own-teacher.json, and what stands there is not run again.
+The teacher is trained on the source code of Python first. Then RNNs with three cells are trained with that teacher,
+with a teacher that is trained within the budget, and by BPTT. Runs are under OUT. After an interruption the same
+command continues. Results are stored as docs/results/own-teacher.json, and are not computed again.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ CELLS = {
     "delta": "--cell.kind delta --memory.tokens 4 --memory.width 256 --cell.width 128",
     "gru": "--cell.kind gru",
 }
-"""Three cells, and the options that give them."""
+"""Cell → its options."""
 
 
 def teacher_line(out: Path, budget: str) -> str:
-    """Return the arguments of `retain train` for the teacher: SMT alone, as the preset has it."""
+    """Return the arguments of `retain train` for the teacher: the preset's SMT alone."""
     return f"stdlib --phases smt --budget {budget} --tracker None --out {out / 'teacher'}"
 
 
 def compare_lines(out: Path, cell: str, how: str) -> dict[str, str]:
-    """Return the arguments of `retain compare` for a cell: after the teacher, and without it."""
+    """Return the arguments of `retain compare` for a cell, with the teacher and without it."""
     words = f"--lrs 1 {how} {CELLS[cell]}".strip()
     source = f"--teacher.from {out / 'teacher'}"
     return {
@@ -51,7 +51,7 @@ def compare_lines(out: Path, cell: str, how: str) -> dict[str, str]:
 
 
 def run(out: Path, teacher_budget: str, how: str) -> dict[str, Any]:
-    """Do all that is not done yet, and return bits per byte on the test split, by cell and way."""
+    """Run the parts that are missing, and return bits per byte on the test split, by cell and way of training."""
     if not (out / "teacher" / "summary.json").exists():
         from retain.training.loop import train
 
@@ -69,7 +69,7 @@ def run(out: Path, teacher_budget: str, how: str) -> dict[str, Any]:
 
 
 def write_table(results: dict[str, Any]) -> str:
-    """Write the table."""
+    """Return the table in Markdown."""
     head = ["cell", "after the teacher that was given", "teacher trained within the budget", "BPTT"]
     rows = [
         [cell, *(mean_and_deviation(ways[way]) for way in ("given", "own", "bptt"))] for cell, ways in results.items()
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--teacher-budget", default="30m")
     parser.add_argument("--budget", default="240s")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--more", default="", help="more options of retain compare, for all")
+    parser.add_argument("--more", default="", help="more options of retain compare, for all runs")
     parser.add_argument("--out", type=Path, default=Path("runs/own-teacher"))
     args = parser.parse_args(argv)
     how = f"--budget {args.budget} --seeds {args.seeds} --threads 1 {args.more}".strip()

@@ -1,10 +1,10 @@
-"""`make results`: the comparisons this project stands by, run if they have not, and their tables and pictures.
+"""`make results`: the project's comparisons of methods, with their tables and pictures.
 
-Each is one `retain compare` line. Its numbers are kept as docs/results/NAME.json. What stands there is not run again,
-and the tables of docs/results-*.md can be made from the repository alone: each stands there between marks of its name.
-It takes about seven hours on two cores. If it is stopped, it goes on where it was. `make results-quick` makes the same
-tables from one seed and short budgets, under runs/results-quick, within half an hour. What is in BY_NAME takes seven
-hours and a half more, and is run only if it is named.
+Each is one `retain compare` line, which runs unless its results are stored as docs/results/NAME.json. The tables of
+docs/results-*.md are made from these files, each between markers with its name. All runs take about seven hours on two
+cores. After an interruption the same command continues. `make results-quick` makes the same tables from one seed and
+short budgets, under runs/results-quick, within half an hour. The sections in BY_NAME take another seven and a half
+hours, and run only if they are named.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ QUICK = Path("runs/results-quick")
 BEGIN, END = "<!-- results begin -->", "<!-- results end -->"
 SIDE_BY_SIDE = "--jobs 2 --threads 1"
 CONTROLLED = "smt,bptt,tbptt,gru,lstm"
-"""Among them is BPTT that is cut where DMT is: it lacks nothing but the teacher. Copy and keys-values are not cut."""
+"""`tbptt` is BPTT whose gradient is cut as in DMT: it lacks only the teacher. DMT has no cut on copy, keys_values."""
 TASKS = ("retrieval", "copy", "stack", "keys_values", "modular")
 LONGER = "Retrieval over longer sequences"
 PAPERS_CELL = "The paper's cell, a Transformer"
@@ -46,13 +46,13 @@ OWN_RATES = "Tasks at the presets' own rates"
 MORE_TASKS = "Five more memory tasks"
 LIMITS = "Past the paper's limits"
 BY_NAME = (PAPERS_CELL, OTHER_CELLS, LONGER_TEXT, OWN_RATES, MORE_TASKS, LIMITS)
-"""Sections that are run only by the names of their comparisons."""
+"""Sections whose comparisons run only if they are named."""
 BEYOND = ("stack", "s3", "parity", "s5", "dyck", "parity-delta", "s3-delta", "s5-delta", "dyck-delta", "mqar-16")
 """Comparisons that are also scored at 2, 4 and 8 times the training length."""
 
 
 def comparisons(quick: bool) -> dict[str, dict[str, str]]:
-    """Return section → name → the arguments of `retain compare`."""
+    """Return the arguments of `retain compare`, by section and name."""
 
     def line(
         name: str, preset: str, methods: str, seconds: int, seeds: int, more: str = "", sweep: int | None = None
@@ -78,7 +78,7 @@ def comparisons(quick: bool) -> dict[str, dict[str, str]]:
         "Length generalisation": {"s3": ("s3", "smt,bptt,gru", 300, 1)},
         "Text and pixels": {
             "stdlib": ("stdlib", usual, 240, 3),
-            # So few images are soon learnt by heart: a lower rate may be the best.
+            # A run soon memorises so few images, so a lower rate may be the best.
             "digits": ("digits", CONTROLLED, 240, 3, "" if quick else " --lrs 1/9,1/3,1,3"),
         },
     }
@@ -88,17 +88,17 @@ def comparisons(quick: bool) -> dict[str, dict[str, str]]:
 
 
 def list_by_name() -> dict[str, dict[str, tuple[Any, ...]]]:
-    """Return section → name → preset, methods, seconds, seeds and more, of the sections BY_NAME."""
+    """Return preset, methods, seconds, seeds and more for the sections BY_NAME, by section and name."""
     four = "one-step,hybrid,bptt,gru"
     delta = " --lrs 1 --teacher.trunk delta --teacher.layers 1 --smt.lr 5e-3 --data.min-seq-len"
     slow_dyn = " --smt.batch-size 32 --smt.lambda-dyn 0.01 --smt.lambda-dyn-end 1 --smt.share 5 --dmt.share 5"
-    # As keys-values has it: the delta cell wants a lower rate and larger batches.
+    # As in the preset keys_values: the delta cell needs a lower rate and larger batches.
     pairs = " --cell.kind delta --cell.width 128 --memory.tokens 4 --memory.width 256 --data.pairs 16"
     pairs += " --data.seq-len 128 --data.min-seq-len 16 --lrs 1 --smt.batch-size 32 --smt.lr 1e-3"
     pairs += " --dmt.batch-size 32 --dmt.lr 1e-3"
     gru, mlp = " --lrs 1 --cell.kind gru", " --lrs 1 --cell.kind mlp --cell.width 512"
-    # On the paper's cell nothing of the presets changes but the cell, to a size that minutes of a core allow. Text is
-    # also compiled, and run with the paper's normalisation of memory, under which BPTT does better.
+    # With the paper's cell the presets change only in the cell, whose size is one that trains in minutes on a core.
+    # Text also runs compiled, and with the paper's normalisation of memory, with which BPTT does better.
     one = " --cell.kind transformer --cell.layers 2"
     cell, sizes = " --recipe hybrid" + one, " --cell.width 128 --memory.tokens 2 --memory.width 128"
     text = cell + sizes
@@ -119,7 +119,7 @@ def list_by_name() -> dict[str, dict[str, tuple[Any, ...]]]:
             "retrieval-mlp-cell": ("retrieval", "smt", 120, 3, mlp),
         },
         LONGER_TEXT: {"stdlib-900": ("stdlib", "smt,gru", 900, 3, "", 80)},
-        # What a user of the presets gets, who sweeps nothing.
+        # The scores that a user of the presets gets without a sweep.
         OWN_RATES: {
             "retrieval-own-rate": ("retrieval", "smt", 120, 3, " --lrs 1"),
             "retrieval-256-own-rate": ("retrieval", "smt", 300, 3, longer),
@@ -140,7 +140,10 @@ def list_by_name() -> dict[str, dict[str, tuple[Any, ...]]]:
 
 
 def run_comparison(name: str, arguments: str, folder: Path, jobs: str | None = None, picture: bool = True) -> None:
-    """Run a comparison if it has not; keep its numbers and its `picture`. `jobs` run side by side, or as it says."""
+    """Run a comparison unless its results are stored, and store its results and its `picture`.
+
+    `jobs` runs train at once; None: as many as the arguments name.
+    """
     words = shlex.split(arguments) + ([] if jobs is None else ["--jobs", jobs])
     comparison, out, side_by_side = parse_comparison(words)
     kept = find_comparison(name, arguments, folder)
@@ -149,7 +152,7 @@ def run_comparison(name: str, arguments: str, folder: Path, jobs: str | None = N
 
 
 def run_study(name: str, study: Study, out: Path, folder: Path) -> None:
-    """Run a study if it has not, and keep its numbers."""
+    """Run a study unless its results are stored, and store its results."""
     from retain.experiments.scheduler import run_all
 
     def work() -> dict[str, Any]:
@@ -163,7 +166,7 @@ BY_LENGTH = "retrieval-by-length"
 
 
 def blocks(quick: bool, folder: Path) -> dict[str, str]:
-    """Return name → what stands between the marks of a comparison or a study, of what there are numbers for."""
+    """Return the Markdown between the markers of each comparison and study, by name."""
     from lab.by_length import tabulate_by_length
 
     made = {}
@@ -189,7 +192,7 @@ def read_lengths(quick: bool, folder: Path) -> dict[Kept, Any]:
 
 
 def block(kept: Kept) -> str:
-    """Write a comparison: its scores, its picture and, folded, the command and all that was measured."""
+    """Return the Markdown of a comparison: its scores, its picture, and folded its command and all measurements."""
     from retain.experiments.tables import markdown, short_table
 
     saved = kept.read()
@@ -205,7 +208,7 @@ def block(kept: Kept) -> str:
 
 
 def draw(quick: bool, folder: Path) -> None:
-    """Draw the pictures anew from the numbers that are kept."""
+    """Draw the pictures again from the stored results."""
     from lab.by_length import plot_by_length
     from retain.experiments.tables import plot
 
@@ -220,7 +223,7 @@ def draw(quick: bool, folder: Path) -> None:
 
 
 def fill(text: str, made: dict[str, str]) -> str:
-    """Put each block between the marks of its name in a page, and leave the words around them alone."""
+    """Put each block between the markers with its name in a page, and leave the rest of the page."""
 
     def put(place: re.Match[str]) -> str:
         name = place[1]
@@ -230,14 +233,14 @@ def fill(text: str, made: dict[str, str]) -> str:
 
 
 def write_pages(made: dict[str, str], pages: Sequence[Path]) -> None:
-    """Fill the marks of all pages."""
+    """Put the blocks between the markers of all pages."""
     for path in pages:
         if path.exists():
             path.write_text(fill(path.read_text(encoding="utf-8"), made), encoding="utf-8")
 
 
 def write(text: str, path: Path, marks: tuple[str, str] = (BEGIN, END)) -> None:
-    """Put tables between their marks in a page, and leave the words around them alone."""
+    """Put tables between their markers in a page, and leave the rest of the page."""
     begin, end = marks
     before = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
     if begin not in before:
@@ -248,11 +251,11 @@ def write(text: str, path: Path, marks: tuple[str, str] = (BEGIN, END)) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Make the results that the command line names."""
+    """Make the results named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m lab.results", description=__doc__)
-    parser.add_argument("names", nargs="*", help="some of them, e.g. copy retrieval-256 credit; all by default")
+    parser.add_argument("names", nargs="*", help="results to make, e.g. copy credit (default: all but BY_NAME)")
     parser.add_argument("--quick", action="store_true", help="one seed and short budgets, into runs/results-quick")
-    parser.add_argument("--tables", action="store_true", help="only write the tables of what is done")
+    parser.add_argument("--tables", action="store_true", help="only write the tables, from stored results")
     args = parser.parse_args(argv)
     sections = comparisons(args.quick)
     lines = {name: line for section in sections.values() for name, line in section.items()}
@@ -283,15 +286,15 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def make_each(names: Sequence[str], make: Callable[[str], None], write_page: Callable[[], None], runs: Path) -> None:
-    """Make results by their names and write their page after each; those that failed are told of in the end."""
+    """Make results by their names and write their page after each. Raise Usage at the end if some failed."""
     failed = []
     with one_line_errors():
         for name in names:
             try:
                 make(name)
-            except UserError as error:  # the others need not wait for it
+            except UserError as error:  # the others can still run
                 failed.append(name)
-                print(f"{name}: {error}; to run it anew, delete {runs / name}", file=sys.stderr, flush=True)
+                print(f"{name}: {error}; to run it again, delete {runs / name}", file=sys.stderr, flush=True)
             else:
                 write_page()
         write_page()

@@ -1,11 +1,11 @@
-"""Forecasts of real series: SMT → DMT beside BPTT, a GRU, DeepAR, ETS and the seasonal naive, at equal seconds.
+"""Compares forecasts of real series: SMT → DMT, BPTT, a GRU, DeepAR, ETS and the seasonal naive, at equal seconds.
 
     python -m lab.series --out runs/series                      # all sets and methods, three seeds
     python -m lab.series --out runs/series --sets co2 --methods smt,naive --seeds 1 --seconds 20
 
-Every figure is a file of its own in the folder, so that the command goes on where it was stopped. All are written as
-results.json, which lab/series_page.py makes a page of. The sets come with statsmodels and vega_datasets. ETS needs
-statsforecast, DeepAR gluonts with lightning; both want a pandas below 3.
+Every score is a file in the folder, so the same command continues after an interruption. At the end all scores are
+written to results.json, from which lab/series_page.py makes a page. The data sets come with statsmodels and
+vega_datasets. ETS needs statsforecast. DeepAR needs gluonts and lightning. Both need a pandas below 3.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from retain.training.loop import train
 
 SPLIT = (0.7, 0.1, 0.2)
 GAUSS_80 = 1.2815515655446004
-"""Half of the central 80 % of a standard normal."""
+"""Half the width of the central 80 % of a standard normal."""
 
 
 def read_co2() -> pd.DataFrame:
-    """Weekly CO2 at Mauna Loa, some weeks missing."""
+    """Read the weekly CO2 at Mauna Loa, in which some weeks are missing."""
     import statsmodels.api as sm
 
     frame = sm.datasets.co2.load_pandas().data.reset_index()
@@ -51,7 +51,7 @@ def read_co2() -> pd.DataFrame:
 
 
 def read_sunspots() -> pd.DataFrame:
-    """Yearly sunspots, 1700 to 2008."""
+    """Read the yearly sunspots, 1700 to 2008."""
     import statsmodels.api as sm
 
     frame = sm.datasets.sunspots.load_pandas().data
@@ -59,7 +59,7 @@ def read_sunspots() -> pd.DataFrame:
 
 
 def read_macro() -> pd.DataFrame:
-    """Quarterly figures of the economy of the USA."""
+    """Read quarterly figures of the economy of the USA."""
     import statsmodels.api as sm
 
     frame = sm.datasets.macrodata.load_pandas().data
@@ -71,7 +71,7 @@ def read_macro() -> pd.DataFrame:
 
 
 def read_elnino() -> pd.DataFrame:
-    """Monthly temperature of the Pacific."""
+    """Read the monthly temperature of the Pacific."""
     import statsmodels.api as sm
 
     frame = sm.datasets.elnino.load_pandas().data
@@ -81,7 +81,7 @@ def read_elnino() -> pd.DataFrame:
 
 
 def read_temperature() -> pd.DataFrame:
-    """Hourly temperature in Seattle and San Francisco, 2010."""
+    """Read the hourly temperature in Seattle and San Francisco, 2010."""
     from vega_datasets import data
 
     frames = {"seattle": data.seattle_temps(), "san francisco": data.sf_temps()}
@@ -90,7 +90,7 @@ def read_temperature() -> pd.DataFrame:
 
 
 def read_weather() -> pd.DataFrame:
-    """Daily extremes of temperature, and wind, in Seattle."""
+    """Read the daily extremes of temperature, and the wind, in Seattle."""
     from vega_datasets import data
 
     frame = data.seattle_weather()
@@ -99,14 +99,14 @@ def read_weather() -> pd.DataFrame:
 
 
 def read_stocks() -> pd.DataFrame:
-    """Monthly prices of five stocks."""
+    """Read the monthly prices of five stocks."""
     from vega_datasets import data
 
     return data.stocks().rename(columns={"date": "time", "price": "value", "symbol": "series"})
 
 
 def read_employment() -> pd.DataFrame:
-    """Monthly employment in the USA by industry."""
+    """Read the monthly employment in the USA by industry."""
     from vega_datasets import data
 
     frame = data.us_employment().drop(columns="nonfarm_change")
@@ -115,7 +115,7 @@ def read_employment() -> pd.DataFrame:
 
 @dataclasses.dataclass(frozen=True)
 class Set:
-    """A set of series: its reader, the steps T that are read, and the horizon."""
+    """A data set: its reader, the length T of training sequences, and the forecast horizon, both in steps."""
 
     read: Callable[[], pd.DataFrame]
     seq_len: int
@@ -137,11 +137,11 @@ METHODS = (*TRAINED, "deepar", "deepar tuned", "ets", "naive")
 RATES = (0.2, 1.0)
 """Factors on the preset's learning rates."""
 DEEPAR_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-"""Its own default is 1e-3."""
+"""Learning rates of DeepAR, whose default is 1e-3."""
 
 
 def make_config(name: str, out: Path) -> RunConfig:
-    """Write the table of a set, and return the run that trains on it."""
+    """Write the table of a data set, and return the configuration of a run on it."""
     path = out / "data" / f"{name}.csv"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,9 +158,9 @@ def make_config(name: str, out: Path) -> RunConfig:
 
 
 def choose_rate(name: str, method: str, out: Path, rates: Sequence[float], score: Callable[[float], float]) -> float:
-    """Return the rate whose forecasts of the validation split have the least weighted quantile loss.
+    """Return the learning rate (or factor) with the least weighted quantile loss on the validation split.
 
-    The trials are kept in the folder: each trains with one seed for a third of the seconds.
+    The trials are stored in the folder. Each trains one seed for a third of the seconds.
     """
     path = out / "tuned" / f"{name}-{method.replace(' ', '-')}.json"
     if not path.exists():
@@ -197,7 +197,7 @@ def run_trained(name: str, method: str, seed: int, seconds: float, out: Path) ->
 
 
 def run_naive(name: str, method: str, seed: int, seconds: float, out: Path) -> dict[str, Any]:
-    """Repeat the last season."""
+    """Forecast by repeating the last season, and score the forecasts of the test split."""
     data, horizon = open_data(name, out), SETS[name].horizon
     assert data.channels is not None
     origins, season = find_origins(data, "test", horizon, None), find_season(data.channels)
@@ -206,7 +206,7 @@ def run_naive(name: str, method: str, seed: int, seconds: float, out: Path) -> d
 
 
 def run_ets(name: str, method: str, seed: int, seconds: float, out: Path) -> dict[str, Any]:
-    """Fit an ETS of statsforecast at every origin, on at most ten seasons or 200 steps before it."""
+    """Score an ETS of statsforecast, fitted at every origin on ten seasons before it (on 200 steps if that is more)."""
     from statsforecast.models import AutoETS
 
     data, horizon = open_data(name, out), SETS[name].horizon
@@ -215,8 +215,8 @@ def run_ets(name: str, method: str, seed: int, seconds: float, out: Path) -> dic
     rng, paths = np.random.default_rng(seed), []
     for number, at in origins:
         values = data.table.series[number].values[max(0, at - max(10 * season, 200)) : at, 0]
-        values = pd.Series(values).interpolate(limit_direction="both").to_numpy()  # it knows no missing values
-        season_length = season if season <= 24 else 1  # it fits none that are longer
+        values = pd.Series(values).interpolate(limit_direction="both").to_numpy()  # AutoETS takes no missing values
+        season_length = season if season <= 24 else 1  # AutoETS fits no longer season
         said = AutoETS(season_length=season_length).forecast(y=values, h=horizon, level=[80])
         spread = (said["hi-80"] - said["lo-80"]) / (2 * GAUSS_80)
         paths.append((said["mean"] + spread * rng.standard_normal((SAMPLES, horizon)))[..., None])
@@ -226,10 +226,10 @@ def run_ets(name: str, method: str, seed: int, seconds: float, out: Path) -> dic
 def fit_deepar(
     data: SeriesData, horizon: int, seed: int, seconds: float, out: Path, **settings: float
 ) -> tuple[Any, Callable[[list[tuple[int, int]]], Any]]:
-    """Train the DeepAR of gluonts, with its own defaults but for `settings`.
+    """Train gluonts' DeepAR, with its defaults except for `settings`.
 
     Returns:
-        Its predictor, and what makes its entries of series and their ends.
+        Its predictor, and the function that makes a gluonts data set from pairs of a series' number and its end.
     """
     import lightning.pytorch as lightning
     from gluonts.dataset.common import ListDataset
@@ -260,7 +260,7 @@ def fit_deepar(
 
 
 def forecast_deepar(name: str, split: Split, seed: int, seconds: float, out: Path, **settings: float) -> dict[str, Any]:
-    """Train DeepAR on a set, and score its forecasts of a split."""
+    """Train DeepAR on a data set, and score its forecasts of a split."""
     data, horizon = open_data(name, out), SETS[name].horizon
     predictor, entries = fit_deepar(data, horizon, seed, seconds, out, **settings)
     origins = find_origins(data, split, horizon, None)
@@ -269,7 +269,7 @@ def forecast_deepar(name: str, split: Split, seed: int, seconds: float, out: Pat
 
 
 def run_deepar(name: str, method: str, seed: int, seconds: float, out: Path) -> dict[str, Any]:
-    """Train DeepAR for the same seconds as the RNNs, with its own defaults, or at the best of DEEPAR_RATES."""
+    """Train DeepAR for the same seconds as the RNNs, at its default rate or the best of DEEPAR_RATES, and score it."""
     if method == "deepar":
         return forecast_deepar(name, "test", seed, seconds, out)
 
@@ -281,14 +281,14 @@ def run_deepar(name: str, method: str, seed: int, seconds: float, out: Path) -> 
 
 
 def open_data(name: str, out: Path) -> SeriesData:
-    """Load a set."""
+    """Load a data set."""
     data = load_data(make_config(name, out).data)
     assert isinstance(data, SeriesData)
     return data
 
 
 def run(name: str, method: str, seed: int, seconds: float, out: Path) -> dict[str, Any]:
-    """Return the record of one figure, made where it is not there yet."""
+    """Return the record of one seed's scores, computed if it is not stored yet."""
     path = out / "scores" / f"{name}-{method.replace(' ', '-')}-seed{seed}.json"
     if path.exists():
         record: dict[str, Any] = json.loads(path.read_text())
@@ -307,16 +307,16 @@ def run(name: str, method: str, seed: int, seconds: float, out: Path) -> dict[st
 
 
 def main() -> None:
-    """Make the figures that are missing, and the table of all."""
+    """Compute the scores that are missing, and write all to results.json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each training, on one thread")
+    parser.add_argument("--seconds", type=float, default=30.0, help="seconds of each training, on one thread")
     args = parser.parse_args()
     logging.getLogger("lightning").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")  # of other libraries
+    warnings.simplefilter("ignore")  # from other libraries
     records = []
     for name in args.sets.split(","):
         for method in args.methods.split(","):

@@ -1,8 +1,8 @@
-"""The page of results with series of numbers, docs/results-series.md, from the figures that are kept.
+"""Writes docs/results-series.md, the results on series of numbers, from the stored scores.
 
     python -m lab.series_page [--from runs/series]
 
-`--from` takes results.json of lab/series.py into docs/results/series.json. lab/series_stream.py keeps its own.
+`--from` copies results.json of lab/series.py to docs/results/series.json. lab/series_stream.py stores its own results.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Records = Sequence[dict[str, Any]]
 
 
 def collect(records: Records, name: str, method: str, score: str) -> list[float]:
-    """Return the scores of a method on a set, one for each seed that has it."""
+    """Return the scores of a method on a data set, one for each seed that has a score."""
     found = [record for record in records if (record["set"], record["method"]) == (name, method)]
     values = [(r["coverage"] or {}).get("0.8") if score == "coverage" else r[score] for r in found]
     return [value for value in values if value is not None]
@@ -43,12 +43,12 @@ def list_methods(records: Records) -> list[str]:
 
 
 def list_sets(records: Records) -> list[str]:
-    """Return the sets in the order in which they were run."""
+    """Return the data sets in the order of the records."""
     return list(dict.fromkeys(record["set"] for record in records))
 
 
 def tabulate(records: Records, score: str) -> str:
-    """Write a row for each set: mean and deviation over seeds, the best mean in bold, and the mean rank below."""
+    """Return a table with a row for each data set (mean and deviation over seeds, best mean in bold) and mean ranks."""
     methods = list_methods(records)
     lines = [f"| set | {' | '.join(methods)} |", f"| --- |{' ---: |' * len(methods)}"]
     ranks: dict[str, list[int]] = {method: [] for method in methods}
@@ -64,7 +64,7 @@ def tabulate(records: Records, score: str) -> str:
 
 
 def show(values: Sequence[float]) -> str:
-    """Write mean and deviation with as many digits as small losses need."""
+    """Format mean and deviation, with more digits for small losses."""
     if statistics.mean(values) >= 0.1:
         return mean_and_deviation(values)
     mean = f"{statistics.mean(values):.5f}"
@@ -72,7 +72,7 @@ def show(values: Sequence[float]) -> str:
 
 
 def tabulate_coverage(records: Records) -> str:
-    """Write the share of values in the central 80 % band: a row for each set, and the mean."""
+    """Return a table of the share of values in the central 80 % band: a row for each data set, and the mean."""
     methods = [method for method in list_methods(records) if method != "naive"]
     lines = [f"| set | {' | '.join(methods)} |", f"| --- |{' ---: |' * len(methods)}"]
     every: dict[str, list[float]] = {method: [] for method in methods}
@@ -88,7 +88,7 @@ def tabulate_coverage(records: Records) -> str:
 
 
 def list_behind(records: Records) -> str:
-    """Say on which sets which of our methods is behind the seasonal naive forecast."""
+    """Return a sentence that lists where our methods are behind the seasonal naive forecast."""
     found = []
     for name in list_sets(records):
         naive = statistics.mean(collect(records, name, "naive", "wql"))
@@ -98,7 +98,7 @@ def list_behind(records: Records) -> str:
 
 
 def draw(records: Records, path: Path) -> None:
-    """Draw the loss of each method on each set, over that of the seasonal naive forecast."""
+    """Draw the loss of each method on each data set, over that of the seasonal naive forecast."""
     figure = new_figure(path, 8, 4)
     if figure is None:
         return
@@ -123,7 +123,7 @@ def draw(records: Records, path: Path) -> None:
 
 
 def write_scores(saved: dict[str, Any]) -> str:
-    """Write what stands between the marks of the page on forecasts."""
+    """Return the Markdown on forecasts between the page's markers."""
     records = saved["records"]
     parts = [f"`{saved['command']}`, {saved['seconds']:g} s of one thread for each training.\n"]
     parts.append(
@@ -137,7 +137,7 @@ def write_scores(saved: dict[str, Any]) -> str:
 
 
 def write_streams(saved: dict[str, Any]) -> str:
-    """Write what stands between the marks of the page on streams."""
+    """Return the Markdown on streams between the page's markers."""
     events = saved["events"]["events_per_second"]
     size = saved["events"]
     lines = [
@@ -168,7 +168,7 @@ def write_streams(saved: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(prog="python -m lab.series_page", description=__doc__)
-    parser.add_argument("--from", dest="source", type=Path, help="the folder of lab.series")
+    parser.add_argument("--from", dest="source", type=Path, help="the output folder of lab.series")
     args = parser.parse_args(argv)
     if args.source is not None:
         records = json.loads((args.source / "results.json").read_text())

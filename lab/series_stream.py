@@ -1,9 +1,9 @@
-"""An RNN of numbers as a stream: flat memory, many streams, events per second beside DeepAR, faults found by surprise.
+"""Measures an RNN on streams of numbers: memory, events per second beside DeepAR, and faults found by surprise.
 
     python -m lab.series_stream --out runs/series-stream
 
-It trains on the sets of lab/series.py with one thread, and writes the figures to docs/results/series-stream.json. A
-part that is in the folder is not run again. DeepAR needs gluonts with lightning, and a pandas below 3.
+It trains on the data sets of lab/series.py with one thread, and writes the results to docs/results/series-stream.json.
+A part whose results are in the folder is not run again. DeepAR needs gluonts, lightning, and a pandas below 3.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from retain.training.loop import train
 
 KEPT = Path("docs/results/series-stream.json")
 SET = "co2"
-"""What is streamed in the measurements of speed."""
+"""The data set of the measurements of speed."""
 FAULTS = ("spike", "stuck", "shift")
 FAULTY = ("co2", "elnino", "weather")
 STREAMS = 10_000
 
 
 def train_run(name: str, method: str, seed: int, seconds: float, out: Path) -> Path:
-    """Train on a set if that has not been done, and return the run's folder."""
+    """Train on a data set unless that has been done, and return the run's folder."""
     config = configure_method(make_config(name, out), method)
     config = dataclasses.replace(config, seed=seed, budget=f"{seconds:g}s", validate_every=f"{seconds / 15:g}s")
     folder = out / "runs" / f"{name}-{method}-seed{seed}"
@@ -55,15 +55,15 @@ def train_run(name: str, method: str, seed: int, seconds: float, out: Path) -> P
 
 
 def resident() -> float:
-    """Return the MiB of this process that are in memory."""
+    """Return the resident memory of this process in MiB."""
     return float(psutil.Process().memory_info().rss / 2**20)
 
 
 @torch.inference_mode()
 def read_long(rnn: SeriesRNN, steps: int, streams: int = 1) -> dict[str, Any]:
-    """Read so many steps in each of the streams, and tell memory as it goes and the events per second.
+    """Read `steps` steps of each stream, and return the events per second and the process's memory over time.
 
-    The values are those of a machine: each stream has a level, a rhythm, noise, and a drift of its own.
+    The values resemble a machine's: each stream has its own level, drift, phase of an oscillation, and noise.
     """
     generator = torch.Generator().manual_seed(0)
     level, drift, phase = torch.randn(3, streams, 1, generator=generator, dtype=torch.float64)
@@ -87,7 +87,7 @@ def read_long(rnn: SeriesRNN, steps: int, streams: int = 1) -> dict[str, Any]:
 
 
 def time_median(work: Callable[[], object], times: int = 9) -> float:
-    """Return the median seconds of a call, after one that warms up."""
+    """Return the median seconds of a call, after one warm-up call."""
     took = []
     for _ in range(times + 1):
         begin = time.perf_counter()
@@ -97,15 +97,15 @@ def time_median(work: Callable[[], object], times: int = 9) -> float:
 
 
 def predict_once(predictor: Any, dataset: Any) -> None:
-    """Draw DeepAR's samples of what comes next."""
+    """Draw DeepAR's samples of the next values."""
     list(predictor.predict(dataset))
 
 
 def time_events(rnn: SeriesRNN, data: SeriesData, name: str, seconds: float, out: Path) -> dict[str, Any]:
-    """Time one event of one stream: the next value's distribution, and samples of the whole horizon, beside DeepAR's.
+    """Time events of one stream, beside DeepAR: predicting the next value, and sampling the whole horizon.
 
-    An event is read, and what follows it is predicted. The RNN goes on from its memory. DeepAR reads its context anew
-    and draws samples; it has nothing to go on from.
+    At an event the model reads a value and predicts from there. The RNN continues from its memory. DeepAR has no state
+    to continue from, so it reads its whole context again and draws samples.
     """
     series, horizon, at = data.table.series[0], SETS[name].horizon, len(data.table.series[0].values) - 60
     memory = rnn.init_memory(1)
@@ -130,10 +130,10 @@ def time_events(rnn: SeriesRNN, data: SeriesData, name: str, seconds: float, out
 
 
 def plant(series: OneSeries, begin: int, kind: str, rng: np.random.Generator) -> tuple[OneSeries, Floats]:
-    """Put faults of a kind into a series from step `begin` on, and return it with what is faulty (L,).
+    """Put faults of a kind into a series from step `begin` on, and return it with a mask of the faulty steps (L,).
 
-    A spike is one value that is 4 usual steps off. A sensor that is stuck repeats a value for 8 steps. A shift moves 8
-    values by 3 usual steps. The usual step is the mean absolute difference of neighbours.
+    A spike moves one value by 4 usual steps. A stuck sensor repeats a value for 8 steps. A shift moves 8 values by 3
+    usual steps. The usual step is the mean absolute difference of consecutive values.
     """
     values, faulty = series.values.copy(), np.zeros(len(series.values), bool)
     usual = float(np.nanmean(np.abs(np.diff(values[:begin], axis=0))))
@@ -150,7 +150,7 @@ def plant(series: OneSeries, begin: int, kind: str, rng: np.random.Generator) ->
 
 
 def find_faults(name: str, method: str, seeds: int, seconds: float, out: Path) -> list[dict[str, Any]]:
-    """Score the test split of a set with faults: the area under the curve of surprise, and of simple scores."""
+    """Plant faults in the test split, and return the area under the ROC curve of surprise and two simple scores."""
     found = []
     for seed in range(seeds):
         rnn = load_series(train_run(name, method, seed, seconds, out))
@@ -185,13 +185,13 @@ def find_faults(name: str, method: str, seeds: int, seconds: float, out: Path) -
 
 
 def main() -> None:
-    """Make the parts that are missing, and keep all."""
+    """Run the parts that are missing, and store the results of all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/series-stream"))
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--steps", type=int, default=1_000_000, help="of one stream; and of many streams in all, times 10"
+        "--steps", type=int, default=1_000_000, help="steps of one stream; of many streams in all, times 10"
     )
     args = parser.parse_args()
     torch.set_num_threads(1)

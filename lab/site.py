@@ -1,8 +1,7 @@
-"""`make docs`: the site of docs/ in build/site, which opens offline. A warning is an error.
+"""`make docs`: builds docs/ into build/site, which can be read offline. A warning is an error.
 
-Pages are gathered in build/docs. Some are made there: the options, from the help texts of the commands; the changelog
-and the guide for contributors, whose links start from the root of the repository; and the tutorials, whose code is run
-(lab/tutorials.py).
+Pages are collected in build/docs. Some are generated there: the options, from the commands' help texts; the changelog
+and the guide for contributors, whose links are adapted; and the tutorials, whose code is run (lab/tutorials.py).
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ DOCS, BUILT, SITE = Path("docs"), Path("build/docs"), Path("build/site")
 WIDTH = "86"
 """Columns of the help texts."""
 ALL_OPTIONS = {"train": "stdlib"}
-"""Commands that show everything with --help-all, and what they are asked about."""
+"""Command with --help-all → the preset whose options are shown."""
 
 
 def gather() -> None:
-    """Fill build/docs anew."""
+    """Delete build/docs and fill it again."""
     shutil.rmtree(BUILT, ignore_errors=True)
     shutil.copytree(DOCS, BUILT)
     for name in ("CHANGELOG.md", "CONTRIBUTING.md"):
@@ -44,7 +43,7 @@ def gather() -> None:
 
 
 def with_contents(text: str) -> str:
-    """Put a list of the dated entries of the log where its comment asks for one."""
+    """Replace the comment <!-- contents --> in the log by a list of its dated entries."""
     found = re.findall(r"^## (\d{4}-.*)$", text, re.M)
     anchors = [re.sub(r"[^\w\s-]", "", title.lower()).replace(" ", "-") for title in found]
     entries = [f"- [{title}](#{anchor})" for title, anchor in zip(found, anchors, strict=True)]
@@ -52,7 +51,7 @@ def with_contents(text: str) -> str:
 
 
 def run_tutorials() -> list[str]:
-    """Run the tutorials, two at a time, and put their pages into build/docs; return what those that fail say."""
+    """Run the tutorials, two at a time, and put their pages into build/docs; return the errors of those that fail."""
     env = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -71,7 +70,7 @@ def run_tutorials() -> list[str]:
 def options() -> str:
     """Return the page of all commands and their options, from their help texts."""
     os.environ["COLUMNS"] = WIDTH
-    parts = ["# Options\n\nEvery command and what it takes, as its `--help` prints it.\n"]
+    parts = ["# Options\n\nEvery command and its options, as `--help` prints them.\n"]
     for command in re.findall(r"^  (\w+) ", HELP, re.M):
         argv = [command, ALL_OPTIONS[command], "--help-all"] if command in ALL_OPTIONS else [command, "--help"]
         parts.append(f"## {command}\n\n`retain {' '.join(argv)}`\n\n```text\n{help_of(argv)}\n```\n")
@@ -79,7 +78,7 @@ def options() -> str:
 
 
 def help_of(argv: list[str]) -> str:
-    """Return what a command prints as its help."""
+    """Return the help text of a command."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         main(argv)
@@ -87,7 +86,7 @@ def help_of(argv: list[str]) -> str:
 
 
 class Links(HTMLParser):
-    """What a page links to and shows, and the places in it that a link may name."""
+    """The local links and images of a page, and the anchors in it."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()
@@ -96,7 +95,7 @@ class Links(HTMLParser):
         self.feed(page.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Keep what is wanted of a tag."""
+        """Collect the anchor and the local links of a tag."""
         for name, value in attrs:
             if name == "id" and value:
                 self.places.add(value)
@@ -105,7 +104,7 @@ class Links(HTMLParser):
 
 
 def dead_links() -> list[str]:
-    """Return what the site's pages link to or show and is not there. Zensical does not look at pictures and files."""
+    """Return the links and images of the site whose targets do not exist. Zensical does not check images and files."""
     pages = {page.resolve(): Links(page) for page in SITE.rglob("*.html")}
     dead = []
     for page, links in pages.items():
@@ -124,6 +123,6 @@ if __name__ == "__main__":
         sys.exit("\n".join(failed))
     built = subprocess.run([sys.executable, "-m", "zensical", "build", "--strict", "--clean"]).returncode
     if dead := [] if built else dead_links():
-        print("\n".join(["These links lead nowhere:", *dead]), file=sys.stderr)
+        print("\n".join(["Dead links:", *dead]), file=sys.stderr)
     print(f"{SITE}/index.html")
     sys.exit(built or bool(dead))

@@ -1,6 +1,6 @@
-"""Studies of `make results` without a comparison of methods: credit by bootstrapping, the recipe taken apart.
+"""Studies of `make results` that compare no methods: credit by bootstrapping, and an ablation of the recipe.
 
-Each is a grid of runs of SMT → DMT with fixed numbers of steps, so that other work on the machine does not count.
+Each is a grid of SMT → DMT runs with fixed numbers of steps, so that other load on the machine has no effect.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from retain.config.presets import PRESETS
 from retain.experiments.sweep import describe, with_values
 from retain.experiments.tables import mean_and_deviation, table
 
-if TYPE_CHECKING:  # it would load PyTorch, for --help too
+if TYPE_CHECKING:  # the import would load PyTorch, even for --help
     from retain.data.batches import Split
 
 CREDIT_LENGTHS = (8, 16, 32, 64)
-"""Lengths of retrieval, the same number of optimizer steps each."""
+"""Sequence lengths of retrieval. All train for the same number of optimizer steps."""
 SOLVED = 0.99
-"""Accuracy on validation."""
+"""The validation accuracy of a task that counts as solved."""
 ABLATED = {"digits": "bits_per_token", "stack": "accuracy", "stdlib": "bits_per_token"}
-"""Presets whose recipe is taken apart, and how their RNN is judged."""
+"""Preset whose recipe is ablated → metric of its RNN."""
 WITHOUT: dict[str, dict[str, Any]] = {
     "as shipped": {},
     "one step of f, the paper's": {"smt.bptt_window": 1, "dmt.bptt_window": 1},
@@ -41,23 +41,23 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "residual cell": {"cell.kind": "mlp", "cell.width": 512},
     "GRU cell": {"cell.kind": "gru"},
 }
-"""Ingredients of the presets' recipe and what stands there when one is taken out."""
+"""Row of the ablation → settings in which it differs from the preset."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Runs, the command that a user would give for one of them, and the table that is made of their results."""
+    """Runs, the command that makes one of them, and the function that tabulates their results."""
 
     title: str
     command: str
     runs: dict[str, RunConfig]
     table: Callable[[Mapping[str, Any]], str]
     split: Split | None = None
-    """What the trained RNNs are scored on, whole; None is not at all."""
+    """The split, read whole, that the trained RNNs are scored on; None: they are not scored."""
 
 
 def credit(quick: bool = False) -> Study:
-    """Retrieval with one token of future: what credit there is comes through the teacher's memories."""
+    """Return the study of retrieval with one token of future, where all credit comes through the teacher's memories."""
     steps = 200 if quick else 2000
     runs = {}
     for length in CREDIT_LENGTHS:
@@ -73,8 +73,8 @@ def credit(quick: bool = False) -> Study:
                 "teacher.future_len": 1,
                 # Every memory is decoded: with one token of future only the last two have a target.
                 "smt.decodes_per_sequence": None,
-                # One step of f, always from the teacher's memory: where f starts from its own, no gradient reaches
-                # the teacher.
+                # One step of f, always from the teacher's memory: no gradient reaches the teacher from an on-policy
+                # start.
                 "smt.bptt_window": 1,
                 "smt.on_policy": 0.0,
             },
@@ -88,7 +88,7 @@ def credit(quick: bool = False) -> Study:
 
 
 def credit_table(results: Mapping[str, Any]) -> str:
-    """Per length: the optimizer steps after which the RNN alone solves validation, and its accuracy in the end."""
+    """Return a table of the optimizer steps until the RNN solves validation, and its final accuracy, by length."""
 
     def solved(curve: list[dict[str, Any]]) -> str:
         steps = [p["step"] for p in curve if p["accuracy"] >= SOLVED]
@@ -109,9 +109,9 @@ def credit_table(results: Mapping[str, Any]) -> str:
 
 
 def ablation(quick: bool = False) -> Study:
-    """The presets' recipe with one ingredient after another taken out, the same number of steps each.
+    """Return the ablation: the presets' recipe with one change at a time, all for the same number of steps.
 
-    Phases share the steps out as the preset has it.
+    The phases share the steps as in the preset.
     """
     steps, seeds = (60, 1) if quick else (600, 3)
     runs = {}
@@ -120,7 +120,7 @@ def ablation(quick: bool = False) -> Study:
             for seed in range(seeds):
                 shared = {"budget": f"{steps}steps", "validate_every": f"{steps}steps", "seed": seed, "tracker": None}
                 config = with_values(PRESETS[preset](), shared | changes)
-                if not changes or config != with_values(PRESETS[preset](), shared):  # else the preset is so already
+                if not changes or config != with_values(PRESETS[preset](), shared):  # else it is the preset
                     runs[f"{preset}-{slug(name)}-seed{seed}"] = config
     line = (
         f"retain train PRESET --budget {steps}steps --validate-every {steps}steps --seed SEED, and for each row what "
@@ -130,12 +130,12 @@ def ablation(quick: bool = False) -> Study:
 
 
 def slug(name: str) -> str:
-    """What a row is called in the names of its runs, so that figures stay with their row when rows come and go."""
+    """Return a row's name for its run folders, which does not change when other rows are added or removed."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("'", "")).strip("-")
 
 
 def ablation_table(results: Mapping[str, Any]) -> str:
-    """A row per ingredient: mean ± standard deviation over seeds of the RNN alone, and its drift."""
+    """Return a table with a row per change: mean ± standard deviation over seeds of RNN, teacher and relative drift."""
     head = ["recipe"]
     for preset, quality in ABLATED.items():
         head += [f"{preset}: {quality.replace('_', ' ')}", "its teacher", "relative drift"]

@@ -1,12 +1,12 @@
-"""Runs the code of a tutorial and puts what it prints and draws into the page: `python -m lab.tutorials PAGE OUT`.
+"""Runs the code of a tutorial and puts its output and pictures into the page: `python -m lab.tutorials PAGE OUT`.
 
-`make docs` does so for every page of docs/tutorials, each in a process and an empty folder of its own. In a page
+`make docs` runs every page of docs/tutorials, each in its own process and empty folder. In a page
 
 - the lines of a bash block are `retain` commands, run one after the other;
-- a python block is executed, all of a page in one namespace; with title="NAME" it is written to that file instead;
-- a comment <!-- picture: FILE | what to see --> becomes the picture FILE that the code has made.
+- python blocks are executed in one namespace; a block with title="NAME" is written to that file instead;
+- a comment <!-- picture: FILE | CAPTION --> becomes the picture FILE that the code has made.
 
-A block of any other language is only shown. What a block prints follows it. An error ends the build.
+A block of any other language is only shown. A block's output follows it. An error ends the build.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ PARTS = re.compile(
     re.M | re.S,
 )
 LONGEST = 40
-"""Lines of output that are shown."""
+"""The most lines of output that are shown."""
 
 
 class Failed(Exception):
-    """A block of a tutorial that does not run."""
+    """An error in a block of a tutorial."""
 
 
 def run_page(text: str, pictures: Path) -> str:
-    """Run a page's blocks in the current folder and return the page with what they print; copy what they draw."""
+    """Run a page's blocks in the current folder, and return the page with their output; copy their pictures."""
     names: dict[str, Any] = {"__name__": "tutorial"}
 
     def replace(part: re.Match[str]) -> str:
@@ -58,7 +58,7 @@ def run_page(text: str, pictures: Path) -> str:
 
 
 def run_block(language: str, code: str, names: dict[str, Any]) -> str:
-    """Run a block and return what it prints on stdout. Raises Failed with what it says."""
+    """Run a block and return its stdout. Raises Failed with its stderr and traceback."""
     from retain.cli import main
 
     said, complaints = io.StringIO(), io.StringIO()
@@ -83,12 +83,12 @@ def run_block(language: str, code: str, names: dict[str, Any]) -> str:
 
 
 def main_of(page: Path, out: Path) -> None:
-    """Run one page into `out`, which has the page and a folder of its pictures."""
+    """Run one page, and write the page and a folder of its pictures into `out`."""
     text, out = page.read_text(encoding="utf-8"), out.resolve()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        sys.path.insert(0, folder)  # where a page writes a module of its own
+        sys.path.insert(0, folder)  # for modules that a page writes
         try:
             made = run_page(text, out / page.stem)
         except Failed as error:

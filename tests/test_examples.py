@@ -49,7 +49,7 @@ def test_train_on_text_and_stream(example):
 
 
 def test_own_cell(example):
-    assert re.match(r"accuracy 0\.\d{3} on the test split; guessing has 0\.\d{3}\n$", example("own_cell"))
+    assert re.match(r"accuracy 0\.\d{3} on the test split; chance is 0\.\d{3}\n$", example("own_cell"))
 
 
 def test_own_loop(example):

@@ -226,8 +226,8 @@ def test_a_file_that_is_no_memory_of_this_rnn(site, visit, tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"no")
     save_file({"memory": torch.zeros(1, 3, 3)}, tmp_path / "b.safetensors")
     for name, words in (
-        ("a", "is no .safetensors"),
-        ("b", "has no memory of this RNN, 32-bit numbers of shape 1 × 2 × 8"),
+        ("a", "is not a .safetensors file"),
+        ("b", "has no memory of this RNN (32-bit numbers of shape 1 × 2 × 8)"),
     ):
         page.set_input_files("#take", tmp_path / f"{name}.safetensors")
         page.wait_for_function("words => document.getElementById('message').textContent.includes(words)", arg=words)
@@ -281,7 +281,7 @@ def test_numbers(retain, retrieval_run, package, visit, tmp_path):
     assert code == 0
     assert "1 2 0" + write(page, "1 2 0", 12) == said.removesuffix("\n")
     page.fill("#text", "1 99")
-    page.wait_for_function("document.getElementById('message').textContent.includes('99 is no token')")
+    page.wait_for_function("document.getElementById('message').textContent.includes('99 is not a token')")
     page.fill("#text", "1 2 0")
     assert "1 2 0" + settled(page) == said.removesuffix("\n")
     assert page.is_hidden("#message") and page.complaints == []

@@ -86,7 +86,7 @@ def test_the_command_writes_the_folder_and_a_card(retain, text_run, tmp_path, mo
     run = shutil.copytree(text_run, tmp_path / "run", ignore=shutil.ignore_patterns("eval-*"))  # other tests score it
     assert retain("export", run, tmp_path / "plain", "--to", "hf")[0] == 0
     assert (
-        "Not scored on a test split yet. On sequences of its validation" in (tmp_path / "plain/README.md").read_text()
+        "Not scored on a test split yet. On sequences of the validation" in (tmp_path / "plain/README.md").read_text()
     )
     result = json.loads(retain("eval", run, "--json")[1])
     code, said, complaints = retain("export", run, "--to", "hf", tmp_path / "small")
@@ -109,7 +109,7 @@ def test_a_run_of_numbers_has_no_tokenizer(retain, retrieval_run, tmp_path, monk
     assert retain("export", retrieval_run, tmp_path / "hf", "--to", "hf")[0] == 0
     assert not list((tmp_path / "hf").glob("token*"))
     card = (tmp_path / "hf" / "README.md").read_text()
-    assert "Tokens 0 … 8 are numbers; 9 is the beginning" in card
+    assert "Tokens 0 … 8 are numbers. Token 9 is the begin token." in card
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
     exec(compile(code, "card", "exec"), {"__name__": "card"})

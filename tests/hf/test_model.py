@@ -195,7 +195,7 @@ def test_a_new_model_is_initialised_as_an_rnn_is(model):
 
 
 def test_the_vocabulary_is_for_good(model):
-    with pytest.raises(UserError, match="256 tokens for good"):
+    with pytest.raises(UserError, match="256 tokens and cannot get more"):
         model.resize_token_embeddings(300)
 
 

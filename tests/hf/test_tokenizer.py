@@ -100,11 +100,11 @@ def test_subwords_are_those_of_the_run(stories, subwords, tmp_path):
     other = shutil.copytree(tmp_path / "run", tmp_path / "other")
     own.add_tokens(["more"])
     own.save(str(other / "tokenizer.json"))
-    with pytest.raises(UserError, match="tokenizer: it has not the vocabulary of the run"):
+    with pytest.raises(UserError, match="tokenizer: its vocabulary is not the run's"):
         make_tokenizer(load_run(other))
     own.add_special_tokens(["<|begin|>"])
     own.save(str(other / "tokenizer.json"))
-    with pytest.raises(UserError, match="'<|begin|>' is a token of the run's own"):
+    with pytest.raises(UserError, match="'<|begin|>' is a token of the run, but"):
         make_tokenizer(load_run(other))
 
 

@@ -44,6 +44,6 @@ def test_a_demo_deletes_no_other_run(monkeypatch, tmp_path):
     (tmp_path / "mine").mkdir()
     monkeypatch.setattr("lab.demo.OUT", tmp_path)
     monkeypatch.setattr("sys.argv", ["demo", "1"])
-    with pytest.raises(Usage, match="holds mine, which is not of an earlier demo"):
+    with pytest.raises(Usage, match="contains mine, which no earlier demo wrote"):
         demo.main()
     assert (tmp_path / "mine").exists()

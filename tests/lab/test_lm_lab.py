@@ -65,7 +65,7 @@ def test_a_text_is_cut_by_files_or_by_lines(tmp_path):
     assert [len(parts[split][0]) for split in parts] == [6300, 350, 350]
     assert language_model.cut_bytes([b"one\ntwo\n", b"three\nfour\n"], 17) == [b"one\ntwo\n", b"three\n"]
     (tmp_path / "short.txt").write_text("one line")
-    with pytest.raises(ValueError, match="too little to be cut"):
+    with pytest.raises(ValueError, match="too short to be cut"):
         language_model.cut_parts(str(tmp_path / "short.txt"))
 
 

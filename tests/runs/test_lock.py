@@ -77,6 +77,6 @@ def test_a_demo_takes_away_its_own_alone(place, monkeypatch):
         demo.main()
     assert {file.name for file in place.iterdir()} == {*NAMES, "lost+found"}
     (place / "notes.txt").touch()
-    with pytest.raises(Usage, match=r"holds notes.txt, which is not of an earlier demo"):
+    with pytest.raises(Usage, match=r"contains notes.txt, which no earlier demo wrote"):
         demo.main()
     assert (place / "notes.txt").exists()

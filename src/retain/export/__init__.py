@@ -1,1 +1,1 @@
-"""A trained RNN for programs that know nothing of retain: ONNX graphs, and a page for a browser."""
+"""Export of a trained RNN to programs without retain: ONNX graphs, and a page for a browser."""

@@ -1,7 +1,7 @@
-// What is typed is read by the RNN, character by character, and the RNN goes on from there.
+// The RNN reads the typed text, character by character, and then generates a continuation.
 
-const KEPT = 64; // The states after so many last pieces are kept, and every KEPT-th one before: edits go back to them.
-const HOTTEST = 10; // Bits of surprise that have the deepest colour.
+const KEPT = 64; // Stored are the states after the last KEPT pieces, and every KEPT-th one before. Edits go back to them.
+const HOTTEST = 10; // Bits of surprise with the deepest colour.
 
 const $ = (id) => document.getElementById(id);
 let meta, ort, session, readout;
@@ -11,7 +11,7 @@ let job = 0; // The number of the newest job. A job that finds a newer one ends.
 let lastFrame = 0;
 const speed = { tokens: 0, ms: 0 };
 
-// How text becomes tokens, and tokens text. A piece is what is coloured as one: [text, its tokens].
+// Text to tokens, and tokens to text. A piece is text that is coloured as one unit: [text, its tokens].
 const encoder = new TextEncoder();
 const codecs = {
   bytes: {
@@ -26,7 +26,7 @@ const codecs = {
       (text.match(/\s*\S+|\s+$/g) ?? []).map((piece) => {
         const number = piece.trim();
         if (number && !(/^\d+$/.test(number) && +number < meta.vocab_size))
-          throw new Error(`${number} is no token: type numbers from 0 to ${meta.vocab_size - 1}, with spaces between`);
+          throw new Error(`${number} is not a token: type numbers from 0 to ${meta.vocab_size - 1}, separated by spaces`);
         return [piece, number ? [+number] : []];
       }),
     reader() {
@@ -40,7 +40,7 @@ const codecs = {
   },
 };
 
-// A state is the memory and the logits of what comes next. It is never changed, so that it can be gone back to.
+// A state is the memory and the logits of the next token. It is never changed, so that an edit can go back to it.
 const asMemory = (numbers) => new ort.Tensor("float32", numbers, [1, ...meta.shapes.memory.slice(1)]);
 
 async function stateOf(memory) {
@@ -82,7 +82,7 @@ function show(parent, text, bits) {
   return span;
 }
 
-// Reads the text from the first piece that has changed, and then goes on.
+// Reads the text from the first piece that has changed, and then generates.
 async function update() {
   const mine = ++job;
   document.body.dataset.state = "busy";
@@ -208,10 +208,10 @@ function fromSafetensors(buffer) {
     begin = 8 + Number(new DataView(buffer).getBigUint64(0, true));
     entry = JSON.parse(new TextDecoder().decode(buffer.slice(8, begin))).memory;
   } catch {
-    throw new Error("That file is no .safetensors; take up one that was saved here.");
+    throw new Error("That file is not a .safetensors file; load one that was saved here.");
   }
   if (entry?.dtype !== "F32" || String(entry.shape) !== String(wanted))
-    throw new Error(`That file has no memory of this RNN, 32-bit numbers of shape ${wanted.join(" × ")}.`);
+    throw new Error(`That file has no memory of this RNN (32-bit numbers of shape ${wanted.join(" × ")}).`);
   const [from, to] = entry.data_offsets;
   return new Float32Array(buffer.slice(begin + from, begin + to));
 }
@@ -266,18 +266,18 @@ function listen() {
 }
 
 async function load() {
-  if (location.protocol === "file:") throw new Error("Serve this folder, as by python -m http.server, and open it there.");
+  if (location.protocol === "file:") throw new Error("Serve this folder, e.g. by python -m http.server, and open its address.");
   meta = await (await fetch("metadata.json")).json();
   const runtime = new URL(meta.runtime.path, location.href).href;
   ort = await import(`${runtime}ort.wasm.min.mjs`);
   ort.env.wasm.wasmPaths = runtime;
-  ort.env.wasm.numThreads = 1; // a step is too small to be shared out
+  ort.env.wasm.numThreads = 1; // a step is too small to be parallel
   [session, readout] = [await ort.InferenceSession.create("step.onnx"), await ort.InferenceSession.create("readout.onnx")];
   const [, tokens, width] = meta.shapes.memory;
   document.title = $("name").textContent = meta.name;
   $("what").textContent =
     `An RNN of ${meta.parameters.toLocaleString("en")} parameters with a memory of ${tokens} × ${width} numbers, ` +
-    "however long the text. It runs here, in your browser. Type, and it goes on.";
+    "whatever the length of the text. It runs in your browser. Type, and it continues.";
   $("runtime").textContent = `onnxruntime-web ${meta.runtime.version}, from ${meta.runtime.source}`;
   readColours();
   listen();

@@ -1,4 +1,4 @@
-"""The RNN as a model of Hugging Face transformers. Importing this room registers it with the Auto classes.
+"""The RNN as a model of Hugging Face transformers. Importing this package registers it with the Auto classes.
 
 Raises UserError on import if transformers is missing or too old.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from retain.errors import UserError
 
 OLDEST = "5.24"
-"""The first version of transformers that these classes were tried with."""
+"""The oldest version of transformers that these classes were tried with."""
 
 try:
     import transformers

@@ -22,8 +22,8 @@ tags:
 
 # {folder}
 
-A recurrent network that keeps a memory of {memory} numbers, however long its stream is. It was trained with the package
-`retain`, which implements [Supervised Memory Training](https://arxiv.org/abs/2606.06479).
+A recurrent network with a memory of {memory} numbers, whatever the length of the stream. It was trained with the
+package `retain`, which implements [Supervised Memory Training](https://arxiv.org/abs/2606.06479).
 
 ## Use
 
@@ -32,15 +32,15 @@ pip install 'retain[hf]'
 ```
 
 ```python
-import retain.hf  # registers the model; without it, give trust_remote_code=True to both
+import retain.hf  # registers the model; without it, pass trust_remote_code=True below
 from transformers import AutoModelForCausalLM{import_tokenizer}
 
 model = AutoModelForCausalLM.from_pretrained({folder!r})
 {use}```
 
-`outputs.cache` is the memory: give it back with the tokens that follow, `model(more, cache=outputs.cache)`, and the
-stream goes on exactly. `outputs.cache.get_recurrent_state(0)` is a tensor {shape} to save, and
-`model.make_cache(memory)` takes it up again.
+`outputs.cache` holds the memory. Pass it with the tokens that follow, `model(more, cache=outputs.cache)`, to continue
+the stream exactly. `outputs.cache.get_recurrent_state(0)` is the memory, a tensor {shape} that you can save.
+`model.make_cache(memory)` makes a cache from it.
 
 {tokens}
 
@@ -54,8 +54,8 @@ stream goes on exactly. `outputs.cache.get_recurrent_state(0)` is a tensor {shap
 
 ## Fine-tuning
 
-`labels` give the loss, so `transformers.Trainer` trains it on. That is backpropagation through time over the whole
-sequence, whatever the run itself was trained by; cut long texts short.
+The model returns a loss for `labels`, so `transformers.Trainer` can fine-tune it. The gradient is that of
+backpropagation through time over the whole sequence, whatever trained the run. Split long texts.
 
 ## Citation
 
@@ -75,19 +75,19 @@ inputs = tokenizer("It was", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=80, do_sample=True)[0], skip_special_tokens=True))
 """
 WITHOUT_TEXT = """\
-print(model.generate(max_new_tokens=80, do_sample=True))  # numbers; the first is the beginning
+print(model.generate(max_new_tokens=80, do_sample=True))  # token numbers after the begin token
 """
 
 
 def write_card(run: Run, folder: str, *, has_tokenizer: bool, command: str | None) -> str:
-    """Write the card of a run that is exported into a folder of this name; `command` is what trained it."""
+    """Return the model card of a run that is exported into a folder of this name and was trained by `command`."""
     vocab_size, end = run.state["vocab_size"], run.state.get("end")
     others = "subwords" if has_tokenizer else "numbers"
-    what = {"text": "bytes of UTF-8", "image": "levels of gray"}.get(run.state["kind"], others)
+    what = {"text": "bytes of UTF-8", "image": "gray levels"}.get(run.state["kind"], others)
     tokens = f"Tokens 0 … {vocab_size - 1} are {what}"
     if end is not None:
         tokens += f" ({end} ends a document)"
-    tokens += f"; {vocab_size} is the beginning, which also pads and is never predicted."
+    tokens += f". Token {vocab_size} is the begin token. It is also the padding, and is never predicted."
     return CARD.format(
         folder=folder,
         memory=run.rnn.m_0.numel(),
@@ -106,7 +106,7 @@ def _training(run: Run, command: str | None) -> str:
     checksum = next((value for key, value in data.items() if key.startswith("sha256")), None)
     source = str(data.get("path") or "")
     known = {
-        "data": data.get("name") or "of its author's own",
+        "data": data.get("name") or "its author's own",
         "source": source if source.startswith("hf:") else Path(source).name,
         "SHA-256 of the data": checksum,
         "vocabulary": state["vocab_size"],
@@ -123,7 +123,7 @@ def _training(run: Run, command: str | None) -> str:
     known["made by"] = ", ".join(f"{name} {version}" for name, version in state["versions"].items())
     known["on"] = f"{state['device']}, {state['precision']}"
     rows = "".join(f"| {key} | {value} |\n" for key, value in known.items() if value not in (None, ""))
-    line = f"\n```\n{command}\n```" if command else "\nIt was trained in a loop of its author's own."
+    line = f"\n```\n{command}\n```" if command else "\nIt was trained in its author's own loop."
     return f"| | |\n| --- | --- |\n{rows}{line}"
 
 
@@ -141,7 +141,7 @@ def _scores(run: Run) -> str:
     if not rows:
         if not math.isfinite(validated):
             return "Not scored yet."
-        return f"Not scored on a test split yet. On sequences of its validation split: {validated:.3f} bits per token."
+        return f"Not scored on a test split yet. On sequences of the validation split: {validated:.3f} bits per token."
     head = "| split | tokens read from m_0 | bits per token | bits per byte | accuracy | targets |\n"
     head += "| --- | ---: | ---: | ---: | ---: | ---: |\n"
     return head + "\n".join(

@@ -1,4 +1,4 @@
-"""What an RNN is made of, as a configuration of transformers."""
+"""The configuration of an RNN for transformers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 MODULE = "modeling_retain"
-"""The file that a folder carries for `trust_remote_code`, without its .py."""
+"""The name, without .py, of the exported folder's file for `trust_remote_code`."""
 
 
 class RetainConfig(PreTrainedConfig):  # type: ignore[misc]
     """The sizes of an RNN.
 
-    `vocab_size` is V + 1: the V tokens of the run, and after them one for the beginning, `bos_token_id`. The RNN does
-    not read that token: its memory stays as it is, which is m_0 at the beginning. So it also pads.
+    `vocab_size` is V + 1: the V tokens of the run, and after them the begin token, `bos_token_id`. The RNN does not
+    read the begin token, so its memory does not change. This is why the begin token is also the padding token.
     """
 
     model_type = "retain"
@@ -23,7 +23,7 @@ class RetainConfig(PreTrainedConfig):  # type: ignore[misc]
     memory: dict[str, Any] | None = None
     """The fields of `retain.config.MemoryConfig`."""
     readout: dict[str, Any] | None = None
-    """The fields of `retain.config.TeacherConfig` that the readout has."""
+    """The fields of `retain.config.TeacherConfig` that the readout uses."""
     cell: dict[str, Any] | None = None
     """The fields of `retain.config.CellConfig`."""
     use_cache: bool = True
@@ -34,7 +34,7 @@ class RetainConfig(PreTrainedConfig):  # type: ignore[misc]
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.bos_token_id = self.pad_token_id = self.vocab_size - 1
-        if self.eos_token_id is None:  # many tools ask for one; this one never comes
+        if self.eos_token_id is None:  # many tools need one; this one is never predicted
             self.eos_token_id = self.bos_token_id
         # A cache of one layer, whose recurrent state is the memory.
         self.num_hidden_layers, self.layer_types = 1, ["linear_attention"]
@@ -46,4 +46,4 @@ class RetainConfig(PreTrainedConfig):  # type: ignore[misc]
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
-        """Do nothing: `RetainForCausalLM.save_pretrained` writes the file that the Auto classes ask for."""
+        """Do nothing: `RetainForCausalLM.save_pretrained` writes the file that the Auto classes need."""

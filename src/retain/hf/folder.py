@@ -19,7 +19,7 @@ from retain.runs.run import Run
 
 
 def make_model(run: Run) -> RetainForCausalLM:
-    """Make the model of a run. Raises UserError for a cell that was given in Python, which no config can name."""
+    """Return the model of a run. Raises UserError for a cell that was given in Python, which no config can name."""
     if own := run.state.get("own_cell"):
         raise UserError(f"run: its cell, {own}, was given in Python; train with --cell.kind module:Class to export it")
     config, readout = run.config, ("width", "heads", "decoder_layers")
@@ -41,13 +41,13 @@ def export_hf(run: Run, directory: str | Path, *, command: str | None = None) ->
     """Write a run as a folder for transformers.
 
     Args:
-        run: As `retain.load_run` gives it.
+        run: The return value of `retain.load_run`.
         directory: A new folder.
-        command: What trained it, for the model card.
+        command: The command that trained the run, for the model card.
 
     Raises:
         UserError: The folder exists and is not empty, or the run cannot be exported.
-        OSError: The disk refuses. Nothing is left of the folder then.
+        OSError: The folder cannot be written. Nothing is left of it then.
     """
     model, tokenizer = make_model(run), make_tokenizer(run)
     card = write_card(run, Path(directory).name, has_tokenizer=tokenizer is not None, command=command)
@@ -60,7 +60,7 @@ def export_hf(run: Run, directory: str | Path, *, command: str | None = None) ->
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Show none of transformers' progress bars inside."""
+    """Hide transformers' progress bars inside the `with` block."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

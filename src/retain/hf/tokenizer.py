@@ -1,4 +1,4 @@
-"""The tokenizer of a run as one of transformers: bytes, or the run's own subwords."""
+"""The tokenizer of a run for transformers: bytes, or the run's own subwords."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ BEGIN, END = "<|begin|>", "<|end|>"
 
 
 def make_tokenizer(run: Run) -> PreTrainedTokenizerFast | None:
-    """Make the tokenizer that goes with a run; None if its tokens are numbers or pixels.
+    """Return the tokenizer of a run; None if its tokens are numbers or pixels.
 
-    It adds no tokens to a text. Token V, `<|begin|>`, pads, and stands for an empty prompt; the RNN does not read it.
-    If documents of the run have an end symbol, that is the tokenizer's own or `<|end|>`. Else `<|begin|>` is named as
-    the end, too, as many tools ask for one, and it never comes.
+    The tokenizer adds no tokens to a text. Token V, `<|begin|>`, is the padding and the empty prompt; the RNN does not
+    read it. If the run's documents have an end symbol, the end token is the tokenizer's own or `<|end|>`. Otherwise it
+    is `<|begin|>`, which is never predicted, because many tools need an end token.
 
     Raises:
-        UserError: The run's tokenizer.json does not have the run's vocabulary.
+        UserError: The run's tokenizer.json does not have the run's vocabulary, or has a token of such a name.
     """
     vocab_size, end = run.state["vocab_size"], run.state.get("end")
     own = read_tokenizer(run.path)
@@ -35,11 +35,11 @@ def make_tokenizer(run: Run) -> PreTrainedTokenizerFast | None:
     last = getattr(run.config.data, "end", None) or END
     special = [*([END] if end is not None and last == END else []), BEGIN]
     if own is not None and (taken := [name for name in special if own.token_to_id(name) is not None]):
-        raise UserError(f"tokenizer: {taken[0]!r} is a token of the run's own; transformers needs that name")
+        raise UserError(f"tokenizer: {taken[0]!r} is a token of the run, but transformers needs that name")
     tokenizer.add_special_tokens(special)
     if tokenizer.token_to_id(BEGIN) != vocab_size or (end is not None and tokenizer.token_to_id(last) != end):
-        raise UserError(f"tokenizer: it has not the vocabulary of the run, {vocab_size}; copy that of the run")
-    tokenizer.post_processor = processors.Sequence([])  # the run was trained without what it would add
+        raise UserError(f"tokenizer: its vocabulary is not the run's, of {vocab_size} tokens; copy the run's file")
+    tokenizer.post_processor = processors.Sequence([])  # the run was trained without the tokens that it would add
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BEGIN,
@@ -48,13 +48,13 @@ def make_tokenizer(run: Run) -> PreTrainedTokenizerFast | None:
         padding_side="left",
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
-        # A text of bytes may have the words <|begin|> in it.
+        # A text of bytes may contain the characters <|begin|>.
         **({"split_special_tokens": True} if own is None else {}),
     )
 
 
 def _bytes(end: int | None) -> Any:
-    """Make a tokenizer whose tokens are the bytes of UTF-8; `end` is one that UTF-8 never uses."""
+    """Return a tokenizer whose tokens are the bytes of UTF-8; `end` is a byte that UTF-8 never uses."""
     names = {name: byte for byte, name in bytes_to_unicode().items()}
     if end is not None:
         names = {END if byte == end else name: byte for name, byte in names.items()}
