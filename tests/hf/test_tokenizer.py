@@ -104,7 +104,7 @@ def test_subwords_are_those_of_the_run(stories, subwords, tmp_path):
         make_tokenizer(load_run(other))
     own.add_special_tokens(["<|begin|>"])
     own.save(str(other / "tokenizer.json"))
-    with pytest.raises(UserError, match="'<|begin|>' is a token of the run, but"):
+    with pytest.raises(UserError, match=r"'<\|begin\|>' is a token of the run, but"):
         make_tokenizer(load_run(other))
 
 
