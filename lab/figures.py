@@ -2,7 +2,8 @@
 
 A sweep runs unless its results are stored as docs/figures/NAME.json. Tables and pictures of docs/figures.md are made
 from these files, each between markers with its name. All sweeps take about 40 minutes on two cores. After an
-interruption the same command continues. Budgets are in optimizer steps, so other load on the machine changes only the seconds.
+interruption the same command continues. Budgets are in optimizer steps, so other load on the machine changes only the
+seconds.
 """
 
 from __future__ import annotations
