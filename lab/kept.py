@@ -28,7 +28,7 @@ ADDED: dict[str, dict[str, Any]] = {
         "context_before": 0,
         "freeze_embeddings": False,
     },
-    "dmt": {"rollout": "loop"},
+    "dmt": {"rollout": "loop", "lambda_dec": 0.0},
     "bptt": {"lambda_distill": 0.0},
 }
 """Options that are newer than some stored results, at the values that change nothing."""

@@ -115,6 +115,8 @@ def draw(records: Records, path: Path) -> None:
             axes.plot([x] * len(values), values, "o", color=own, markersize=4, label=label)
     axes.axhline(1, color=FAINT, linewidth=1)
     axes.set_yscale("log")
+    axes.minorticks_off()
+    axes.set_yticks([0.1, 0.3, 1, 3], ["0.1", "0.3", "1", "3"])
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("loss over the seasonal naive's")
     tidy_axes(axes)

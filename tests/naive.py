@@ -393,12 +393,12 @@ def smt(teacher, rnn, kind, config, batch, future_len, offset=None, distance=Non
     return losses
 
 
-def dmt(teacher, rnn, config, batch, trunk_trained=False, offset=0):
+def dmt(teacher, rnn, config, batch, trunk_trained=False, offset=0, future_len=0):
     """Eq. 6 as the paper has it: one step after another, with a graph, cut between the steps, or every `unroll`-th."""
     tokens, targets = batch["tokens"], batch["targets"]
     labels = teacher.eval().encode(tokens).detach()
-    pairs, logits = [], []
-    for row, label, real in zip(tokens, labels, real_of(batch)[0], strict=True):
+    pairs, logits, decoded, asked = [], [], [], []
+    for row, label, real, answers in zip(tokens, labels, real_of(batch)[0], targets, strict=True):
         m = label[0]
         logits.append(rnn.readout(m[None])[0])
         for t, token in enumerate(row):
@@ -406,12 +406,18 @@ def dmt(teacher, rnn, config, batch, trunk_trained=False, offset=0):
             if real[t]:
                 pairs.append((new, label[t + 1]))
             logits.append(rnn.readout((new if config.predictive else new.detach())[None])[0])
+            future = row[t + 1 : t + 1 + future_len]
+            decoded.append(decode(teacher.decoder, new, future))
+            asked.append(answers[t + 1 : t + 2 + len(future)])
             m = new.detach() if (t + 1 - offset) % config.bptt_window == 0 else new
     losses = {
         "loss_dyn": squared_error(pairs),
         "loss_readout": predictive_loss(torch.stack(logits), targets.flatten()),
     }
     losses["loss"] = config.lambda_dyn * losses["loss_dyn"] + config.lambda_readout * losses["loss_readout"]
+    if config.lambda_dec:
+        losses["loss_dec"] = predictive_loss(torch.cat(decoded), torch.cat(asked))
+        losses["loss"] = losses["loss"] + config.lambda_dec * losses["loss_dec"]
     if config.lambda_distill:
         trunk = teacher.encode_with_trunk(tokens)[1]
         guide = trunk if trunk_trained and trunk is not None else teacher.decoder(labels)

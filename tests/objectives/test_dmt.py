@@ -108,6 +108,26 @@ def test_distillation_equals_the_detached_loop(kind, trunk_trained):
     assert all(p.grad is None for p in both[0].parameters())
 
 
+@pytest.mark.parametrize("future_len", [0, 3])
+@pytest.mark.parametrize("kind", ["state", "register", "window"])
+def test_decoding_own_memories_equals_the_detached_loop(kind, future_len):
+    objective = DMT(*(both := models(kind, cell="transformer")), config(lambda_dec=0.5), future_len=future_len)
+    fast, slow = objective(batch()), naive.dmt(*both, objective.config, batch(), future_len=future_len)
+    assert_close({name: fast[name] for name in slow}, slow)
+    assert_close(gradients(fast["loss"], objective), gradients(slow["loss"], objective))
+    assert all(p.grad is None for p in both[0].parameters())
+
+
+def test_some_of_many_own_memories_are_decoded(monkeypatch):
+    teacher, rnn = models()
+    objective = DMT(teacher, rnn, config(lambda_dec=1.0), future_len=2)
+    read = []
+    teacher.decoder.register_forward_pre_hook(lambda module, args: read.append(args[0].shape))
+    monkeypatch.setattr("retain.objectives.dmt.DECODES", 4)
+    loss = objective(batch(length=6))["loss_dec"]
+    assert [shape[1] for shape in read] == [4] and loss > 0
+
+
 @pytest.mark.parametrize("predictive", [True, False])
 def test_no_gradient_flows_through_time(predictive):
     teacher, rnn = models()
@@ -325,7 +345,7 @@ def test_the_teacher_goes_where_the_objective_goes():
 
 @pytest.mark.parametrize("make", [lambda t, r: DMT(t, r, config()), lambda t, r: SMT(t, r, smt_config(), 3)])
 @pytest.mark.parametrize(
-    "other, words", [({"norm": "rms"}, "memory.norm: batch of the teacher"), ({"tokens": 3}, "memory: ")]
+    "other, words", [({"norm": "rms"}, "memory.norm: the teacher has batch, the RNN rms"), ({"tokens": 3}, "memory: ")]
 )
 def test_teacher_and_rnn_have_one_memory(make, other, words):
     with pytest.raises(ValueError, match=words):

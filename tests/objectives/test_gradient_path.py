@@ -83,9 +83,11 @@ def test_no_loss_of_smt_has_a_gradient_past_one_step(kind, cell, settings, count
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("progress", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("settings", [{}, {"predictive": False}, {"lambda_distill": 1.0}, {"label_every": 2}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"predictive": False}, {"lambda_distill": 1.0}, {"lambda_dec": 1.0}, {"label_every": 2}], ids=str
+)
 def test_no_loss_of_dmt_has_a_gradient_past_one_step(cell, progress, settings, counted):
-    objective = DMT(*models(cell=cell), DMTLoss(**settings))
+    objective = DMT(*models(cell=cell), DMTLoss(**settings), future_len=3)
     losses = objective(batch(length=LENGTH) | {"progress": progress})
     assert max(longest_path(loss) for loss in losses.values() if loss.grad_fn is not None) == 1
 

@@ -72,6 +72,7 @@ WHOLE = {"dmt__horizon_growth": 0.0}
         ),
         ("dmt", WHOLE | {"dmt__horizon": 4}, 1 + 4 + 1 + 1 + (1 + 1)),
         ("dmt", {"dmt__predictive": False}, 1 + 1 + 1 + 1 + 1),
+        ("dmt", {"dmt__lambda_dec": 1.0, "teacher__decoder_layers": 3}, 1 + 1 + 1 + 3 + (1 + 3)),
     ],
 )
 def test_sequential_steps_by_hand(method, changes, by_hand):
@@ -84,7 +85,8 @@ def test_the_documents_count_the_retrieval_preset_as_it_is():
     rnn, teacher = build(config, 26)
     objectives = [objective_of(index, config, rnn, teacher) for index in range(3)]
     count = {name: made.sequential_steps(64, 1.0) for name, made in zip(config.phases, objectives, strict=True)}
-    said = f"T = 64: BPTT {count['bptt']} a step, SMT {count['smt']} (U = 16), DMT {count['dmt']} (H = 64, U = 32)"
+    of_smt = f"{count['smt']} of SMT (U = 16) and {count['dmt']} of DMT (H = 64, U = 32)"
+    said = f"T = 64 has {count['bptt']} per step of BPTT, {of_smt}"
     page = " ".join(Path("docs/compare.md").read_text().split())
     paper = DMT(teacher, rnn, dataclasses.replace(config.dmt, bptt_window=1), True).sequential_steps(64, 1.0)
     assert f"{said}. With the paper's `--dmt.bptt-window 1` DMT has {paper}." in page

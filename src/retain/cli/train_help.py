@@ -143,8 +143,9 @@ def list_options(config: RunConfig) -> list[tuple[str, str]]:
         hidden.add(("teacher", "context_len"))
     if config.memory.norm != "fsq":
         hidden.add(("memory", "levels"))
-    if config.dmt.rollout == "loop":
-        hidden.add(("dmt", "rollout"))
+    for name, off in (("rollout", "loop"), ("lambda_dec", 0.0)):
+        if getattr(config.dmt, name) == off:
+            hidden.add(("dmt", name))
     if config.teacher.trunk == "attention":
         hidden |= {("teacher", name) for name in ("trunk", "householders", "local")}
     return [o for o in found if o not in hidden and reason_unread(config, *o) is None]

@@ -65,6 +65,9 @@ class DMTLoss:
 
     lambda_dyn: NotNegative = 1.0
     """Weight of the squared error of f, on the RNN's own memories, against the teacher's next memory."""
+    lambda_dec: NotNegative = 0.0
+    """Weight of the teacher's decoder on f's output: the cross-entropy of the next F tokens, through the frozen
+    decoder. f gets credit over F steps, and the gradient crosses one application of f."""
     lambda_readout: NotNegative = 1.0
     """Weight of the readout's cross-entropy on the RNN's own memories."""
     lambda_distill: NotNegative = 0.0
@@ -90,6 +93,8 @@ class DMTLoss:
             raise UserError(
                 f"bptt_window: {self.bptt_window} needs a label at every step, not at every {self.label_every}th"
             )
+        if self.lambda_dec and self.label_every > 1:
+            raise UserError(f"lambda_dec: {self.lambda_dec} needs a label at every step; leave out label_every")
         if self.rollout != "loop" and self.label_every > 1:
             raise UserError(f"rollout: {self.rollout} needs a label at every step; leave out label_every")
 

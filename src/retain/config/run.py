@@ -135,6 +135,8 @@ class RunConfig:
             return
         has_trunk = self.teacher.from_ is not None or (smt.lambda_trunk > 0 and self.teacher.encoder != "window")
         predicts = smt.lambda_dec > 0 or has_trunk
+        if "dmt" in self.phases and dmt.lambda_dec and not smt.lambda_dec:
+            raise UserError(f"dmt.lambda_dec: {dmt.lambda_dec} needs a trained decoder; give smt.lambda_dec above 0")
         distilled = {"smt": smt.lambda_distill, "dmt": dmt.lambda_distill if "dmt" in self.phases else 0.0}
         for phase, weight in distilled.items():
             if weight and not predicts:

@@ -9,17 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from retain.config import DMTLoss
+from retain.model.fast import fast
 from retain.model.given import Labels
 from retain.model.modes import evaluating, without_graph
 from retain.model.rnn import RNN, check_alike
 from retain.model.teacher import Teacher
-from retain.objectives.losses import answer_losses, dynamics_loss, kept_labels, real_tokens
+from retain.objectives.losses import answer_losses, dynamics_loss, kept_labels, predictive_loss, real_tokens
 from retain.objectives.parallel import rollout_in_parallel
 from retain.objectives.segments import rollout_from_teacher, unroll, unroll_alone, window_len
+from retain.objectives.smt import futures, spread
+
+DECODES = 8
+"""Outputs of f in each sequence that the teacher's decoder reads."""
 
 
 class DMT(nn.Module):
-    """loss_dmt = λ_dyn · ‖f(m̂_t, x_t) − m_{t+1}‖² + λ_readout · readout (+ λ_distill · distill).
+    """loss_dmt = λ_dyn · ‖f(m̂_t, x_t) − m_{t+1}‖² + λ_readout · readout (+ λ_dec · dec + λ_distill · distill).
 
     m̂ comes from a rollout of the RNN without a graph. Then one parallel pass trains every step of the batch. This is
     the gradient of the detached loop: no gradient flows through time. If `bptt_window` is above 1, the gradient flows
@@ -33,15 +38,16 @@ class DMT(nn.Module):
         loss: The weights of the losses, and the horizon.
         trunk_trained: Whether the teacher's trunk was trained by loss_trunk or came pretrained. If so, loss_distill
             takes the trunk's probabilities, otherwise the decoder's.
+        future_len: F of the TeacherConfig, how many tokens the decoder reads after f(m̂_t, x_t); for λ_dec alone.
 
     Raises:
         UserError: If the teacher and the RNN differ in memory or vocabulary.
     """
 
-    def __init__(self, teacher: Teacher, rnn: RNN, loss: DMTLoss, trunk_trained: bool = False):
+    def __init__(self, teacher: Teacher, rnn: RNN, loss: DMTLoss, trunk_trained: bool = False, future_len: int = 0):
         super().__init__()
         check_alike(teacher, rnn)
-        self.rnn, self.config, self.trunk_trained = rnn, loss, trunk_trained
+        self.rnn, self.config, self.trunk_trained, self.future_len = rnn, loss, trunk_trained, future_len
         # Kept out of the module tree: a frozen teacher has no parameter that an optimizer or DDP should see.
         self._teacher = (teacher,)
         self.iterations: int | None = None
@@ -51,6 +57,8 @@ class DMT(nn.Module):
         rnn.m_0.requires_grad_(False)
         self.trains_readout = loss.lambda_readout > 0 or loss.lambda_distill > 0
         rnn.readout.requires_grad_(self.trains_readout)
+        if loss.lambda_dec:
+            teacher.decoder.requires_grad_(False)
         with torch.no_grad():
             rnn.m_0.copy_(teacher.empty_memory())
 
@@ -112,6 +120,14 @@ class DMT(nn.Module):
             predicted = unroll(self.rnn, own, tokens, at_once)
         losses = {"loss_dyn": dynamics_loss(predicted, memory[:, 1:], real)}
         losses["loss"] = c.lambda_dyn * losses["loss_dyn"]
+        if c.lambda_dec:
+            length = tokens.shape[1]
+            chosen = spread(length, DECODES, tokens.device)
+            future, asked = futures(tokens, targets, chosen + 1, min(self.future_len, length))
+            logits = fast(teacher.decoder)(predicted[:, chosen], future if self.future_len else None)
+            wanted = asked if self.future_len else asked[:, :, 0]
+            losses["loss_dec"] = predictive_loss(logits, wanted, likelihood=teacher.decoder.likelihood)
+            losses["loss"] = losses["loss"] + c.lambda_dec * losses["loss_dec"]
         if self.trains_readout:
             read = torch.cat([memory[:, :1], predicted if c.predictive else predicted.detach()], 1)
             guide, decoder = (memory, teacher.decoder) if trunk_logits is None else (trunk_logits, None)
@@ -171,6 +187,7 @@ class DMT(nn.Module):
         teacher = self._teacher[0]
         cell = self.rnn.depth * window_len(self.config.bptt_window, length)
         readout = self.rnn.readout.depth if self.trains_readout else 0
+        decoder = teacher.decoder.depth if self.config.lambda_dec else 0
         alone = self.is_alone(self.horizon(progress, length), length)
         steps = length if alone else self.horizon(progress, length)
         if not alone and self.iterations is not None:
@@ -178,8 +195,9 @@ class DMT(nn.Module):
         rollout = steps * self.rnn.depth
         by_decoder = self.config.lambda_distill and not (self.trunk_trained and teacher.has_trunk)
         again = 0 if alone else cell
-        forward = teacher.chain(length) + max(rollout + again + readout, teacher.decoder.depth if by_decoder else 0)
-        return forward + (cell + readout if self.config.predictive else max(cell, readout))
+        after = max(readout, decoder)
+        forward = teacher.chain(length) + max(rollout + again + after, teacher.decoder.depth if by_decoder else 0)
+        return forward + max(cell + decoder, cell + readout if self.config.predictive else readout)
 
     def finish(self) -> None:
         """Do nothing: the RNN is complete."""

@@ -89,7 +89,7 @@ def _build_objective(index: int, config: RunConfig, rnn: RNN, teacher: Teacher) 
         return SMT(teacher, rnn, config.smt, config.teacher.future_len, fresh_readout=fresh)
     if name == "dmt":
         trained = teacher.given_trunk is not None or (config.has_teacher and config.smt.lambda_trunk > 0)
-        return DMT(teacher, rnn, config.dmt, trunk_trained=trained)
+        return DMT(teacher, rnn, config.dmt, trunk_trained=trained, future_len=config.teacher.future_len)
     # After SMT on sequences with context, sequences start from the teacher's memory of the context.
     taught = given.context_before > 0 and "smt" in config.phases[:index]
     reads = given.from_ is not None and (taught or config.bptt.lambda_distill > 0)
