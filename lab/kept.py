@@ -28,6 +28,7 @@ ADDED: dict[str, dict[str, Any]] = {
         "context_before": 0,
         "freeze_embeddings": False,
     },
+    "smt": {"relative_dyn": False},
     "dmt": {"rollout": "loop", "lambda_dec": 0.0},
     "bptt": {"lambda_distill": 0.0},
 }

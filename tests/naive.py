@@ -298,6 +298,15 @@ def uniformity_loss(memory):
     return torch.log(sum(pairs) / len(pairs))
 
 
+def variance_across(memory, real):
+    """The mean over all memories after a real token of their variance across the sequences that are that long."""
+    parts = []
+    for t in range(1, memory.shape[1]):
+        here = memory[real[:, t - 1], t]
+        parts += [(here - here.mean(0)).square().mean((1, 2))]
+    return torch.cat(parts).mean()
+
+
 def squared_error(pairs):
     return torch.stack([(a - b).square().mean() for a, b in pairs]).mean()
 
@@ -380,7 +389,7 @@ def smt(teacher, rnn, kind, config, batch, future_len, offset=None, distance=Non
             pairs.append((predicted, memory[b, t]))
     losses = {
         "loss_dec": predictive_loss(torch.cat(decoded), torch.cat(asked)),
-        "loss_dyn": squared_error(pairs),
+        "loss_dyn": squared_error(pairs) / (variance_across(memory, real) if config.relative_dyn else 1.0),
         "loss_readout": predictive_loss(torch.stack(read), torch.stack(answers)),
         "loss_unif": uniformity_loss(memory[counted]),
     }

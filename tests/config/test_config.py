@@ -161,6 +161,7 @@ def test_every_preset_builds(name, tmp_path):
         ({"dmt": {"horizon": 0}}, ["dmt.horizon", "0", "positive"]),
         ({"smt": {"bptt_window": 0}}, ["smt.bptt_window", "0", "positive"]),
         ({"dmt": {"bptt_window": 4, "label_every": 16}}, ["dmt.bptt_window", "4", "16"]),
+        ({"smt": {"relative_dyn": True, "num_chunks": 4}}, ["smt.relative_dyn", "4 chunks"]),
         ({"dmt": {"lambda_dec": 0.5, "label_every": 16}}, ["dmt.lambda_dec", "0.5", "label_every"]),
         ({"dmt": {"lambda_dec": 0.5}, "smt": {"lambda_dec": 0.0}}, ["dmt.lambda_dec", "0.5", "smt.lambda_dec"]),
         ({"optimizer": {"warmup": 1.0}}, ["warmup", "1.0", "below 1"]),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import naive
-from naive import VOCAB, assert_close, batch, gradients, models, most_held, smt_config
+from naive import VOCAB, assert_close, batch, gradients, models, most_held, padded, smt_config
 from retain.config import CELLS, IGNORE
 from retain.objectives import SMT, unroll
 from retain.objectives.smt import futures, spread
@@ -35,6 +35,14 @@ def test_smt_equals_naive(kind, norm, cell, future_len):
 def test_distillation_equals_naive(kind):
     objective = SMT(*models(kind), smt_config(lambda_distill=0.4), 3)
     fast, slow = both(objective, kind, batch())
+    assert_close(fast, slow)
+    assert_close(gradients(fast["loss"], objective), gradients(slow["loss"], objective))
+
+
+@pytest.mark.parametrize("padding", [False, True])
+def test_dynamics_relative_to_the_variance_across_sequences(padding):
+    objective = SMT(*models(), smt_config(relative_dyn=True), 3)
+    fast, slow = both(objective, "state", padded() if padding else batch(size=3))
     assert_close(fast, slow)
     assert_close(gradients(fast["loss"], objective), gradients(slow["loss"], objective))
 

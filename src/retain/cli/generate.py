@@ -97,8 +97,8 @@ def generate_command(argv: list[str]) -> None:
 
 def complete_images(run: Run, path: Path, args: Generate, sampling: dict[str, Any]) -> dict[str, Any]:
     """Draw a PNG with a row per image: given, completed and truth. Returns these and the path as JSON values."""
-    given = {"compile": args.compile, "count": args.count is not None, "stop": args.stop}
-    for name in (name for name, is_given in given.items() if is_given):
+    unread = {"compile": args.compile, "count": args.count is not None, "stop": args.stop}
+    for name in (name for name, is_given in unread.items() if is_given):
         raise Usage(f"{name}: completing images does not read it; leave it out")
     if args.complete is not None and args.images:
         raise Usage("complete, images: give one of them")

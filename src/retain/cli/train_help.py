@@ -143,9 +143,9 @@ def list_options(config: RunConfig) -> list[tuple[str, str]]:
         hidden.add(("teacher", "context_len"))
     if config.memory.norm != "fsq":
         hidden.add(("memory", "levels"))
-    for name, off in (("rollout", "loop"), ("lambda_dec", 0.0)):
-        if getattr(config.dmt, name) == off:
-            hidden.add(("dmt", name))
+    for section, name, off in (("dmt", "rollout", "loop"), ("dmt", "lambda_dec", 0.0), ("smt", "relative_dyn", False)):
+        if getattr(getattr(config, section), name) == off:
+            hidden.add((section, name))
     if config.teacher.trunk == "attention":
         hidden |= {("teacher", name) for name in ("trunk", "householders", "local")}
     return [o for o in found if o not in hidden and reason_unread(config, *o) is None]

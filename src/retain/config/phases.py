@@ -33,6 +33,9 @@ class SMTLoss:
     """Weight of the squared error of f against the teacher's next memory (Eq. 3)."""
     lambda_dyn_end: Positive | None = None
     """lambda_dyn grows geometrically to this over the phase. None keeps it constant."""
+    relative_dyn: bool = False
+    """Divide the squared error of f by the variance of memories across sequences, as relative drift does. The teacher
+    then gains nothing by shrinking the differences between sequences."""
     lambda_unif: NotNegative = 0.1
     """Weight of the uniformity loss of memories (Eq. 4). The paper has 0.001; docs/following.md explains the choice."""
     lambda_trunk: NotNegative = 1.0
@@ -57,6 +60,8 @@ class SMTLoss:
     def __post_init__(self) -> None:
         if self.lambda_dyn_end is not None and self.lambda_dyn <= 0:
             raise UserError(f"lambda_dyn: {self.lambda_dyn} must be positive to grow to lambda_dyn_end")
+        if self.relative_dyn and self.num_chunks > 1:
+            raise UserError(f"relative_dyn: it needs all of a sequence at once, not {self.num_chunks} chunks")
 
 
 @settings

@@ -14,7 +14,14 @@ from retain.model.given import Labels
 from retain.model.modes import evaluating, without_graph
 from retain.model.rnn import RNN, check_alike
 from retain.model.teacher import Teacher
-from retain.objectives.losses import answer_losses, dynamics_loss, kept_labels, predictive_loss, real_tokens
+from retain.objectives.losses import (
+    answer_losses,
+    dynamics_loss,
+    kept_labels,
+    predictive_loss,
+    real_tokens,
+    variance_across,
+)
 from retain.objectives.parallel import rollout_in_parallel
 from retain.objectives.segments import rollout_from_teacher, unroll, unroll_alone, window_len
 from retain.objectives.smt import futures, spread
@@ -201,13 +208,3 @@ class DMT(nn.Module):
 
     def finish(self) -> None:
         """Do nothing: the RNN is complete."""
-
-
-def variance_across(memory: Tensor, real: Tensor | None) -> Tensor:
-    """Return the mean variance of memory (B, T, K, D) across sequences. real (B, T) is as in `dynamics_loss`."""
-    if real is None:
-        return (memory - memory.mean(0)).square().mean()  # much faster than .var(0)
-    left_out = ~real[..., None, None]
-    mean = memory.masked_fill(left_out, 0).sum(0) / real.sum(0).clamp_min(1)[:, None, None]
-    total = (memory - mean).masked_fill(left_out, 0).square().sum()
-    return total / (real.sum().clamp_min(1) * memory.shape[-2:].numel())

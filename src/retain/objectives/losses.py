@@ -199,6 +199,16 @@ def dynamics_loss(predicted: Tensor, memory: Tensor, real: Tensor | None = None)
     return apart.square().sum() / (counted(real) * memory.shape[-2:].numel())
 
 
+def variance_across(memory: Tensor, real: Tensor | None) -> Tensor:
+    """Return the mean variance of memory (B, T, K, D) across sequences. real (B, T) is as in `dynamics_loss`."""
+    if real is None:
+        return (memory - memory.mean(0)).square().mean()  # much faster than .var(0)
+    left_out = ~real[..., None, None]
+    mean = memory.masked_fill(left_out, 0).sum(0) / real.sum(0).clamp_min(1)[:, None, None]
+    total = (memory - mean).masked_fill(left_out, 0).square().sum()
+    return total / (real.sum().clamp_min(1) * memory.shape[-2:].numel())
+
+
 def uniformity_loss(memory: Tensor, sample: int = 512, which: Tensor | None = None) -> Tensor:
     """Compute log mean exp(-2 ‖u_a − u_b‖²) over pairs of L2-normalised memory tokens u (Eq. 4; Wang & Isola 2020).
 

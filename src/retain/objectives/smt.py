@@ -22,11 +22,14 @@ from retain.objectives.losses import (
     predictive_loss,
     real_tokens,
     uniformity_loss,
+    variance_across,
 )
 from retain.objectives.segments import unroll, window_len
 
 ON_POLICY_STEPS = 8
 """How many steps from the teacher's memory f may be when it starts from a memory of its own."""
+SMALLEST_VARIANCE = 1e-4
+"""The variance across sequences by which loss_dyn is divided at least: equal sequences have none."""
 
 
 class SMT(nn.Module):
@@ -125,6 +128,9 @@ class SMT(nn.Module):
         if moving is not None:
             moving = moving[:, first : first + count]
             in_dyn = counted(moving)
+        unit: Tensor | float = 1.0  # of loss_dyn
+        if c.relative_dyn:
+            unit = variance_across(memory[:, 1:], moving).clamp_min(SMALLEST_VARIANCE)
         guide = decoder = None
         if c.lambda_distill:
             guide, decoder = (memory, self.teacher.decoder) if trunk_logits is None else (trunk_logits[:, steps], None)
@@ -134,10 +140,10 @@ class SMT(nn.Module):
             window = window_len(c.bptt_window, b - a)
             predicted = unroll(self.rnn, labels[:, :-1], inputs[:, a:b], window, own, ON_POLICY_STEPS)
             if moving is None:
-                found = {"loss_dyn": dynamics_loss(predicted, labels[:, 1:]) * ((b - a) / count)}
+                found = {"loss_dyn": dynamics_loss(predicted, labels[:, 1:]) * ((b - a) / count) / unit}
             else:
                 of_chunk = dynamics_loss(predicted, labels[:, 1:], moving[:, a:b])
-                found = {"loss_dyn": of_chunk * counted(moving[:, a:b]) / in_dyn}
+                found = {"loss_dyn": of_chunk * counted(moving[:, a:b]) / in_dyn / unit}
             if self.trains_readout:
                 new = int(a == 0)  # a later chunk's first memory is scored as the last of the chunk before
                 at = slice(a + 1 - new, b + 1)
