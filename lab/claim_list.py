@@ -50,6 +50,12 @@ def comparisons() -> dict[str, str]:
         preset = f"{task} --seeds 3 --budget 300s --lrs 1"
         lines[f"{task}-transformer"] = f"{preset} --methods {both} {_TRANSFORMER} --cell.width 64"
         lines[f"{task}-gated"] = f"{preset} --methods one-step,hybrid"
+    # The recipe has no horizon growth of its own here, so the method is smt.
+    lines["copy-transformer-decoded"] = (
+        f"copy --seeds 3 --budget 300s --lrs 1 --methods smt --recipe one-step {_TRANSFORMER} --cell.width 64 "
+        "--teacher.encoder register --memory.tokens 8 --memory.width 32 --smt.relative-dyn --dmt.lambda-dec 1 "
+        "--smt.share 4 --dmt.share 6 --dmt.horizon-growth 0.3"
+    )
     for length in (1024, 4096):
         lines[f"retrieval-{length}"] = (
             f"retrieval --methods {both} --seeds 3 --budget 600s --lrs 1 --data.seq-len {length} "
@@ -151,6 +157,13 @@ def claims() -> list[Claim]:
             rows=tuple(
                 against(f"{task}, Transformer cell, 300 s", f"{name}-transformer")
                 for task, name in zip(tasks, TASKS, strict=True)
+            )
+            + (
+                against(
+                    "copy, Transformer cell, 300 s, registers and decoded memories",
+                    "copy-transformer-decoded",
+                    "copy-transformer",
+                ),
             )
             + tuple(
                 against(f"retrieval over {length:,} tokens, gated cell, 600 s", f"retrieval-{length}")

@@ -35,7 +35,12 @@ def kept(name: str) -> dict[str, Any] | None:
         return None
     found = find_comparison(name, line_of(name), KEPT)
     saved = found.read() if found.is_current() else None
-    return None if saved is None else saved["results"]
+    if saved is None:
+        return None
+    results: dict[str, Any] = saved["results"]
+    if "--recipe one-step" in saved["command"]:
+        results["methods"]["one-step"] = results["methods"].pop("smt")
+    return results
 
 
 def scores(name: str, method: str) -> list[float]:
