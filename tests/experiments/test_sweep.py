@@ -325,7 +325,7 @@ WRONG = [
     ("{new} --vary memory.width=4,8 --vary dmt.horizon=3 --seeds 0", ["seeds", "'0'", "at least 1"]),
     ("{new} --vary memory.width=4 --levels 2,x", ["levels", "'2,x'", "numbers"]),
     ("{new} --vary memory.width=4 --levels -1", ["levels", "-1", "positive"]),
-    ("{new} --vary cell.width=8,16 --levels 2.5", ["levels", "memory sizes", "memory.tokens"]),
+    ("{new} --vary cell.width=8,16 --levels 2.5", ["levels", "memories of several sizes", "memory.tokens"]),
     ("{new} --vary memory.width=4 --jobs two", ["jobs", "'two'", "whole number"]),
     ("{new} --vary memory.width=4 --budget 300", ["budget", "'300'", "unit"]),
     ("{new} --vary memory.width=4 --nonsense 3", ["nonsense"]),
