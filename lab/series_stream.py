@@ -24,7 +24,6 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from lab.series import SETS, fit_deepar, make_config, open_data
-from retain.config import SeriesDataConfig
 from retain.data import load_data
 from retain.data.frames import Floats, OneSeries
 from retain.data.series import SeriesData
@@ -197,7 +196,7 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = train_run(SET, "smt", 0, args.seconds, args.out)
     data = load_data(make_config(SET, args.out).data)
-    assert isinstance(data, SeriesData) and isinstance(data.config, SeriesDataConfig)
+    assert isinstance(data, SeriesData)
     rnn = load_series(folder)
     parts: dict[str, Callable[[], Any]] = {
         "events": lambda: time_events(rnn, data, SET, args.seconds / 4, args.out),
