@@ -3,8 +3,8 @@
 Each is one `retain compare` line, which runs unless its results are stored as docs/results/NAME.json. The tables of
 docs/results-*.md are made from these files, each between markers with its name. All runs take about seven hours on two
 cores. After an interruption the same command continues. `make results-quick` makes the same tables from one seed and
-short budgets, under runs/results-quick, within half an hour. The sections in BY_NAME take another seven and a half
-hours, and run only if they are named.
+short budgets, under runs/results-quick, within half an hour. What runs only if it is
+named takes another five hours.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from lab.kept import STALE, Kept, find_comparison, find_study
-from lab.studies import STUDIES, Study
+from lab.limit_studies import compression, rollouts
+from lab.studies import Study, ablation, credit
 from retain.cli import one_line_errors
 from retain.cli.arguments import Usage
 from retain.cli.compare import parse_comparison
@@ -47,7 +48,16 @@ MORE_TASKS = "Five more memory tasks"
 LIMITS = "Past the paper's limits"
 BY_NAME = (PAPERS_CELL, OTHER_CELLS, LONGER_TEXT, OWN_RATES, MORE_TASKS, LIMITS)
 """Sections whose comparisons run only if they are named."""
-BEYOND = ("stack", "s3", "parity", "s5", "dyck", "parity-delta", "s3-delta", "s5-delta", "dyck-delta", "mqar-16")
+STUDIES: dict[str, Callable[[bool], Study]] = {
+    "ablation": ablation,
+    "credit": credit,
+    "compression": compression,
+    "rollouts": rollouts,
+}
+BEYOND = (
+    *("stack", "s3", "parity", "s5", "dyck", "s3-attention", "parity-delta", "s3-delta", "s5-delta", "dyck-delta"),
+    "mqar-16",
+)
 """Comparisons that are also scored at 2, 4 and 8 times the training length."""
 
 
@@ -64,6 +74,9 @@ def comparisons(quick: bool) -> dict[str, dict[str, str]]:
         if name in BEYOND:
             length = PRESETS[preset]().data.seq_len
             more += f" --lengths {','.join(str(length * times) for times in (1, 2, 4, 8))}"
+        if name.endswith("-fsq"):
+            length = PRESETS[preset]().data.seq_len
+            more += f" --lengths {length},{16 * length}"
         return f"{preset} --methods {methods} {size} {SIDE_BY_SIDE}{more} --out {runs / name}"
 
     usual = "smt,bptt,gru,lstm"
@@ -89,9 +102,11 @@ def comparisons(quick: bool) -> dict[str, dict[str, str]]:
 
 def list_by_name() -> dict[str, dict[str, tuple[Any, ...]]]:
     """Return preset, methods, seconds, seeds and more for the sections BY_NAME, by section and name."""
-    four = "one-step,hybrid,bptt,gru"
-    delta = " --lrs 1 --teacher.trunk delta --teacher.layers 1 --smt.lr 5e-3 --data.min-seq-len"
+    few = " --memory.norm fsq --memory.tokens 1 --memory.width 8 --smt.lambda-unif 0 --smt.lambda-dyn-end 3"
+    few += " --smt.share 7 --dmt.share 3"
+    delta = " --lrs 1 --teacher.trunk delta --teacher.layers 1 --smt.lr"
     slow_dyn = " --smt.batch-size 32 --smt.lambda-dyn 0.01 --smt.lambda-dyn-end 1 --smt.share 5 --dmt.share 5"
+    state = f"{delta} 3e-3 --data.min-seq-len 4{slow_dyn}"
     # As in the preset keys_values: the delta cell needs a lower rate and larger batches.
     pairs = " --cell.kind delta --cell.width 128 --memory.tokens 4 --memory.width 256 --data.pairs 16"
     pairs += " --data.seq-len 128 --data.min-seq-len 16 --lrs 1 --smt.batch-size 32 --smt.lr 1e-3"
@@ -126,15 +141,20 @@ def list_by_name() -> dict[str, dict[str, tuple[Any, ...]]]:
             "copy-own-rate": ("copy", "smt", 300, 3, " --lrs 1"),
             "stack-own-rate": ("stack", "smt", 300, 3, " --lrs 1"),
         },
-        MORE_TASKS: {name: (name, four, 300, 3) for name in ("parity", "s5", "dyck", "mqar", "selective_copy")},
+        MORE_TASKS: {
+            name: (name, "one-step,bptt,gru", 100, 3) for name in ("parity", "s5", "dyck", "mqar", "selective_copy")
+        },
         LIMITS: {
-            "parity-delta": ("parity", "one-step", 300, 3, f"{delta} 8"),
-            "s3-delta": ("s3", "one-step", 300, 3, f"{delta} 8{slow_dyn}"),
-            "s5-delta": ("s5", "one-step", 300, 3, f"{delta} 8{slow_dyn} --teacher.householders 4"),
-            "dyck-delta": ("dyck", "one-step", 300, 3, f"{delta} 16{slow_dyn}"),
+            "parity-delta": ("parity", "one-step", 200, 3, state),
+            "s3-attention": ("s3", "one-step", 100, 3, " --lrs 1"),
+            "s3-delta": ("s3", "one-step", 200, 3, state),
+            "s5-delta": ("s5", "one-step", 100, 3, f"{state} --teacher.householders 4"),
+            "dyck-delta": ("dyck", "one-step", 300, 3, f"{delta} 5e-3 --data.min-seq-len 16{slow_dyn}"),
             "stdlib-delta": ("stdlib", "smt", 240, 3, " --lrs 1 --teacher.trunk delta --teacher.local 4"),
-            "stdlib-fsq": ("stdlib", "smt", 240, 3, " --lrs 1 --memory.norm fsq"),
-            "mqar-16": ("mqar", "one-step,hybrid,bptt", 300, 3, pairs),
+            "parity-fsq": ("parity", "one-step", 100, 3, f"{delta} 3e-3 --data.min-seq-len 4{few}"),
+            "retrieval-fsq": ("retrieval", "one-step", 100, 3, f"{delta} 5e-3{few}"),
+            "copy-fsq": ("copy", "one-step", 100, 3, " --lrs 1 --memory.norm fsq"),
+            "mqar-16": ("mqar", "one-step,bptt", 200, 3, pairs),
         },
     }
 
@@ -157,7 +177,8 @@ def run_study(name: str, study: Study, out: Path, folder: Path) -> None:
 
     def work() -> dict[str, Any]:
         found = run_all(study.runs, out, jobs=2, threads=1, split=study.split, quiet=False)
-        return {run: {k: v for k, v in result.items() if k != "config"} for run, result in found.items()}
+        results = {run: {k: v for k, v in result.items() if k != "config"} for run, result in found.items()}
+        return results if study.measure is None else results | {"measured": study.measure(out)}
 
     find_study(name, study, folder).make(work)
 
@@ -179,7 +200,8 @@ def blocks(quick: bool, folder: Path) -> dict[str, str]:
         made[BY_LENGTH] = f"{stale}{picture}\n{tabulate_by_length([*read.values()])}"
     for name, make in STUDIES.items():
         study = make(quick)
-        made[name] = find_study(name, study, folder).write(study.table)
+        kept = find_study(name, study, folder)
+        made[name] = kept.write(study.table, after="\n" + kept.show(study.title) if study.plot else "")
     return made
 
 
@@ -216,6 +238,10 @@ def draw(quick: bool, folder: Path) -> None:
         for name, arguments in lines.items():
             if (saved := find_comparison(name, arguments, folder).read()) is not None:
                 plot(saved["results"], folder / f"{name}.png")
+    for name, make in STUDIES.items():
+        study = make(quick)
+        if study.plot and (saved := find_study(name, study, folder).read()) is not None:
+            study.plot(saved["results"], folder / f"{name}.png")
     if GPU.exists() and not quick:
         plot(json.loads(GPU.read_text(encoding="utf-8")), GPU.with_suffix(".png"))
     if read := read_lengths(quick, folder):
@@ -264,6 +290,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"names: {', '.join(sorted(unknown))} not among {', '.join([*lines, *STUDIES])}")
     folder = QUICK / "kept" if args.quick else KEPT
     only_named = {name for section in BY_NAME for name in sections.get(section, {})}
+    only_named |= {name for name, make in STUDIES.items() if make(args.quick).by_name}
     wanted = args.names or [name for name in (*lines, *STUDIES) if name not in only_named]
     runs = QUICK if args.quick else RUNS
 

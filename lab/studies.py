@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retain.config import RunConfig
@@ -54,6 +55,11 @@ class Study:
     table: Callable[[Mapping[str, Any]], str]
     split: Split | None = None
     """The split, read whole, that the trained RNNs are scored on; None: they are not scored."""
+    measure: Callable[[Path], Any] | None = None
+    """What is measured besides, on the folder of all runs; the results have it as "measured"."""
+    plot: Callable[[Mapping[str, Any], Path], bool] | None = None
+    by_name: bool = False
+    """Whether it runs only if it is named."""
 
 
 def credit(quick: bool = False) -> Study:
@@ -166,6 +172,3 @@ def ablation_table(results: Mapping[str, Any]) -> str:
         f"Each RNN alone, the whole validation split, mean ± standard deviation over {seeds} seed(s); equal steps, not "
         f"equal seconds. In DMT as shipped, {'; '.join(held)}.\n\n" + table(head, rows)
     )
-
-
-STUDIES: dict[str, Callable[[bool], Study]] = {"ablation": ablation, "credit": credit}

@@ -135,6 +135,8 @@ def test_the_table_says_mean_and_deviation(finished):
     assert set(rows(text, "method | × 1")) == {"smt", "gru"}
     lengths = rows(text, "method | 8")
     assert "(" in lengths["smt"]["12"] and "(" not in lengths["gru"]["12"]
+    drifts = rows(text, "relative drift | 8")
+    assert set(drifts) == {"smt"} and drifts["smt"]["12"].count("±") == 1, "a gru has no teacher to drift from"
 
 
 def test_unlike_machines_and_unknown_peaks_are_told(finished):

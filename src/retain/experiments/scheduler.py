@@ -51,6 +51,8 @@ SCORES = (
     "relative_drift_last", "sequences", "tokens",
 )  # fmt: skip
 """Scores that a result keeps."""
+MEMORY_USE = ("memory_bits", "memory_entropy", "memory_entropy_by_number", "memories", "different_memories")
+"""Further scores of an fsq memory (`retain.inference.memory_use`)."""
 POINT = (
     "step", "seconds", "tokens", "sequential_steps", "validation_bits_per_token", "validation_accuracy",
     "validation_teacher_bits_per_token", "validation_teacher_accuracy", "validation_relative_drift",
@@ -303,14 +305,15 @@ def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int],
     if not math.isfinite(whole["bits_per_token"]):
         return {"failed": f"the RNN alone has {whole['bits_per_token']} bits per token on {split}"}
     result: Result = {"answers": data.answers, "chance": data.chance if data.answers else None}
-    result[split] = {key: whole[key] for key in SCORES}
+    kept = SCORES + (MEMORY_USE if run.rnn.norm == "fsq" else ())
+    result[split] = {key: whole[key] for key in kept}
     if (size := data.bytes_in_token(split)) is not None:
         result[split]["bits_per_byte"] = whole["bits_per_token"] / size
     for length in lengths:
         other = for_scoring(config, load_data(run.config.data.at_length(length)))
         batch = min(batch_for(other, run.rnn), max(1, 2**14 // length))
         scores = evaluate(run.rnn, guide, other.windows(split, batch, LENGTH_SEQUENCES))
-        result.setdefault("lengths", {})[str(length)] = {key: scores[key] for key in SCORES}
+        result.setdefault("lengths", {})[str(length)] = {key: scores[key] for key in kept}
     return result
 
 

@@ -49,6 +49,8 @@ def markdown(results: Results) -> str:
         text += "\n" + _sweep_table(results)
     if results["lengths"]:
         text += "\n" + _length_table(results)
+    if any("memory_bits" in r.get("test", {}) for found in results["methods"].values() for r in found["runs"]):
+        text += "\n" + _memory_table(results)
     return text
 
 
@@ -130,19 +132,41 @@ def _sweep_table(results: Results) -> str:
 
 
 def _length_table(results: Results) -> str:
+    """Return a table of quality at other lengths, and one of relative drift if there is a teacher to drift from."""
     metric, trained = results["metric"], results["data"]["seq_len"]
     what = "Accuracy" if metric == "accuracy" else "Bits/token"
     text = f"{what} at other lengths (trained at {trained}); its teacher's in brackets.\n\n"
+    rows, drifts, lengths = [], [], [str(length) for length in results["lengths"]]
+    for method, found in results["methods"].items():
+        good = [r["lengths"] for r in found["runs"] if "lengths" in r]
+        row, drift = [method], [method]
+        for length in lengths:
+            own = mean_and_deviation([r[length][metric] for r in good])
+            theirs = mean_and_deviation([r[length][f"teacher_{metric}"] for r in good])
+            row.append(own if theirs == "–" else f"{own} ({theirs})")
+            drift.append(mean_and_deviation([r[length]["relative_drift"] for r in good], ".2g"))
+        rows.append(row)
+        drifts += [drift] if set(drift[1:]) != {"–"} else []
+    text += table(["method", *lengths], rows)
+    if drifts:
+        text += "\n" + table(["relative drift", *lengths], drifts)
+    return text
+
+
+def _memory_table(results: Results) -> str:
+    """Return a table of the bits that fsq memories can hold, and of those that they use."""
+    columns = {
+        "bits it can hold": ("memory_bits", ".1f"),
+        "entropy of whole memories": ("memory_entropy", ".2f"),
+        "sum of its numbers' entropies": ("memory_entropy_by_number", ".2f"),
+        "different memories": ("different_memories", ",.0f"),
+    }
     rows = []
     for method, found in results["methods"].items():
-        good = [r for r in found["runs"] if "lengths" in r]
-        row = [method]
-        for length in map(str, results["lengths"]):
-            own = mean_and_deviation([r["lengths"][length][metric] for r in good])
-            theirs = mean_and_deviation([r["lengths"][length][f"teacher_{metric}"] for r in good])
-            row.append(own if theirs == "–" else f"{own} ({theirs})")
-        rows.append(row)
-    return text + table(["method", *map(str, results["lengths"])], rows)
+        good = [r["test"] for r in found["runs"] if "memory_bits" in r.get("test", {})]
+        cells = [mean_and_deviation([r[key] for r in good], form) for key, form in columns.values()]
+        rows += [[method, *cells]] if good else []
+    return "What the memory holds, in bits, over the test split.\n\n" + table(["method", *columns], rows)
 
 
 def parse_factor(text: str) -> float:
