@@ -309,6 +309,7 @@ def main(argv: list[str] | None = None) -> None:
 
     make_each([] if args.tables else wanted, make, write_tables, runs)
     draw(args.quick, folder)
+    write_tables()  # again, with pictures that were not there before
     print(f"written: {QUICK / 'results.md' if args.quick else ', '.join(map(str, PAGES))}")
 
 
