@@ -53,11 +53,16 @@ def test_iterations_are_counted_on_a_trained_rnn(tmp_path, monkeypatch):
     monkeypatch.setattr(limit_studies, "MOST_ITERATIONS", 1)
     rows += count_iterations(tmp_path / "run", (8,))
     assert rows[-1]["newton_iterations"] is None and rows[-1]["newton_error"] == 0, "the loop was run"
-    test = {"accuracy": 0.5, "relative_drift": 0.1}
-    run = {"test": test, "steps": 40, "seconds": 2.0, "sequential_steps": 4000}
-    results = {"loop-40steps": run, "newton-40steps": {"failed": "loss became nan"}, "measured": rows}
+    last = {"accuracy": 0.5, "relative_drift": 0.1}
+    run = {
+        "curve": [{"accuracy": 0.9, "relative_drift": 0.9}, last],
+        "steps": 40,
+        "seconds": 2.0,
+        "sequential_steps": 4000,
+    }
+    results = {"loop-40steps": run, "newton-40steps": {"failed": "loss became nan", "curve": []}, "measured": rows}
     lines = [[c.strip() for c in line.strip("|").split("|")] for line in rollout_tables(results).splitlines()]
-    assert ["loop", "40steps", "0.500", "0.100", "40", "2", "4,000"] in lines
+    assert ["loop", "40steps", "0.500", "0.1000", "40", "2", "4,000"] in lines
     assert lines[-1][0] == "8" and lines[-1][1].endswith("(teacher)") and lines[-1][2] == lines[-1][5] == "–"
     assert limit_studies.plot_iterations(results, tmp_path / "rollouts.png")
     assert (tmp_path / "rollouts.png").stat().st_size > 5000
