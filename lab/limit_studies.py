@@ -193,8 +193,8 @@ def rollout_tables(results: Mapping[str, Any]) -> str:
     text = "S3, one-step recipe, one seed, half of the budget for DMT.\n\n" + table(head, rows)
     text += (
         f"\nThe model that the first run keeps, {STREAMS} sequences, float32, one thread. Iterations end when no "
-        f"number changes by more than 1e-4; – is more than {MOST_ITERATIONS}. The error is the largest difference from the "
-        "loop.\n\n"
+        f"number changes by more than 1e-4; – is more than {MOST_ITERATIONS}. The error is the largest difference "
+        "from the loop.\n\n"
     )
     rows = []
     for row in results["measured"]:
