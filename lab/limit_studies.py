@@ -106,7 +106,8 @@ def rollouts(quick: bool = False) -> Study:
     one_step = with_recipe(with_values(PRESETS["s3"](), STATE), "one-step")
     runs = {
         f"{name}-{budget}": with_values(
-            one_step, {"dmt.rollout": name, "budget": budget, "validate_every": budget, "tracker": None}
+            one_step,
+            {"dmt.rollout": name, "budget": budget, "validate_every": budget, "tracker": None, "precision": "fp32"},
         )
         for budget in budgets
         for name in ROLLOUTS
@@ -114,7 +115,7 @@ def rollouts(quick: bool = False) -> Study:
     options = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in STATE.items() if value != "delta")
     line = (
         f"retain train s3 --recipe one-step --teacher.trunk delta {options} --dmt.rollout ROLLOUT --budget BUDGET "
-        "--validate-every BUDGET"
+        "--validate-every BUDGET --precision fp32"
     )
 
     def measure(out: Path) -> list[dict[str, Any]]:
@@ -190,7 +191,7 @@ def rollout_tables(results: Mapping[str, Any]) -> str:
             cells = [f"{last['accuracy']:.3f}", f"{last['relative_drift']:.4f}", f"{found['steps']:,}"]
             rows.append([name, budget, *cells, f"{found['seconds']:,.0f}", f"{found['sequential_steps']:,}"])
     head = ["rollout", "budget", "accuracy, validation", "relative drift", "steps", "seconds", "sequential steps"]
-    text = "S3, one-step recipe, one seed, half of the budget for DMT.\n\n" + table(head, rows)
+    text = "S3, one-step recipe, float32, one seed, half of the budget for DMT.\n\n" + table(head, rows)
     text += (
         f"\nThe model that the first run keeps, {STREAMS} sequences, float32, one thread. Iterations end when no "
         f"number changes by more than 1e-4; – is more than {MOST_ITERATIONS}. The error is the largest difference "

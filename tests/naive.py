@@ -82,7 +82,10 @@ def models(
 ):
     """A small teacher and RNN in float64, far from their initialisation."""
     torch.manual_seed(0)
-    memory = MemoryConfig(tokens=4 if cell == "delta" else tokens, width=4, norm=norm)  # two stores
+    if encoder == "store":
+        cell, norm = "delta", "none"
+    width = 16 if encoder == "store" else 4
+    memory = MemoryConfig(tokens=4 if cell == "delta" else tokens, width=width, norm=norm)  # two stores
     teaching = TeacherConfig(
         encoder=encoder,
         trunk=trunk,
@@ -169,6 +172,8 @@ def memory_norm(norm, memory, counted=None):
     """memory (B, S, K, D), without touching the running statistics."""
     if norm.kind == "rms":
         return memory / (memory.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    if norm.kind == "none":
+        return memory
     if norm.kind == "fsq":
         return nearest_level(memory, norm.levels)
     mean, variance = norm.mean, norm.variance
@@ -246,7 +251,37 @@ def window_label(encoder, row):
     return encoder.to_memory(x[len(window) :]), None
 
 
-LABELS = {"state": state_label, "register": register_label, "window": window_label}
+def delta_states(k, v, rate):
+    """One sequence, one write after another: k (L, C), v (L, E), rate (L,)."""
+    state, states = k.new_zeros(k.shape[-1], v.shape[-1]), []
+    for key, value, beta in zip(k, v, rate, strict=True):
+        state = state + beta * torch.outer(key, value - state.T @ key)
+        states.append(state)
+    return torch.stack(states)
+
+
+def store_label(encoder, row):
+    """Token by token, as the delta cell does it."""
+    trunk, side = encoder.trunk, encoder.trunk.side
+    codes = [code / (code.square().mean() + 1e-6).sqrt() for code in trunk.embed(row)]
+    nothing = torch.zeros(trunk.embed.weight.shape[1], dtype=torch.float64)
+    stores = [torch.zeros(side, side, dtype=torch.float64) for _ in range(trunk.stores)]
+    for t in range(len(row) + 1):
+        last = torch.cat([codes[t - back] if back <= t else nothing for back in range(1, 5)])
+        asks, wheres = trunk.addresses(last).view(2, trunk.stores, side)
+        values, rates, read = trunk.values(last).view(trunk.stores, side), trunk.rates(last).sigmoid(), []
+        for i, store in enumerate(stores):
+            read.append(store.T @ (asks[i] / asks[i].norm().clamp_min(1e-12)))
+            if t > 0:
+                to = wheres[i] / wheres[i].norm()
+                stores[i] = store + rates[i] * torch.outer(to, values[i] - store.T @ to)
+        x = torch.cat([last, *read])
+        state = trunk.norm(trunk.linear(x) + trunk.down(trunk.up(x).relu() ** 2))
+    memory = torch.stack([encoder.to_register(state), last, *(store.flatten() for store in stores)])
+    return memory, trunk.head(state)
+
+
+LABELS = {"state": state_label, "register": register_label, "window": window_label, "store": store_label}
 
 
 def encode(encoder, kind, tokens, steps):

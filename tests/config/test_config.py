@@ -148,6 +148,12 @@ def test_every_preset_builds(name, tmp_path):
         ({"teacher": {"future_len": -1}}, ["future_len", "-1", "negative"]),
         ({"cell": {"kind": "rnn"}}, ["cell.kind", "'rnn'", "gru", "module:Class"]),
         ({"cell": {"kind": "transformer", "width": 20, "heads": 4}}, ["cell.width", "20", "8"]),
+        ({"teacher": {"encoder": "store"}, "memory": {"norm": "none"}}, ["teacher.encoder", "store", "delta", "mlp"]),
+        (
+            {"teacher": {"encoder": "store"}, "cell": {"kind": "delta"}, "memory": {"tokens": 4, "width": 16}},
+            ["memory.norm", "batch", "none"],
+        ),
+        ({"memory": {"norm": "none"}}, ["memory.norm", "state encoder", "batch"]),
         ({"cell": {"kind": "delta"}, "memory": {"tokens": 2, "width": 16}}, ["memory", "2 x 16", "delta", "3"]),
         ({"cell": {"kind": "delta"}, "memory": {"tokens": 4, "width": 25}}, ["memory", "4 x 25", "square of an even"]),
         ({"cell": {"kind": "lstm"}, "memory": {"tokens": 1, "width": 9}}, ["memory", "1 x 9", "lstm"]),

@@ -19,8 +19,8 @@ def memory_of(kind, norm="rms"):
     return MemoryConfig(tokens=4 if kind == "delta" else 2, width=4, norm=norm)
 
 
-def config(kind="mlp", residual=True, layers=2):
-    return CellConfig(kind=kind, width=8, heads=2, layers=layers, residual=residual)
+def config(kind="mlp", residual=True, layers=2, **more):
+    return CellConfig(kind=kind, width=8, heads=2, layers=layers, residual=residual, **more)
 
 
 class OwnCell(nn.Module):
@@ -302,16 +302,22 @@ def test_a_cell_made_of_a_shipped_one_is_trained_as_it_steps(kind):
     assert not rnn.cuts
 
 
-def test_delta_cell_is_its_formula():
+@pytest.mark.parametrize("addresses", ["inputs", "memory"])
+def test_delta_cell_is_its_formula(addresses):
     torch.manual_seed(0)
     memory_config, hidden, n = MemoryConfig(tokens=4, width=16, norm="batch"), 8, 4  # two stores of 4 x 4
-    cell = randomise(build_cell(memory_config, config("delta"))).double()
+    cell = randomise(build_cell(memory_config, config("delta", addresses=addresses))).double()
     memory, inputs = torch.randn(3, 4, 16, dtype=torch.float64), torch.randn(3, 16, dtype=torch.float64)
     rows = []
     for m, x in zip(memory, inputs, strict=True):
         last = torch.cat([cell.from_input.weight @ x, m[1, :12]])  # the input as 4 numbers, then the three before it
         normed = m[0] / (m[0].square().mean() + 1e-6).sqrt() * cell.norm.gain
-        mixed = cell.from_memory.weight @ normed + cell.from_memory.bias + cell.from_last.weight @ last
+        of_memory, mixed = cell.from_memory.weight @ normed + cell.from_memory.bias, cell.from_last.weight @ last
+        if addresses == "memory":
+            mixed += of_memory
+        else:
+            mixed[: hidden + 32] += of_memory[: hidden + 32]
+            mixed[-2 * n - 2 :] += of_memory[-2 * n - 2 :]
         gated, ask, where, value, rate = mixed.split((hidden + 32, 2 * n, 2 * n, 2 * n, 2))
         reads, stores = [], []
         for i in range(2):
@@ -342,6 +348,23 @@ def test_what_a_delta_cell_has_written_it_reads_where_it_was_written():
             _, store = cell.step(torch.zeros(1, 16), store, said[None])
     assert_close(store[0, 0, 0], third)
     assert_close(store[0, 0, 1], second)
+
+
+def test_a_new_delta_cell_reads_what_followed_the_same_token():
+    torch.manual_seed(0)
+    cell = build_cell(MemoryConfig(tokens=3, width=256, norm="batch"), config("delta"))
+    _, of_addresses, of_values, _ = cell.from_last.weight.split(cell.split)
+    memory, inputs = torch.zeros(50, 3, 256), torch.randn(50, 9, 256)
+    inputs[:, 8] = inputs[:, 2]
+    with torch.no_grad():
+        of_values[:, 64:] = 0  # a value is of its own token alone
+        before = cell.rollout(memory, inputs)[:, 7]
+        last = torch.cat([cell.from_input(inputs[:, 8]), before[:, 1, :192]], -1)
+        at = torch.nn.functional.normalize(last @ of_addresses[:16].T, dim=-1)
+        read = (at[:, None] @ before[:, 2].view(50, 16, 16))[:, 0]
+        values = cell.from_input(inputs) @ of_values[:, :64].T
+    closest = torch.cosine_similarity(read[:, None], values, dim=-1).argmax(1)
+    assert (closest == 3).float().mean() > 0.5
 
 
 def test_a_cell_of_ones_own_may_be_of_another_dtype():

@@ -337,3 +337,17 @@ def test_every_parameter_learns_under_autocast_too(cell, unroll):
     loss.backward()
     for name, p in objective.named_parameters():
         assert (p.grad is not None) == p.requires_grad, name
+
+
+def test_a_new_delta_cell_writes_to_its_stores_as_the_store_encoder_does():
+    teacher, rnn = models("store")
+    tokens = batch(3, 9)["tokens"]
+    before = rnn.rollout(tokens, teacher.encode(tokens)[:, 0])
+    objective = SMT(teacher, rnn, smt_config(), 0)
+    labels = teacher.encode(tokens)
+    after = rnn.rollout(tokens, labels[:, 0])
+    assert_close(after[:, :, 1:], labels[:, 1:, 1:])
+    assert (before - labels[:, 1:])[:, :, 1:].square().mean() > 0.1
+    fast, slow = both(objective, "store", batch())
+    for name in fast.keys() - {"loss", "loss_unif"}:  # uniformity is of directions, and an empty store has none
+        assert_close(fast[name], slow[name])

@@ -32,6 +32,18 @@ def test_chunks_equal_one_write_after_another(per_token, writes, monkeypatch):
     assert_close(*(dict(enumerate(torch.autograd.grad((x * weights).sum(), inputs))) for x in (fast, slow)))
 
 
+@pytest.mark.parametrize("writes", [1, 4, 64])
+def test_states_equal_one_write_after_another(writes, monkeypatch):
+    monkeypatch.setattr(ops, "WRITES", writes)
+    _, k, v, rate, _ = draw(1)
+    inputs = [k, v, rate]
+    fast = ops.delta_states(k[:, :, 0], v[:, :, 0], rate[:, :, 0])
+    slow = torch.stack([naive.delta_states(k[b, :, 0], v[b, :, 0], rate[b, :, 0]) for b in range(STREAMS)])
+    assert_close(fast, slow)
+    weights = torch.randn_like(fast)
+    assert_close(*(dict(enumerate(torch.autograd.grad((x * weights).sum(), inputs))) for x in (fast, slow)))
+
+
 def test_no_tokens_and_gates_that_forget_all():
     assert ops.delta_rule(*draw(2, length=1)).shape == (STREAMS, 1, VALUE)
     q, k, v, rate, _ = draw(1)

@@ -59,7 +59,7 @@ def test_smt_keeps_the_readout_that_it_is_given(retrieval_run):
         SMT(both.teacher, both.rnn, both.config.smt, both.config.teacher.future_len, **settings)
         return same(before, both.rnn.readout.state_dict())
 
-    assert readout(fresh_readout=False) and not readout()
+    assert readout(fresh=False) and not readout()
 
 
 def test_it_goes_on_without_the_other_run(retrieval_run, tmp_path):

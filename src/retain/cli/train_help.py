@@ -60,6 +60,8 @@ def reason_unread(config: RunConfig, section: str, field: str) -> str | None:
     given = config.teacher
     if source is not None and (section, field) == ("teacher", "layers"):
         return f"the trunk is {source}"
+    if given.encoder == "store" and (section, field) == ("teacher", "layers"):
+        return "the store encoder has one layer"
     if source is not None and given.trunk_lr is None and (section, field) == ("smt", "lambda_trunk"):
         return f"the trunk is {source}, frozen"
     if source is not None and section == "teacher":
@@ -146,6 +148,8 @@ def list_options(config: RunConfig) -> list[tuple[str, str]]:
     for section, name, off in (("dmt", "rollout", "loop"), ("dmt", "lambda_dec", 0.0), ("smt", "relative_dyn", False)):
         if getattr(getattr(config, section), name) == off:
             hidden.add((section, name))
+    if config.cell.kind == "delta" and config.cell.addresses == "inputs":
+        hidden.add(("cell", "addresses"))
     if config.teacher.trunk == "attention":
         hidden |= {("teacher", name) for name in ("trunk", "householders", "local")}
     return [o for o in found if o not in hidden and reason_unread(config, *o) is None]

@@ -8,7 +8,7 @@ from retain.config.budget import parse_budget
 from retain.config.data import CLASS_OF, TASK_DATA, TASK_SIZES
 from retain.errors import UserError
 
-VERSION = 4
+VERSION = 5
 """Format version of config.json. Files of the first version have no number."""
 RENAMED = {"schedule": "lr_schedule", "unroll": "bptt_window", "truncate": "bptt_window", "pieces": "num_chunks"}
 SHARED = {"warmup": 0.02, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.95, "clip": 1.0, "accumulate": 1}
@@ -49,6 +49,8 @@ def migrate(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         schedule = dmt.pop("lr_schedule", "cosine")
         if schedule != "cosine" and "dmt" in values.get("phases", ["smt", "dmt"]):
             lost.append(f"dmt.lr_schedule {schedule}")
+    if version < 5 and isinstance(cell := values.get("cell"), dict) and cell.get("kind") == "delta":
+        cell["addresses"] = "memory"
     return values, lost
 
 

@@ -16,7 +16,7 @@ READ_BY_CELL: dict[str, set[str]] = {
     "transformer": {"kind", "width", "heads", "layers", "residual"},
     "mlp": {"kind", "width", "layers", "residual"},
     "gated": {"kind", "width", "layers"},
-    "delta": {"kind", "width"},
+    "delta": {"kind", "width", "addresses"},
     "gru": {"kind"},
     "lstm": {"kind"},
     "elman": {"kind"},
@@ -38,9 +38,9 @@ class MemoryConfig:
     """K, number of memory tokens."""
     width: Width = 128
     """D, width of a memory token."""
-    norm: Literal["rms", "batch", "fsq"] = "batch"
+    norm: Literal["rms", "batch", "fsq", "none"] = "batch"
     """rms: unit RMS over D (the paper). batch: unit variance per dimension, by batch statistics. fsq: each number is
-    rounded to one of a few levels."""
+    rounded to one of a few levels. none: for the store encoder alone."""
     levels: Count = 5
     """fsq: number of levels."""
 
@@ -55,8 +55,9 @@ class MemoryConfig:
 class TeacherConfig:
     """Memory encoder and predictive decoder. The readout has the decoder's shape."""
 
-    encoder: Literal["state", "register", "window"] = "state"
-    """state: one causal pass labels every step. register: K registers per step. window: the paper's encoder."""
+    encoder: Literal["state", "register", "window", "store"] = "state"
+    """state: one causal pass labels every step. register: K registers per step. window: the paper's encoder. store: a
+    layer of DeltaNet, whose memories have the form of the delta cell's."""
     trunk: Literal["attention", "delta"] = "attention"
     """Layers of the state encoder. attention: a Transformer. delta: gated DeltaNet, which tracks state
     without attention."""
@@ -137,6 +138,8 @@ class CellConfig:
     """Hidden layers of the mlp and gated, blocks of the transformer. Other cells have one layer."""
     residual: bool = True
     """mlp and transformer: m + f(m, x) instead of f(m, x)."""
+    addresses: Literal["inputs", "memory"] = "inputs"
+    """delta: what gives the addresses. inputs: the last four inputs. memory: the register, too, as in old versions."""
 
     def __post_init__(self) -> None:
         if self.kind not in CELLS and not re.fullmatch(r"[\w.]+:\w+", self.kind):

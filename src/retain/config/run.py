@@ -65,6 +65,7 @@ class RunConfig:
         self._check_teacher()
         self._check_numbers()
         check_memory(self.memory, self.cell.kind)
+        self._check_stores()
         if self.memory.norm == "rms" and self.memory.width == 1:
             raise UserError("memory.width: 1 stores nothing after rms normalisation; use norm batch or a wider memory")
         for phase in set(self.phases):
@@ -143,6 +144,16 @@ class RunConfig:
                 raise UserError(f"{phase}.lambda_distill: the teacher predicts nothing; give smt.lambda_dec above 0")
         if self.trained == ("smt",) and not smt.lambda_dec and not smt.lambda_readout and not smt.lambda_distill:
             raise UserError("smt.lambda_readout: nothing trains the readout; set it or smt.lambda_dec above 0")
+
+    def _check_stores(self) -> None:
+        """Raise UserError unless memory without normalisation and the store encoder are used together."""
+        encoder, norm, kind = self.teacher.encoder, self.memory.norm, self.cell.kind
+        if encoder == "store" and kind != "delta":
+            raise UserError(f"teacher.encoder: store makes memories of the delta cell, not of {kind}; give another")
+        if encoder == "store" and norm != "none":
+            raise UserError(f"memory.norm: {norm} would change the stores of the store encoder; give none")
+        if norm == "none" and encoder != "store" and self.has_teacher:
+            raise UserError(f"memory.norm: without one the {encoder} encoder's memories shrink; give batch, rms or fsq")
 
     def _check_numbers(self) -> None:
         """Raise UserError for settings of tokens if the data is numbers."""

@@ -20,16 +20,35 @@ from retain.ops.windows import Cut
 
 LAST = 4
 """Inputs in memory token 1. A key and its value are mostly neighbours, and more inputs are learnt more slowly."""
+OLDER = 0.1
+"""Factor of each older input's initial weight in an address."""
+VALUES = 10.0
+"""Factor of the initial weights of values, so that what is read is large beside the register's other inputs."""
+
+
+@torch.no_grad()
+def link(addresses: Tensor) -> None:
+    """Change the initial weights of read and write addresses, (2 s n, D), so that a step writes where the last read.
+
+    Inputs older than the newest count little at first.
+    """
+    read, write = addresses.unflatten(-1, (LAST, -1)).chunk(2)  # each (s n, LAST, D / LAST)
+    read.mul_(OLDER ** torch.arange(LAST)[:, None])
+    write[:, 1:], write[:, 0] = read[:, :-1], 0
 
 
 class DeltaCell(nn.Module):
     """A cell with a gated register (memory token 0), the last LAST inputs (token 1) and stores (each other token).
 
-    A store S is an n × n matrix, D = n². One linear map of register and last inputs gives each store a read address, a
-    write address, a value v and a rate β. Addresses a have length 1. Reading gives r = Sᵀa. The delta rule makes of S
-    the store S + β a (v - Sᵀa)ᵀ: the new value replaces the one at that address (Schlag et al. 2021). The register is
-    then updated as in a `GatedCell`, which also reads r. A store holds about n values, as at most n addresses are
-    orthogonal. K is at least 3, and D is the square of an even number. Reads width.
+    A store S is an n × n matrix, D = n². A linear map of the last inputs gives each store a read address and a write
+    address of length 1. A linear map of register and last inputs gives it a value v and a rate β. Reading at a gives
+    r = Sᵀa. The delta rule makes of S the store S + β a (v - Sᵀa)ᵀ: the new value replaces the one at that address
+    (Schlag et al. 2021). The register is then updated as in a `GatedCell`, which also reads r. A store holds about n
+    values, as at most n addresses are orthogonal. K is at least 3, and D is the square of an even number. Reads width
+    and addresses.
+
+    At first the write address is the read address of the step before. So a token reads what was written with the token
+    that followed it last time, and the gradient finds recall at once (docs/log.md, "recall").
     """
 
     cuts = True
@@ -42,11 +61,26 @@ class DeltaCell(nn.Module):
         self.hidden, self.split = (config.width, 2 * size), (gated, 2 * places, places, stores)
         self.norm = Norm(size)
         self.from_input = nn.Linear(size, size // LAST, bias=False)
-        self.from_memory = nn.Linear(size, sum(self.split))
+        self.addressed = config.addresses == "memory"
+        self.from_memory = nn.Linear(size, sum(self.split) - (0 if self.addressed else 2 * places))
         self.from_last = nn.Linear(size, sum(self.split), bias=False)
         self.from_store = nn.Linear(places, gated, bias=False)
         self.out = nn.Linear(config.width, 2 * size)
         start_at_zero(self.out, gates=size)
+        if not self.addressed:
+            with torch.no_grad():
+                _, addresses, values, _ = self.from_last.weight.split(self.split)
+                link(addresses)
+                values.mul_(VALUES)
+
+    def with_addresses(self, of_memory: Tensor, dim: int) -> Tensor:
+        """Put zeros where `from_memory` has no part of the addresses."""
+        if self.addressed:
+            return of_memory
+        gated, *others = of_memory.split((self.split[0], sum(self.split[2:])), dim)
+        shape = list(gated.shape)
+        shape[dim] = self.split[1]
+        return torch.cat([gated, gated.new_zeros(shape), *others], dim)
 
     def forward(self, memory: Tensor, inputs: Tensor, projected: bool = False) -> Tensor:
         """Return the next memory from memory (N, K, D) and inputs (N, D), or if `projected` (N, D / LAST)."""
@@ -62,7 +96,8 @@ class DeltaCell(nn.Module):
 
     def step(self, register: Tensor, store: Tensor, from_last: Tensor) -> tuple[Tensor, Tensor]:
         """Update register (N, D) and store (N, stores, n, n) by the projected last inputs, from_last (N, …)."""
-        mixed, addresses, value, rate = (self.from_memory(self.norm(register)) + from_last).split(self.split, -1)
+        of_memory = self.with_addresses(self.from_memory(self.norm(register)), -1)
+        mixed, addresses, value, rate = (of_memory + from_last).split(self.split, -1)
         # In the memory's own precision, and without matrix products, which autocast rounds: values that are stored for
         # long must not be rounded at each step.
         shape = (self.stores, self.side)
@@ -92,16 +127,15 @@ class DeltaCell(nn.Module):
             beyond = torch.arange(LAST, device=memory.device) > since[:, None]  # (T, LAST): inputs before the cut
             last = torch.where(beyond.repeat_interleave(x.shape[-1], 1), last.detach(), last)
         dtype = product_dtype(self.out.weight)
-        bias = self.from_memory.bias + F.pad(
-            self.out.bias, (self.hidden[0], len(self.from_memory.bias) - self.split[0])
-        )
+        bias = self.with_addresses(self.from_memory.bias, 0)
+        bias = bias + F.pad(self.out.bias, (self.hidden[0], len(bias) - self.split[0]))
         said = self.from_last(last).to(dtype).transpose(0, 1) + bias.to(dtype)  # (T, B, …)
         registers, stores = delta_rollout(
             memory[:, 0],
             self.stored(memory),
             said.contiguous(),
             self.norm.gain.to(memory.dtype),
-            self.from_memory.weight.to(dtype),
+            self.with_addresses(self.from_memory.weight.to(dtype), 0),
             self.from_store.weight.to(dtype),
             self.out.weight.to(dtype),
             cut=cut,

@@ -12,7 +12,7 @@ Returns:
     without a trunk or without `logits`.
 
 The memory of step t depends on tokens[:, :t] alone. The naive twins in tests/naive.py (`state_label`,
-`register_label`, `window_label`) make a pass over tokens[:, :t] for every t.
+`register_label`, `window_label`, `store_label`) make a pass over tokens[:, :t] for every t.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from retain.model.delta_block import DeltaBlock
 from retain.model.embeddings import NumberEmbedding, embedding, shrink
 from retain.model.layers import Block, Norm, Transformer
 from retain.model.likelihood import count_scores
+from retain.model.store_encoder import StoreEncoder
 from retain.ops.attention import attention
 
 LOCAL = 4
@@ -194,4 +195,9 @@ class WindowEncoder(nn.Module):
         return length if self.context_len is None else min(length, self.context_len)
 
 
-ENCODERS: dict[str, type[nn.Module]] = {"state": StateEncoder, "register": RegisterEncoder, "window": WindowEncoder}
+ENCODERS: dict[str, type[nn.Module]] = {
+    "state": StateEncoder,
+    "register": RegisterEncoder,
+    "window": WindowEncoder,
+    "store": StoreEncoder,
+}

@@ -25,13 +25,14 @@ class MemoryNorm(nn.Module):
     Under `torch.distributed` the statistics are those of all processes.
     fsq: each number rounded to one of `levels` levels from -1 to 1, by `retain.ops.fsq.quantise`, for the teacher's
     memory and the cell's output alike.
+    none: as the store encoder makes it.
     """
 
     mean: Tensor
     variance: Tensor
     seen: Tensor
 
-    def __init__(self, kind: Literal["rms", "batch", "fsq"], tokens: int, width: int, levels: int = 5):
+    def __init__(self, kind: Literal["rms", "batch", "fsq", "none"], tokens: int, width: int, levels: int = 5):
         super().__init__()
         self.kind, self.levels = kind, levels
         if kind == "batch":
@@ -46,6 +47,8 @@ class MemoryNorm(nn.Module):
             return rms(memory)
         if self.kind == "fsq":
             return quantise(memory, self.levels)
+        if self.kind == "none":
+            return memory
         if self.training:
             mean, variance, count = _moments(memory, counted)
             if dist.is_initialized() and dist.get_world_size() > 1:

@@ -67,7 +67,7 @@ class RNN(nn.Module):
     @property
     def normalise(self) -> bool:
         """Whether the cell's output is normalised."""
-        return self.norm != "batch"
+        return self.norm in ("rms", "fsq")
 
     @property
     def channels(self) -> Channels | None:

@@ -93,8 +93,10 @@ class Teacher(nn.Module):
             if trunk is None
             else GivenEncoder(memory, trunk.width)
         )
-        self.depth = config.layers if trunk is None else trunk.depth  # of the encoder
-        self.householders = config.householders if config.trunk == "delta" else None
+        of_encoder = 1 if config.encoder == "store" else config.layers
+        self.depth = of_encoder if trunk is None else trunk.depth
+        # Writes per token of an encoder that reads chunk by chunk; None if it reads all tokens at once.
+        self.writes = {"store": 1}.get(config.encoder, config.householders if config.trunk == "delta" else None)
         self.recomputes = recompute and trunk is None
         self.top_k, self.temperature = config.top_k, config.temperature
         self.norm = MemoryNorm(memory.norm, memory.tokens, memory.width, memory.levels)
@@ -111,8 +113,8 @@ class Teacher(nn.Module):
         return self.given_trunk is not None or hasattr(self.encoder, "trunk")
 
     def chain(self, length: int) -> int:
-        """Return the longest chain of layers in a pass over `length` tokens. A delta trunk reads chunk by chunk."""
-        chunks = 1 if self.householders is None else count_chunks(length + 1, self.householders)
+        """Return the longest chain of layers in a pass over `length` tokens. The delta rule runs chunk by chunk."""
+        chunks = 1 if self.writes is None else count_chunks(length + 1, self.writes)
         return self.depth * chunks
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:

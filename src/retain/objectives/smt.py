@@ -6,11 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from retain.config import SMTLoss
+from retain.model.delta_cell import DeltaCell
 from retain.model.encoders import RegisterEncoder
 from retain.model.fast import fast
 from retain.model.likelihood import nothing
 from retain.model.memory_norm import counted_memories
 from retain.model.rnn import RNN, check_alike
+from retain.model.store_encoder import StoreEncoder
 from retain.model.teacher import Teacher
 from retain.objectives.chunks import sum_over_chunks
 from retain.objectives.losses import (
@@ -45,7 +47,8 @@ class SMT(nn.Module):
         rnn: The cell and readout, trained here.
         loss: The weights of the losses, and the choice of transitions to train.
         future_len: F of the TeacherConfig, how many tokens the decoder reads after m_t; 0 is none.
-        fresh_readout: Whether the RNN's readout starts with the decoder's weights.
+        fresh: Whether the RNN is untrained, so that its readout starts with the decoder's weights, and a delta cell
+            with the maps of the store encoder.
 
     Raises:
         UserError: If the teacher and the RNN differ in memory or vocabulary.
@@ -55,7 +58,7 @@ class SMT(nn.Module):
         >>> objective({"tokens": tokens, "targets": targets})["loss"].backward()
     """
 
-    def __init__(self, teacher: Teacher, rnn: RNN, loss: SMTLoss, future_len: int, *, fresh_readout: bool = True):
+    def __init__(self, teacher: Teacher, rnn: RNN, loss: SMTLoss, future_len: int, *, fresh: bool = True):
         super().__init__()
         check_alike(teacher, rnn)
         self.teacher, self.rnn, self.config, self.future_len = teacher, rnn, loss, future_len
@@ -74,8 +77,11 @@ class SMT(nn.Module):
             teacher.decoder.requires_grad_(False)
         elif future_len == 0:
             teacher.decoder.embed.requires_grad_(False)
-        if fresh_readout or not self.trains_readout:
+        if fresh or not self.trains_readout:
             copy_readout(teacher, rnn)
+        encoder, cell = teacher.encoder, rnn.cell
+        if fresh and isinstance(encoder, StoreEncoder) and isinstance(cell, DeltaCell) and not cell.addressed:
+            encoder.start(cell, rnn.embed)
 
     @property
     def trains_readout(self) -> bool:

@@ -9,7 +9,7 @@ Within a chunk the writes are S_i = γ_i S_0 + Σ_j≤i (γ_i / γ_j) k_j u_jᵀ
 u_i solve the triangular system (I + A) U = β V − β γ K S_0 with A_ij = β_i (γ_i / γ_j) k_i·k_j for j < i. This is the
 WY representation of the product (Yang et al. 2024, Gated Delta Networks).
 
-The naive twin is `delta_rule` in tests/naive.py, write by write.
+The naive twins are `delta_rule` and `delta_states` in tests/naive.py, write by write.
 """
 
 from __future__ import annotations
@@ -73,3 +73,31 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, log_gate: Tensor) 
             read.append(q[..., i, :, :] @ state + scores[..., i, :, :] @ new)
             state = since_start[..., i, -1:, :] * state + kept[..., i, :, :].mT @ new
         return torch.cat(read, -2)[..., :length, :]
+
+
+def delta_states(k: Tensor, v: Tensor, rate: Tensor) -> Tensor:
+    """Write once per token without a gate, S ← (I − β k kᵀ) S + β k vᵀ, and return every state.
+
+    Args:
+        k: Unit keys (..., L, C).
+        v: Values (..., L, E).
+        rate: β of each write, (..., L).
+
+    Returns:
+        The state after each token, (..., L, C, E), in float32 at least.
+    """
+    length = k.shape[-2]
+    with torch.autocast(k.device.type, enabled=False):
+        k, v, rate = (at_least_float32(x) for x in (k, v, rate[..., None]))
+        state = k.new_zeros(*k.shape[:-2], 1, k.shape[-1], v.shape[-1])
+        states = []
+        for start in range(0, length, WRITES):
+            part = slice(start, start + WRITES)
+            keys, betas = k[..., part, :], rate[..., part, :]
+            known = betas * torch.cat([v[..., part, :], keys], -1)
+            solved = torch.linalg.solve_triangular(betas * (keys @ keys.mT), known, upper=False, unitriangular=True)
+            news, of_state = solved.split((v.shape[-1], k.shape[-1]), -1)
+            new = news - of_state @ state[..., 0, :, :]
+            states.append(state + (keys[..., None] * new[..., None, :]).cumsum(-3))
+            state = states[-1][..., -1:, :, :]
+        return torch.cat(states, -3)

@@ -145,7 +145,7 @@ def _open_run(path: Path, layer: int | None, data: Data) -> GivenOwnTrunk:
     config = read_config(path)
     if config.teacher.from_ is not None:
         raise UserError(f"teacher.from: {path} takes its trunk from {config.teacher.from_}; give that")
-    if not guided(path) or config.teacher.encoder == "window" or not config.smt.lambda_trunk:
+    if not guided(path) or config.teacher.encoder in ("window", "store") or not config.smt.lambda_trunk:
         raise UserError(f"teacher.from: {path} trained no trunk; give a run with a state or register encoder and smt")
     run = load_run(path, teacher=True)
     size, tokenizer = run.state["vocab_size"], path / "tokenizer.json"

@@ -86,7 +86,7 @@ def _build_objective(index: int, config: RunConfig, rnn: RNN, teacher: Teacher) 
     name, given = config.phases[index], config.teacher
     if name == "smt":
         fresh = index == 0 and config.init_from is None  # else the readout has been trained
-        return SMT(teacher, rnn, config.smt, config.teacher.future_len, fresh_readout=fresh)
+        return SMT(teacher, rnn, config.smt, config.teacher.future_len, fresh=fresh)
     if name == "dmt":
         trained = teacher.given_trunk is not None or (config.has_teacher and config.smt.lambda_trunk > 0)
         return DMT(teacher, rnn, config.dmt, trunk_trained=trained, future_len=config.teacher.future_len)
