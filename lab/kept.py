@@ -94,6 +94,9 @@ def list_settings(config: RunConfig) -> dict[str, Any]:
     settings = leave_out_none(to_dict(config))
     for part, added in ADDED.items():
         settings[part] = {k: v for k, v in settings[part].items() if k not in added or v != added[k]}
+    settings["version"] = 4  # a new format of config.json changes no run
+    if config.cell.kind != "delta":  # the delta cell of older results had other addresses
+        settings["cell"].pop("addresses")
     return settings
 
 

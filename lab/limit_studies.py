@@ -1,4 +1,4 @@
-"""Studies of what goes past the paper's limits: the true bits of a memory, and DMT's rollout for all steps at once."""
+"""Studies past the paper's limits: the true bits of a memory, DMT's rollout for all steps at once, and recall."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.studies import Study
+from retain.config import TaskDataConfig
 from retain.config.presets import PRESETS
 from retain.config.recipes import with_recipe
 from retain.experiments.sweep import with_values
@@ -22,6 +23,8 @@ DRIFTS = (0.001, 0.01, 0.1)
 """Relative drift of the guesses that the iterations start from."""
 STREAMS = 4
 MOST_ITERATIONS = 128
+PAIRS = {32: 300, 64: 400}
+"""Pairs → seconds of a run of `recall`. Keys and values stand in 8 times as many tokens."""
 STATE = {
     "teacher.trunk": "delta",
     "teacher.layers": 1,
@@ -231,5 +234,105 @@ def plot_iterations(results: Mapping[str, Any], path: Path) -> bool:
     axes.set_ylabel("sequential applications of f")
     tidy_axes(axes)
     add_legend(axes, loc="center right")
+    figure.savefig(path, dpi=DPI)
+    return True
+
+
+def recall(quick: bool = False) -> Study:
+    """Return the study of MQAR with many pairs, by one-step supervision and by BPTT."""
+    methods, runs = {"one-step": ("smt", "dmt"), "bptt": ("bptt",)}, {}
+    for pairs, seconds in PAIRS.items():
+        size = {"data.pairs": pairs, "data.seq_len": 8 * pairs, "data.min_seq_len": 32, "data.symbols": 64}
+        shared = size | {"memory.tokens": 6, "budget": "10s" if quick else f"{seconds}s", "tracker": None}
+        for method, phases in methods.items():
+            runs[f"{method}-{pairs}"] = with_values(PRESETS["mqar"](), shared | {"phases": phases})
+
+    def measure(out: Path) -> dict[str, dict[str, float]]:
+        return {name: score_recall(out / name, (8, 16, *PAIRS)) for name in runs}
+
+    line = (
+        "retain train mqar --phases PHASES --data.symbols 64 --memory.tokens 6 --data.pairs PAIRS "
+        "--data.seq-len LENGTH --data.min-seq-len 32 --budget SECONDS"
+    )
+    return Study("Recall by number of pairs", line, runs, recall_tables, "test", measure, plot_recall, by_name=True)
+
+
+def score_recall(folder: Path, pairs: tuple[int, ...]) -> dict[str, float]:
+    """Return the RNN's test accuracy by pairs and length, "PAIRS/T": all pairs, and its own pairs over longer T."""
+    import dataclasses
+
+    from retain.data import load_data
+    from retain.experiments.scheduler import LENGTH_SEQUENCES
+    from retain.inference.evaluate import evaluate
+    from retain.runs.run import load_run
+
+    run, found = load_run(folder), {}
+    own = run.config.data
+    assert isinstance(own, TaskDataConfig)
+    sizes = [(n, 8 * n) for n in pairs] + [(own.pairs, own.seq_len * times) for times in (2, 4, 8)]
+    for count, length in sizes:
+        if length <= 1024:
+            data = load_data(dataclasses.replace(own.at_length(length), pairs=count))
+            scores = evaluate(run.rnn, None, data.windows("test", max(1, 2**14 // length), LENGTH_SEQUENCES))
+            found[f"{count}/{length}"] = scores["accuracy"]
+    return found
+
+
+def recall_tables(results: Mapping[str, Any]) -> str:
+    """Return a table of the trained runs, and one of their accuracy with other pairs and lengths."""
+    rows = []
+    for run, found in results.items():
+        if run != "measured" and "test" in found:
+            test, drift = found["test"], found["test"].get("relative_drift")
+            teacher = test.get("teacher_accuracy")
+            cells = [f"{test['accuracy']:.3f}", "–" if teacher is None else f"{teacher:.3f}"]
+            cells += ["–" if drift is None else f"{drift:.2f}", f"{found['steps']:,}", f"{found['seconds']:,.0f}"]
+            rows.append([run, *cells])
+    text = table(["method and pairs", "accuracy, test", "its teacher", "relative drift", "steps", "seconds"], rows)
+    measured = results["measured"]
+    columns = sorted({place for found in measured.values() for place in found}, key=lambda p: [*map(int, p.split("/"))])
+    rows = [[run, *(f"{found[c]:.3f}" if c in found else "–" for c in columns)] for run, found in measured.items()]
+    return (
+        text + "\nAccuracy by pairs / length.\n\n" + table(["trained", *(c.replace("/", " / ") for c in columns)], rows)
+    )
+
+
+def ideal_recall(stores: int, side: int, pairs: int, sequences: int = 64, symbols: int = 64) -> float:
+    """Return the accuracy of stores that are written with `pairs` alone, at random addresses of length 1."""
+    import torch
+    import torch.nn.functional as F
+
+    random = torch.Generator().manual_seed(0)
+    keys = F.normalize(torch.randn(sequences, pairs, stores, side, generator=random), dim=-1)
+    values = torch.randn(sequences, symbols, stores, side, generator=random)
+    store = torch.zeros(sequences, stores, side, side)
+    for i in range(pairs):  # values are distinct, so value i may belong to key i
+        new = values[:, i] - (keys[:, i, :, None] @ store)[:, :, 0]
+        store = store + keys[:, i, :, :, None] * new[:, :, None]
+    read = torch.einsum("bpsn,bsnm->bpsm", keys, store).flatten(2)
+    closest = (read @ F.normalize(values.flatten(2), dim=-1).mT).argmax(-1)
+    return float((closest == torch.arange(pairs)).float().mean())
+
+
+def plot_recall(results: Mapping[str, Any], path: Path) -> bool:
+    """Draw accuracy against pairs, and that of ideal stores; return False if matplotlib is not installed."""
+    figure = new_figure(path, 6.5, 4)
+    if figure is None:
+        return False
+    axes, counts = figure.subplots(), (4, 8, 16, 24, 32, 48, 64)
+    for stores, style in ((2, ":"), (4, "--"), (8, "-.")):
+        ideal = [ideal_recall(stores, 16, n) for n in counts]
+        axes.plot(counts, ideal, style, color=FAINT, label=f"{stores} stores of 16 x 16, random addresses")
+    for method, colour in zip(("one-step", "bptt"), PALETTE, strict=False):
+        found = [(n, results[f"{method}-{n}"]["test"]["accuracy"]) for n in PAIRS if "test" in results[f"{method}-{n}"]]
+        axes.plot(
+            *zip(*found, strict=True), marker="o", color=colour, label=f"{method}, 4 stores, trained with n pairs"
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, [str(n) for n in counts])
+    axes.set_xlabel("pairs")
+    axes.set_ylabel("accuracy, test")
+    tidy_axes(axes)
+    add_legend(axes)
     figure.savefig(path, dpi=DPI)
     return True

@@ -154,6 +154,7 @@ def test_every_preset_builds(name, tmp_path):
             ["memory.norm", "batch", "none"],
         ),
         ({"memory": {"norm": "none"}}, ["memory.norm", "state encoder", "batch"]),
+        ({"phases": ["bptt"], "teacher": {"encoder": "store"}}, ["teacher.encoder", "store", "mlp"]),
         ({"cell": {"kind": "delta"}, "memory": {"tokens": 2, "width": 16}}, ["memory", "2 x 16", "delta", "3"]),
         ({"cell": {"kind": "delta"}, "memory": {"tokens": 4, "width": 25}}, ["memory", "4 x 25", "square of an even"]),
         ({"cell": {"kind": "lstm"}, "memory": {"tokens": 1, "width": 9}}, ["memory", "1 x 9", "lstm"]),

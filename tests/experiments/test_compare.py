@@ -13,12 +13,13 @@ import pytest
 from conftest import tiny
 from retain.config import RunConfig
 from retain.config.json import save_config
+from retain.config.presets import PRESETS
 from retain.data import load_data
-from retain.experiments.compare import Comparison, compare
+from retain.experiments.compare import Comparison, compare, count_parameters, match_parameters
 from retain.experiments.scheduler import read_curve, run_all
 from retain.experiments.tables import is_far_below, markdown, mean_and_deviation, plot, rank_methods
 from retain.inference.evaluate import evaluate
-from retain.runs.run import load_run
+from retain.runs.run import build, load_run
 from runs import grids_here
 
 # A whole comparison
@@ -338,3 +339,12 @@ def test_comparisons_are_checked_when_built():
     for changes, message in [({"methods": ()}, "methods"), ({"seeds": 0}, "seeds"), ({"lengths": (0,)}, "lengths: 0")]:
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(SMALL, **changes)
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_a_baseline_beside_the_store_encoder_can_be_built(kind):
+    config = match_parameters(dataclasses.replace(PRESETS["mqar"](), phases=("bptt",)), kind)
+    rnn, _ = build(config, 64)
+    assert type(rnn.cell).__name__.lower().startswith(kind)
+    wanted = count_parameters(PRESETS["mqar"](), 64)
+    assert abs(sum(p.numel() for p in rnn.parameters()) / wanted - 1) < 0.1

@@ -1,4 +1,4 @@
-"""The studies of true bits and of rollouts for all steps at once: their lines, measurements, tables and pictures."""
+"""The studies of true bits, of rollouts for all steps at once and of recall: lines, measurements, tables, pictures."""
 
 import shlex
 
@@ -7,11 +7,14 @@ import pytest
 from conftest import tiny
 from lab import limit_studies
 from lab.limit_studies import (
+    PAIRS,
     ROLLOUTS,
     WIDTHS,
     compression,
     compression_table,
     count_iterations,
+    recall,
+    recall_tables,
     rollout_tables,
     rollouts,
 )
@@ -39,6 +42,15 @@ def test_the_lines_are_what_is_run(quick):
             found = train_config([*shlex.split(line.removeprefix("retain train ")), "--tracker", "None"])[0]
             assert found == study.runs[f"{preset}-{width}"]
         assert study.runs[f"{preset}-float"].memory.tokens * study.runs[f"{preset}-float"].memory.width == widths[-1]
+    study = recall(quick)
+    assert len(study.runs) == 2 * len(PAIRS)
+    for pairs in PAIRS:
+        for method, phases in (("one-step", ("smt", "dmt")), ("bptt", ("bptt",))):
+            config, line = study.runs[f"{method}-{pairs}"], study.command.replace("PAIRS", str(pairs))
+            line = line.replace("PHASES", " ".join(phases)).replace("LENGTH", str(8 * pairs))
+            line = line.replace("SECONDS", config.budget)
+            assert train_config([*shlex.split(line.removeprefix("retain train ")), "--tracker", "None"])[0] == config
+            assert config.longest_gradient_path == (1 if method == "one-step" else 8 * pairs)
 
 
 def test_iterations_are_counted_on_a_trained_rnn(tmp_path, monkeypatch):
@@ -77,3 +89,27 @@ def test_bits_of_memory_in_a_table_and_a_picture(tmp_path):
     assert lines[-1] == ["digits", "128 float32 numbers", "4,096", "–", "2.500", "0.25"]
     assert limit_studies.plot_compression(results, tmp_path / "bits.png")
     assert (tmp_path / "bits.png").stat().st_size > 5000
+
+
+def test_recall_is_scored_beyond_the_pairs_and_length_of_training(tmp_path):
+    sizes = {"seq_len": 16, "pairs": 2, "symbols": 8}
+    train(tiny(data=data_config(name="mqar", **sizes)), tmp_path / "run", progress_bar=False)
+    scores = limit_studies.score_recall(tmp_path / "run", (2, 4))
+    assert list(scores) == ["2/16", "4/32", "2/32", "2/64", "2/128"]
+    assert all(0 <= score <= 1 for score in scores.values())
+    test = {"accuracy": 0.75, "teacher_accuracy": 0.5, "relative_drift": 0.125}
+    run = {"test": test, "steps": 1000, "seconds": 60.0}
+    results = {f"{method}-{n}": run for method in ("one-step", "bptt") for n in PAIRS} | {
+        "one-step-64": {"failed": "nan"}
+    }
+    results["measured"] = {"one-step-32": scores}
+    lines = [[c.strip() for c in line.strip("|").split("|")] for line in recall_tables(results).splitlines()]
+    assert ["bptt-64", "0.750", "0.500", "0.12", "1,000", "60"] in lines
+    assert lines[-1] == ["one-step-32", *(f"{scores[p]:.3f}" for p in ("2/16", "2/32", "2/64", "2/128", "4/32"))]
+    assert limit_studies.plot_recall(results, tmp_path / "recall.png")
+    assert (tmp_path / "recall.png").stat().st_size > 5000
+
+
+def test_an_ideal_store_forgets_when_it_holds_more_than_addresses_apart():
+    found = [limit_studies.ideal_recall(2, 16, pairs) for pairs in (1, 8, 32)]
+    assert found[0] == 1 and found[0] >= found[1] > found[2]

@@ -56,14 +56,15 @@ def info_command(argv: list[str]) -> None:
     c, p = run.config, state["progress"]
     whole = "finished" if info["finished"] else "not finished"
     made = ", ".join(f"{k} {v}" for k, v in state["versions"].items())
-    teacher = f"{c.teacher.encoder} encoder, width {c.teacher.width}, {c.teacher.layers} layers"
+    layers = 1 if c.teacher.encoder == "store" else c.teacher.layers
+    teacher = f"{c.teacher.encoder} encoder, width {c.teacher.width}, {layers} layer{'s' * (layers > 1)}"
     if c.teacher.from_ is not None:
         how = "frozen" if c.teacher.trunk_lr is None else "trained in SMT"
         teacher = f"reads with {c.teacher.from_}, {how}" + (f", from {c.teacher.labels}" if c.teacher.labels else "")
     reads = f"vocabulary {state['vocab_size']}"
     if run.rnn.channels is not None:
         reads = f"{', '.join(run.rnn.channels.names)}, head {run.rnn.channels.head}"
-    norm = f"{c.memory.norm} normalised"
+    norm = "not normalised" if c.memory.norm == "none" else f"{c.memory.norm} normalised"
     if c.memory.norm == "fsq":
         bits = c.memory.tokens * c.memory.width * math.log2(c.memory.levels)
         norm = f"numbers of {c.memory.levels} levels (fsq), {bits:,.0f} bits"

@@ -152,7 +152,7 @@ class RunConfig:
             raise UserError(f"teacher.encoder: store makes memories of the delta cell, not of {kind}; give another")
         if encoder == "store" and norm != "none":
             raise UserError(f"memory.norm: {norm} would change the stores of the store encoder; give none")
-        if norm == "none" and encoder != "store" and self.has_teacher:
+        if norm == "none" and encoder != "store":
             raise UserError(f"memory.norm: without one the {encoder} encoder's memories shrink; give batch, rms or fsq")
 
     def _check_numbers(self) -> None:

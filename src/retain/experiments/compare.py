@@ -105,6 +105,13 @@ def match_parameters(base: RunConfig, kind: str) -> RunConfig:
 
     symbols = find_symbols(load_data(base.data))
     wanted = count_parameters(base, symbols)
+    if base.teacher.encoder == "store":  # which makes memories of the delta cell alone, and nothing reads its teacher
+        base = dataclasses.replace(
+            base,
+            teacher=dataclasses.replace(base.teacher, encoder="state"),
+            memory=MemoryConfig(),
+            cell=CellConfig(kind=kind),
+        )
 
     def widened(width: int) -> tuple[int, RunConfig]:
         memory, cell = MemoryConfig(tokens=1, width=2 * width, norm="batch"), CellConfig(kind=kind)
