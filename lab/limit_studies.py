@@ -315,7 +315,7 @@ def ideal_recall(stores: int, side: int, pairs: int, sequences: int = 64, symbol
 
 
 def plot_recall(results: Mapping[str, Any], path: Path) -> bool:
-    """Draw accuracy against pairs, and that of ideal stores; return False if matplotlib is not installed."""
+    """Draw the accuracy of RNNs by pairs, and of ideal stores; return False if matplotlib is not installed."""
     figure = new_figure(path, 6.5, 4)
     if figure is None:
         return False
@@ -323,11 +323,12 @@ def plot_recall(results: Mapping[str, Any], path: Path) -> bool:
     for stores, style in ((2, ":"), (4, "--"), (8, "-.")):
         ideal = [ideal_recall(stores, 16, n) for n in counts]
         axes.plot(counts, ideal, style, color=FAINT, label=f"{stores} stores of 16 x 16, random addresses")
+    fewest = min(PAIRS)
     for method, colour in zip(("one-step", "bptt"), PALETTE, strict=False):
-        found = [(n, results[f"{method}-{n}"]["test"]["accuracy"]) for n in PAIRS if "test" in results[f"{method}-{n}"]]
-        axes.plot(
-            *zip(*found, strict=True), marker="o", color=colour, label=f"{method}, 4 stores, trained with n pairs"
-        )
+        scores = results["measured"].get(f"{method}-{fewest}", {})
+        found = {n: scores[f"{n}/{8 * n}"] for n in counts if f"{n}/{8 * n}" in scores}
+        label = f"{method}, 4 stores, trained with {fewest} pairs"
+        axes.plot(list(found), list(found.values()), marker="o", color=colour, label=label)
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(n) for n in counts])
     axes.set_xlabel("pairs")
