@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,8 @@ DRIFTS = (0.001, 0.01, 0.1)
 STREAMS = 4
 MOST_ITERATIONS = 128
 PAIRS = {32: 300, 64: 400}
-"""Pairs → seconds of a run of `recall`. Keys and values stand in 8 times as many tokens."""
+"""Pairs → seconds of a run of `recall`, over 8 times as many tokens."""
+LONGEST_RECALL = 1024
 STATE = {
     "teacher.trunk": "delta",
     "teacher.layers": 1,
@@ -259,8 +261,6 @@ def recall(quick: bool = False) -> Study:
 
 def score_recall(folder: Path, pairs: tuple[int, ...]) -> dict[str, float]:
     """Return the RNN's test accuracy by pairs and length, "PAIRS/T": all pairs, and its own pairs over longer T."""
-    import dataclasses
-
     from retain.data import load_data
     from retain.experiments.scheduler import LENGTH_SEQUENCES
     from retain.inference.evaluate import evaluate
@@ -271,7 +271,7 @@ def score_recall(folder: Path, pairs: tuple[int, ...]) -> dict[str, float]:
     assert isinstance(own, TaskDataConfig)
     sizes = [(n, 8 * n) for n in pairs] + [(own.pairs, own.seq_len * times) for times in (2, 4, 8)]
     for count, length in sizes:
-        if length <= 1024:
+        if length <= LONGEST_RECALL:
             data = load_data(dataclasses.replace(own.at_length(length), pairs=count))
             scores = evaluate(run.rnn, None, data.windows("test", max(1, 2**14 // length), LENGTH_SEQUENCES))
             found[f"{count}/{length}"] = scores["accuracy"]
@@ -292,9 +292,8 @@ def recall_tables(results: Mapping[str, Any]) -> str:
     measured = results["measured"]
     columns = sorted({place for found in measured.values() for place in found}, key=lambda p: [*map(int, p.split("/"))])
     rows = [[run, *(f"{found[c]:.3f}" if c in found else "–" for c in columns)] for run, found in measured.items()]
-    return (
-        text + "\nAccuracy by pairs / length.\n\n" + table(["trained", *(c.replace("/", " / ") for c in columns)], rows)
-    )
+    text += "\nAccuracy by pairs / tokens, of 512 test sequences.\n\n"
+    return text + table(["trained", *(place.replace("/", " / ") for place in columns)], rows)
 
 
 def ideal_recall(stores: int, side: int, pairs: int, sequences: int = 64, symbols: int = 64) -> float:

@@ -1,5 +1,6 @@
 """The model of transformers reads as the RNN does: whole, in parts, padded, and from a memory that was saved."""
 
+import json
 import os
 import sys
 from types import SimpleNamespace
@@ -42,6 +43,19 @@ def test_logits_are_those_of_the_rnn_over_a_thousand_tokens(kind, tmp_path, monk
         # Trained for two steps the delta cell is chaotic: what float32 rounds off grows a million times.
         compare(model, rnn, 100 if kind == "delta" else 1000, atol=1e-5)
         compare(model.double(), rnn.double(), 1000, atol=1e-7)
+
+
+def test_a_folder_from_before_the_delta_cell_named_its_addresses_is_read(tmp_path):
+    cell, memory = CellConfig(kind="delta", width=16, addresses="memory"), MemoryConfig(tokens=3, width=16)
+    train_tiny(tmp_path / "run", cell=cell, memory=memory, phases=("bptt",), budget="2steps")
+    export_hf(load_run(tmp_path / "run"), tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    config = json.loads(path.read_text())
+    del config["cell"]["addresses"]
+    path.write_text(json.dumps(config))
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    with torch.no_grad():
+        compare(model.double(), load(tmp_path / "run").double(), 100, atol=1e-7)
 
 
 def compare(model, rnn, length, atol):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conftest import tiny
+from retain.config import CellConfig, MemoryConfig
 from retain.config.json import from_dict, load_config, to_dict
 from retain.config.migrate import VERSION
 from retain.errors import UserError
@@ -41,6 +42,19 @@ def test_an_old_run_goes_on_as_if_it_had_never_stopped(old, retain):
     assert load_config(old / "config.json") == load_config(OLD / "config.json")
 
 
+def test_an_old_delta_cell_keeps_its_addresses(tmp_path):
+    cell, memory = CellConfig(kind="delta", width=8, addresses="memory"), MemoryConfig(tokens=3, width=16)
+    train(tiny(cell=cell, memory=memory), tmp_path / "run", progress_bar=False)
+    tokens = torch.arange(4)[None]
+    with torch.no_grad():
+        expected = load(tmp_path / "run")(tokens)[0]
+        path = tmp_path / "run" / "config.json"
+        config = json.loads(path.read_text()) | {"version": 4}
+        del config["cell"]["addresses"]
+        path.write_text(json.dumps(config))
+        torch.testing.assert_close(load(tmp_path / "run")(tokens)[0], expected)
+
+
 CHANGES = [
     # a field of the first version, and what it is now
     ({"smt": {"unroll": 16}}, "smt.bptt_window", 16),
@@ -59,6 +73,8 @@ CHANGES = [
     ({"smt": {"budget": "30s"}, "dmt": {"budget": "10s"}}, "budget", "40s"),
     ({"smt": {"budget": "30s"}, "dmt": {"budget": "10s"}}, "smt.share", 30.0),
     ({"data": {"name": "stdlib", "symbols": 8, "events": False, "column": None}, "smt": {"unroll": 1}}, "data", None),
+    ({"version": 4, "cell": {"kind": "delta"}, "memory": {"tokens": 3, "width": 16}}, "cell.addresses", "memory"),
+    ({"version": 5, "cell": {"kind": "delta"}, "memory": {"tokens": 3, "width": 16}}, "cell.addresses", "inputs"),
 ]
 
 

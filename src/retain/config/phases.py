@@ -39,7 +39,7 @@ class SMTLoss:
     lambda_unif: NotNegative = 0.1
     """Weight of the uniformity loss of memories (Eq. 4). The paper has 0.001; docs/following.md explains the choice."""
     lambda_trunk: NotNegative = 1.0
-    """Weight of the next-target loss of the encoder's trunk (state and register encoders)."""
+    """Weight of the next-target loss of the encoder's trunk, which only the window encoder lacks."""
     lambda_readout: NotNegative = 1.0
     """Weight of the readout's cross-entropy on f's memories. It trains the readout, f, and through m_t the encoder."""
     lambda_distill: NotNegative = 0.0

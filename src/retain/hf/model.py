@@ -43,7 +43,8 @@ class RetainForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def __init__(self, config: RetainConfig):
         super().__init__(config)
         memory, readout = MemoryConfig(**(config.memory or {})), TeacherConfig(**(config.readout or {}))
-        cell = CellConfig(**(config.cell or {}))
+        # Folders of earlier versions do not name the addresses of the delta cell.
+        cell = CellConfig(**({"addresses": "memory"} | config.cell if config.cell else {}))
         # `from_pretrained` builds without values (on the meta device), and a user's cell may read values.
         meta = torch.get_default_device().type == "meta"
         with torch.device("cpu") if meta and cell.kind not in CELLS else nullcontext():

@@ -47,8 +47,8 @@ class DeltaCell(nn.Module):
     values, as at most n addresses are orthogonal. K is at least 3, and D is the square of an even number. Reads width
     and addresses.
 
-    At first the write address is the read address of the step before. So a token reads what was written with the token
-    that followed it last time, and the gradient finds recall at once (docs/log.md, "recall").
+    At first a step writes at the address that the step before read from. So a token reads what followed it the last
+    time, without which the gradient did not find recall (docs/log.md, "recall").
     """
 
     cuts = True

@@ -25,7 +25,7 @@ class MemoryNorm(nn.Module):
     Under `torch.distributed` the statistics are those of all processes.
     fsq: each number rounded to one of `levels` levels from -1 to 1, by `retain.ops.fsq.quantise`, for the teacher's
     memory and the cell's output alike.
-    none: as the store encoder makes it.
+    none: unchanged. The store encoder's memories would no longer follow from each other by the delta rule.
     """
 
     mean: Tensor

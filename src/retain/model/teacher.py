@@ -93,10 +93,11 @@ class Teacher(nn.Module):
             if trunk is None
             else GivenEncoder(memory, trunk.width)
         )
-        of_encoder = 1 if config.encoder == "store" else config.layers
-        self.depth = of_encoder if trunk is None else trunk.depth
+        self.depth = config.layers if trunk is None else trunk.depth  # of the encoder
         # Writes per token of an encoder that reads chunk by chunk; None if it reads all tokens at once.
-        self.writes = {"store": 1}.get(config.encoder, config.householders if config.trunk == "delta" else None)
+        self.writes = config.householders if config.trunk == "delta" else None
+        if config.encoder == "store":
+            self.depth = self.writes = 1
         self.recomputes = recompute and trunk is None
         self.top_k, self.temperature = config.top_k, config.temperature
         self.norm = MemoryNorm(memory.norm, memory.tokens, memory.width, memory.levels)

@@ -32,7 +32,7 @@ def start_from(config: RunConfig, data: Data, rnn: RNN, teacher: Teacher, own_ce
     # Some of these settings do not show in the shapes of weights.
     same = ["memory.tokens", "memory.width", "memory.norm", "memory.levels", "cell.kind", "teacher.heads"]
     read = READ_BY_CELL.get(config.cell.kind, {"heads", "residual"})
-    same += [f"cell.{name}" for name in ("heads", "residual") if name in read]
+    same += [f"cell.{name}" for name in ("heads", "residual", "addresses") if name in read]
     if with_teacher:
         same += [
             *("teacher.encoder", "teacher.trunk", "teacher.local", "teacher.context_len"),
