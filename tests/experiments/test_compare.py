@@ -279,6 +279,8 @@ WRONG = [
     ("{new} --lrs 1/0", ["lrs", "'1/0'", "positive"]),
     ("{new} --seeds 0", ["seeds", "'0'", "at least 1"]),
     ("{new} --jobs two", ["jobs", "'two'", "whole number"]),
+    ("{new} --limit 0", ["limit", "'0'", "at least 1"]),
+    ("{old} --limit 5", ["another comparison", "limit", "None", "5"]),
     ("{new} --lengths 8,x", ["lengths", "'x'", "64,128"]),
     ("{new} --lengths 8,2", ["lengths", "2", "too short for retrieval"]),
     ("{new} --data.seq-len 2", ["data.seq_len", "2", "too short"]),
@@ -323,6 +325,14 @@ def test_bad_input_is_one_clear_line_and_nothing_is_lost(retain, place, line, wo
     for word in words:
         assert word in complaints, complaints
     assert {p: p.read_bytes() for p in place.rglob("*") if p.is_file()} == before
+
+
+def test_a_limit_scores_fewer_test_sequences(tmp_path, monkeypatch):
+    grids_here(monkeypatch)
+    small = dataclasses.replace(SMALL, methods=("gru",), seeds=1, lrs=("1",), lengths=(), limit=5)
+    results = compare(small, tmp_path / "out")
+    assert results["methods"]["gru"]["runs"][0]["test"]["sequences"] == 5
+    assert "; test split, 5 sequences, each RNN" in markdown(results)
 
 
 def test_the_same_line_again_says_the_same_and_methods_may_be_dropped(retain, place, finished):

@@ -25,6 +25,7 @@ PRESET            {", ".join(PRESETS)}; or --config FILE
 --budget B        budget of each run: 300s, 5000steps, 20Mtokens or 500ksequential (default: the preset's)
 --lrs LIST        factors on the preset's learning rates, tried with seed 0 (default: 1/3,1,3; 1 tries none)
 --sweep-budget B  budget of each trial (default: --budget; the trial with the best rate is then the run of seed 0)
+--limit N         score at most N sequences of the test split, evenly spaced (default: all)
 --lengths LIST    also score every RNN at these sequence lengths, next to its teacher
 --out DIR         the comparison's folder (default: runs/compare-PRESET)
 --jobs N          runs in parallel (default: 1)
@@ -49,7 +50,7 @@ methods:
 
 def parse_comparison(argv: list[str]) -> tuple[Comparison, Path, int]:
     """Return the comparison that a `retain compare` line describes, its folder, and the number of jobs."""
-    names = ("methods", "seeds", "lrs", "sweep-budget", "lengths", "out", "jobs", "threads")
+    names = ("methods", "seeds", "lrs", "sweep-budget", "limit", "lengths", "out", "jobs", "threads")
     values, argv = take_options(argv, "compare", names)
     refuse(argv, "compare", ("--seed", "--validate-every", "--tracker", "--quiet"))
     methods, lengths = split_list(values["methods"]), split_list(values["lengths"])
@@ -73,6 +74,7 @@ def parse_comparison(argv: list[str]) -> tuple[Comparison, Path, int]:
         config=config,
         seeds=parse_count(values, "seeds", 3),
         sweep_budget=values["sweep-budget"],
+        limit=parse_count(values, "limit", None),
         lengths=tuple(map(int, lengths)),
         threads=parse_count(values, "threads", None),
         **{name: listed for name, listed in lists.items() if listed},

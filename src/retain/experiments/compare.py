@@ -39,6 +39,8 @@ class Comparison:
     lrs: tuple[str, ...] = ("1/3", "1", "3")
     """Factors on the learning rates, as fractions or numbers."""
     sweep_budget: str | None = None
+    limit: Count | None = None
+    """The most sequences of the test split that are scored. None: all."""
     lengths: tuple[Length, ...] = ()
     threads: Count | None = None
 
@@ -195,7 +197,7 @@ def compare(comparison: Comparison, out: str | Path, *, jobs: int = 1, quiet: bo
         for method, config in configs.items()
         for seed in range(comparison.seeds)
     }
-    scored = run_named(runs, split="test", lengths=comparison.lengths)
+    scored = run_named(runs, split="test", limit=comparison.limit, lengths=comparison.lengths)
     by_method = {m: [scored[name_run(m, best[m], seed)] for seed in range(comparison.seeds)] for m in configs}
     results = summarise(comparison, by_method, sweep, best)
     write_results(results, out)
@@ -235,6 +237,7 @@ def summarise(
         "sweep_budget": comparison.sweep_budget or comparison.config.budget,
         "seeds": comparison.seeds,
         "lrs": list(comparison.lrs),
+        "limit": comparison.limit,
         "lengths": list(comparison.lengths),
         "threads": comparison.threads,
         "data": dataclasses.asdict(comparison.config.data),

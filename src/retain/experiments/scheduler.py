@@ -72,13 +72,14 @@ def run_all(
     jobs: int = 1,
     threads: int | None = None,
     split: Split | None = None,
+    limit: int | None = None,
     lengths: Sequence[int] = (),
     quiet: bool = True,
 ) -> dict[str, Result]:
     """Train each run under `out`/NAME, `jobs` at a time with `threads` threads each (None: PyTorch's choice).
 
-    Each trained RNN is then scored once, on all of `split` and at other sequence `lengths`. A run with a result is not
-    repeated, so the same call continues after a kill.
+    Each trained RNN is then scored once, on at most `limit` sequences of `split` (None: all), and at other sequence
+    `lengths`. A run with a result is not repeated, so the same call continues after a kill.
 
     Returns:
         Name → result. If a loss was not finite, the result has "failed", a message.
@@ -107,7 +108,7 @@ def run_all(
                     name = waiting.pop(0)
                     if not quiet:
                         print(f"{name} ({total - len(waiting)} of {total})", file=sys.stderr, flush=True)
-                    processes[name] = _start(runs[name], out / name, threads, split, lengths)
+                    processes[name] = _start(runs[name], out / name, threads, split, limit, lengths)
                 time.sleep(0.05)
                 for name in [n for n, (p, _) in processes.items() if p.poll() is not None]:
                     _finish(name, *processes.pop(name), out / name)
@@ -150,10 +151,16 @@ def _refuse_changed_data(runs: dict[str, RunConfig], results: dict[str, Result],
 
 
 def _start(
-    config: RunConfig, folder: Path, threads: int | None, split: Split | None, lengths: Sequence[int]
+    config: RunConfig,
+    folder: Path,
+    threads: int | None,
+    split: Split | None,
+    limit: int | None,
+    lengths: Sequence[int],
 ) -> tuple[subprocess.Popen[str], IO[str]]:
     job = {
-        "config": to_dict(config), "folder": str(folder), "threads": threads, "split": split, "lengths": list(lengths),
+        "config": to_dict(config), "folder": str(folder), "threads": threads,
+        "split": split, "limit": limit, "lengths": list(lengths),
     }  # fmt: skip
     env = os.environ | {"PYTHONIOENCODING": "utf-8"}  # for its stderr, whatever the locale
     if threads is not None:
@@ -244,7 +251,7 @@ def _work(job: dict[str, Any]) -> None:
     result = read_result(folder, config) or train_one(config, folder)
     if split and "failed" not in result and split not in result:
         device = "cuda" if result["device"].startswith("cuda") else "cpu"
-        _write(folder, result | score(config, folder, split, job["lengths"], device))
+        _write(folder, result | score(config, folder, split, job["limit"], job["lengths"], device))
 
 
 def train_one(config: RunConfig, folder: Path) -> Result:
@@ -289,8 +296,10 @@ def rehearse(config: RunConfig, beside: Path) -> float:
     return time.perf_counter() - start
 
 
-def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int], device: str = "cpu") -> Result:
-    """Score the trained RNN and its teacher on a whole split, then at other sequence lengths."""
+def score(
+    config: RunConfig, folder: Path, split: Split, limit: int | None, lengths: Sequence[int], device: str = "cpu"
+) -> Result:
+    """Score the trained RNN and its teacher on at most `limit` sequences of a split, then at other lengths."""
     from retain.data import load_data
     from retain.inference.evaluate import batch_for, evaluate
     from retain.runs.run import guided, load_run
@@ -301,7 +310,7 @@ def score(config: RunConfig, folder: Path, split: Split, lengths: Sequence[int],
     run = load_run(folder, teacher=guided(folder), device=device)
     guide = run.teacher
     data = for_scoring(config, load_data(run.config.data))
-    whole = evaluate(run.rnn, guide, data.windows(split, batch_for(data, run.rnn)))
+    whole = evaluate(run.rnn, guide, data.windows(split, batch_for(data, run.rnn), limit))
     if not math.isfinite(whole["bits_per_token"]):
         return {"failed": f"the RNN alone has {whole['bits_per_token']} bits per token on {split}"}
     result: Result = {"answers": data.answers, "chance": data.chance if data.answers else None}

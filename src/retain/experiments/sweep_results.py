@@ -217,6 +217,8 @@ def plot_compression(results: Results, path: Path) -> bool:
         starts = [entry[cost][0][0] for entry in results["compression"]["by_level"] if entry[cost]]
         if starts and end > 8 * min(starts):
             axes.set_xscale("log")
+        else:
+            axes.locator_params(axis="x", nbins=5)  # more numbers of six digits would overlap
         axes.set_yscale("log", base=2)
         axes.set_yticks(sizes, [str(size) for size in sizes])
         axes.set_yticks([], minor=True)

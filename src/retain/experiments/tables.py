@@ -44,7 +44,8 @@ def markdown(results: Results) -> str:
     """Return the tables of a comparison: methods, the sweep of learning rates, and lengths."""
     said = describe_runs(results) + (f", {results['threads']} thread(s) a run" if results["threads"] else "")
     over = "mean ± standard deviation over seeds" if results["seeds"] > 1 else "one seed is no claim"
-    text = f"{said}; test split, each RNN alone from m_0; {over}, the best in bold.\n\n" + _main_table(results)
+    part = f", {results['limit']:,} sequences" if results.get("limit") else ""
+    text = f"{said}; test split{part}, each RNN alone from m_0; {over}, the best in bold.\n\n" + _main_table(results)
     if len(results["lrs"]) > 1:
         text += "\n" + _sweep_table(results)
     if results["lengths"]:
