@@ -1,7 +1,7 @@
 """`make figures`: the scaling figures, each made by one `retain sweep`.
 
 A sweep runs unless its results are stored as docs/figures/NAME.json. Tables and pictures of docs/figures.md are made
-from these files, each between markers with its name. All sweeps take about 40 minutes on two cores. After an
+from these files, each between markers with its name. All sweeps take about 50 minutes on one core. After an
 interruption the same command continues. Budgets are in optimizer steps, so other load on the machine changes only the
 seconds.
 """
@@ -25,32 +25,38 @@ RUNS = Path("runs/figures")
 PICTURES = {"": "results.png", "-compression": "compression.png"}
 """Suffix of a picture's name in docs/figures → name of the picture in the sweep's folder."""
 SHARED = "--jobs 2 --threads 1"
+CELL = "--cell.kind transformer --cell.layers 2 --cell.width 64"
+"""The paper's cell, which is trained by the one-step recipe."""
 
 FIGURES = {
     "context": (
         "Context length",
-        "retrieval --vary data.seq-len=16,32,64,128 --data.min-seq-len None --seeds 1 --budget 600steps "
-        "--teacher.future-len 128 --smt.decodes-per-sequence 1 --smt.batch-size 16 --dmt.batch-size 16",
+        f"retrieval {CELL} --vary data.seq-len=16,32,64,128 --data.min-seq-len None --seeds 1 --budget 600steps "
+        "--teacher.future-len 128 --smt.batch-size 16 --dmt.batch-size 16",
     ),
     "memory": (
         "Memory size, and how much more training compresses it",
-        "digits --vary memory.width=8,16,32,64,128 --seeds 2 --budget 1500steps",
+        f"digits {CELL} --vary memory.width=8,32,128 --seeds 2 --budget 900steps",
     ),
     "size": (
         "Width and depth of the cell",
-        "digits --vary cell.width=32,128,512 --vary cell.layers=1,2 --seeds 1 --budget 600steps",
+        "digits --cell.kind transformer --vary cell.width=32,128 --vary cell.layers=1,2 --seeds 1 --budget 600steps",
     ),
     "lambda-dyn": (
-        "Weight of the dynamics loss, λ_dyn",
-        "digits --vary smt.lambda-dyn=0,0.01,0.1,1,10 --seeds 2 --budget 600steps",
+        "Weight of the dynamics loss in SMT, λ_dyn",
+        f"digits {CELL} --vary smt.lambda-dyn=0,0.1,1,10 --seeds 2 --budget 400steps",
+    ),
+    "lambda-dyn-dmt": (
+        "Weight of the dynamics loss in DMT, λ_dyn",
+        f"digits {CELL} --vary dmt.lambda-dyn=0,0.1,1,10 --seeds 2 --budget 400steps",
     ),
     "lambda-unif": (
         "Weight of uniformity, λ_unif, with memory normalised as in the paper (rms) and here (batch)",
-        "digits --vary smt.lambda-unif=0,0.001,0.01,0.1 --vary memory.norm=rms,batch --seeds 1 --budget 500steps",
+        f"digits {CELL} --vary smt.lambda-unif=0,0.01,0.1 --vary memory.norm=rms,batch --seeds 1 --budget 400steps",
     ),
     "future": (
         "How much of the future the decoder is shown, F",
-        "retrieval --vary teacher.future-len=1,4,16,32 --seeds 1 --budget 600steps --data.seq-len 32 "
+        f"retrieval {CELL} --vary teacher.future-len=1,4,16,32 --seeds 1 --budget 600steps --data.seq-len 32 "
         # With a small F only the last memories have a target, so more memories are decoded to include one of these.
         "--data.min-seq-len None --smt.decodes-per-sequence 8 --smt.batch-size 16 --dmt.batch-size 16",
     ),
