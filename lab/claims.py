@@ -26,13 +26,13 @@ from retain.experiments.tables import mean_and_deviation, table
 PAGE = Path("docs/claims.md")
 KEPT = Path("docs/results/claims")
 CREDIT = Path("docs/results/credit.json")
+COMPLETED = "mnist-completed.png"
+ZOOM = 3
 MARKS = ("<!-- claims begin -->", "<!-- claims end -->")
 
 
 def kept(name: str) -> dict[str, Any] | None:
     """Return the results of a comparison, None if it has not been run with its current settings."""
-    if not (KEPT / f"{name}.json").exists():  # its data, which the next line may need, can be missing too
-        return None
     found = find_comparison(name, line_of(name), KEPT)
     saved = found.read() if found.is_current() else None
     if saved is None:
@@ -195,11 +195,39 @@ def draw(claim: Claim) -> None:
         claim_plots.save(figure, claim, KEPT)
 
 
+def draw_completions(count: int = 8) -> None:
+    """Draw MNIST images of the test split that the RNNs of seed 0 complete, if these RNNs are there.
+
+    The rows are what an RNN is given, its completion with one-step supervision and with BPTT, and the truth.
+    """
+    import torch
+
+    from retain.config import ImageDataConfig
+    from retain.inference.complete import complete, save_image_grid, true_images
+    from retain.runs.run import load_run
+
+    folders = [
+        RUNS / "mnist-transformer" / "runs" / "one-step-lr1-seed0",
+        RUNS / "mnist-transformer-bptt" / "runs" / "bptt-lr1-seed0",
+    ]
+    if not all((folder / "summary.json").exists() for folder in folders):
+        return
+    runs = [load_run(folder, teacher=False) for folder in folders]
+    config = runs[0].config
+    assert isinstance(config.data, ImageDataConfig)
+    truth, side = true_images(config, count, []), config.data.image_size
+    made = [complete(run.rnn, truth, (side, side), run.config, seed=0) for run in runs]
+    rows = torch.cat([made[0][0], *(completed for _, completed in made), truth])
+    large = rows.unflatten(1, (side, side)).repeat_interleave(ZOOM, 1).repeat_interleave(ZOOM, 2).flatten(1)
+    save_image_grid(large, (ZOOM * side,) * 2, config.data.levels, KEPT / COMPLETED, columns=count)
+
+
 def write_all() -> None:
     """Write the page, and draw its pictures."""
     write(page(), PAGE, MARKS)
     for claim in claims():
         draw(claim)
+    draw_completions()
 
 
 def section(claim: Claim) -> tuple[str, str, str]:

@@ -95,9 +95,19 @@ def list_settings(config: RunConfig) -> dict[str, Any]:
     for part, added in ADDED.items():
         settings[part] = {k: v for k, v in settings[part].items() if k not in added or v != added[k]}
     settings["version"] = 4  # a new format of config.json changes no run
+    if "path" in settings["data"]:
+        settings["data"]["path"] = Path(settings["data"]["path"]).name  # its folder differs between machines
     if config.cell.kind != "delta":  # the delta cell of older results had other addresses
         settings["cell"].pop("addresses")
     return settings
+
+
+def leave_out_folders(results: dict[str, Any]) -> dict[str, Any]:
+    """Return the results of a comparison without the folders of the machine that made them."""
+    if "path" not in results["data"]:
+        return results
+    source = {key: value for key, value in results["source"].items() if key not in ("path", "prepared")}
+    return results | {"data": results["data"] | {"path": Path(results["data"]["path"]).name}, "source": source}
 
 
 def hash_settings(settings: list[dict[str, Any]]) -> str:

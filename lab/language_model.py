@@ -49,6 +49,10 @@ ROWS: dict[str, tuple[str, str]] = {
     "BPTT from scratch": ("bptt", "--bptt.lr 1e-3"),
     "BPTT from the model's embeddings": ("bptt", "--bptt.lr 1e-3 --teacher.init-embeddings"),
     "BPTT with distillation, no memory labels": ("bptt", "--bptt.lr 1e-3 --bptt.lambda-distill 1"),
+    "BPTT with distillation, from the model's embeddings": (
+        "bptt",
+        "--bptt.lr 1e-3 --bptt.lambda-distill 1 --teacher.init-embeddings",
+    ),
 }
 """Row of the table → method of `retain compare`, and its options.
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lab.kept import STALE, Kept, find_comparison, find_study
+from lab.kept import STALE, Kept, find_comparison, find_study, leave_out_folders
 from lab.limit_studies import compression, recall, rollouts
 from lab.studies import Study, ablation, credit
 from retain.cli import one_line_errors
@@ -168,7 +168,7 @@ def run_comparison(name: str, arguments: str, folder: Path, jobs: str | None = N
     comparison, out, side_by_side = parse_comparison(words)
     kept = find_comparison(name, arguments, folder)
     pictures = {"": out / "results.png"} if picture else {}
-    kept.make(lambda: compare(comparison, out, jobs=side_by_side, quiet=False), pictures)
+    kept.make(lambda: leave_out_folders(compare(comparison, out, jobs=side_by_side, quiet=False)), pictures)
 
 
 def run_study(name: str, study: Study, out: Path, folder: Path) -> None:

@@ -26,9 +26,8 @@ def test_every_row_is_a_comparison_that_has_its_methods():
     rows = [row for claim in claims.claims() for row in claim.rows]
     for row in rows:
         for name, method in ((row.name, "one-step"), (row.other, row.method)):
-            line = line_of(name).replace("--data runs/mnist --data.image-size 28 --data.thresholds ", "")
-            comparison, _, _ = parse_comparison(shlex.split(line))
-            named = "smt" if "--recipe one-step" in line else method  # its recipe is the run's own then
+            comparison, _, _ = parse_comparison(shlex.split(line_of(name)))
+            named = "smt" if "--recipe one-step" in line_of(name) else method  # its recipe is the run's own then
             assert named in comparison.methods
             assert method != "one-step" or named == method or comparison.config.longest_gradient_path == 1
             assert comparison.seeds == 3

@@ -191,6 +191,17 @@ def test_what_a_preset_no_longer_says_is_shown_as_such_and_run_again(small, tmp_
     assert STALE not in (tmp_path / PAGE).read_text()
 
 
+def test_kept_results_name_no_folder_and_fit_the_same_data_in_any_folder(tmp_path):
+    def find(folder):
+        return kept.find_comparison("x", f"mnist --data.path {folder}/mnist --methods one-step", tmp_path)
+
+    assert find("/a").settings == find("/b").settings
+    made = {"data": {"path": "/a/mnist", "seq_len": 783}, "source": {"path": "/a/mnist", "prepared": "/c", "splits": 3}}
+    left = kept.leave_out_folders(made)
+    assert left == {"data": {"path": "mnist", "seq_len": 783}, "source": {"splits": 3}}
+    assert kept.leave_out_folders({"data": {}, "source": None}) == {"data": {}, "source": None}
+
+
 def test_an_option_that_is_off_makes_no_figures_old():
     config = PRESETS["retrieval"]()
     known = to_dict(config)
