@@ -34,6 +34,7 @@ def test_the_table_of_the_readme_is_of_kept_results():
     kept = [
         (bits, "claims/text-transformer one-step", "claims/text-transformer-bptt bptt"),
         (bits, "claims/text-transformer-256 one-step", "claims/text-transformer-256-bptt bptt"),
+        (bits, "claims/mnist-transformer one-step", "claims/mnist-transformer-bptt bptt"),
         (bits, "stdlib smt", "stdlib bptt", "stdlib gru"),
         (bits, *(f"digits {method}" for method in ("smt", "bptt", "tbptt", "gru"))),
         (accuracy, *(f"modular {method}" for method in ("smt", "bptt", "tbptt", "gru"))),
