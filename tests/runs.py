@@ -126,10 +126,10 @@ def grids_here(patch):
     """
     started = []
 
-    def start(config, folder, threads, split, lengths):
+    def start(config, folder, threads, split, limit, lengths):
         started.append(folder.name)
         job = {"config": grid.to_dict(config), "folder": str(folder), "threads": threads}
-        grid._work(json.loads(json.dumps(job | {"split": split, "lengths": list(lengths)})))
+        grid._work(json.loads(json.dumps(job | {"split": split, "limit": limit, "lengths": list(lengths)})))
         return SimpleNamespace(poll=lambda: 0, returncode=0, stdin=io.StringIO()), io.StringIO()
 
     patch.setattr(grid, "_start", start)

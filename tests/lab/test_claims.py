@@ -56,9 +56,9 @@ def test_figures_are_of_the_command_that_stands_there(nothing_kept):
         (nothing_kept / "kept" / f"{name}.json").write_text(json.dumps(saved))
 
     assert "2.110" not in page()
-    keep("text-mlp", 2.1, find_comparison("text-mlp", line_of("text-mlp"), claims.KEPT).settings)
-    assert "| text, residual MLP cell, T = 64, 240 s | 2.110 ± 0.010 | 2.110 ± 0.010 | +0.000 | level |" in page()
-    keep("text-mlp", 2.1, "of an older preset")
+    keep("text-gru", 2.1, find_comparison("text-gru", line_of("text-gru"), claims.KEPT).settings)
+    assert "| text, GRU cell, T = 64, 240 s | 2.110 ± 0.010 | 2.110 ± 0.010 | +0.000 | level |" in page()
+    keep("text-gru", 2.1, "of an older preset")
     assert "2.110" not in page()
 
 
