@@ -222,4 +222,5 @@ def test_an_rnn_without_finite_bits_has_failed(tmp_path, monkeypatch):
     config = tiny(phases=("bptt",), budget="2steps")
     run(config, tmp_path / "one")
     monkeypatch.setattr("retain.inference.evaluate.evaluate", lambda *a: {"bits_per_token": float("nan")})
-    assert score(config, tmp_path / "one", "test", ()) == {"failed": "the RNN alone has nan bits per token on test"}
+    found = score(config, tmp_path / "one", "test", None, ())
+    assert found == {"failed": "the RNN alone has nan bits per token on test"}
