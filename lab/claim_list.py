@@ -145,8 +145,7 @@ def claims() -> list[Claim]:
                 against("text, GRU cell, T = 64, 240 s", "text-gru"),
             ),
             tested="BPTT has `rms` memories on the Transformer and MLP cells, where they suit it better. One-step has "
-            "`batch`. "
-            "On the gated cell nothing that was tried closes the gap "
+            "`batch`. On the gated cell nothing that was tried closes the gap "
             "([log](log.md#2026-11-29-what-could-make-one-step-better)).",
         ),
         Claim(

@@ -212,7 +212,7 @@ def draw_completions(count: int = 8) -> None:
     ]
     if not all((folder / "summary.json").exists() for folder in folders):
         return
-    runs = [load_run(folder, teacher=False) for folder in folders]
+    runs = [load_run(folder) for folder in folders]
     config = runs[0].config
     assert isinstance(config.data, ImageDataConfig)
     truth, side = true_images(config, count, []), config.data.image_size
