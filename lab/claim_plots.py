@@ -34,7 +34,7 @@ def panels(titles: Sequence[str], height: float = 2.7) -> tuple[Any, list[Any]]:
     return figure, axes[: len(titles)]
 
 
-def plot_rows(rows: Sequence[Row], keep: Keep) -> Any:
+def plot_rows(rows: Sequence[Row], keep: Keep, along: str = "seconds") -> Any:
     """Draw the curves of one-step and the other method for each row that was run; return None if none was."""
     pairs = [(row, keep(row.name), keep(row.other)) for row in rows]
     found = [(row, ours, theirs) for row, ours, theirs in pairs if ours and theirs]
@@ -46,14 +46,14 @@ def plot_rows(rows: Sequence[Row], keep: Keep) -> Any:
         metric = ours["metric"]
         for method, results in (("one-step", ours), (row.method, theirs)):
             runs, colour = results["methods"][method]["runs"], METHODS[method]
-            draw_curves(axis, runs, "seconds", metric, colour, method)
+            draw_curves(axis, runs, along, metric, colour, method)
             scores = [run["test"][metric] for run in runs if "test" in run]
-            end = max(run["curve"][-1]["seconds"] for run in runs if run["curve"])
+            end = max(run["curve"][-1][along] for run in runs if run["curve"])
             axis.plot(end, statistics.mean(scores), "D", color=colour, markersize=5)
         if ours["chance"] is not None:
             axis.axhline(ours["chance"], color=FAINT, linestyle=":", linewidth=1)
         axis.set_ylabel(WORDS[metric], fontsize=8)
-        axis.set_xlabel("seconds", fontsize=8)
+        axis.set_xlabel(along, fontsize=8)
         span.setdefault(metric, []).extend(axis.get_ylim())
     for axis, (_, ours, _) in zip(axes, found, strict=True):
         axis.set_ylim(min(span[ours["metric"]]), max(span[ours["metric"]]))

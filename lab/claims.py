@@ -76,9 +76,11 @@ def measure(row: Row) -> tuple[list[str], str | None]:
 
 def sum_up(verdicts: Sequence[str | None]) -> tuple[str, str]:
     """Return the verdict on a claim with these rows, and the evidence. With rows not run it holds at most in part."""
-    known = [verdict for verdict in verdicts if verdict is not None and "(" not in verdict]
+    run = [verdict for verdict in verdicts if verdict is not None]
+    known = [verdict for verdict in run if "(" not in verdict]
     counts = [(known.count(word), word) for word in ("ahead", "level", "behind")]
-    note = f"{len(known)} of {len(verdicts)} rows run" + "".join(f", {n} {word}" for n, word in counts if n)
+    counts.append((len(run) - len(known), "with one seed"))
+    note = f"{len(run)} of {len(verdicts)} rows run" + "".join(f", {n} {word}" for n, word in counts if n)
     if not known:
         return "not tested yet", note
     whole = len(known) == len(verdicts) and set(known) == {"ahead"}
@@ -190,7 +192,13 @@ PLOTS = {
 
 def draw(claim: Claim) -> None:
     """Draw a claim's picture, if there are results for it."""
-    figure = PLOTS[claim.study]() if claim.study else claim_plots.plot_rows(claim.rows, kept) if claim.rows else None
+    figure = (
+        PLOTS[claim.study]()
+        if claim.study
+        else claim_plots.plot_rows(claim.rows, kept, claim.axis)
+        if claim.rows
+        else None
+    )
     if figure is not None:
         claim_plots.save(figure, claim, KEPT)
 
@@ -239,16 +247,15 @@ def section(claim: Claim) -> tuple[str, str, str]:
     if claim.rows:
         found = [measure(row) for row in claim.rows]
         verdict, note = sum_up([verdict for _, verdict in found])
-        body = table(["what", "one-step", claim.rows[0].method, "difference", "one-step is"], [row for row, _ in found])
+        others = {row.method for row in claim.rows}
+        other = others.pop() if len(others) == 1 else "the other"
+        body = table(["what", "one-step", other, "difference", "one-step is"], [row for row, _ in found])
         names = dict.fromkeys(name for row in claim.rows for name in (row.name, row.other))
         lines = "\n".join(f"retain compare {line_of(name)}" for name in names)
         commands = f"\n<details markdown>\n<summary>The commands</summary>\n\n```text\n{lines}\n```\n\n</details>\n"
     shown = claim.picture
     if not shown and ((claim.rows and any(verdict for _, verdict in found)) or (claim.study and verdict[:3] != "not")):
-        other = claim.rows[0].method if claim.rows else ""
-        words = (
-            f"One-step against {other.replace('bptt', 'BPTT')}: mean and range of three seeds. Diamonds: test scores."
-        )
+        words = "Mean and range of the seeds. Diamonds: test scores."
         see = claim.see or words
         shown = (f"results/claims/claim-{claim_plots.anchor(claim)}.png", see)
     picture = f"![{shown[1]}]({shown[0]})\n\n*{shown[1]}*\n" if shown else ""
