@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lab.claim_list import LENGTHS, TASKS, WITH_LENGTHS, Claim, Row, line_of
+from lab.claim_list import LENGTHS, TASKS, Claim, Row, line_of
 from retain.cli.compare import parse_comparison
 from retain.experiments.tables import draw_curves
 from retain.plots import DPI, FAINT, METHODS, PALETTE, add_legend, empty_figure, tidy_axes
@@ -36,7 +36,7 @@ def panels(titles: Sequence[str], height: float = 2.7) -> tuple[Any, list[Any]]:
 
 def plot_rows(rows: Sequence[Row], keep: Keep, along: str = "seconds") -> Any:
     """Draw the curves of one-step and the other method for each row that was run; return None if none was."""
-    pairs = [(row, keep(row.name), keep(row.other)) for row in rows]
+    pairs = [(row, keep(row.name), keep(row.other)) for row in rows if row.length is None]
     found = [(row, ours, theirs) for row, ours, theirs in pairs if ours and theirs]
     if not found:
         return None
@@ -80,20 +80,20 @@ def plot_drift(keep: Keep) -> Any:
 
 def plot_lengths(keep: Keep) -> Any:
     """Draw the scores of the RNN and its teacher at and beyond the training length; return None if none was run."""
-    found = [(name, results) for name in WITH_LENGTHS if (results := keep(name))]
+    found = [(name, results) for name in LENGTHS if "one-step" in line_of(name) and (results := keep(name))]
     if not found:
         return None
     figure, axes = panels([name for name, _ in found])
-    for axis, (_, results) in zip(axes, found, strict=True):
-        metric, runs = results["metric"], results["methods"]["one-step"]["runs"]
+    for axis, (name, results) in zip(axes, found, strict=True):
+        metric, runs, lengths = results["metric"], results["methods"]["one-step"]["runs"], LENGTHS[name]
         for whose, words, look in (("", "RNN alone", "o-"), ("teacher_", "its teacher", "s:")):
-            values = [[run["lengths"][str(n)][whose + metric] for run in runs] for n in LENGTHS]
+            values = [[run["lengths"][str(n)][whose + metric] for run in runs] for n in lengths]
             means, deviations = map(statistics.mean, values), map(statistics.stdev, values)
-            axis.errorbar(LENGTHS, list(means), list(deviations), fmt=look, capsize=3, color=METHODS["one-step"],
+            axis.errorbar(lengths, list(means), list(deviations), fmt=look, capsize=3, color=METHODS["one-step"],
                           label=words, markersize=4)  # fmt: skip
         axis.set_xscale("log", base=2)
-        axis.set_xticks(LENGTHS, [str(n) for n in LENGTHS])
-        axis.set_xlabel("tokens read from m_0 (trained on 64)", fontsize=8)
+        axis.set_xticks(lengths, [str(n) for n in lengths])
+        axis.set_xlabel(f"tokens read from m_0 (trained on {lengths[0]})", fontsize=8)
         axis.set_ylabel(WORDS[metric].replace("validation", "test"), fontsize=8)
         add_legend(axis)
     return figure

@@ -1,7 +1,7 @@
 """`make claims`: tests every claim of the paper, and writes docs/claims.md with the scores and a verdict for each.
 
 The claims and their `retain compare` lines are in lab/claim_list.py. A line runs unless its results are stored as
-docs/results/claims/NAME.json. All lines take about nine hours on two cores. A name runs one line, e.g.
+docs/results/claims/NAME.json. All lines take about seven hours on two cores. A name runs one line, e.g.
 `python -m lab.claims text-gated`. After an interruption the same command continues. `--tables` only writes the page and
 draws its pictures (lab/claim_plots.py).
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import claim_plots
-from lab.claim_list import LENGTHS, RUNS, TASKS, WITH_LENGTHS, Claim, Row, claims, comparisons, line_of
+from lab.claim_list import LENGTHS, RUNS, TASKS, Claim, Row, claims, comparisons, line_of
 from lab.kept import Kept, find_comparison
 from lab.results import make_each, run_comparison, write
 from lab.studies import CREDIT_LENGTHS
@@ -26,7 +26,11 @@ from retain.experiments.tables import mean_and_deviation, table
 PAGE = Path("docs/claims.md")
 KEPT = Path("docs/results/claims")
 CREDIT = Path("docs/results/credit.json")
-COMPLETED = "mnist-completed.png"
+COMPLETED = {
+    "mnist-completed.png": ("mnist-transformer", "mnist-transformer-bptt"),
+    "mnist-completed-gated.png": ("mnist-gated", "mnist-gated"),
+}
+"""Picture → the comparisons whose RNNs complete digits there: by one-step and by BPTT."""
 ZOOM = 3
 MARKS = ("<!-- claims begin -->", "<!-- claims end -->")
 
@@ -43,12 +47,13 @@ def kept(name: str) -> dict[str, Any] | None:
     return results
 
 
-def scores(name: str, method: str) -> list[float]:
-    """Return a method's test scores, one per seed; none if the comparison has not been run."""
+def scores(name: str, method: str, length: int | None = None) -> list[float]:
+    """Return a method's test scores at a length, one per seed; none if the comparison has not been run."""
     results = kept(name)
     if results is None:
         return []
-    return [run["test"][results["metric"]] for run in results["methods"][method]["runs"] if "test" in run]
+    runs = [run for run in results["methods"][method]["runs"] if "test" in run]
+    return [(run["test"] if length is None else run["lengths"][str(length)])[results["metric"]] for run in runs]
 
 
 def judge(ours: Sequence[float], theirs: Sequence[float], higher_is_better: bool) -> str:
@@ -65,7 +70,9 @@ def judge(ours: Sequence[float], theirs: Sequence[float], higher_is_better: bool
 
 def measure(row: Row) -> tuple[list[str], str | None]:
     """Return a row of a claim's table, and its verdict, which is None if it has not been run."""
-    ours, theirs = scores(row.name, "one-step"), scores(row.other, row.method)
+    ours, theirs = (
+        scores(name, method, row.length) for name, method in ((row.name, "one-step"), (row.other, row.method))
+    )
     if not ours or not theirs:
         return [row.what, "not run yet", "", "", ""], None
     results = kept(row.name) or {}
@@ -113,7 +120,9 @@ def lengths() -> tuple[str, str, str]:
     """Return a table of scores at and beyond the training length, the verdict at the longest, and the evidence."""
     rows: list[list[str]] = []
     beyond: list[str | None] = []
-    for name in WITH_LENGTHS:
+    for name in LENGTHS:
+        if "one-step" not in line_of(name):
+            continue
         results = kept(name)
         if results is None:
             beyond.append(None)
@@ -126,10 +135,12 @@ def lengths() -> tuple[str, str, str]:
         verdict = judge(own[-1], theirs[-1], accuracy)
         beyond.append(verdict)
         pairs = [f"{mean_and_deviation(a)} ({mean_and_deviation(b)})" for a, b in zip(own, theirs, strict=True)]
-        rows.append([f"{name} ({'accuracy' if accuracy else 'bits/token'})", *pairs, verdict])
+        rows.append(
+            [f"{name}, T = {results['lengths'][0]:,} ({'accuracy' if accuracy else 'bits/token'})", *pairs, verdict]
+        )
     if not rows:
         return "", "not tested yet", ""
-    head = ["comparison, one-step (its teacher)", *(f"T = {n}" for n in LENGTHS), f"at {LENGTHS[-1]}"]
+    head = ["comparison, one-step (its teacher)", "T", "2 T", "4 T", "at 4 T"]
     return (table(head, rows), *sum_up(beyond))
 
 
@@ -203,7 +214,7 @@ def draw(claim: Claim) -> None:
         claim_plots.save(figure, claim, KEPT)
 
 
-def draw_completions(count: int = 8) -> None:
+def draw_completions(picture: str, names: tuple[str, str], count: int = 8) -> None:
     """Draw MNIST images of the test split that the RNNs of seed 0 complete, if these RNNs are there.
 
     The rows are what an RNN is given, its completion with one-step supervision and with BPTT, and the truth.
@@ -214,10 +225,8 @@ def draw_completions(count: int = 8) -> None:
     from retain.inference.complete import complete, save_image_grid, true_images
     from retain.runs.run import load_run
 
-    folders = [
-        RUNS / "mnist-transformer" / "runs" / "one-step-lr1-seed0",
-        RUNS / "mnist-transformer-bptt" / "runs" / "bptt-lr1-seed0",
-    ]
+    methods = ("one-step", "bptt")
+    folders = [RUNS / name / "runs" / f"{method}-lr1-seed0" for name, method in zip(names, methods, strict=True)]
     if not all((folder / "summary.json").exists() for folder in folders):
         return
     runs = [load_run(folder) for folder in folders]
@@ -227,7 +236,7 @@ def draw_completions(count: int = 8) -> None:
     made = [complete(run.rnn, truth, (side, side), run.config, seed=0) for run in runs]
     rows = torch.cat([made[0][0], *(completed for _, completed in made), truth])
     large = rows.unflatten(1, (side, side)).repeat_interleave(ZOOM, 1).repeat_interleave(ZOOM, 2).flatten(1)
-    save_image_grid(large, (ZOOM * side,) * 2, config.data.levels, KEPT / COMPLETED, columns=count)
+    save_image_grid(large, (ZOOM * side,) * 2, config.data.levels, KEPT / picture, columns=count)
 
 
 def write_all() -> None:
@@ -235,7 +244,8 @@ def write_all() -> None:
     write(page(), PAGE, MARKS)
     for claim in claims():
         draw(claim)
-    draw_completions()
+    for picture, names in COMPLETED.items():
+        draw_completions(picture, names)
 
 
 def section(claim: Claim) -> tuple[str, str, str]:
