@@ -295,13 +295,11 @@ def claims() -> list[Claim]:
             "SMT needs less data than BPTT.",
             rows=(
                 against(
-                    "text, Transformer cell, T = 64, as many tokens as BPTT reads in 240 s",
+                    "text, Transformer cell, a million tokens",
                     "text-transformer-tokens",
                     "text-transformer-bptt",
                 ),
-                against(
-                    "1,437 images of digits, Transformer cell, 120 s", "digits-transformer", "digits-transformer-bptt"
-                ),
+                against("1,437 digits, Transformer cell, 120 s", "digits-transformer", "digits-transformer-bptt"),
             ),
             tested="The text has more tokens than either reads. The images are read again and again for the same "
             "seconds, by one-step twice as often.",
