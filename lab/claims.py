@@ -203,13 +203,7 @@ PLOTS = {
 
 def draw(claim: Claim) -> None:
     """Draw a claim's picture, if there are results for it."""
-    figure = (
-        PLOTS[claim.study]()
-        if claim.study
-        else claim_plots.plot_rows(claim.rows, kept, claim.axis)
-        if claim.rows
-        else None
-    )
+    figure = PLOTS[claim.study]() if claim.study else claim_plots.plot_rows(claim.rows, kept, claim.axis)
     if figure is not None:
         claim_plots.save(figure, claim, KEPT)
 
