@@ -198,7 +198,8 @@ def test_a_memory_is_saved_and_taken_up_again(trained, site, visit, tmp_path):
     page = visit(site)
     said = write(page, PROMPT, 30)
     saved = memory_of(page, tmp_path / "page.safetensors")
-    assert (saved - read(rnn, PROMPT + said)).abs().max() < 1e-4
+    ours = read(rnn, PROMPT + said)
+    assert (saved - ours).abs().max() < 1e-5 * ours.abs().max()
     longer = write(page, PROMPT, 80)
 
     fresh = visit(site)

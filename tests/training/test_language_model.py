@@ -148,13 +148,13 @@ def test_a_run_of_ours_is_a_trunk_too(tmp_path, trunk):
 
 def test_top_k_keeps_the_probabilities_and_shares_out_the_rest():
     logits = torch.randn(2, 3, 20, generator=torch.Generator().manual_seed(0)) * 3
-    spread = expand(compress(torch.zeros(2, 3, 4), logits, 5), 20).softmax(-1)
+    spread = expand(compress(logits, 5), 20).softmax(-1)
     whole, top = logits.softmax(-1), logits.topk(5).indices
     torch.testing.assert_close(spread.gather(-1, top), whole.gather(-1, top))
     torch.testing.assert_close(spread.sum(-1), torch.ones(2, 3))
     rest = spread.scatter(-1, top, -1)
     assert all(len(set(row[row >= 0].tolist())) == 1 for row in rest.flatten(0, 1)), "the rest is even"
-    torch.testing.assert_close(expand(compress(torch.zeros(2, 3, 4), logits, 50), 20).softmax(-1), whole)
+    torch.testing.assert_close(expand(compress(logits, 50), 20).softmax(-1), whole)
 
 
 def test_the_rnn_starts_from_the_embeddings_and_head(world, tmp_path):
@@ -263,7 +263,7 @@ def test_softened_distillation_counts_the_rest_as_one_outcome(temperature):
     """Values and gradients of the slow twin; at 1 the plain cross-entropy; least where the RNN is as the teacher."""
     draws = torch.Generator().manual_seed(0)
     whole = torch.randn(5, 20, generator=draws).double() * 3
-    guide = expand(compress(whole[None], whole[None], 4), 20)[0].double()
+    guide = expand(compress(whole, 4), 20).double()
     logits = torch.randn(5, 20, generator=draws).double().requires_grad_()
     fast = softened_cross_entropy(logits.log_softmax(-1), guide, temperature)
     slow = naive_softened(logits.log_softmax(-1), guide, 4, temperature)

@@ -197,7 +197,7 @@ def evaluate(
                 kept = None if kept is None else {name: x.to(device) for name, x in kept.items()}
                 if given:
                     labels, logits = teacher.encode_with_trunk(tokens, kept=kept, whole=True)
-                    assert logits is not None
+                    assert isinstance(logits, torch.Tensor)
                     model.count_up(where_asked(targets, logits)[1], answers, at)
                 else:
                     labels = teacher.encode(tokens, kept=kept)

@@ -6,6 +6,7 @@ trunk (teacher.trunk_lr) is a submodule, so that a run keeps its weights.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from typing import Any
@@ -17,6 +18,7 @@ from typing_extensions import Self
 from retain.config import MemoryConfig
 from retain.errors import UserError
 from retain.model.encoders import Trunk
+from retain.ops.cross_entropy import Guide
 
 Labels = dict[str, Tensor]
 """The results that are kept of a trunk's pass over tokens (B, T): `states` (B, T + 1, W), the likeliest tokens for
@@ -26,6 +28,22 @@ NAMES = ("states", "top_tokens", "top_log_probs", "log_rest")
 READ = ("read", "offset")
 """Keys for a trunk that also reads tokens before those of the batch: all that it `read`s, (B, P + T), and the `offset`
 (B,) at which the batch's tokens begin."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TopK:
+    """A model's predictions as labels keep them: all tokens beyond the top k share the remaining mass evenly.
+
+    `top_tokens` (..., k), their log-probabilities `top_log_probs` (..., k), and that of all other tokens together,
+    `log_rest` (...). Indices apply to the leading axes.
+    """
+
+    top_tokens: Tensor
+    top_log_probs: Tensor
+    log_rest: Tensor
+
+    def __getitem__(self, where: Any) -> TopK:
+        return TopK(self.top_tokens[where], self.top_log_probs[where], self.log_rest[where])
 
 
 class GivenTrunk(nn.Module, ABC):
@@ -53,13 +71,16 @@ class GivenTrunk(nn.Module, ABC):
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """Return the rows of the embedding and of the output layer for each token of the vocabulary, (V, W) each."""
 
-    def forward(self, tokens: Tensor, logits: bool, given: Labels | None = None) -> tuple[Tensor, Tensor | None]:
-        """Do what `read` does, with `given`: labels of these tokens, or earlier tokens to read as well (READ)."""
+    def forward(self, tokens: Tensor, logits: bool, given: Labels | None = None) -> tuple[Tensor, Tensor | TopK | None]:
+        """Do what `read` does, with `given`: labels of these tokens, or earlier tokens to read as well (READ).
+
+        Labels hold no logits, but the largest probabilities.
+        """
         with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
             if given is None:
                 return self.read(tokens, logits)
             if NAMES[0] in given:
-                return given["states"].float(), expand(given, self.vocab_size) if logits else None
+                return given["states"].float(), TopK(*(given[name] for name in NAMES[1:])) if logits else None
             offset = given["offset"]
             skip = int(offset.min())
             states, found = self.read(given["read"], logits, skip)
@@ -155,17 +176,28 @@ def _take(values: Tensor, at: Tensor) -> Tensor:
     return values.gather(1, at[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def compress(states: Tensor, logits: Tensor, top_k: int) -> Labels:
-    """Reduce a trunk's pass to what training needs: the states and the `top_k` likeliest tokens, as `Labels`."""
+def compress(logits: Tensor, top_k: int) -> TopK:
+    """Keep the `top_k` largest probabilities of logits (..., V)."""
     log_probs = logits.float().log_softmax(-1)
     top, tokens = log_probs.topk(min(top_k, logits.shape[-1]))
     # The sum over the top tokens is rounded, and a rest of 0 would have no logarithm.
     rest = (1 - top.exp().sum(-1)).clamp_min(1e-6).log()
-    return {"states": states, "top_tokens": tokens, "top_log_probs": top, "log_rest": rest}
+    return TopK(tokens, top, rest)
 
 
-def expand(kept: Labels, vocab_size: int) -> Tensor:
-    """Return logits (B, T + 1, V) from the result of `compress`. Tokens beyond the top share the rest evenly."""
-    tokens, others = kept["top_tokens"].long(), vocab_size - kept["top_tokens"].shape[-1]
-    shared = kept["log_rest"].float() - math.log(max(others, 1))
-    return shared[..., None].repeat(1, 1, vocab_size).scatter_(-1, tokens, kept["top_log_probs"].float())
+def expand(kept: TopK, vocab_size: int) -> Tensor:
+    """Return logits (..., V) of the predictions that `compress` kept."""
+    tokens, others = kept.top_tokens.long(), vocab_size - kept.top_tokens.shape[-1]
+    shared = kept.log_rest.float() - math.log(max(others, 1))
+    logits = shared[..., None].expand(*shared.shape, vocab_size)
+    return logits.scatter(-1, tokens, kept.top_log_probs.float())
+
+
+def as_guide(kept: TopK, vocab_size: int) -> Guide:
+    """Return the predictions (N,) that `compress` kept as probabilities of sum 1."""
+    top, rest = (part.float().exp() for part in (kept.top_log_probs, kept.log_rest))
+    if (others := vocab_size - top.shape[-1]) == 0:
+        rest = torch.zeros_like(rest)
+    total = top.sum(-1) + rest
+    shared = rest / total / max(others, 1)
+    return Guide(kept.top_tokens.long(), top / total[:, None] - shared[:, None], shared)

@@ -12,7 +12,7 @@ from retain.errors import UserError
 from retain.model.embeddings import embedding, no_tokens, shrink
 from retain.model.encoders import ENCODERS
 from retain.model.fast import fast
-from retain.model.given import NAMES, GivenEncoder, GivenTrunk, Labels, compress, expand
+from retain.model.given import GivenEncoder, GivenTrunk, Labels, TopK, compress, expand
 from retain.model.layers import Transformer
 from retain.model.likelihood import count_scores, likelihood_of
 from retain.model.memory_norm import MemoryNorm, counted_memories
@@ -136,7 +136,7 @@ class Teacher(nn.Module):
         real: Tensor | None = None,
         kept: Labels | None = None,
         whole: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | TopK | None]:
         """Return the teacher's memories after steps of a sequence, and the trunk's logits.
 
         Args:
@@ -146,11 +146,12 @@ class Teacher(nn.Module):
             real: False for padding, (B, T) bool. The norm's statistics leave out the memories after padding.
             kept: What the batch holds for a given trunk: labels in place of its pass over these tokens, or the tokens
                 that it reads before them (`Labels` and `READ` of `retain.model.given`).
-            whole: Whether to return a given trunk's logits unchanged. Otherwise they are reduced to what labels keep.
+            whole: Whether to return all logits of a given trunk. Otherwise they are reduced to what labels keep, so
+                that runs with and without labels train alike.
 
         Returns:
             The memories m_t, (B, S, K, D) in float32, and the trunk's own logits of y_0 … y_T, (B, T + 1, V), or None
-            without a trunk or without `logits`.
+            without a trunk or without `logits`. Those of a given trunk are `TopK`, unless `whole`.
         """
         if steps is None:
             steps = torch.arange(tokens.shape[1] + 1, device=tokens.device)
@@ -158,15 +159,13 @@ class Teacher(nn.Module):
             memory, trunk_logits = fast(self.encoder)(tokens, steps, logits)
         else:
             states, trunk_logits = self.given_trunk(tokens, logits, kept)
-            if trunk_logits is not None and not whole and NAMES[0] not in (kept or ()):
-                trunk_logits = self.as_kept(trunk_logits)
+            if whole and isinstance(trunk_logits, TopK):
+                trunk_logits = expand(trunk_logits, self.given_trunk.vocab_size)
+            elif not whole and isinstance(trunk_logits, Tensor):
+                with torch.no_grad():
+                    trunk_logits = compress(trunk_logits, self.top_k)
             memory, _ = fast(self.encoder)(states, steps, False)
         return self.norm(memory, None if real is None else counted_memories(real)[:, steps]), trunk_logits
-
-    @torch.no_grad()
-    def as_kept(self, logits: Tensor) -> Tensor:
-        """Reduce a trunk's logits (..., V) to what labels keep, so that runs with and without labels train alike."""
-        return expand(compress(logits, logits, self.top_k), logits.shape[-1])
 
     @torch.no_grad()
     def empty_memory(self) -> Tensor:

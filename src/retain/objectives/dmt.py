@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from retain.config import DMTLoss
 from retain.model.fast import fast
-from retain.model.given import Labels
+from retain.model.given import Labels, TopK
 from retain.model.modes import evaluating, without_graph
 from retain.model.rnn import RNN, check_alike
 from retain.model.teacher import Teacher
@@ -110,6 +110,7 @@ class DMT(nn.Module):
         kept = kept_labels(batch)
         own: Tensor | None = None  # None if the rollout itself is trained
         counts: dict[str, Tensor] = {}
+        trunk_logits: Tensor | TopK | None
         with without_graph(), evaluating(teacher):
             if c.label_every > 1:
                 steps, memory, trunk_logits, own = self.some_steps(tokens, horizon, wants_trunk, kept)
@@ -137,13 +138,13 @@ class DMT(nn.Module):
             losses["loss"] = losses["loss"] + c.lambda_dec * losses["loss_dec"]
         if self.trains_readout:
             read = torch.cat([memory[:, :1], predicted if c.predictive else predicted.detach()], 1)
-            guide, decoder = (memory, teacher.decoder) if trunk_logits is None else (trunk_logits, None)
+            guide = memory if trunk_logits is None else trunk_logits
             losses |= answer_losses(
                 self.rnn.readout,
                 read,
                 targets,
                 guide=guide if c.lambda_distill else None,
-                decoder=decoder,
+                decoder=teacher.decoder if trunk_logits is None else None,
                 temperature=teacher.temperature,
             )
             if c.lambda_distill:
@@ -172,7 +173,7 @@ class DMT(nn.Module):
 
     def some_steps(
         self, tokens: Tensor, horizon: int, wants_trunk: bool, kept: Labels | None
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | TopK | None, Tensor]:
         """Roll out `horizon` steps from a random start and choose every `label_every`-th, S steps, for training.
 
         The teacher computes only the labels of the start and of the chosen steps, as some encoders pay for each label.

@@ -12,9 +12,10 @@ from torch import Tensor
 from retain.config import IGNORE
 from retain.errors import UserError
 from retain.model.fast import fast
-from retain.model.given import NAMES, READ, Labels
+from retain.model.given import NAMES, READ, Labels, TopK, as_guide, expand
 from retain.model.likelihood import Likelihood, is_asked
 from retain.model.teacher import Readout
+from retain.ops.cross_entropy import cross_entropies
 from retain.ops.elementwise import at_least_float32
 
 
@@ -57,10 +58,9 @@ def predictive_loss(
     if likelihood is not None:
         total = likelihood.loss(at_least_float32(logits), targets).sum()
         return total / (counted_targets(targets) if count is None else count)
-    total = F.cross_entropy(
-        at_least_float32(logits).flatten(0, -2), targets.flatten(), ignore_index=IGNORE, reduction="sum"
-    )
-    return total / (counted_targets(targets) if count is None else count)
+    asked = targets.flatten()
+    (losses,) = cross_entropies(logits.flatten(0, -2), asked.clamp_min(0))
+    return losses.masked_fill(asked == IGNORE, 0).sum() / (counted_targets(targets) if count is None else count)
 
 
 def counted_targets(targets: Tensor) -> Tensor:
@@ -97,25 +97,27 @@ def counted(which: Tensor) -> Tensor:
 
 
 def readout_losses(
-    logits: Tensor, teacher_logits: Tensor, targets: Tensor, count: Tensor | None = None, temperature: float = 1.0
+    logits: Tensor, guide: Tensor | TopK, targets: Tensor, count: Tensor | None = None, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Compute `predictive_loss`, and the mean cross-entropy in nats against the teacher (Hinton et al. 2015).
 
-    Both are means over the targets (...) that count. logits and teacher_logits are (..., V). No gradient reaches
-    teacher_logits. If `temperature` is not 1, the second loss is `softened_cross_entropy`.
+    Both are means over the targets (N,) that count. logits are (N, V), and the guide is the teacher's predictions (N,)
+    or its logits (N, V), which no gradient reaches. If `temperature` is not 1, the second loss is
+    `softened_cross_entropy`.
     """
-    log_probabilities = at_least_float32(logits).flatten(0, -2).log_softmax(-1)  # once, for both
-    guide = at_least_float32(teacher_logits.detach()).flatten(0, -2)
-    targets = targets.flatten()
-    counted = (targets != IGNORE).to(log_probabilities.dtype)
+    asked, count = targets != IGNORE, counted_targets(targets) if count is None else count
+    if isinstance(guide, TopK) and temperature == 1:
+        losses = cross_entropies(logits, targets.clamp_min(0), as_guide(guide, logits.shape[-1]))
+        predictive, distilled = (loss.masked_fill(~asked, 0).sum() / count for loss in losses)
+        return predictive, distilled
+    log_probabilities = at_least_float32(logits).log_softmax(-1)  # once, for both
+    theirs = expand(guide, logits.shape[-1]) if isinstance(guide, TopK) else at_least_float32(guide.detach())
     predictive = F.nll_loss(log_probabilities, targets, ignore_index=IGNORE, reduction="sum")
     if temperature == 1:
-        cross_entropy = -(guide.softmax(-1) * log_probabilities).sum(-1)
+        cross_entropy = -(theirs.softmax(-1) * log_probabilities).sum(-1)
     else:
-        cross_entropy = softened_cross_entropy(log_probabilities, guide, temperature)
-    distilled = (cross_entropy * counted).sum()
-    count = counted_targets(targets) if count is None else count
-    return predictive / count, distilled / count
+        cross_entropy = softened_cross_entropy(log_probabilities, theirs, temperature)
+    return predictive / count, (cross_entropy * asked).sum() / count
 
 
 def softened_cross_entropy(log_probabilities: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -156,7 +158,7 @@ def answer_losses(
     memory: Tensor,
     targets: Tensor,
     *,
-    guide: Tensor | None = None,
+    guide: Tensor | TopK | None = None,
     decoder: Readout | None = None,
     count: Tensor | None = None,
     temperature: float = 1.0,
@@ -167,7 +169,7 @@ def answer_losses(
         readout: The readout to score.
         memory: Its input, (B, T, K, D).
         targets: (B, T), where IGNORE never counts, or (B, T, 2 · C) of numbers, where NaN never counts.
-        guide: The teacher's logits (B, T, V), or with `decoder` its memory (B, T, K, D).
+        guide: The teacher's logits (B, T, V) or predictions (B, T), or with `decoder` its memory (B, T, K, D).
         decoder: Computes the teacher's logits from its memory.
         count: As in `predictive_loss`.
         temperature: As in `readout_losses`.
@@ -175,7 +177,11 @@ def answer_losses(
     if guide is None:
         answers, asked = where_asked(targets, memory)
         return {"loss_readout": predictive_loss(fast(readout)(asked), answers, count, readout.likelihood)}
-    answers, asked, guide = where_asked(targets, memory, guide)
+    if isinstance(guide, TopK):
+        answers, asked, *kept = where_asked(targets, memory, *vars(guide).values())
+        guide = TopK(*kept)
+    else:
+        answers, asked, guide = where_asked(targets, memory, guide)
     if decoder is not None:
         with torch.no_grad():
             guide = fast(decoder)(guide)

@@ -9,6 +9,7 @@ from retain.config import SMTLoss
 from retain.model.delta_cell import DeltaCell
 from retain.model.encoders import RegisterEncoder
 from retain.model.fast import fast
+from retain.model.given import TopK, compress
 from retain.model.likelihood import nothing
 from retain.model.memory_norm import counted_memories
 from retain.model.rnn import RNN, check_alike
@@ -124,10 +125,10 @@ class SMT(nn.Module):
             logits = fast(self.teacher.decoder)(memory[:, chosen], future if self.future_len else None)
             wanted = future_targets if self.future_len else future_targets[:, :, 0]
             losses["loss_dec"] = predictive_loss(logits, wanted, likelihood=self.teacher.decoder.likelihood)
-        if trunk_logits is not None and learns:
+        if learns and isinstance(trunk_logits, Tensor):
             losses["loss_trunk"] = predictive_loss(trunk_logits, targets, likelihood=self.teacher.decoder.likelihood)
-        if trunk_logits is not None and given is not None and learns:
-            trunk_logits = self.teacher.as_kept(trunk_logits)
+            if given is not None:
+                trunk_logits = compress(trunk_logits.detach(), self.teacher.top_k)
         inputs, asked = tokens[:, first : first + count], targets[:, first : first + count + 1]
         own, in_all = on_policy_rows(tokens, c.on_policy), counted_targets(asked) if self.trains_readout else None
         moving = real_tokens(batch)  # which transitions count, (B, S)
@@ -137,7 +138,8 @@ class SMT(nn.Module):
         unit: Tensor | float = 1.0  # of loss_dyn
         if c.relative_dyn:
             unit = variance_across(memory[:, 1:], moving).clamp_min(SMALLEST_VARIANCE)
-        guide = decoder = None
+        guide: Tensor | TopK | None = None
+        decoder = None
         if c.lambda_distill:
             guide, decoder = (memory, self.teacher.decoder) if trunk_logits is None else (trunk_logits[:, steps], None)
 

@@ -194,7 +194,7 @@ class _Labelling:
         assert logits is not None
         length, counts = self.data.seq_len + 1, torch.from_numpy(np.diff(blocks))
         there = (torch.arange(states.shape[1] // length) < counts[:, None]).to(self.device)  # (R, sequences of a block)
-        kept = compress(states, logits, self.top_k)
+        kept = {"states": states, **vars(compress(logits, self.top_k))}
         return {name: values.unflatten(1, (-1, length))[there] for name, values in kept.items()}
 
     def save(self, files: Mapping[str, BinaryIO], written: list[int]) -> None:
