@@ -199,7 +199,7 @@ def test_a_memory_is_saved_and_taken_up_again(trained, site, visit, tmp_path):
     said = write(page, PROMPT, 30)
     saved = memory_of(page, tmp_path / "page.safetensors")
     ours = read(rnn, PROMPT + said)
-    assert (saved - ours).abs().max() < 1e-5 * ours.abs().max()
+    assert (saved - ours).abs().max() < 1e-4 * max(1, ours.abs().max())
     longer = write(page, PROMPT, 80)
 
     fresh = visit(site)
