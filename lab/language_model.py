@@ -1,12 +1,13 @@
 """Trains RNNs with a language model as teacher, scores them and the model, and writes docs/language_model.md.
 
-python -m lab.language_model NAME --model FILE --text PATH [--budget 30m] [--seeds 1] [--train-bytes N] ...
+python -m lab.language_model NAME --model FILE --text PATH [--rows 0,3] [--budget 30m] [--train-bytes N] ...
 
 PATH is a text file, a folder of texts, or `stdlib` for the source code of Python. It is cut into three splits, a folder
 between files. The model labels the training and validation splits once. Then each row of the table is a
 `retain compare` line with these labels. Labels and runs are under OUT, by default runs/language-model/NAME. After an
-interruption the same command continues. Results are stored as docs/results/language-model/NAME.json, and are not
-computed again. `--tables` only writes the page.
+interruption the same command continues. Each row is stored in docs/results/language-model/NAME and is not computed
+again. `--rows` runs some of the rows, so that several processes can run different rows once the labels exist.
+`--tables` only writes the page.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -38,31 +40,40 @@ KEPT = Path("docs/results/language-model")
 RUNS = Path("runs/language-model")
 MARKS = ("<!-- language models begin -->", "<!-- language models end -->")
 PARTS = {"train": 0.9, "validation": 0.05, "test": 0.05}
+SIZES = "--memory.tokens 1 --memory.width 576 --cell.width 512 --data.seq-len 64"
+"""The sizes of memory, cell and sequences. SmolLM2 has 576 numbers for a token."""
+HEAD = "--teacher.width 576 --teacher.init-embeddings --teacher.freeze-embeddings"
+"""The readout is as wide as the model, and keeps the model's output layer."""
+LABELS = f"{HEAD} --smt.lambda-dec 0 --smt.lambda-dyn 20 --dmt.lambda-dyn 20 --smt.lr 1e-3 --dmt.lr 1e-3"
+DISTILL = "--smt.lambda-distill 1 --dmt.lambda-distill 1"
+BPTT = "--bptt.lr 1e-3"
+NARROW = f"{BPTT} --teacher.width 256"
+"""Of the two widths, the better one for BPTT where the output layer is trained (docs/log.md)."""
 ROWS: dict[str, tuple[str, str]] = {
-    "SMT → DMT, one step": ("one-step", "--smt.lambda-distill 1 --dmt.lambda-distill 1"),
-    "SMT → DMT, hybrid": ("hybrid", "--smt.lambda-distill 1 --dmt.lambda-distill 1"),
-    "SMT → DMT, hybrid, from the model's embeddings": (
-        "hybrid",
-        "--smt.lambda-distill 1 --dmt.lambda-distill 1 --teacher.init-embeddings",
+    "SMT → DMT, one step": ("smt", f"--recipe one-step {LABELS} {DISTILL} --smt.share 1 --dmt.share 9"),
+    "SMT → DMT, hybrid": ("smt", f"--recipe hybrid {LABELS} {DISTILL}"),
+    "SMT → DMT, hybrid, no probabilities of the model": (
+        "smt",
+        f"--recipe hybrid {LABELS} --smt.lambda-distill 0 --dmt.lambda-distill 0",
     ),
-    "SMT → DMT, hybrid, no probabilities of the model": ("hybrid", "--smt.lambda-distill 0 --dmt.lambda-distill 0"),
-    "BPTT from scratch": ("bptt", "--bptt.lr 1e-3"),
-    "BPTT from the model's embeddings": ("bptt", "--bptt.lr 1e-3 --teacher.init-embeddings"),
-    "BPTT with distillation, no memory labels": ("bptt", "--bptt.lr 1e-3 --bptt.lambda-distill 1"),
+    "BPTT from scratch": ("bptt", NARROW),
+    "BPTT from the model's embeddings": ("bptt", f"{NARROW} --teacher.init-embeddings"),
+    "BPTT with distillation, no memory labels": ("bptt", f"{NARROW} --bptt.lambda-distill 1"),
     "BPTT with distillation, from the model's embeddings": (
         "bptt",
-        "--bptt.lr 1e-3 --bptt.lambda-distill 1 --teacher.init-embeddings",
+        f"{NARROW} --bptt.lambda-distill 1 --teacher.init-embeddings",
     ),
+    "BPTT with distillation, frozen embeddings of the model": ("bptt", f"{BPTT} {HEAD} --bptt.lambda-distill 1"),
 }
 """Row of the table → method of `retain compare`, and its options.
 
 The rows differ in what they take from the model: memory labels, probabilities, embeddings. BPTT has the learning rate
 that is best for the preset's cell on text (docs/claims.md).
 """
-SIZES = "--memory.tokens 1 --memory.width 512 --cell.width 512 --teacher.width 256 --data.seq-len 64"
-"""The sizes of the RNN and of sequences: about 5 M parameters, without those of the vocabulary."""
-PROMPT, WRITTEN = 40, 60
-"""The tokens of a sample's prompt, and the tokens generated after it."""
+MODEL = "model"
+"""Name of the model's own score and samples among the rows."""
+PROMPTS, PROMPT, WRITTEN, TEMPERATURE = 3, 40, 60, 0.7
+"""The number of prompts, the tokens of each, the tokens generated after it, and their temperature."""
 
 
 def prepare_text(source: str, folder: Path, train_bytes: int | None) -> None:
@@ -76,6 +87,7 @@ def prepare_text(source: str, folder: Path, train_bytes: int | None) -> None:
     parts = cut_parts(source)
     if train_bytes is not None:
         parts["train"] = cut_bytes(parts["train"], train_bytes)
+        parts["validation"] = cut_bytes(parts["validation"], train_bytes // 10)  # its labels take time as well
     with new_folder(folder) as made:
         for split, texts in parts.items():
             for number, text in enumerate(texts):
@@ -152,7 +164,7 @@ class Plan:
         method, more = ROWS[row]
         sizes = self.sizes.replace(f"--data.seq-len {_value_of(self.sizes, '--data.seq-len')}", "")
         how = f"--budget {self.budget} --seeds {self.seeds} --lrs {self.lrs} --threads {self.threads} {sizes} {more}"
-        out = self.out / "".join(letter if letter.isalnum() else "-" for letter in row.lower())
+        out = self.out / slug(row)
         return " ".join(f"text --labels {self.out / 'labels'} --methods {method} {how} --out {out}".split())
 
 
@@ -161,39 +173,34 @@ def _value_of(words: str, option: str) -> str:
     return listed[listed.index(option) + 1]
 
 
-def run(plan: Plan) -> dict[str, Any]:
-    """Run the parts that are missing, and return the numbers of the table."""
+def prepare(plan: Plan) -> None:
+    """Write the splits and make the labels, unless they exist, and store how long the labels took."""
     prepare_text(plan.text, plan.corpus, plan.train_bytes)
     labelling = plan.out / "labelling.json"
     if not (plan.out / "labels").exists():
         start, before = time.monotonic(), _read(labelling).get("seconds", 0.0)
         label_command(shlex.split(plan.label()))
         replace_file(labelling, json.dumps({"seconds": before + time.monotonic() - start}).encode())
-    rows = {}
-    for row in ROWS:
-        comparison, out, _ = parse_comparison(shlex.split(plan.compare(row)))
-        results = compare(comparison, out, quiet=False)
-        (found,) = results["methods"].values()
-        folders = [out / "runs" / f"{name}" for name in list_runs(results)]
-        colds = [score_cold(folder) for folder in folders]
-        rows[row] = {
-            "bits_per_byte": [r.get("test", {}).get("bits_per_byte") for r in found["runs"]],
-            "cold_bits_per_byte": colds,
-            "seconds": [r.get("seconds") for r in found["runs"]],
-            "tokens": [r.get("tokens") for r in found["runs"]],
-            "parameters": found["parameters"],
-            "vocabulary_parameters": count_vocabulary(folders[0]),
-            "failed": [r["failed"] for r in found["runs"] if "failed" in r],
-        }
-    whole, samples = plan.out / "model.json", plan.out / "samples.json"
-    if not whole.exists():
-        replace_file(whole, json.dumps(score_model(plan)).encode())
-    if not samples.exists():
-        best = min(rows, key=lambda row: _mean(rows[row]["bits_per_byte"]))
-        out = parse_comparison(shlex.split(plan.compare(best)))[1]
-        folder = next(path for path in sorted((out / "runs").iterdir()) if path.name.endswith("seed0"))
-        replace_file(samples, json.dumps({"row": best, "samples": sample(plan, folder)}).encode())
-    return {"rows": rows, "model": _read(whole), "labels": _read(labelling), "samples": _read(samples)}
+
+
+def run_row(plan: Plan, row: str) -> dict[str, Any]:
+    """Run the comparison of a row, if it has not been run, and return the numbers of the row."""
+    comparison, out, _ = parse_comparison(shlex.split(plan.compare(row)))
+    results = compare(comparison, out, quiet=False)
+    (found,) = results["methods"].values()
+    folders = [out / "runs" / f"{name}" for name in list_runs(results)]
+    return {
+        "options": [*ROWS[row]],
+        "bits_per_byte": [r.get("test", {}).get("bits_per_byte") for r in found["runs"]],
+        "cold_bits_per_byte": [score_cold(folder) for folder in folders],
+        "seconds": [r.get("seconds") for r in found["runs"]],
+        "tokens": [r.get("tokens") for r in found["runs"]],
+        "parameters": found["parameters"],
+        "vocabulary_parameters": count_vocabulary(folders[0]),
+        "failed": [r["failed"] for r in found["runs"] if "failed" in r],
+        "samples": sample_rnn(plan, folders[0]),
+        "label_seconds": _read(plan.out / "labelling.json").get("seconds"),
+    }
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -272,70 +279,111 @@ def score_model(plan: Plan) -> dict[str, Any]:
     return {"bits_per_token": bits, "bits_per_byte": bits / (data.bytes_in_token("test") or 1.0), "tokens": count}
 
 
-def sample(plan: Plan, folder: Path, count: int = 3, temperature: float = 0.7) -> list[dict[str, str]]:
-    """Return `count` prompts of the test text, with the text that follows and the model's and an RNN's samples."""
-    import torch
-
+def read_prompts(plan: Plan) -> list[tuple[list[int], str, str]]:
+    """Return prompts from the test text: the model's tokens, their text, and the text that follows."""
     from retain.data import load_data
-    from retain.inference.text import generate_text
-    from retain.model.language_model import load_language_model, read_tokenizer
-    from retain.runs.run import load_run
 
     data = load_data(model_config(plan).data)
     stream, length = getattr(data, "splits")["test"], PROMPT + WRITTEN  # noqa: B009 - only streams have them
-    model, found, beginning = load_language_model(plan.model), load_run(folder), read_tokenizer(plan.model)[1]
-    settings = {"max_new_tokens": WRITTEN, "do_sample": True, "temperature": temperature, "top_k": 0}
-    made = []
-    for number in range(count):
-        start = number * max(0, len(stream) - length) // count
+    found = []
+    for number in range(PROMPTS):
+        start = number * max(0, len(stream) - length) // PROMPTS
         ids = [int(token) for token in stream[start : start + length]]
-        prompt = data.decode(ids[:PROMPT])
+        found.append((ids[:PROMPT], data.decode(ids[:PROMPT]), data.decode(ids[PROMPT:])))
+    return found
+
+
+def sample_rnn(plan: Plan, folder: Path) -> list[str]:
+    """Return what a run's RNN writes after each prompt; nothing without a model."""
+    from retain.inference.text import generate_text
+    from retain.runs.run import load_run
+
+    if not (folder / "model.safetensors").exists():
+        return []
+    run = load_run(folder)
+    prompts = enumerate(read_prompts(plan))
+    return [
+        generate_text(run, text, WRITTEN, temperature=TEMPERATURE, seed=number)[0] for number, (_, text, _) in prompts
+    ]
+
+
+def sample_model(plan: Plan) -> list[dict[str, str]]:
+    """Return each prompt, the text that follows, and what the language model writes."""
+    import torch
+
+    from retain.model.language_model import load_language_model, read_tokenizer
+
+    model, (tokenizer, beginning, _) = load_language_model(plan.model), read_tokenizer(plan.model)
+    settings = {"max_new_tokens": WRITTEN, "do_sample": True, "temperature": TEMPERATURE, "top_k": 0}
+    made = []
+    for number, (ids, prompt, text) in enumerate(read_prompts(plan)):
         torch.manual_seed(number)
-        drawn = model.generate(torch.tensor([[beginning, *ids[:PROMPT]]]), pad_token_id=beginning, **settings)
-        (ours,) = generate_text(found, prompt, WRITTEN, temperature=temperature, seed=number)
-        theirs = data.decode(drawn[0, 1 + PROMPT :].tolist())
-        made.append({"prompt": prompt, "text": data.decode(ids[PROMPT:]), "model": theirs, "RNN": ours})
+        drawn = model.generate(torch.tensor([[beginning, *ids]]), pad_token_id=beginning, **settings)
+        made.append({"prompt": prompt, "text": text, "model": tokenizer.decode(drawn[0, 1 + len(ids) :].tolist())})
     return made
 
 
-def write_table(results: dict[str, Any]) -> str:
-    """Return the table and the samples in Markdown."""
+def write_table(saved: dict[str, dict[str, Any]]) -> str:
+    """Return the table and the samples in Markdown, of the stored results by name."""
     head = ["what", "bits per byte", "from m_0 in each window", "parameters", "of them vocabulary", "tokens read"]
-    own = results["model"]["bits_per_byte"]
-    lines = [["the language model itself", f"{own:.3f}", "", "", "", ""]]
-    for row, found in results["rows"].items():
-        failed = f" ({len(found['failed'])} diverged)" if found["failed"] else ""
+    lines, seconds = [], None
+    if MODEL in saved:
+        lines.append(["the language model itself", f"{saved[MODEL]['score']['bits_per_byte']:.3f}", "", "", "", ""])
+    for row in ROWS:
+        if (found := saved.get(slug(row))) is None:
+            continue
+        notes = [f"{len(found['failed'])} diverged"] * bool(found["failed"])
+        notes += ["with an earlier form of its options"] * (found["options"] != [*ROWS[row]])
         scores = [mean_and_deviation(found[key]) for key in ("bits_per_byte", "cold_bits_per_byte")]
         size, words = (f"{found[key]:,}" if found[key] else "–" for key in ("parameters", "vocabulary_parameters"))
         read = mean_and_deviation(found["tokens"], ",.0f", deviation=False)
-        lines.append([row + failed, *scores, size, words, read])
-    seconds = results["labels"].get("seconds")
+        lines.append([row + (f" ({', '.join(notes)})" if notes else ""), *scores, size, words, read])
+        seconds = found["label_seconds"] or seconds
     said = "" if seconds is None else f"To make the labels took {seconds:,.0f} s, which no row counts.\n\n"
     text = f"Test split, each RNN alone, its memory carried over windows. {said}" + table(head, lines)
-    text += f"\nSamples of *{results['samples']['row']}* and of the model:\n"
-    for drawn in results["samples"]["samples"]:
-        shown = "\n\n".join(f"[{name}]\n{part.strip()}" for name, part in drawn.items())
-        text += f"\n```text\n{shown.replace('```', '')}\n```\n"
+    means = {row: _mean(saved[slug(row)]["bits_per_byte"]) for row in ROWS if slug(row) in saved}
+    if MODEL in saved and means:
+        best = min(means, key=lambda row: means[row])
+        text += f"\nSamples of *{best}* and of the model:\n"
+        for drawn, ours in zip(saved[MODEL]["samples"], saved[slug(best)]["samples"], strict=True):
+            shown = "\n\n".join(f"[{name}]\n{part.strip()}" for name, part in (drawn | {"RNN": ours}).items())
+            text += f"\n```text\n{shown.replace('```', '')}\n```\n"
     return text
 
 
-def find(name: str, command: str, plan: Plan) -> Kept:
-    """Return the stored results of a name; their hash does not depend on the folders of model, text and runs."""
+def slug(row: str) -> str:
+    """Return the name of a row's folder and file."""
+    return "-".join(re.findall(r"\w+", row.lower()))
+
+
+def find(name: str, part: str, options: Sequence[str], command: str, plan: Plan) -> Kept:
+    """Return the stored results of a row or of the model; their hash does not depend on folders of the machine."""
     settings = {key: value for key, value in dataclasses.asdict(plan).items() if key not in ("out", "model", "text")}
-    settings |= {
-        "model": Path(plan.model).name,
-        "text": Path(plan.text).name,
-        "rows": [[*row] for row in ROWS.values()],
-    }
-    return Kept(name, command, hash_settings([settings]), KEPT)
+    settings |= {"model": Path(plan.model).name, "text": Path(plan.text).name, "options": [*options]}
+    return Kept(slug(part), command, hash_settings([settings]), KEPT / name)
+
+
+def make(name: str, command: str, plan: Plan, parts: Sequence[str]) -> None:
+    """Run these rows, and score the model if it is among them, as far as the results are not stored."""
+    missing = {part: find(name, part, ROWS.get(part, ()), command, plan) for part in parts}
+    missing = {part: kept for part, kept in missing.items() if not kept.is_current()}
+    if missing:
+        prepare(plan)
+    for part, kept in missing.items():
+        if part == MODEL:
+            kept.make(lambda: {"score": score_model(plan), "samples": sample_model(plan)})
+        else:
+            kept.make(lambda row=part: run_row(plan, row))  # type: ignore[misc]
 
 
 def write_page() -> None:
     """Write the tables of all stored results."""
     text = ""
-    for path in sorted(KEPT.glob("*.json")):
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        text += f"\n### {path.stem}\n\n`{saved['command']}`\n\n{write_table(saved['results'])}"
+    for folder in sorted(path for path in KEPT.glob("*") if path.is_dir()):
+        found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+        (command, *_) = (saved["command"] for saved in found.values())
+        results = {part: saved["results"] for part, saved in found.items()}
+        text += f"\n### {folder.name}\n\n`{command}`\n\n{write_table(results)}"
     write(text, PAGE, MARKS)
 
 
@@ -345,6 +393,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("name", nargs="?", help="name of the stored results")
     parser.add_argument("--model", help="a folder for transformers, a .gguf file or hf:NAME")
     parser.add_argument("--text", help="a text file, a folder of texts, or stdlib")
+    parser.add_argument("--rows", help=f"numbers of the rows to run, and {MODEL}, with commas (default: all of them)")
     parser.add_argument("--budget", default="30m", help="budget of each run, as for retain train")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--lrs", default="1", help="factors on the learning rates, as for retain compare")
@@ -367,8 +416,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             out=args.out or RUNS / args.name, model=args.model, text=args.text, budget=args.budget, seeds=args.seeds,
             lrs=args.lrs, context=args.context, train_bytes=args.train_bytes, sizes=args.sizes, threads=args.threads,
         )  # fmt: skip
+        names = [*ROWS, MODEL]
+        if args.rows is not None:
+            names = [word if word == MODEL else names[int(word)] for word in args.rows.split(",")]
         with one_line_errors():
-            find(args.name, command, plan).make(lambda: run(plan))
+            make(args.name, command, plan, names)
     write_page()
     print(f"written: {PAGE}")
 

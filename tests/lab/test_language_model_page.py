@@ -28,8 +28,7 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
         "eval",
         "generate",
         "label",
-        "train",
-        "train",
+        *["train"] * 3,
         *["compare"] * 3,
     ]
     for line in ours:

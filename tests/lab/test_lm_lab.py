@@ -38,13 +38,16 @@ def test_the_table_is_made_once_and_goes_on(tmp_path, monkeypatch, capsys):
     language_model.main(line)
     page = (tmp_path / "docs/language_model.md").read_text()
     assert page.startswith("# Words") and page.endswith("More words.\n") and "BPTT from scratch" in page
-    saved = json.loads((tmp_path / "docs/results/language-model/small.json").read_text())["results"]
+    kept = tmp_path / "docs/results/language-model/small"
+    saved = {path.stem: json.loads(path.read_text())["results"] for path in kept.iterdir()}
     for row in rows:
-        found = saved["rows"][row]
+        found = saved[language_model.slug(row)]
         (bits,), (cold,) = found["bits_per_byte"], found["cold_bits_per_byte"]
         assert 0 < bits != cold > 0 and found["parameters"] > found["vocabulary_parameters"] > 0
-    assert 0 < saved["model"]["bits_per_byte"] < saved["model"]["bits_per_token"]
-    assert [set(drawn) for drawn in saved["samples"]["samples"]] == [{"prompt", "text", "model", "RNN"}] * 3
+    own = saved[language_model.MODEL]
+    assert 0 < own["score"]["bits_per_byte"] < own["score"]["bits_per_token"]
+    assert [set(drawn) for drawn in own["samples"]] == [{"prompt", "text", "model"}] * 3
+    assert page.count("[RNN]") == 3
     folder = tmp_path / "runs/language-model/small/text"
     parts = {split: list((folder / split).iterdir()) for split in language_model.PARTS}
     sizes = {split: sum(file.stat().st_size for file in files) for split, files in parts.items()}
@@ -53,9 +56,17 @@ def test_the_table_is_made_once_and_goes_on(tmp_path, monkeypatch, capsys):
     language_model.main(line)
     language_model.main(["--tables"])
     assert len(started) == count, "what is kept is not run again"
-    (tmp_path / "docs/results/language-model/small.json").unlink()
-    language_model.main(line)
+    for path in kept.iterdir():
+        path.unlink()
+    language_model.main([*line, "--rows", "1"])
+    page = (tmp_path / "docs/language_model.md").read_text()
     assert len(started) == count, "nor is what was run"
+    assert "BPTT from scratch" in page and "hybrid" not in page, "one row at a time can be run"
+    monkeypatch.setitem(rows, "BPTT from scratch", ("bptt", "--bptt.lr 1"))
+    language_model.main(["--tables"])
+    assert (
+        "BPTT from scratch (with an earlier form of its options)" in (tmp_path / "docs/language_model.md").read_text()
+    )
 
 
 def test_a_text_is_cut_by_files_or_by_lines(tmp_path):

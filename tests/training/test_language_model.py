@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 transformers = pytest.importorskip("transformers")
 
@@ -24,7 +25,7 @@ from retain.objectives.losses import kept_labels, predictive_loss, softened_cros
 from retain.report.verdict import describe_run  # noqa: E402
 from retain.runs.checkpoint import load_files  # noqa: E402
 from retain.runs.run import build, load_run  # noqa: E402
-from retain.runs.trunk import for_teacher, map_to_width, open_trunk, with_source  # noqa: E402
+from retain.runs.trunk import basis_of, for_teacher, open_trunk, start_embeddings, with_source  # noqa: E402
 from retain.training.loop import train  # noqa: E402
 from retain.training.phases import cut_part, group_by_rate, objective_of  # noqa: E402
 from runs import Crash, losses, run  # noqa: E402
@@ -171,9 +172,25 @@ def test_the_rnn_starts_from_the_embeddings_and_head(world, tmp_path):
 def test_rows_keep_their_distances_as_well_as_a_narrower_width_can():
     draws = torch.Generator().manual_seed(0)
     table = torch.randn(50, 3, generator=draws).double() @ torch.randn(3, 16, generator=draws).double() + 5
-    narrow = map_to_width(table, 4)
+    narrow = table @ basis_of(table, 4)
     torch.testing.assert_close(torch.cdist(narrow, narrow), torch.cdist(table, table), atol=1e-5, rtol=1e-5)
-    assert map_to_width(table, 20) is table
+    assert basis_of(table, 20).equal(torch.eye(16).double())
+
+
+@pytest.mark.parametrize("norm", ["batch", "rms"])
+@pytest.mark.parametrize(("name", "width"), [("llama", 16), ("llama", 24), ("gpt2", 16)])
+def test_the_decoder_starts_with_the_predictions_of_the_model(world, name, width, norm):
+    c = config(world, name, memory__norm=norm, memory__width=width, teacher__width=width, teacher__heads=4)
+    data = load_data(c.data)
+    trunk = open_trunk(c, data)
+    assert trunk.width == 16
+    rnn, teacher = build(c, data.vocab_size, None, trunk)
+    start_embeddings(c, trunk, rnn, teacher, data)
+    tokens = for_teacher(c, data).batch(0, 0, 0, 16)["tokens"]  # those that the scale was taken from
+    memory, logits = teacher.encode_with_trunk(tokens, whole=True)
+    wanted = logits.log_softmax(-1)
+    for readout in (teacher.decoder, rnn.readout):
+        torch.testing.assert_close(readout(memory).log_softmax(-1), wanted, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -435,6 +452,20 @@ def test_frozen_embeddings_stay_those_of_the_model(world, tmp_path, phases):
             mine, theirs = mine.weight.detach(), theirs.weight.detach()[: rnn.vocab_size]
             scale = (mine.square().sum() / theirs.square().sum()).sqrt()
             assert torch.allclose(mine, theirs * scale, atol=1e-6) == freeze
+
+
+def test_without_a_loss_of_its_own_the_teacher_stays_as_it_starts(world, tmp_path):
+    """Its map would otherwise follow what f predicts. A trained model still gets gradients from f."""
+    c = config(world, teacher__init_embeddings=True, smt__lambda_dec=0.0, phases=("smt",), memory__width=16)
+    for name, changes in (("long", {"budget": "12steps"}), ("short", {"budget": "1steps"})):
+        train(changed(c, **changes), tmp_path / name, progress_bar=False)
+    long, short = (load_file(tmp_path / name / "teacher.safetensors") for name in ("long", "short"))
+    differ = {name.split(".")[0] for name in long if not long[name].equal(short[name])}
+    assert differ == {"norm"}, "only the statistics of its memories"
+    data, trained = load_data(c.data), changed(c, teacher__trunk_lr=1e-3)
+    rnn, teacher = build(trained, data.vocab_size, None, open_trunk(trained, data))
+    objective_of(0, trained, rnn, teacher)
+    assert teacher.encoder.to_memory.weight.requires_grad and not teacher.decoder.head.weight.requires_grad
 
 
 BAD_SETTINGS = [

@@ -28,7 +28,8 @@ class SMTLoss:
     """The loss of Supervised Memory Training (Eq. 5), and the transitions that it covers."""
 
     lambda_dec: NotNegative = 1.0
-    """Weight of the decoder's loss on the future (Eq. 2)."""
+    """Weight of the decoder's loss on the future (Eq. 2). With 0 and a frozen language model, labels stay as at
+    the start."""
     lambda_dyn: NotNegative = 0.1
     """Weight of the squared error of f against the teacher's next memory (Eq. 3)."""
     lambda_dyn_end: Positive | None = None

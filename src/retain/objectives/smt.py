@@ -76,6 +76,8 @@ class SMT(nn.Module):
             teacher.given_trunk.freeze_unreached(loss.lambda_trunk > 0)
         if loss.lambda_dec == 0:
             teacher.decoder.requires_grad_(False)
+            if teacher.given_trunk is not None and not teacher.given_trunk.trained:
+                teacher.encoder.requires_grad_(False)  # or the labels would become whatever f predicts
         elif future_len == 0:
             teacher.decoder.embed.requires_grad_(False)
         if fresh or not self.trains_readout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -20,15 +21,18 @@ from retain.data.labels import LABELLED, labelled_config, read_manifest, with_la
 from retain.data.paths import absolute
 from retain.errors import UserError
 from retain.files import replace_file
-from retain.model.given import GivenOwnTrunk, GivenTrunk, KeptTrunk
+from retain.model.given import GivenEncoder, GivenOwnTrunk, GivenTrunk, KeptTrunk
 from retain.model.language_model import identify, open_language_model, read_tokenizer
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
+from retain.objectives.losses import kept_labels
 from retain.runs.checkpoint import best_checkpoint, load_model
 from retain.runs.run import Run, guided, load_run, load_weights, read_config
 
 TABLES = "tables.safetensors"
 """File in a folder of labels: the state before any token, and the model's embeddings and output rows of each token."""
+CALIBRATED = 16
+"""Training sequences from which the scale of a language model's states is taken."""
 
 
 def is_run(source: str) -> bool:
@@ -72,15 +76,24 @@ def for_teacher(config: RunConfig, data: Data) -> Data:
     Raises:
         UserError: The labels are not of this data, or no text lies before its sequences.
     """
-    given, source = config.teacher, data
     if config.reads_model:
-        if isinstance(data, StreamData):
-            data.aligned = True
-        data = data if given.labels is None else with_labels(data, Path(given.labels))
+        return for_model(config, data)
+    before = config.teacher.context_before
+    return continued(data, data, before, teaches=False, live=False) if before else data
+
+
+def for_model(config: RunConfig, data: Data) -> Data:
+    """Return data whose batches hold the language model's labels, or what the model reads before the sequences."""
+    given = config.teacher
+    if isinstance(data, StreamData):
+        data = copy.copy(data)
+        data.aligned = True
+    source = data
+    if given.labels is not None:
+        data = with_labels(data, Path(given.labels))
     if not given.context_before:
         return data
-    live = given.labels is None
-    return continued(data, source, given.context_before, teaches=config.reads_model, live=config.reads_model and live)
+    return continued(data, source, given.context_before, teaches=True, live=given.labels is None)
 
 
 def for_scoring(config: RunConfig, data: Data) -> Data:
@@ -198,16 +211,39 @@ def load_guided(run: Run, data: Data, split: Split, source: str | None, labels: 
 
 
 @torch.no_grad()
-def start_embeddings(trunk: GivenTrunk, rnn: RNN, teacher: Teacher) -> None:
-    """Initialise the embeddings and output layers of RNN and decoder from the trunk's, mapped to their widths.
+def start_embeddings(config: RunConfig, trunk: GivenTrunk, rnn: RNN, teacher: Teacher, data: Data) -> None:
+    """Initialise embeddings and output layers of RNN and decoder from the trunk's, so that they predict as it does.
 
-    A wider layer keeps its random numbers in the columns beyond the trunk's width.
+    Tables are mapped to the widths of the layers. A wider layer keeps its random numbers in the columns beyond the
+    trunk's width. The last memory token begins as the trunk's state, in the principal directions of its output layer.
+    Decoder and readout begin as the map back, on the scale that the states have in a batch of training data.
     """
     embeddings, head = (table.float().cpu() for table in trunk.embeddings())
-    for weight, table in zip(embeddings_of(rnn, teacher), (embeddings, embeddings, head, head), strict=True):
-        mapped = map_to_width(table, weight.shape[1])
+    assert isinstance(rnn.embed, nn.Embedding)  # a language model reads no series of numbers
+    for weight in (rnn.embed.weight, teacher.decoder.embed.weight):
+        mapped = embeddings @ basis_of(embeddings, weight.shape[1])
         scale = weight.square().mean().sqrt() / mapped.square().mean().sqrt().clamp_min(1e-12)
         weight[:, : mapped.shape[1]] = mapped * scale
+
+    width, size = rnn.readout.head.in_features, rnn.m_0.shape[1]
+    basis, kept = basis_of(head, width), principal_directions(head)[:, :size]
+    batch = for_model(config, data).batch(0, 0, 0, CALIBRATED)
+    memory = trunk(batch["tokens"], False, kept_labels(batch))[0].flatten(0, 1) @ kept  # (N, D)
+    std, mean = torch.ones(memory.shape[1]), torch.zeros(memory.shape[1])
+    if teacher.norm.kind == "batch":
+        std, mean = memory.std(0, correction=0), memory.mean(0)
+    back = basis.T @ kept  # from memory to what the head reads
+    assert isinstance(teacher.encoder, GivenEncoder)
+    teacher.encoder.to_memory.weight[-size:][: memory.shape[1]] = kept.T
+    for readout in (teacher.decoder, rnn.readout):
+        readout.head.weight[:, : basis.shape[1]] = head @ basis
+        readout.head.bias.zero_()
+        readout.from_memory.weight.zero_()
+        readout.from_memory.weight[: len(back), : len(std)] = back * std
+        readout.from_memory.bias.zero_()
+        readout.from_memory.bias[: len(back)] = back @ mean
+        readout.positions[-1] = 0
+        readout.transformer.norm.gain.fill_(((memory @ back.T).square().sum(-1) / width).sqrt().mean())
 
 
 def embeddings_of(rnn: RNN, teacher: Teacher) -> tuple[Tensor, ...]:
@@ -217,11 +253,17 @@ def embeddings_of(rnn: RNN, teacher: Teacher) -> tuple[Tensor, ...]:
     return rnn.embed.weight, decoder.embed.weight, decoder.head.weight, readout.head.weight
 
 
-def map_to_width(table: Tensor, width: int) -> Tensor:
-    """Map the rows of a table (V, W) to at most `width` numbers: to their principal directions if W is larger."""
-    if table.shape[1] <= width:
-        return table
+def basis_of(table: Tensor, width: int) -> Tensor:
+    """Return the map (W, at most `width`) of a table's rows (V, W) to a layer: the identity, or principal directions.
+
+    Orthonormal columns keep the distances of rows as well as so few numbers can.
+    """
+    size = table.shape[1]
+    return torch.eye(size).to(table) if size <= width else principal_directions(table)[:, :width]
+
+
+def principal_directions(table: Tensor) -> Tensor:
+    """Return the principal directions (W, W) of the rows of a table (V, W), as columns, the largest first."""
     centred = table - table.mean(0)
-    directions = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)  # (W, W), the largest first
-    mapped: Tensor = centred @ directions[:, :width]
-    return mapped
+    directions: Tensor = torch.linalg.eigh(centred.T @ centred).eigenvectors
+    return directions.flip(1)

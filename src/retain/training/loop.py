@@ -78,13 +78,13 @@ def train(
     with ExitStack() as held, open_accelerator(config, out) as accelerator:
         together(accelerator, lambda: prepare_folder(config, out, resume))
         own_data = data is not None
-        data = load_data(own_tokenizer(config.data, out)) if data is None else data
-        data = for_teacher(config, data)
+        plain = load_data(own_tokenizer(config.data, out)) if data is None else data
+        data = for_teacher(config, plain)
         trunk = open_trunk(config, data)
         torch.manual_seed(config.seed)
         rnn, teacher = build(config, find_symbols(data), cell, trunk)
         if trunk is not None and config.teacher.init_embeddings:
-            start_embeddings(trunk, rnn, teacher)
+            start_embeddings(config, trunk, rnn, teacher, plain)
         own_cell = None if cell is None else type(cell).__qualname__
         if config.init_from is not None and not has_begun(out):
             start_from(config, data, rnn, teacher, own_cell)
