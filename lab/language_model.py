@@ -25,21 +25,20 @@ from typing import Any
 
 from lab.kept import Kept, hash_settings
 from lab.results import write
+from lab.texts import prepare_text
 from retain.cli import one_line_errors
 from retain.cli.compare import parse_comparison
 from retain.cli.label import label_command
 from retain.cli.train import train_config
 from retain.config import RunConfig
-from retain.errors import UserError
 from retain.experiments.compare import compare
 from retain.experiments.tables import mean_and_deviation, table
-from retain.files import new_folder, replace_file
+from retain.files import replace_file
 
 PAGE = Path("docs/language_model.md")
 KEPT = Path("docs/results/language-model")
 RUNS = Path("runs/language-model")
 MARKS = ("<!-- language models begin -->", "<!-- language models end -->")
-PARTS = {"train": 0.9, "validation": 0.05, "test": 0.05}
 SIZES = "--memory.tokens 1 --memory.width 576 --cell.width 512 --data.seq-len 64"
 """The sizes of memory, cell and sequences. SmolLM2 has 576 numbers for a token."""
 HEAD = "--teacher.width 576 --teacher.init-embeddings --teacher.freeze-embeddings"
@@ -74,63 +73,6 @@ MODEL = "model"
 """Name of the model's own score and samples among the rows."""
 PROMPTS, PROMPT, WRITTEN, TEMPERATURE = 3, 40, 60, 0.7
 """The number of prompts, the tokens of each, the tokens generated after it, and their temperature."""
-
-
-def prepare_text(source: str, folder: Path, train_bytes: int | None) -> None:
-    """Write a folder with the three splits of a text, unless it exists.
-
-    Raises:
-        UserError: There is too little text.
-    """
-    if folder.exists():
-        return
-    parts = cut_parts(source)
-    if train_bytes is not None:
-        parts["train"] = cut_bytes(parts["train"], train_bytes)
-        parts["validation"] = cut_bytes(parts["validation"], train_bytes // 10)  # its labels take time as well
-    with new_folder(folder) as made:
-        for split, texts in parts.items():
-            for number, text in enumerate(texts):
-                (made / split).mkdir(exist_ok=True)
-                (made / split / f"{number:05d}.txt").write_bytes(text)
-
-
-def cut_parts(source: str) -> dict[str, list[bytes]]:
-    """Read a source and cut it into splits, between files if there are several, else between lines."""
-    if source == "stdlib":
-        from retain.config import DataConfig
-        from retain.data import load_data
-
-        splits: Any = getattr(load_data(DataConfig()), "splits")  # noqa: B009 - only streams have them
-        return {split: [splits[split].tobytes()] for split in PARTS}
-    from retain.data.files import walk
-
-    path = Path(source)
-    texts = [file.read_bytes() for _, file in sorted(walk(path))] if path.is_dir() else [path.read_bytes()]
-    if len(texts) == 1:
-        texts = texts[0].splitlines(keepends=True)
-    total, passed = sum(map(len, texts)), 0
-    parts: dict[str, list[bytes]] = {split: [] for split in PARTS}
-    for text in texts:
-        share = (passed + len(text) / 2) / total
-        split = "train" if share < PARTS["train"] else "validation" if share < 1 - PARTS["test"] else "test"
-        parts[split].append(text)
-        passed += len(text)
-    if not all(parts.values()):
-        raise UserError(f"text: {source} is too short to be cut into {', '.join(PARTS)}; give more text")
-    return parts if path.is_dir() else {split: [b"".join(texts)] for split, texts in parts.items()}
-
-
-def cut_bytes(texts: list[bytes], size: int) -> list[bytes]:
-    """Return the first `size` bytes of texts, cut after their last complete line."""
-    found: list[bytes] = []
-    for text in texts:
-        found.append(text[:size])
-        size -= len(text)
-        if size <= 0:
-            found[-1] = found[-1][: found[-1].rfind(b"\n") + 1] or found[-1]
-            break
-    return found
 
 
 @dataclasses.dataclass(frozen=True)

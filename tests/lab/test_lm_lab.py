@@ -8,7 +8,7 @@ pytest.importorskip("transformers")
 
 import language_models as made
 from conftest import train_tiny
-from lab import language_model, lm_speed, own_teacher
+from lab import language_model, lm_speed, own_teacher, texts
 from retain.experiments.scheduler import SCORES
 from runs import grids_here
 
@@ -49,7 +49,7 @@ def test_the_table_is_made_once_and_goes_on(tmp_path, monkeypatch, capsys):
     assert [set(drawn) for drawn in own["samples"]] == [{"prompt", "text", "model"}] * 3
     assert page.count("[RNN]") == 3
     folder = tmp_path / "runs/language-model/small/text"
-    parts = {split: list((folder / split).iterdir()) for split in language_model.PARTS}
+    parts = {split: list((folder / split).iterdir()) for split in texts.PARTS}
     sizes = {split: sum(file.stat().st_size for file in files) for split, files in parts.items()}
     assert 29_900 < sizes["train"] <= 30_000 and min(sizes.values()) > 1000
     count = len(started)
@@ -71,13 +71,13 @@ def test_the_table_is_made_once_and_goes_on(tmp_path, monkeypatch, capsys):
 
 def test_a_text_is_cut_by_files_or_by_lines(tmp_path):
     (tmp_path / "book.txt").write_text("a line\n" * 1000)
-    parts = language_model.cut_parts(str(tmp_path / "book.txt"))
+    parts = texts.cut_parts(str(tmp_path / "book.txt"))
     assert b"".join(parts["train"] + parts["validation"] + parts["test"]) == b"a line\n" * 1000
     assert [len(parts[split][0]) for split in parts] == [6300, 350, 350]
-    assert language_model.cut_bytes([b"one\ntwo\n", b"three\nfour\n"], 17) == [b"one\ntwo\n", b"three\n"]
+    assert texts.cut_bytes([b"one\ntwo\n", b"three\nfour\n"], 17) == [b"one\ntwo\n", b"three\n"]
     (tmp_path / "short.txt").write_text("one line")
     with pytest.raises(ValueError, match="too short to be cut"):
-        language_model.cut_parts(str(tmp_path / "short.txt"))
+        texts.cut_parts(str(tmp_path / "short.txt"))
 
 
 @pytest.mark.parametrize("make", [made.llama, made.gpt2])
