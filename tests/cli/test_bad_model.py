@@ -40,6 +40,12 @@ BAD = [
     ("gpt2", ["--data.stream", "--data.prune-vocab"], ["data.prune_vocab", "stream", "leave out data.stream"]),
     ("torn.gguf", [], ["teacher.from", "torn.gguf has no"]),
     ("bptt", [], ["teacher.from", "bptt trained no trunk", "smt"]),
+    (
+        "numbers",
+        ["--recipe", "language-model"],
+        ["recipe", "language-model needs a language model", "numbers is a run"],
+    ),
+    ("bert", ["--recipe", "language-model"], ["teacher.from", "bert looks ahead", "causal language model"]),
     ("numbers", [], ["teacher.from", "numbers has a vocabulary of 9 tokens, this data one of 256"]),
 ]
 
@@ -99,6 +105,9 @@ def test_a_model_that_cannot_be_a_trunk_is_refused_in_one_line(model, options, f
 
 def test_other_commands_and_data_say_what_they_need(retain):
     assert "stdlib is not read by a tokenizer" in refused(retain, "stdlib", "--teacher.from", "gpt2")
+    assert "recipe: language-model needs a language model; give" in refused(
+        retain, "stdlib", "--recipe", "language-model"
+    )
     assert "teacher.layer: 1 needs teacher.from" in refused(retain, "stdlib", "--teacher.layer", "1")
     for command, options in (("compare", []), ("sweep", ["--vary", "memory.width=8"])):
         code, _, said = retain(command, "stdlib", "--teacher.from", "gpt2", *options)

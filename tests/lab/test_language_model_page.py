@@ -28,8 +28,8 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
         "eval",
         "generate",
         "label",
-        *["train"] * 3,
-        *["compare"] * 3,
+        *["train"] * 2,
+        *["compare"] * 4,
     ]
     for line in ours:
         argv = ["3steps" if re.fullmatch(r"\d+m", word) else word for word in line.split()[1:]]

@@ -1,5 +1,6 @@
 """The lab's table of RNNs from a language model, and their speeds, on a model of a few kilobytes."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,6 +10,8 @@ pytest.importorskip("transformers")
 import language_models as made
 from conftest import train_tiny
 from lab import language_model, lm_speed, own_teacher, texts
+from retain.cli import main
+from retain.cli.train import train_config
 from retain.experiments.scheduler import SCORES
 from runs import grids_here
 
@@ -67,6 +70,21 @@ def test_the_table_is_made_once_and_goes_on(tmp_path, monkeypatch, capsys):
     assert (
         "BPTT from scratch (with an earlier form of its options)" in (tmp_path / "docs/language_model.md").read_text()
     )
+
+
+def test_the_recipe_has_the_settings_of_the_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RETAIN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "book.txt").write_text(made.text(60))
+    made.llama(tmp_path / "model")
+    line = "text --data book.txt --teacher.from model --data.seq-len 12"
+    row = language_model.ROWS["SMT → DMT, hybrid"][1].replace("576", "16")
+    long = train_config(f"{line} --memory.tokens 1 --memory.width 16 {row}".split())[0]
+    assert train_config(f"{line} --recipe language-model".split())[0] == long
+    main(f"label book.txt --teacher.from model --data.seq-len 12 --out {tmp_path / 'labels'} --quiet".split())
+    kept = train_config(f"text --labels {tmp_path / 'labels'} --recipe language-model".split())[0]
+    assert (kept.memory, kept.smt, kept.dmt) == (long.memory, long.smt, long.dmt)
+    assert kept.teacher == dataclasses.replace(long.teacher, labels=kept.teacher.labels)
 
 
 def test_a_text_is_cut_by_files_or_by_lines(tmp_path):

@@ -1,5 +1,7 @@
 """How many applications of f a gradient goes back through: under one-step supervision never more than one."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from conftest import tiny
 from naive import batch, models
 from retain.config import CELLS, DMTLoss, SMTLoss
 from retain.config.presets import PRESETS
-from retain.config.recipes import RECIPES, default_recipe, with_recipe
+from retain.config.recipes import RECIPES, default_recipe, with_language_model, with_recipe
 from retain.errors import UserError
 from retain.model.rnn import RNN
 from retain.objectives import BPTT, DMT, SMT
@@ -134,7 +136,14 @@ def test_a_run_knows_its_longest_gradient_path(changes, path):
     assert tiny(**changes).longest_gradient_path == path
 
 
+def test_a_readout_as_wide_as_a_language_model_can_be_split_into_heads():
+    base = PRESETS["text"]()
+    base = dataclasses.replace(base, teacher=dataclasses.replace(base.teacher, from_="model"))
+    made = with_language_model(base, 20)
+    assert (made.memory.width, made.teacher.width) == (20, 24)
+
+
 def test_an_unknown_recipe_is_refused():
-    with pytest.raises(UserError, match="recipe: 'two-step' is none of one-step, hybrid"):
+    with pytest.raises(UserError, match="recipe: 'two-step' is none of one-step, hybrid, language-model"):
         with_recipe(PRESETS["stdlib"](), "two-step")
     assert default_recipe("transformer") == "one-step" and default_recipe("gated") == "hybrid"

@@ -16,7 +16,7 @@ from retain.config import DataConfig, RunConfig
 from retain.config.data import find_readers
 from retain.config.json import load_config
 from retain.config.presets import NEED_DATA, PRESETS
-from retain.config.recipes import default_recipe, with_recipe
+from retain.config.recipes import LANGUAGE_MODEL, default_recipe, with_language_model, with_recipe
 
 T = TypeVar("T", RunConfig, DataConfig)
 
@@ -88,8 +88,12 @@ def train_config(argv: list[str]) -> tuple[RunConfig, Path, bool, bool]:
         raise Usage(f"recipe: a resumed run keeps its own; leave out --recipe {recipe} or --resume")
     if recipe is None and preset is not None and not resume and base.longest_gradient_path > 1:
         recipe = default_recipe(_value_of(argv, "--cell.kind") or base.cell.kind)
-    if recipe is not None:
-        base = with_recipe(base, recipe)
+    if recipe == LANGUAGE_MODEL and not asked:
+        from retain.runs.trunk import find_width
+
+        base = with_language_model(base, find_width(base))
+    elif recipe is not None:
+        base = with_recipe(base, "hybrid" if recipe == LANGUAGE_MODEL else recipe)
     _refuse_other_data(argv, base.data)
     config = parse(RunConfig, argv, prog, base)
     if asked:

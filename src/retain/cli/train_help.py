@@ -27,7 +27,9 @@ Pretrain an RNN by the phases of a preset, into a run folder.
                       option --help also shows the settings of the model
   --labels DIR        labels that `retain label` made with such a model on this data. Training then needs no model
   --recipe R          one-step: no gradient crosses more than one application of f (the paper's recipe, the default with
-                      a transformer cell); hybrid: f is trained over windows of steps (the default with other cells)
+                      a transformer cell); hybrid: f is trained over windows of steps (the default with other cells);
+                      language-model: hybrid, with a frozen language model's states as memories and its output layer
+                      (needs --teacher.from or --labels)
   --teacher.trunk delta
                       a trunk of the teacher without attention, which tracks state (docs/limits.md)
   --dry-run           train nothing; print sizes and memory, and FLOPs and time from a few steps (--json: as JSON)

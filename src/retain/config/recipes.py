@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from retain.config.presets import PRESETS
@@ -23,6 +24,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "dmt": {"bptt_window": 32, "lambda_dyn": 0.02, "horizon": None, "horizon_growth": 0.0, "label_every": 1},
     },
 }
+LANGUAGE_MODEL = "language-model"
+"""The recipe for memory labels that are a frozen language model's states. See `with_language_model`."""
 ONE_STEP_CELLS = ("transformer",)
 """Cells whose default is one-step supervision, because it is ahead of BPTT with them (docs/claims.md)."""
 
@@ -36,7 +39,7 @@ def with_recipe(config: RunConfig, recipe: str) -> RunConfig:
         UserError: The recipe is neither.
     """
     if recipe not in RECIPES:
-        raise UserError(f"recipe: {recipe!r} is none of {', '.join(RECIPES)}")
+        raise UserError(f"recipe: {recipe!r} is none of {', '.join((*RECIPES, LANGUAGE_MODEL))}")
     preset = PRESETS[config.preset]() if config.preset in PRESETS else None
     is_own = preset is not None and recipe == ("one-step" if preset.longest_gradient_path == 1 else "hybrid")
     parts: dict[str, Any] = {}
@@ -44,6 +47,25 @@ def with_recipe(config: RunConfig, recipe: str) -> RunConfig:
         own = {field: getattr(getattr(preset, name), field) for field in settings} if is_own else settings
         parts[name] = dataclasses.replace(getattr(config, name), **own)
     return dataclasses.replace(config, **parts)
+
+
+def with_language_model(config: RunConfig, width: int) -> RunConfig:
+    """Return the run with the hybrid recipe, and with a frozen language model's states as its memory labels.
+
+    A memory is one state of the model, `width` numbers. The decoder and the RNN's readout predict through the model's
+    own output layer. Map and decoder stay as they start, so lambda_dyn can be large without changing the labels.
+    """
+    config = with_recipe(config, "hybrid")
+    step = 2 * config.teacher.heads
+    readout = math.ceil(width / step) * step
+    weights: dict[str, Any] = {"lambda_dyn": 20.0, "lambda_distill": 1.0, "lr": 1e-3}
+    return dataclasses.replace(
+        config,
+        memory=dataclasses.replace(config.memory, tokens=1, width=width),
+        teacher=dataclasses.replace(config.teacher, width=readout, init_embeddings=True, freeze_embeddings=True),
+        smt=dataclasses.replace(config.smt, lambda_dec=0.0, lambda_dyn_end=None, **weights),
+        dmt=dataclasses.replace(config.dmt, **weights),
+    )
 
 
 def default_recipe(kind: str) -> str:

@@ -111,15 +111,30 @@ def load_language_model(source: str) -> Any:
     """
     transformers = _transformers()
     where = _locate(source)
+    if _read_config(source).is_encoder_decoder:
+        raise UserError(f"teacher.from: {source} has an encoder and a decoder; give a causal language model")
     with _quiet():
-        config = _explained(source, lambda: transformers.AutoConfig.from_pretrained(**where))
-        if config.is_encoder_decoder:
-            raise UserError(f"teacher.from: {source} has an encoder and a decoder; give a causal language model")
         load = transformers.AutoModelForCausalLM.from_pretrained
         model, found = _explained(source, lambda: load(**where, dtype=torch.float32, output_loading_info=True))
     if lost := sorted(found["missing_keys"]):
         raise UserError(f"teacher.from: {source} has no weights for {lost[0]}; give a causal language model")
     return model.eval()
+
+
+def read_width(source: str) -> int:
+    """Return how many numbers a hidden state of a language model has, without loading its weights.
+
+    Raises:
+        UserError: The source is not a language model.
+    """
+    width: int = _read_config(source).get_text_config().hidden_size
+    return width
+
+
+def _read_config(source: str) -> Any:
+    where, transformers = _locate(source), _transformers()
+    with _quiet():
+        return _explained(source, lambda: transformers.AutoConfig.from_pretrained(**where))
 
 
 def _match(source: str, tokenizer: str | None, known: dict[str, int]) -> list[int]:

@@ -22,7 +22,7 @@ from retain.data.paths import absolute
 from retain.errors import UserError
 from retain.files import replace_file
 from retain.model.given import GivenEncoder, GivenOwnTrunk, GivenTrunk, KeptTrunk
-from retain.model.language_model import identify, open_language_model, read_tokenizer
+from retain.model.language_model import identify, open_language_model, read_tokenizer, read_width
 from retain.model.rnn import RNN
 from retain.model.teacher import Teacher
 from retain.objectives.losses import kept_labels
@@ -152,6 +152,22 @@ def with_labels_of(config: RunConfig, folder: Path, source: str | None) -> RunCo
     }
     teacher = dataclasses.replace(config.teacher, **names)
     return dataclasses.replace(config, teacher=teacher, data=labelled_config(folder, manifest))
+
+
+def find_width(config: RunConfig) -> int:
+    """Return how many numbers the hidden states of a run's language model have, without loading its weights.
+
+    Raises:
+        UserError: The run has no language model.
+    """
+    given = config.teacher
+    if given.from_ is None or is_run(given.from_):
+        said = f", and {given.from_} is a run folder" if given.from_ else ""
+        raise UserError(f"recipe: language-model needs a language model{said}; give --teacher.from M or --labels DIR")
+    if given.labels is not None:
+        width: int = read_manifest(Path(given.labels))["width"]
+        return width
+    return read_width(given.from_)
 
 
 def _open_run(path: Path, layer: int | None, data: Data) -> GivenOwnTrunk:

@@ -83,7 +83,7 @@ def train(
         trunk = open_trunk(config, data)
         torch.manual_seed(config.seed)
         rnn, teacher = build(config, find_symbols(data), cell, trunk)
-        if trunk is not None and config.teacher.init_embeddings:
+        if trunk is not None and config.teacher.init_embeddings and not has_begun(out):
             start_embeddings(config, trunk, rnn, teacher, plain)
         own_cell = None if cell is None else type(cell).__qualname__
         if config.init_from is not None and not has_begun(out):
