@@ -10,6 +10,8 @@ from retain.files import new_folder
 
 PARTS = {"train": 0.9, "validation": 0.05, "test": 0.05}
 """Share of each split."""
+TEST_BYTES = 256_000
+"""The largest test split, if the training text is cut. A language model needs half an hour for it on one core."""
 
 
 def prepare_text(source: str, folder: Path, train_bytes: int | None) -> None:
@@ -24,6 +26,7 @@ def prepare_text(source: str, folder: Path, train_bytes: int | None) -> None:
     if train_bytes is not None:
         parts["train"] = cut_bytes(parts["train"], train_bytes)
         parts["validation"] = cut_bytes(parts["validation"], train_bytes // 10)  # its labels take time as well
+        parts["test"] = cut_bytes(parts["test"], TEST_BYTES)
     with new_folder(folder) as made:
         for split, texts in parts.items():
             for number, text in enumerate(texts):
