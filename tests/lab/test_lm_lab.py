@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,7 @@ from retain.cli.train import train_config
 from retain.experiments.scheduler import SCORES
 from runs import grids_here
 
+PAGE = Path(__file__).parents[2] / "docs/language_model.md"
 SIZES = (
     "--memory.tokens 1 --memory.width 16 --teacher.width 16 --cell.width 16 --teacher.future-len 4 --data.seq-len 40 "
     "--validation-sequences 8 --device cpu"
@@ -81,6 +84,10 @@ def test_the_recipe_has_the_settings_of_the_table(tmp_path, monkeypatch):
     row = language_model.ROWS["SMT → DMT, hybrid"][1].replace("576", "16")
     long = train_config(f"{line} --memory.tokens 1 --memory.width 16 {row}".split())[0]
     assert train_config(f"{line} --recipe language-model".split())[0] == long
+    row = language_model.ROWS["SMT → DMT, one step"][1].replace("576", "16")
+    (advised,) = re.findall(r"one-step supervision add `(.*?)`", PAGE.read_text(encoding="utf-8"), re.S)
+    one_step = train_config(f"{line} --memory.tokens 1 --memory.width 16 {row}".split())[0]
+    assert train_config(f"{line} --recipe language-model {advised}".split())[0] == one_step, "as the page says"
     main(f"label book.txt --teacher.from model --data.seq-len 12 --out {tmp_path / 'labels'} --quiet".split())
     kept = train_config(f"text --labels {tmp_path / 'labels'} --recipe language-model".split())[0]
     assert (kept.memory, kept.smt, kept.dmt) == (long.memory, long.smt, long.dmt)
