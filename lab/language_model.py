@@ -318,14 +318,27 @@ def make(name: str, command: str, plan: Plan, parts: Sequence[str]) -> None:
             kept.make(lambda row=part: run_row(plan, row))  # type: ignore[misc]
 
 
+def write_summary(saved: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Return a table in Markdown of the bits per byte of each row, with a column for each name of stored results."""
+    own = [[found[MODEL]["score"]["bits_per_byte"]] if MODEL in found else [] for found in saved.values()]
+    scores = {"the language model itself": own}
+    for row in ROWS:
+        scores[row] = [found.get(slug(row), {}).get("bits_per_byte", []) for found in saved.values()]
+    lines = [[row, *map(mean_and_deviation, columns)] for row, columns in scores.items() if any(columns)]
+    return "\nBits per byte on the test split:\n\n" + table(["what", *saved], lines)
+
+
 def write_page() -> None:
     """Write the tables of all stored results."""
-    text = ""
+    commands: dict[str, str] = {}
+    saved: dict[str, dict[str, dict[str, Any]]] = {}
     for folder in sorted(path for path in KEPT.glob("*") if path.is_dir()):
         found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
-        (command, *_) = (saved["command"] for saved in found.values())
-        results = {part: saved["results"] for part, saved in found.items()}
-        text += f"\n### {folder.name}\n\n`{command}`\n\n{write_table(results)}"
+        (commands[folder.name], *_) = (kept["command"] for kept in found.values())
+        saved[folder.name] = {part: kept["results"] for part, kept in found.items()}
+    text = write_summary(saved)
+    for name, results in saved.items():
+        text += f"\n### {name}\n\n`{commands[name]}`\n\n{write_table(results)}"
     write(text, PAGE, MARKS)
 
 

@@ -50,6 +50,7 @@ def test_the_table_is_made_once_and_goes_on(tmp_path, monkeypatch, capsys):
         found = saved[language_model.slug(row)]
         (bits,), (cold,) = found["bits_per_byte"], found["cold_bits_per_byte"]
         assert 0 < bits != cold > 0 and found["parameters"] > found["vocabulary_parameters"] > 0
+        assert f"| {row} | {bits:.3f} |\n" in page, "in the table of all results"
     own = saved[language_model.MODEL]
     assert 0 < own["score"]["bits_per_byte"] < own["score"]["bits_per_token"]
     assert [set(drawn) for drawn in own["samples"]] == [{"prompt", "text", "model"}] * 3
